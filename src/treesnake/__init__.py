@@ -1,0 +1,1 @@
+"""Lossless speculative decoding with Mamba drafters and token trees."""
