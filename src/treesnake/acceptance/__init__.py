@@ -1,0 +1,1 @@
+"""Acceptance rules: arithmetic on probabilities that keeps the target's distribution exactly."""

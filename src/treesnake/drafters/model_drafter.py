@@ -1,0 +1,76 @@
+"""A drafter made of any model that can grow a tree."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from treesnake.draft import Draft
+from treesnake.drafters.growing import GrownDraft, TreeModel, grow
+from treesnake.prompt import Prompt
+from treesnake.sampling import Rng, SamplingParams
+from treesnake.shape import Shape
+
+
+class ModelDrafter:
+    """Drafts trees with a `TreeModel`.
+
+    An accepted leaf was drafted without the model having seen it. Such tokens stay pending and go
+    through the model together with the next anchor, so that nothing is computed twice or in vain.
+    """
+
+    def __init__(self, model: TreeModel) -> None:
+        self._model = model
+        self._pending: list[int] = []
+        self._num_lead = 0
+        self._grown: GrownDraft | None = None
+
+    def prefill(self, prompt: Prompt) -> None:
+        """Makes the state hold every token of the prompt but the last."""
+        self._forget_draft()
+        self._pending = []
+        self._model.prefill(prompt.token_ids[:-1])
+
+    def draft(
+        self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng
+    ) -> Draft:
+        """Grows a tree over `anchor`; see `treesnake.drafters.growing.grow`."""
+        self._forget_draft()
+        self._num_lead = len(self._pending)
+        self._grown = grow(anchor, shape, params, rng, self._extend)
+        return self._grown.draft
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Takes the tokens of a path of the drafted tree into the state, or notes them as pending."""
+        assert self._grown is not None, "commit comes after draft"
+        nodes = [self._grown.grown_nodes[node] for node in path]
+        tokens = [self._grown.draft.tree.tokens[node] for node in path]
+        num_seen = sum(node >= 0 for node in nodes)
+        if num_seen == 0:
+            self._pending += tokens
+        else:
+            lead = range(self._num_lead)
+            self._model.commit(
+                [*lead, *(self._num_lead + node for node in nodes[:num_seen])]
+            )
+            self._pending = tokens[num_seen:]
+        self._grown = None
+
+    def _extend(
+        self, token_ids: Sequence[int], parents: Sequence[int]
+    ) -> Float[Tensor, "new_nodes vocab"]:
+        """Appends nodes numbered from the anchor; pending tokens go in before it."""
+        if parents[0] >= 0:
+            return self._model.extend(
+                token_ids, [self._num_lead + parent for parent in parents]
+            )
+        lead_parents = range(-1, self._num_lead - 1)
+        logits = self._model.extend(
+            [*self._pending, *token_ids], [*lead_parents, self._num_lead - 1]
+        )
+        return logits[self._num_lead :]
+
+    def _forget_draft(self) -> None:
+        if self._grown is not None:
+            self._model.commit([])
+            self._grown = None

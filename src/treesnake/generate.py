@@ -1,0 +1,94 @@
+"""The method: draft a tree, score it in one pass, accept a path, commit the path.
+
+This file knows roles and no model. What it yields is lossless: with the greedy rule the tokens are
+those of plain greedy decoding, with the others they have the distribution of plain sampling.
+"""
+
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+
+from treesnake.acceptance.exact import rule_for
+from treesnake.constraints import Constraint, constrain
+from treesnake.outcome import Step, StepSeconds
+from treesnake.prompt import Prompt
+from treesnake.protocols import AcceptanceRule, Drafter, Target, TreeSearch
+from treesnake.sampling import Rng, SamplingParams, to_probs
+from treesnake.stopping import StopRule, first_cut
+
+
+def generate(
+    target: Target,
+    drafter: Drafter,
+    prompt: Prompt,
+    *,
+    search: TreeSearch,
+    params: SamplingParams,
+    rng: Rng,
+    max_length: int,
+    accept: AcceptanceRule | None = None,
+    constraints: Sequence[Constraint] = (),
+    stop_rules: Sequence[StopRule] = (),
+) -> Iterator[Step]:
+    """Continues a prompt step by step, until a stop rule ends the text or it is `max_length` long.
+
+    Both sessions hold a consistent state after every step, whichever the caller stops at: all
+    tokens of the text so far but the last one.
+
+    Args:
+        target: the session whose output is wanted.
+        drafter: the session that guesses.
+        prompt: at least one token.
+        search: chooses the shape of each tree; it is clipped to the room that is left.
+        params: the distribution to sample from; the seed is in `rng`.
+        rng: every random decision.
+        max_length: the number of tokens, prompt included, at which to stop.
+        accept: the acceptance rule; by default the best that is exact for each draft.
+        constraints: applied to the target at every node.
+        stop_rules: cut the text; nothing after a cut is emitted or committed.
+    """
+    accept = accept or rule_for(params)
+    target.prefill(prompt)
+    drafter.prefill(prompt)
+    context = list(prompt.token_ids)
+    while len(context) < max_length:
+        started = perf_counter()
+        room = max_length - len(context)
+        shape = search.choose(len(context)).clipped(room - 1)
+        draft = drafter.draft(context[-1], shape, params, rng)
+
+        drafted = perf_counter()
+        logits = constrain(target.score(draft.tree), draft.tree, context, constraints)
+
+        scored = perf_counter()
+        acceptance = accept(draft, to_probs(logits, params), rng)
+        emitted = acceptance.emitted(draft.tree)[:room]
+        cut = first_cut(stop_rules, context[len(prompt) :], emitted)
+        if cut:
+            emitted = emitted[: cut.num_kept]
+
+        accepted = perf_counter()
+        path = acceptance.path[
+            : len(emitted)
+        ]  # the last emitted token is the next anchor
+        target.commit(path)
+        drafter.commit(path)
+        context += emitted
+
+        seconds = StepSeconds(
+            draft_s=drafted - started,
+            score_s=scored - drafted,
+            accept_s=accepted - scored,
+            commit_s=perf_counter() - accepted,
+        )
+        step = Step(
+            shape,
+            draft.tree,
+            acceptance,
+            tuple(emitted),
+            seconds,
+            cut.reason if cut else None,
+        )
+        search.observe(step)
+        yield step
+        if cut:
+            return

@@ -1,0 +1,165 @@
+"""What came of it: one acceptance, one step, one generation, and the counts that users ask for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+from treesnake.shape import Shape
+from treesnake.tree import TokenTree
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended."""
+
+    END_TOKEN = "end_token"
+    STOP_STRING = "stop_string"
+    LENGTH = "length"
+    CONTEXT = "context"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """What an acceptance rule decided.
+
+    Attributes:
+        path: the nodes from the anchor to the last accepted one.
+        token: the target's own token after that path: *recovered* where a drafted token was
+            rejected, *bonus* where the path ended in a leaf.
+    """
+
+    path: tuple[int, ...]
+    token: int
+
+    def emitted(self, tree: TokenTree) -> list[int]:
+        """Returns the accepted tokens and the target's own one after them."""
+        return [tree.tokens[node] for node in self.path[1:]] + [self.token]
+
+
+@dataclass(frozen=True)
+class StepSeconds:
+    """Wall-clock seconds of a step by part; on a GPU a part holds what its synchronisations wait."""
+
+    draft_s: float
+    score_s: float
+    accept_s: float
+    commit_s: float
+
+    @property
+    def total_s(self) -> float:
+        """The seconds of the whole step."""
+        return self.draft_s + self.score_s + self.accept_s + self.commit_s
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One round of drafting, scoring, accepting and committing.
+
+    Attributes:
+        shape: what the search chose, after clipping to the room that was left.
+        tree: what was drafted.
+        acceptance: what the rule decided.
+        emitted: the tokens that became output; fewer than accepted where a stop rule cut them.
+        seconds: where the time went.
+        finish_reason: set on the last step if a stop rule ended it.
+    """
+
+    shape: Shape
+    tree: TokenTree
+    acceptance: Acceptance
+    emitted: tuple[int, ...]
+    seconds: StepSeconds
+    finish_reason: FinishReason | None = None
+
+    @property
+    def num_drafted(self) -> int:
+        """The number of drafted tokens."""
+        return self.tree.num_drafted
+
+    @property
+    def num_accepted(self) -> int:
+        """The number of drafted tokens that became output."""
+        return min(len(self.emitted), len(self.acceptance.path) - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """A finished generation and its statistics.
+
+    Attributes:
+        token_ids: the new tokens, an end token included.
+        text: the new text without special tokens and without the stop string, or None where no
+            tokenizer was at hand.
+        steps: each step.
+        finish_reason: why it ended.
+        prefill_s: the seconds before the first step.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str | None
+    steps: tuple[Step, ...]
+    finish_reason: FinishReason
+    prefill_s: float
+
+    @property
+    def num_drafted(self) -> int:
+        """The number of drafted tokens."""
+        return sum(step.num_drafted for step in self.steps)
+
+    @property
+    def num_accepted(self) -> int:
+        """The number of drafted tokens that became output."""
+        return sum(step.num_accepted for step in self.steps)
+
+    @property
+    def num_emitted(self) -> int:
+        """The number of new tokens."""
+        return len(self.token_ids)
+
+    @property
+    def mean_tokens_per_step(self) -> float:
+        """New tokens per step, the target's own one counted; 1 is plain decoding."""
+        return _ratio(self.num_emitted, len(self.steps))
+
+    @property
+    def mean_accepted_per_step(self) -> float:
+        """Accepted drafted tokens per step, without the target's own one."""
+        return _ratio(self.num_accepted, len(self.steps))
+
+    @cached_property
+    def acceptance_by_position(self) -> list[float]:
+        """For each depth of the trees, how often some node there was accepted where one was drafted.
+
+        Entry i is about depth i + 1, among the steps that drafted that deep.
+        """
+        return acceptance_by_position(self.steps)
+
+    @property
+    def decode_s(self) -> float:
+        """The seconds of all steps."""
+        return sum(step.seconds.total_s for step in self.steps)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """New tokens per second of decoding, the prefill not counted."""
+        return _ratio(self.num_emitted, self.decode_s)
+
+
+def acceptance_by_position(steps: Sequence[Step]) -> list[float]:
+    """Returns, for each depth from 1, the share of steps that drafted so deep and accepted there."""
+    drafted: list[int] = []
+    accepted: list[int] = []
+    for step in steps:
+        depth = int(step.tree.depths.max())
+        missing = depth - len(drafted)
+        drafted += [0] * missing
+        accepted += [0] * missing
+        for position in range(depth):
+            drafted[position] += 1
+            accepted[position] += position < step.num_accepted
+    return [_ratio(part, whole) for part, whole in zip(accepted, drafted, strict=True)]
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0

@@ -1,0 +1,175 @@
+"""How logits become probabilities and probabilities become tokens, for drafter and target alike."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from treesnake.errors import InvalidInputError
+
+NUCLEUS_CANDIDATES = 512
+"""Top-p looks at this many tokens first; sorting a whole vocabulary costs milliseconds on a CPU."""
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """The distribution to sample from, in terms of the target's logits.
+
+    The filters apply in the order temperature, top-k, top-p, min-p, as in transformers.
+
+    Attributes:
+        temperature: divides the logits; 0 means greedy decoding and ignores the filters.
+        top_k: keeps the k most probable tokens; None keeps all.
+        top_p: keeps the smallest set of most probable tokens with at least this mass, in (0, 1].
+        min_p: drops tokens below this fraction of the most probable one, in [0, 1].
+        seed: makes a generation reproducible; None draws a fresh one.
+
+    Tokens that tie with the last kept one are kept as well, so that the result depends on the
+    values of a row alone.
+
+    Raises:
+        InvalidInputError: if a value is out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise InvalidInputError(
+                f"temperature must be a finite number of at least 0, got {self.temperature}"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise InvalidInputError(
+                f"top_k must be at least 1, got {self.top_k}; None keeps all tokens"
+            )
+        if not 0 < self.top_p <= 1:
+            raise InvalidInputError(f"top_p must be in (0, 1], got {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise InvalidInputError(f"min_p must be in [0, 1], got {self.min_p}")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether each row of probabilities has a single 1."""
+        return self.temperature == 0
+
+
+def to_probs(
+    logits: Float[Tensor, "*rows vocab"], params: SamplingParams
+) -> Float[Tensor, "*rows vocab"]:
+    """Returns the probabilities that `params` make of each row of logits, in float32.
+
+    At temperature 0 all mass is on the first of the largest logits.
+    """
+    logits = logits.float()
+    if params.is_greedy:
+        return torch.zeros_like(logits).scatter_(
+            -1, logits.argmax(-1, keepdim=True), 1.0
+        )
+    logits = logits / params.temperature
+    if params.top_k is not None and params.top_k < logits.shape[-1]:
+        smallest_kept = logits.topk(params.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest_kept, float("-inf"))
+    probs = logits.softmax(-1)
+    if params.top_p < 1:
+        probs = _normalized(
+            probs.where(probs >= _nucleus_floor(probs, params.top_p), 0.0)
+        )
+    if params.min_p > 0:
+        probs = _normalized(
+            probs.where(probs >= params.min_p * probs.amax(-1, keepdim=True), 0.0)
+        )
+    return probs
+
+
+@runtime_checkable
+class Rng(Protocol):
+    """The only source of chance: each random decision of a rule or a drafter is one of these.
+
+    `TorchRng` draws them; `treesnake.testing.enumerate_outcomes` goes through all of them, which
+    turns every acceptance rule into exact arithmetic on its own probabilities.
+    """
+
+    def coin(self, probability: float) -> bool:
+        """Returns True with the given probability; values above 1 mean certainty."""
+        ...
+
+    def draw(self, probs: Float[Tensor, " vocab"]) -> int:
+        """Returns one token; `probs` need not be normalized, but not all zero."""
+        ...
+
+    def draw_distinct(
+        self, probs: Float[Tensor, " vocab"], num_tokens: int
+    ) -> list[int]:
+        """Returns up to `num_tokens` tokens drawn one after the other without replacement.
+
+        Each is drawn from `probs` with the earlier ones set to zero and renormalized. There are
+        fewer where fewer tokens have any mass.
+        """
+        ...
+
+
+class TorchRng:
+    """Randomness from a seed: one generator on the host, the same on every device.
+
+    Args:
+        seed: a number from 0 to 2^63 - 1, or None for one from the operating system.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._generator = torch.Generator()
+        if seed is None:
+            self._generator.seed()
+        elif 0 <= seed < 2**63:
+            self._generator.manual_seed(seed)
+        else:
+            raise InvalidInputError(f"a seed must be in [0, 2^63), got {seed}")
+
+    def coin(self, probability: float) -> bool:
+        """Returns True with the given probability; values above 1 mean certainty."""
+        return self._uniform() < probability
+
+    def draw(self, probs: Float[Tensor, " vocab"]) -> int:
+        """Returns one token by inversion of the distribution function, in float64."""
+        cumulative = probs.cumsum(0, dtype=torch.float64)
+        total = cumulative[-1]
+        token = torch.searchsorted(cumulative, total * self._uniform(), right=True)
+        return int(torch.minimum(token, torch.searchsorted(cumulative, total)))
+
+    def draw_distinct(
+        self, probs: Float[Tensor, " vocab"], num_tokens: int
+    ) -> list[int]:
+        """Returns up to `num_tokens` distinct tokens in the order in which they were drawn."""
+        remaining = probs
+        tokens: list[int] = []
+        for _ in range(min(num_tokens, int((probs > 0).sum()))):
+            tokens.append(self.draw(remaining))
+            remaining = remaining.index_fill(
+                0, torch.tensor(tokens[-1], device=probs.device), 0
+            )
+        return tokens
+
+    def _uniform(self) -> float:
+        return float(torch.rand((), dtype=torch.float64, generator=self._generator))
+
+
+def _nucleus_floor(
+    probs: Float[Tensor, "*rows vocab"], top_p: float
+) -> Float[Tensor, "*rows 1"]:
+    """Returns the smallest probability of each row's nucleus."""
+    num_candidates = min(NUCLEUS_CANDIDATES, probs.shape[-1])
+    candidates = probs.topk(num_candidates, dim=-1).values
+    if num_candidates < probs.shape[-1] and bool((candidates.sum(-1) < top_p).any()):
+        candidates = probs.sort(dim=-1, descending=True).values
+    mass_before = candidates.cumsum(-1) - candidates
+    num_kept = (mass_before < top_p).sum(-1, keepdim=True)
+    return candidates.gather(-1, num_kept - 1)
+
+
+def _normalized(weights: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:
+    return weights / weights.sum(-1, keepdim=True)
