@@ -67,11 +67,6 @@ class StopStrings:
                 return Cut(num_kept, FinishReason.STOP_STRING)
         return None
 
-    def trim(self, text: str) -> str:
-        """Returns the text before the first stop string in it."""
-        ends = [end for string in self.strings if (end := text.find(string)) >= 0]
-        return text[: min(ends)] if ends else text
-
 
 def first_cut(
     rules: Sequence[StopRule], generated: Sequence[int], emitted: Sequence[int]

@@ -1,0 +1,294 @@
+"""What users import: a target, a drafter and a tokenizer, wired to the loop in `generate.py`."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Protocol
+
+from treesnake.constraints import Constraint
+from treesnake.errors import InvalidInputError
+from treesnake.generate import generate
+from treesnake.outcome import FinishReason, Generation, Step
+from treesnake.prompt import Prompt
+from treesnake.protocols import (
+    AcceptanceRule,
+    Drafter,
+    DrafterModel,
+    Target,
+    TargetModel,
+    TreeSearch,
+)
+from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.search.static import StaticSearch
+from treesnake.shape import chain
+from treesnake.stopping import EndTokens, StopRule, StopStrings
+from treesnake.text import TextAssembler
+
+Message = Mapping[str, Any]
+"""A turn of a conversation: {"role": "user", "content": "..."}."""
+
+PromptLike = str | Sequence[int] | Sequence[Message] | Prompt
+"""Text as it is, token ids, or a conversation to put through the tokenizer's chat template."""
+
+
+class Tokenizer(Protocol):
+    """What is used of a tokenizer of transformers."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Returns token ids; the special tokens are those that the model expects around a text."""
+        ...
+
+    def decode(
+        self, token_ids: Sequence[int], *, skip_special_tokens: bool = False
+    ) -> str:
+        """Returns the text of token ids."""
+        ...
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        tokenize: bool,
+    ) -> str:
+        """Returns a conversation as the text that the model was trained on."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderSession:
+    """The state of one text: what was prefilled or generated in it need not be run again.
+
+    A session serves one generation at a time.
+    """
+
+    target: Target
+    drafter: Drafter
+    search: TreeSearch
+
+
+class TextStream:
+    """A generation under way: iterate to get its text piece by piece.
+
+    Every token that was made is in `generation`, also if the iteration stopped early.
+    """
+
+    def __init__(
+        self,
+        steps: Iterator[Step],
+        assembler: TextAssembler | None,
+        limit_reason: FinishReason,
+    ) -> None:
+        self._pending_steps = steps
+        self._assembler = assembler
+        self._finish_reason = FinishReason.CANCELLED
+        self._limit_reason = limit_reason
+        self._steps: list[Step] = []
+        self._pieces: list[str] = []
+        self._prefill_s = 0.0
+        self._cancelled = False
+
+    def __iter__(self) -> Iterator[str]:
+        """Yields text as it becomes certain, or empty pieces where there is no tokenizer."""
+        started = perf_counter()
+        while not self._cancelled:
+            step = next(self._pending_steps, None)
+            if step is None:
+                self._finish_reason = self._limit_reason
+                break
+            if not self._steps:
+                self._prefill_s = perf_counter() - started - step.seconds.total_s
+            self._steps.append(step)
+            if self._assembler:
+                yield self._noted(self._assembler.push(step.emitted))
+            if step.finish_reason:
+                self._finish_reason = step.finish_reason
+                break
+        if self._assembler:
+            yield self._noted(self._assembler.finish())
+
+    def cancel(self) -> None:
+        """Ends the generation after the step under way; any thread may call it."""
+        self._cancelled = True
+
+    def run(self) -> Generation:
+        """Iterates to the end and returns the generation."""
+        for _ in self:
+            pass
+        return self.generation
+
+    @property
+    def generation(self) -> Generation:
+        """What was generated so far."""
+        return Generation(
+            token_ids=tuple(token for step in self._steps for token in step.emitted),
+            text="".join(self._pieces) if self._assembler else None,
+            steps=tuple(self._steps),
+            finish_reason=self._finish_reason,
+            prefill_s=self._prefill_s,
+        )
+
+    def _noted(self, piece: str) -> str:
+        self._pieces.append(piece)
+        return piece
+
+
+class SpeculativeDecoder:
+    """Generates the target's own text, faster.
+
+    A decoder holds what is shared: weights, tokenizer, end tokens. It may be used from several
+    threads at once; every call has a session of its own unless one is given.
+
+    Args:
+        target: the model whose output is wanted.
+        drafter: the model that guesses.
+        tokenizer: a tokenizer of transformers, needed for text in and text out.
+        end_token_ids: the tokens after which a text ends.
+        new_search: makes the tree search of a session.
+        accept: the acceptance rule; by default the best that is exact for each draft.
+    """
+
+    def __init__(
+        self,
+        target: TargetModel,
+        drafter: DrafterModel,
+        *,
+        tokenizer: Tokenizer | None = None,
+        end_token_ids: Collection[int] = (),
+        new_search: Callable[[], TreeSearch] = lambda: StaticSearch(chain(4)),
+        accept: AcceptanceRule | None = None,
+    ) -> None:
+        self.target = target
+        self.drafter = drafter
+        self.tokenizer = tokenizer
+        self.end_token_ids = frozenset(end_token_ids)
+        self._new_search = new_search
+        self._accept = accept
+
+    def new_session(self) -> DecoderSession:
+        """Returns a session with an empty state, to continue one text in several calls."""
+        return DecoderSession(
+            self.target.new_session(), self.drafter.new_session(), self._new_search()
+        )
+
+    def generate(
+        self,
+        prompt: PromptLike,
+        params: SamplingParams | None = None,
+        *,
+        max_new_tokens: int = 256,
+        stop: Sequence[str] = (),
+        constraints: Sequence[Constraint] = (),
+        session: DecoderSession | None = None,
+    ) -> Generation:
+        """Continues a prompt and returns the text with its statistics.
+
+        Args:
+            prompt: text, which is continued as it is; a conversation, which is put through the
+                chat template; or token ids.
+            params: how to sample; greedy by default.
+            max_new_tokens: at most so many; the context may end the text earlier.
+            stop: strings that end the text and are not part of it.
+            constraints: on the next token given the text so far.
+            session: what the session holds of the prompt already is not run again.
+
+        Raises:
+            InvalidInputError: naming the argument that cannot be right.
+            ContextLengthError: if the prompt does not fit into the target's context.
+        """
+        return self.stream(
+            prompt,
+            params,
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            constraints=constraints,
+            session=session,
+        ).run()
+
+    def stream(
+        self,
+        prompt: PromptLike,
+        params: SamplingParams | None = None,
+        *,
+        max_new_tokens: int = 256,
+        stop: Sequence[str] = (),
+        constraints: Sequence[Constraint] = (),
+        session: DecoderSession | None = None,
+    ) -> TextStream:
+        """Returns the text of `generate` piece by piece, as a stream to iterate over.
+
+        Bad input is refused here, before the first piece.
+        """
+        if max_new_tokens < 1:
+            raise InvalidInputError(
+                f"max_new_tokens must be at least 1, got {max_new_tokens}"
+            )
+        if isinstance(stop, str):
+            raise InvalidInputError(f"stop is a list of strings: write stop=[{stop!r}]")
+        params = params or SamplingParams()
+        session = session or self.new_session()
+        tokens = self.encode(prompt)
+        context_length = session.target.context_length
+        tokens.check(session.target.vocab_size, context_length)
+        max_length = len(tokens) + max_new_tokens
+        limit_reason = FinishReason.LENGTH
+        if context_length is not None and context_length < max_length:
+            max_length, limit_reason = context_length, FinishReason.CONTEXT
+        steps = generate(
+            session.target,
+            session.drafter,
+            tokens,
+            search=session.search,
+            params=params,
+            rng=TorchRng(params.seed),
+            max_length=max_length,
+            accept=self._accept,
+            constraints=constraints,
+            stop_rules=self._stop_rules(stop),
+        )
+        assembler = TextAssembler(self._decode, stop) if self.tokenizer else None
+        return TextStream(steps, assembler, limit_reason)
+
+    def encode(self, prompt: PromptLike) -> Prompt:
+        """Returns the prompt as token ids.
+
+        Raises:
+            InvalidInputError: if it is empty, or is text and there is no tokenizer.
+        """
+        if isinstance(prompt, Prompt):
+            return prompt
+        if isinstance(prompt, str):
+            return Prompt.of(self._tokenizer_for("a prompt of text").encode(prompt))
+        if prompt and isinstance(prompt[0], Mapping):
+            return Prompt.of(self._encode_conversation(prompt))
+        return Prompt.of(prompt)
+
+    def _encode_conversation(self, messages: Sequence[Message]) -> list[int]:
+        tokenizer = self._tokenizer_for("a conversation")
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
+        except ValueError as error:
+            raise InvalidInputError(
+                f"the target cannot take a conversation, give it text instead: {error}"
+            ) from error
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def _stop_rules(self, stop: Sequence[str]) -> list[StopRule]:
+        rules: list[StopRule] = [EndTokens(self.end_token_ids)]
+        if stop:
+            self._tokenizer_for("a stop string")
+            rules.append(StopStrings(tuple(stop), self._decode))
+        return rules
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        assert self.tokenizer is not None
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def _tokenizer_for(self, purpose: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InvalidInputError(
+                f"{purpose} needs a tokenizer: give token ids or a tokenizer"
+            )
+        return self.tokenizer

@@ -1,0 +1,71 @@
+"""From tokens to text as they arrive: nothing is shown that a later token could still change."""
+
+from collections.abc import Callable, Sequence
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""What decoders write for bytes that are no character yet."""
+
+
+class TextAssembler:
+    """Turns growing tokens into growing text, and ends it before the first stop string.
+
+    A piece is held back while it could be the beginning of a stop string, and while its last
+    character lacks bytes.
+
+    Args:
+        decode: turns token ids into text.
+        stop_strings: the text ends before the first of them.
+    """
+
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], stop_strings: Sequence[str] = ()
+    ) -> None:
+        self._decode = decode
+        self._stop_strings = tuple(stop_strings)
+        self._tokens: list[int] = []
+        self._num_read = 0
+        self._context_start = 0
+        self._held = ""
+        self._ended = False
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Takes new tokens and returns the text that is certain by now."""
+        self._tokens += token_ids
+        return self._release(self._new_text(complete=False), complete=False)
+
+    def finish(self) -> str:
+        """Returns the text that was held back, since no more tokens will come."""
+        return self._release(self._new_text(complete=True), complete=True)
+
+    def _new_text(self, *, complete: bool) -> str:
+        """Returns the text of unread tokens; some decoders look at the tokens before them."""
+        known = self._decode(self._tokens[self._context_start : self._num_read])
+        text = self._decode(self._tokens[self._context_start :])
+        if len(text) <= len(known) or (text.endswith(REPLACEMENT) and not complete):
+            return ""
+        self._context_start, self._num_read = self._num_read, len(self._tokens)
+        return text[len(known) :]
+
+    def _release(self, text: str, *, complete: bool) -> str:
+        if self._ended:
+            return ""
+        text = self._held + text
+        ends = [end for string in self._stop_strings if (end := text.find(string)) >= 0]
+        if ends:
+            self._ended, self._held = True, ""
+            return text[: min(ends)]
+        num_held = 0 if complete else self._num_held(text)
+        self._held = text[len(text) - num_held :]
+        return text[: len(text) - num_held]
+
+    def _num_held(self, text: str) -> int:
+        """Returns the length of the longest end of the text that begins a stop string."""
+        return max(
+            (
+                length
+                for string in self._stop_strings
+                for length in range(1, min(len(string), len(text) + 1))
+                if text.endswith(string[:length])
+            ),
+            default=0,
+        )
