@@ -1,0 +1,183 @@
+"""Reads safetensors checkpoints one tensor at a time, so that no more than one is in memory twice.
+
+Files are read, not mapped: the pages of a mapped file count as resident memory until the system
+wants them back, which would add the size of the file to the peak of a conversion.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+from typing_extensions import override
+
+from treesnake.errors import LoadError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+# The bound of the reference implementation: a larger header means another kind of file.
+MAX_HEADER_BYTES = 100_000_000
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one stored tensor lies: its file, dtype, shape and first byte."""
+
+    path: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def num_elements(self) -> int:
+        """The number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """The size as stored."""
+        return self.num_elements * self.dtype.itemsize
+
+
+class Weights(Mapping[str, Tensor]):
+    """The tensors of a checkpoint by name, each read from disk whenever it is asked for.
+
+    Nothing is kept: a tensor that the caller drops is gone, and one asked for twice is read twice.
+    """
+
+    def __init__(self, entries: Mapping[str, TensorEntry]) -> None:
+        self.entries = entries
+
+    def __getitem__(self, name: str) -> Shaped[Tensor, "..."]:
+        return _read_tensor(name, self.entries[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @override
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of all tensors as stored."""
+        return sum(entry.num_bytes for entry in self.entries.values())
+
+
+def open_weights(folder: Path) -> Weights:
+    """Opens the safetensors checkpoint of a folder, in one file or in shards; reads headers only.
+
+    Raises:
+        LoadError: if there is none, shards are missing, or a file is cut off or no safetensors.
+    """
+    if (folder / INDEX_FILE).is_file():
+        return Weights(_sharded_entries(folder))
+    if (folder / SINGLE_FILE).is_file():
+        return Weights(read_header(folder / SINGLE_FILE))
+    raise LoadError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}")
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """Reads where each tensor of one safetensors file lies.
+
+    Raises:
+        LoadError: if the header makes no sense or promises more bytes than the file has.
+    """
+    file_bytes = path.stat().st_size
+    with path.open("rb") as stream:
+        header_bytes = int.from_bytes(stream.read(8), "little")
+        if not 2 <= header_bytes <= min(MAX_HEADER_BYTES, file_bytes - 8):
+            raise LoadError(
+                f"{path} is no safetensors file, or a broken one ({file_bytes} bytes, of which the "
+                f"header should take {header_bytes}); fetch it again"
+            )
+        header = stream.read(header_bytes)
+    try:
+        fields = json.loads(header)
+        fields.pop("__metadata__", None)
+        entries = {name: _entry(path, 8 + header_bytes, field) for name, field in fields.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LoadError(
+            f"{path} has a broken safetensors header ({error}); fetch it again"
+        ) from error
+    end = max((entry.start + entry.num_bytes for entry in entries.values()), default=0)
+    if end > file_bytes:
+        raise LoadError(
+            f"{path} is cut off: its header promises {end} bytes, it has {file_bytes}; "
+            "fetch it again"
+        )
+    return entries
+
+
+def _entry(path: Path, data_start: int, field: Mapping[str, Any]) -> TensorEntry:
+    if field["dtype"] not in DTYPES:
+        raise ValueError(f"unknown dtype {field['dtype']!r}")
+    begin, end = field["data_offsets"]
+    entry = TensorEntry(path, DTYPES[field["dtype"]], tuple(field["shape"]), data_start + begin)
+    if begin < 0 or entry.num_bytes != end - begin:
+        raise ValueError(f"a tensor of shape {field['shape']} at bytes {begin} to {end}")
+    return entry
+
+
+def _sharded_entries(folder: Path) -> dict[str, TensorEntry]:
+    index = folder / INDEX_FILE
+    try:
+        files: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
+        shards = sorted(set(files.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LoadError(f"{index} is no index of shards ({error!r}); fetch it again") from error
+    # A shard is a plain file name: an index must not reach outside of its folder.
+    missing = [
+        shard for shard in shards if Path(shard).name != shard or not (folder / shard).is_file()
+    ]
+    if missing:
+        raise LoadError(
+            f"{folder} lacks {len(missing)} of {len(shards)} shards: {', '.join(missing)}; "
+            "fetch them again"
+        )
+    entries = {
+        name: entry for shard in shards for name, entry in read_header(folder / shard).items()
+    }
+    lost = sorted(files.keys() - entries.keys())
+    if lost:
+        raise LoadError(
+            f"{index} names {len(lost)} tensors that no shard holds, {lost[0]} first; "
+            "fetch it again"
+        )
+    return entries
+
+
+def _read_tensor(name: str, entry: TensorEntry) -> Tensor:
+    raw = torch.empty(entry.num_bytes, dtype=torch.uint8)
+    with entry.path.open("rb") as stream:
+        stream.seek(entry.start)
+        num_read = stream.readinto(raw.numpy().data)
+    if num_read != entry.num_bytes:
+        raise LoadError(
+            f"{entry.path} ended in the middle of {name}: was it changed after it was opened?"
+        )
+    return raw.view(entry.dtype).reshape(entry.shape)

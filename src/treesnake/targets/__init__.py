@@ -1,0 +1,1 @@
+"""Targets: how models are found, loaded and run as the target role."""
