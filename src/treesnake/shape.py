@@ -54,9 +54,9 @@ class LevelWidths:
     def __str__(self) -> str:
         if not self.widths:
             return "off"
-        if set(self.widths) == {1}:
-            return f"chain({self.depth})"
-        return "x".join(map(str, self.widths))
+        one_each = set(self.widths) == {1}
+        levels = f"chain({self.depth})" if one_each else "x".join(map(str, self.widths))
+        return levels if self.sampled else f"{levels} chosen"
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ def chain(length: int, *, sampled: bool = True) -> LevelWidths:
 def parse_shape(text: str) -> Shape:
     """Reads a shape as `str` writes it: "off", "chain(4)", "3x2x2x1" or "best_first(4, 6, 24)".
 
+    Children are sampled unless " chosen" comes after a chain or level widths.
+
     Raises:
         InvalidInputError: if the text is none of these.
     """
@@ -109,11 +111,13 @@ def parse_shape(text: str) -> Shape:
     try:
         if text == "off":
             return OFF
-        if text.startswith("chain(") and text.endswith(")"):
-            return chain(int(text[len("chain(") : -1]))
         if text.startswith("best_first(") and text.endswith(")"):
             return BestFirst(*_integers(text[len("best_first(") : -1].split(",")))
-        return LevelWidths(_integers(text.split("x")))
+        levels = text.removesuffix(" chosen")
+        sampled = levels == text
+        if levels.startswith("chain(") and levels.endswith(")"):
+            return chain(int(levels[len("chain(") : -1]), sampled=sampled)
+        return LevelWidths(_integers(levels.split("x")), sampled)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
             f'"{text}" is no shape of a tree; write off, chain(4), 3x2x2x1 or best_first(4, 6, 24)'

@@ -1,0 +1,96 @@
+"""Shapes as data: what they count, how they are clipped, and how they are written."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from treesnake.errors import InvalidInputError
+from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain, parse_shape
+from treesnake.tree import level_parents
+
+LEVEL_WIDTHS = st.builds(
+    LevelWidths, st.lists(st.integers(1, 4), max_size=5).map(tuple), st.booleans()
+)
+BEST_FIRST = st.builds(BestFirst, st.integers(1, 9), st.integers(0, 9), st.integers(0, 99))
+
+
+@given(LEVEL_WIDTHS.filter(lambda shape: shape.widths) | BEST_FIRST)
+def test_a_shape_is_read_as_it_was_written(shape: Shape) -> None:
+    assert parse_shape(str(shape)) == shape
+
+
+@pytest.mark.parametrize("shape", [OFF, chain(0), LevelWidths((), sampled=False)])
+def test_a_tree_without_levels_is_written_off(shape: Shape) -> None:
+    assert str(shape) == "off"
+    assert parse_shape("off") == OFF
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("chain(4)", LevelWidths((1, 1, 1, 1))),
+        (" 3x2x2x1x1 ", LevelWidths((3, 2, 2, 1, 1))),
+        ("2", LevelWidths((2,))),
+        ("3x2 chosen", LevelWidths((3, 2), sampled=False)),
+        ("chain(2) chosen", chain(2, sampled=False)),
+        ("best_first(4, 6, 24)", BestFirst(4, 6, 24)),
+        ("best_first(4,6,24)", BestFirst(4, 6, 24)),
+    ],
+)
+def test_people_may_write_shapes_too(text: str, shape: Shape) -> None:
+    assert parse_shape(text) == shape
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "tree",
+        "3x",
+        "0x2",
+        "chain(-1)",
+        "chain(x)",
+        "best_first(1, 2)",
+        "best_first(0, 1, 1)",
+        "best_first(4, 6, 24) chosen",
+    ],
+)
+def test_text_that_is_no_shape_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(InvalidInputError, match="write off, chain"):
+        parse_shape(text)
+
+
+@given(LEVEL_WIDTHS)
+def test_level_widths_know_the_size_of_their_tree(shape: LevelWidths) -> None:
+    assert shape.num_drafted == len(level_parents(shape.widths)) - 1
+    assert shape.depth == len(shape.widths)
+
+
+@given(LEVEL_WIDTHS | BEST_FIRST, st.integers(-1, 9))
+def test_a_clipped_shape_is_no_deeper_than_the_room(shape: Shape, depth: int) -> None:
+    clipped = shape.clipped(depth)
+    assert clipped.depth == max(min(depth, shape.depth), 0)
+    if depth >= shape.depth:
+        assert clipped == shape
+
+
+def test_clipping_keeps_how_children_are_found() -> None:
+    assert LevelWidths((3, 2), sampled=False).clipped(1) == LevelWidths((3,), sampled=False)
+    assert BestFirst(4, 6, 24).clipped(2) == BestFirst(4, 2, 24)
+
+
+@pytest.mark.parametrize("widths", [(0,), (2, -1)])
+def test_widths_below_one_are_refused(widths: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidInputError, match="at least 1"):
+        LevelWidths(widths)
+
+
+@pytest.mark.parametrize(("width", "depth", "num_drafted"), [(0, 1, 1), (1, -1, 1), (1, 1, -1)])
+def test_impossible_best_first_shapes_are_refused(width: int, depth: int, num_drafted: int) -> None:
+    with pytest.raises(InvalidInputError, match="best-first"):
+        BestFirst(width, depth, num_drafted)
+
+
+def test_chains_of_negative_length_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="negative length"):
+        chain(-1)
