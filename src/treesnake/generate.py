@@ -67,9 +67,7 @@ def generate(
             emitted = emitted[: cut.num_kept]
 
         accepted = perf_counter()
-        path = acceptance.path[
-            : len(emitted)
-        ]  # the last emitted token is the next anchor
+        path = acceptance.path[: len(emitted)]  # the last emitted token is the next anchor
         target.commit(path)
         drafter.commit(path)
         context += emitted

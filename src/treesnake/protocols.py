@@ -61,17 +61,19 @@ class Drafter(Protocol):
         """Makes the state hold every token of the prompt but the last, as `Target.prefill`."""
         ...
 
-    def draft(
-        self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng
-    ) -> Draft:
+    def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Returns a tree over `anchor`, no deeper than the shape, possibly smaller.
 
         The distributions of sampled nodes are what `params` make of the drafter's logits.
         """
         ...
 
-    def commit(self, path: Sequence[int]) -> None:
-        """Takes the tokens of a path of the drafted tree, the anchor's included, into the state."""
+    def commit(self, token_ids: Sequence[int]) -> None:
+        """Takes the tokens by which the text grew since the draft, from its anchor on, into the state.
+
+        They usually are a path of the drafted tree, but need not be: another drafter may have found
+        them.
+        """
         ...
 
 

@@ -37,9 +37,7 @@ class TokenTree:
                 "a tree needs one parent per token and at least its anchor, got "
                 f"{tuple(self.token_ids.shape)} tokens and {tuple(self.parents.shape)} parents"
             )
-        if self.parents.device.type == "cpu" and not _is_topological(
-            self.parents.tolist()
-        ):
+        if self.parents.device.type == "cpu" and not _is_topological(self.parents.tolist()):
             raise InvalidInputError(
                 "parents must start with -1 for the anchor and each other node must come after "
                 f"its parent, got {self.parents.tolist()}"
@@ -48,9 +46,7 @@ class TokenTree:
     @classmethod
     def chain(cls, token_ids: Int[Tensor, " nodes"]) -> "TokenTree":
         """Builds the tree without branches: each token continues the one before it."""
-        return cls(
-            token_ids, torch.arange(-1, len(token_ids) - 1, device=token_ids.device)
-        )
+        return cls(token_ids, torch.arange(-1, len(token_ids) - 1, device=token_ids.device))
 
     def __len__(self) -> int:
         return self.parents.shape[0]
@@ -110,6 +106,18 @@ class TokenTree:
         while (parent := self.parent_list[nodes[-1]]) >= 0:
             nodes.append(parent)
         return tuple(reversed(nodes))
+
+    def follow(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """Returns the path that begins with the anchor and has these tokens, as far as it exists."""
+        if not token_ids or token_ids[0] != self.tokens[0]:
+            return ()
+        path = [0]
+        for token in token_ids[1:]:
+            matches = [child for child in self.children[path[-1]] if self.tokens[child] == token]
+            if not matches:
+                break
+            path.append(matches[0])
+        return tuple(path)
 
     def path_tokens(self, node: int) -> list[int]:
         """Returns the tokens from the anchor to `node`, both included."""
@@ -194,13 +202,9 @@ def merge(first: TokenTree, second: TokenTree) -> tuple[TokenTree, list[int]]:
             f"{second.tokens[0]}"
         )
     builder = TreeBuilder(first.tokens[0])
-    for node, (parent, token) in enumerate(
-        zip(first.parent_list, first.tokens, strict=True)
-    ):
+    for node, (parent, token) in enumerate(zip(first.parent_list, first.tokens, strict=True)):
         if parent >= 0 and builder.add(parent, token) != node:
-            raise InvalidInputError(
-                f"token {token} is drafted twice below node {parent}"
-            )
+            raise InvalidInputError(f"token {token} is drafted twice below node {parent}")
     nodes = [0]
     for parent, token in zip(second.parent_list[1:], second.tokens[1:], strict=True):
         nodes.append(builder.add(nodes[parent], token))

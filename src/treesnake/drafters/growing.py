@@ -53,9 +53,7 @@ class GrownDraft:
     grown_nodes: tuple[int, ...]
 
 
-def grow(
-    anchor: int, shape: Shape, params: SamplingParams, rng: Rng, extend: Extend
-) -> GrownDraft:
+def grow(anchor: int, shape: Shape, params: SamplingParams, rng: Rng, extend: Extend) -> GrownDraft:
     """Drafts a tree of the given shape level by level, one call of `extend` a level.
 
     The deepest level is never run through the model, for nothing is drafted below it.
@@ -77,9 +75,7 @@ def _grow_levels(
     rows = []
     num_grown = 0
     for width in shape.widths:
-        logits = extend(
-            [tokens[node] for node in level], [parents[node] for node in level]
-        )
+        logits = extend([tokens[node] for node in level], [parents[node] for node in level])
         num_grown += len(level)
         if sampled:
             probs = to_probs(logits, params)

@@ -31,29 +31,23 @@ class ModelDrafter:
         self._pending = []
         self._model.prefill(prompt.token_ids[:-1])
 
-    def draft(
-        self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng
-    ) -> Draft:
+    def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Grows a tree over `anchor`; see `treesnake.drafters.growing.grow`."""
         self._forget_draft()
         self._num_lead = len(self._pending)
         self._grown = grow(anchor, shape, params, rng, self._extend)
         return self._grown.draft
 
-    def commit(self, path: Sequence[int]) -> None:
-        """Takes the tokens of a path of the drafted tree into the state, or notes them as pending."""
+    def commit(self, token_ids: Sequence[int]) -> None:
+        """Takes tokens into the state; those that the model has not seen become pending."""
         assert self._grown is not None, "commit comes after draft"
-        nodes = [self._grown.grown_nodes[node] for node in path]
-        tokens = [self._grown.draft.tree.tokens[node] for node in path]
+        nodes = [self._grown.grown_nodes[node] for node in self._grown.draft.tree.follow(token_ids)]
         num_seen = sum(node >= 0 for node in nodes)
-        if num_seen == 0:
-            self._pending += tokens
-        else:
+        if num_seen > 0:
             lead = range(self._num_lead)
-            self._model.commit(
-                [*lead, *(self._num_lead + node for node in nodes[:num_seen])]
-            )
-            self._pending = tokens[num_seen:]
+            self._model.commit([*lead, *(self._num_lead + node for node in nodes[:num_seen])])
+            self._pending = []
+        self._pending += token_ids[num_seen:]
         self._grown = None
 
     def _extend(
@@ -61,9 +55,7 @@ class ModelDrafter:
     ) -> Float[Tensor, "new_nodes vocab"]:
         """Appends nodes numbered from the anchor; pending tokens go in before it."""
         if parents[0] >= 0:
-            return self._model.extend(
-                token_ids, [self._num_lead + parent for parent in parents]
-            )
+            return self._model.extend(token_ids, [self._num_lead + parent for parent in parents])
         lead_parents = range(-1, self._num_lead - 1)
         logits = self._model.extend(
             [*self._pending, *token_ids], [*lead_parents, self._num_lead - 1]

@@ -48,7 +48,6 @@ class NgramDrafter:
 
     def __init__(self, model: NgramDrafterModel) -> None:
         self._model = model
-        self._draft: Draft | None = None
         self._forget()
 
     def prefill(self, prompt: Prompt) -> None:
@@ -59,32 +58,24 @@ class NgramDrafter:
             missing = list(prompt.token_ids[:-1])
         self._read(missing)
 
-    def draft(
-        self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng
-    ) -> Draft:
+    def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Returns a chosen tree of at most the shape's depth and size, often just the anchor."""
         builder = TreeBuilder(anchor)
-        num_branches = (
-            shape.widths[0] if isinstance(shape, LevelWidths) and shape.widths else 1
-        )
+        num_branches = shape.widths[0] if isinstance(shape, LevelWidths) and shape.widths else 1
         if shape.depth > 0:
             for start in self._continuations(anchor, num_branches):
                 builder.add_path(self._tokens[start : start + shape.depth])
-        self._draft = Draft.chosen(builder.build())
-        return self._draft
+        return Draft.chosen(builder.build())
 
-    def commit(self, path: Sequence[int]) -> None:
-        """Reads the tokens of the path."""
-        assert self._draft is not None, "commit comes after draft"
-        self._read([self._draft.tree.tokens[node] for node in path])
+    def commit(self, token_ids: Sequence[int]) -> None:
+        """Reads the tokens."""
+        self._read(token_ids)
 
     def _continuations(self, anchor: int, num_wanted: int) -> list[int]:
         """Returns where in the text the continuations of its end begin, best first."""
         recent = (*self._tokens[-self._model.longest :], anchor)
         found: list[int] = []
-        for length in range(
-            min(self._model.longest, len(recent)), self._model.shortest - 1, -1
-        ):
+        for length in range(min(self._model.longest, len(recent)), self._model.shortest - 1, -1):
             for start in reversed(self._starts.get(recent[-length:], ())):
                 if start not in found and start < len(self._tokens):
                     found.append(start)
@@ -97,12 +88,8 @@ class NgramDrafter:
         for token in token_ids:
             self._tokens.append(token)
             end = len(self._tokens)
-            for length in range(
-                self._model.shortest, min(self._model.longest, end) + 1
-            ):
-                self._starts.setdefault(tuple(self._tokens[end - length :]), []).append(
-                    end
-                )
+            for length in range(self._model.shortest, min(self._model.longest, end) + 1):
+                self._starts.setdefault(tuple(self._tokens[end - length :]), []).append(end)
 
     def _forget(self) -> None:
         self._tokens: list[int] = []

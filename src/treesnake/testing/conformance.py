@@ -81,10 +81,11 @@ def check_drafter(
                 draft = session.draft(text[-1], shape, params, TorchRng(draft_seed))
                 _check_draft(draft, text[-1], shape, vocab_size)
                 _check_same_draft(model, text, shape, params, draft_seed, draft)
-                path = draft.tree.path(chance.randrange(len(draft.tree)))
-                session.commit(path)
-                text += [draft.tree.tokens[node] for node in path[1:]]
-                text.append(chance.randrange(vocab_size))
+                grown = draft.tree.path_tokens(chance.randrange(len(draft.tree)))
+                if chance.random() < 0.3:  # found by another drafter
+                    grown.append(chance.randrange(vocab_size))
+                session.commit(grown)
+                text += [*grown[1:], chance.randrange(vocab_size)]
 
 
 def check_rule(
@@ -129,9 +130,7 @@ def check_rule(
         )
 
 
-def drafting(
-    drafter: TableModel, shape: Shape, params: SamplingParams
-) -> Callable[[Rng], Draft]:
+def drafting(drafter: TableModel, shape: Shape, params: SamplingParams) -> Callable[[Rng], Draft]:
     """Returns the random procedure that drafts over anchor 0 with a table."""
     return lambda rng: grow(0, shape, params, rng, TinyState(drafter).extend).draft
 
@@ -173,9 +172,7 @@ def sequence_distribution(
     return {
         (token, *tail): probability * share
         for token, probability in enumerate(to_probs(logits, params).tolist())
-        for tail, share in sequence_distribution(
-            target, token, params, num_tokens - 1
-        ).items()
+        for tail, share in sequence_distribution(target, token, params, num_tokens - 1).items()
     }
 
 
@@ -183,17 +180,10 @@ def total_variation(
     first: dict[tuple[int, ...], float], second: dict[tuple[int, ...], float]
 ) -> float:
     """Returns half the summed difference of two distributions: 0 if equal, 1 if disjoint."""
-    return (
-        sum(
-            abs(first.get(key, 0.0) - second.get(key, 0.0)) for key in {*first, *second}
-        )
-        / 2
-    )
+    return sum(abs(first.get(key, 0.0) - second.get(key, 0.0)) for key in {*first, *second}) / 2
 
 
-def _check_scores(
-    model: TargetModel, prompt: Prompt, tree: TokenTree, tolerance: float
-) -> None:
+def _check_scores(model: TargetModel, prompt: Prompt, tree: TokenTree, tolerance: float) -> None:
     session = model.new_session()
     session.prefill(prompt)
     logits = session.score(tree)
@@ -208,9 +198,7 @@ def _check_scores(
             tolerance,
             f"node {node} differs from its path alone",
         )
-    _assert_close(
-        session.score(tree), logits, tolerance, "scoring changed what is committed"
-    )
+    _assert_close(session.score(tree), logits, tolerance, "scoring changed what is committed")
 
 
 def _check_commit(
@@ -225,9 +213,7 @@ def _check_commit(
     committed.score(tree)
     committed.commit(path)
     _step_through(stepped, tree.path_tokens(path[-1]))
-    probe = _random_tree(
-        chance, chance.randrange(committed.vocab_size), committed.vocab_size
-    )
+    probe = _random_tree(chance, chance.randrange(committed.vocab_size), committed.vocab_size)
     _assert_close(
         committed.score(probe),
         stepped.score(probe),
@@ -247,9 +233,7 @@ def _check_sessions_are_independent(
     alone = first.score(tree).clone()
     second = _prefilled(model, _random_prompt(chance, first.vocab_size))
     _step_through(second, [chance.randrange(first.vocab_size)])
-    _assert_close(
-        first.score(tree), alone, tolerance, "another session changed this one"
-    )
+    _assert_close(first.score(tree), alone, tolerance, "another session changed this one")
 
 
 def _check_prefill_continues(
@@ -273,17 +257,11 @@ def _check_prefill_continues(
 def _check_draft(draft: Draft, anchor: int, shape: Shape, vocab_size: int) -> None:
     tree = draft.tree
     assert tree.tokens[0] == anchor, "node 0 of a draft must be the anchor"
-    assert int(tree.depths.max()) <= shape.depth, (
-        f"a draft is deeper than its shape {shape}"
-    )
-    assert max(tree.tokens) < vocab_size, (
-        "a drafted token is not in the target's vocabulary"
-    )
+    assert int(tree.depths.max()) <= shape.depth, f"a draft is deeper than its shape {shape}"
+    assert max(tree.tokens) < vocab_size, "a drafted token is not in the target's vocabulary"
     for node, children in enumerate(tree.children):
         tokens = [tree.tokens[child] for child in children]
-        assert len(set(tokens)) == len(tokens), (
-            f"node {node} has the same child twice: {tokens}"
-        )
+        assert len(set(tokens)) == len(tokens), f"node {node} has the same child twice: {tokens}"
         for child in children:
             if draft.sampled_mask[child]:
                 assert draft.draft_probs is not None
@@ -291,9 +269,7 @@ def _check_draft(draft: Draft, anchor: int, shape: Shape, vocab_size: int) -> No
                 assert row.shape == (vocab_size,), (
                     "draft_probs must be over the target's vocabulary"
                 )
-                assert abs(float(row.sum()) - 1) < 1e-3, (
-                    "a row of draft_probs does not sum to 1"
-                )
+                assert abs(float(row.sum()) - 1) < 1e-3, "a row of draft_probs does not sum to 1"
                 assert row[tree.tokens[child]] > 0, "a sampled token had no probability"
 
 
@@ -349,9 +325,7 @@ def _random_tree(chance: random.Random, anchor: int, vocab_size: int) -> TokenTr
     return builder.build()
 
 
-def _assert_close(
-    actual: Tensor, expected: Tensor, tolerance: float, promise: str
-) -> None:
+def _assert_close(actual: Tensor, expected: Tensor, tolerance: float, promise: str) -> None:
     difference = float((actual - expected).abs().max())
     assert difference <= tolerance, f"{promise}: logits differ by {difference:.3g}"
 

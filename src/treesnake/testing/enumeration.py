@@ -46,9 +46,7 @@ class _ScriptedRng:
         weights = probs.double()
         return self._decide((weights / weights.sum()).tolist())
 
-    def draw_distinct(
-        self, probs: Float[Tensor, " vocab"], num_tokens: int
-    ) -> list[int]:
+    def draw_distinct(self, probs: Float[Tensor, " vocab"], num_tokens: int) -> list[int]:
         remaining = probs.clone()
         tokens: list[int] = []
         for _ in range(min(num_tokens, int((probs > 0).sum()))):
@@ -57,11 +55,7 @@ class _ScriptedRng:
         return tokens
 
     def _decide(self, probabilities: list[float]) -> int:
-        options = [
-            option
-            for option, probability in enumerate(probabilities)
-            if probability > 0
-        ]
+        options = [option for option, probability in enumerate(probabilities) if probability > 0]
         index = len(self._taken)
         if index < len(self._script):
             decision = self._script[index]

@@ -95,9 +95,7 @@ class AttentionModel:
         generator = torch.Generator().manual_seed(seed)
         self.vocab_size = vocab_size
         self._width = width
-        self._query, self._key, self._value = torch.randn(
-            3, width, width, generator=generator
-        )
+        self._query, self._key, self._value = torch.randn(3, width, width, generator=generator)
         self._embedding = torch.randn(vocab_size, width, generator=generator)
         self._output = torch.randn(vocab_size, width, generator=generator)
 
@@ -110,9 +108,7 @@ class AttentionModel:
     ) -> tuple[Float[Tensor, "longer width"], Float[Tensor, " vocab"]]:
         """Returns the cache with one more row, and the logits after attending to all rows."""
         position = torch.full((self._width,), float(len(state)))
-        row = self._embedding[token] + torch.sin(
-            position * torch.arange(1, self._width + 1)
-        )
+        row = self._embedding[token] + torch.sin(position * torch.arange(1, self._width + 1))
         rows = torch.cat([state, row[None]])
         scores = (rows @ self._key) @ (self._query @ row) / self._width**0.5
         mixed = scores.softmax(0) @ (rows @ self._value)
