@@ -4,7 +4,7 @@ from itertools import permutations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
@@ -58,7 +58,6 @@ def chi_square(counts: list[int], expected_probs: list[float]) -> float:
     return sum((count - mean) ** 2 / mean for count, mean in zip(counts, expected, strict=True))
 
 
-@settings(deadline=None)
 @given(SEEDS, SAMPLING)
 def test_probabilities_are_those_of_the_naive_definition(seed: int, params: SamplingParams) -> None:
     logits = random_logits(seed, 3, 11)
@@ -66,7 +65,6 @@ def test_probabilities_are_those_of_the_naive_definition(seed: int, params: Samp
     torch.testing.assert_close(to_probs(logits, params), expected, rtol=1e-4, atol=1e-6)
 
 
-@settings(deadline=None)
 @given(SEEDS, SAMPLING)
 def test_probabilities_are_those_of_transformers(seed: int, params: SamplingParams) -> None:
     logits = random_logits(seed, 3, 11)
@@ -80,7 +78,6 @@ def test_probabilities_are_those_of_transformers(seed: int, params: SamplingPara
     torch.testing.assert_close(to_probs(logits, params), expected, rtol=1e-4, atol=1e-6)
 
 
-@settings(deadline=None)
 @given(SEEDS, SAMPLING)
 def test_each_row_is_a_distribution_of_its_own(seed: int, params: SamplingParams) -> None:
     logits = random_logits(seed, 2, 3, 11)
@@ -151,7 +148,6 @@ def test_values_out_of_range_are_refused_by_name(values: dict, message: str) -> 
         SamplingParams(**values)
 
 
-@settings(deadline=None)
 @given(SEEDS, st.lists(st.sampled_from([0.0, 1e-30, 0.1, 1.0]), min_size=1, max_size=9))
 def test_a_token_without_probability_is_never_drawn(seed: int, weights: list[float]) -> None:
     weights[seed % len(weights)] = 0.5

@@ -1,7 +1,7 @@
 """Shapes as data: what they count, how they are clipped, and how they are written."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from treesnake.errors import InvalidInputError
@@ -14,7 +14,6 @@ LEVEL_WIDTHS = st.builds(
 BEST_FIRST = st.builds(BestFirst, st.integers(1, 9), st.integers(0, 9), st.integers(0, 99))
 
 
-@settings(deadline=None)
 @given(LEVEL_WIDTHS.filter(lambda shape: shape.widths) | BEST_FIRST)
 def test_a_shape_is_read_as_it_was_written(shape: Shape) -> None:
     assert parse_shape(str(shape)) == shape
@@ -61,14 +60,12 @@ def test_text_that_is_no_shape_is_refused_with_examples(text: str) -> None:
         parse_shape(text)
 
 
-@settings(deadline=None)
 @given(LEVEL_WIDTHS)
 def test_level_widths_know_the_size_of_their_tree(shape: LevelWidths) -> None:
     assert shape.num_drafted == len(level_parents(shape.widths)) - 1
     assert shape.depth == len(shape.widths)
 
 
-@settings(deadline=None)
 @given(LEVEL_WIDTHS | BEST_FIRST, st.integers(-1, 9))
 def test_a_clipped_shape_is_no_deeper_than_the_room(shape: Shape, depth: int) -> None:
     clipped = shape.clipped(depth)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
@@ -39,7 +39,6 @@ def texts(tree: TokenTree) -> set[tuple[int, ...]]:
     return {tuple(tree.path_tokens(node)) for node in range(len(tree))}
 
 
-@settings(deadline=None)
 @given(PARENTS)
 def test_a_path_leads_from_the_anchor_to_its_node(parents: list[int]) -> None:
     tree = make_tree(parents)
@@ -48,7 +47,6 @@ def test_a_path_leads_from_the_anchor_to_its_node(parents: list[int]) -> None:
         assert tree.path_tokens(node) == [tree.tokens[step] for step in tree.path(node)]
 
 
-@settings(deadline=None)
 @given(PARENTS)
 def test_the_ancestor_mask_is_true_on_paths_and_nowhere_else(parents: list[int]) -> None:
     tree = make_tree(parents)
@@ -63,14 +61,12 @@ def test_the_ancestor_mask_of_a_long_chain_is_a_triangle(num_nodes: int) -> None
     assert torch.equal(tree.ancestor_mask, torch.ones(num_nodes, num_nodes).tril().bool())
 
 
-@settings(deadline=None)
 @given(PARENTS)
 def test_depths_count_the_edges_up_to_the_anchor(parents: list[int]) -> None:
     depths = make_tree(parents).depths.tolist()
     assert depths == [len(naive_path(parents, node)) - 1 for node in range(len(parents))]
 
 
-@settings(deadline=None)
 @given(PARENTS)
 def test_children_come_in_the_order_of_their_nodes(parents: list[int]) -> None:
     tree = make_tree(parents)
@@ -80,7 +76,6 @@ def test_children_come_in_the_order_of_their_nodes(parents: list[int]) -> None:
     ]
 
 
-@settings(deadline=None)
 @given(PARENTS)
 def test_a_tree_is_a_chain_if_no_node_has_two_children(parents: list[int]) -> None:
     tree = make_tree(parents)
@@ -150,7 +145,6 @@ def test_a_tree_that_was_built_does_not_grow_with_its_builder() -> None:
     assert len(tree) == 1
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 3), max_size=4))
 def test_level_widths_count_the_children_of_each_node(widths: list[int]) -> None:
     tree = make_tree(level_parents(widths))
@@ -169,7 +163,6 @@ def test_level_widths_below_one_are_refused(widths: tuple[int, ...]) -> None:
         level_parents(widths)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 def test_a_merged_tree_has_the_texts_of_both_and_each_only_once(seed: int, other: int) -> None:
     first, second = make_distinct_tree(seed), make_distinct_tree(other)
@@ -178,7 +171,6 @@ def test_a_merged_tree_has_the_texts_of_both_and_each_only_once(seed: int, other
     assert len(joint) == len(texts(joint))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 def test_merging_keeps_the_first_trees_numbers_and_maps_the_seconds(seed: int, other: int) -> None:
     first, second = make_distinct_tree(seed), make_distinct_tree(other)
