@@ -1,0 +1,282 @@
+"""Matrix products whose bits do not depend on how many rows are multiplied at once.
+
+Scoring a token tree multiplies few rows with large weights. BLAS chooses another order of summation
+for every number of rows, so a token's logits change in their last bits when more tokens are scored
+with it, and greedy decoding of a tree can leave plain decoding at a tie. Here every output is
+
+    sum over lanes l of (x[l] * w[l] + x[l + LANES] * w[l + LANES] + ...) * scale,
+
+fused multiply-adds in this order and the lanes added by halves (`simd.add_lanes`), in whatever tile
+it is computed. A tile of several rows and outputs holds its sums in registers and runs along the
+inner axis once; one row alone takes several outputs, to have enough sums in flight.
+
+Weights are (outputs, inputs), row-major, the inner axis padded with zeros to a multiple of
+`simd.PADDING`; as float32, float16, bfloat16 or, with one scale for each output, int8. Activations
+and sums are float32.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from torch import Tensor
+
+from treesnake.kernels.cpu import simd
+from treesnake.kernels.cpu.jit import entry_point, kernel
+
+TILES = ((8, 3), (4, 4), (2, 8), (1, 4)) if simd.LANES == 16 else ((4, 3), (2, 4), (1, 8))
+"""Rows and outputs of each tile, largest first: as many sums as there are registers to hold them,
+and enough to keep the multipliers busy for the four cycles that a sum waits for the one before.
+
+The last tile of rows may be wider than what is left of them (three rows cost what four do), so the
+arrays have rows to spare, see `padded_rows`."""
+
+_REMAINDERS = (*(num_rows for num_rows, _ in TILES[1:]), 0)
+"""The rows that each tile leaves to the smaller ones."""
+
+COLUMN_BLOCK = 48
+"""Outputs that are done for all rows before the next: a multiple of each tile's outputs, and few
+enough that their weights are still in the cache for the second tile of rows."""
+
+PREFETCH_BYTES = 8192
+"""How far ahead weights are asked for. A tile reads several short rows in turn, a pattern that
+hardware does not recognise although the rows together are one stream."""
+
+CACHE_LINE = 64
+
+
+def dot_tile(num_rows: int, num_columns: int, epilogue: Any) -> Any:
+    """Builds the intrinsic for one tile: `num_rows` x `num_columns` dot products, then `epilogue`.
+
+    The intrinsic takes (x, row, weight, weight_row, out, column, scale): rows of `x` from `row` on
+    times rows of `weight` from `weight_row` on give `out[row:, column:]`, and `epilogue` builds the
+    code that writes one result. All arrays are row-major; `x`, `weight` and `out` have two axes.
+    """
+
+    @intrinsic
+    def tile(typing_context, x, row, weight, weight_row, out, column, scale):
+        def generate(context, builder, signature, arguments):
+            x, weight, out, scale = (
+                context.make_array(signature.args[place])(context, builder, arguments[place])
+                for place in (0, 2, 4, 6)
+            )
+            row, weight_row, column = (arguments[place] for place in (1, 3, 5))
+            sums = _dot_products(
+                builder,
+                [simd.row_pointer(builder, x, row, offset) for offset in range(num_rows)],
+                [
+                    simd.row_pointer(builder, weight, weight_row, offset)
+                    for offset in range(num_columns)
+                ],
+                cgutils.unpack_tuple(builder, x.shape)[1],
+                signature.args[2].dtype,
+            )
+            for number, total in enumerate(sums):
+                row_offset, offset = divmod(number, num_columns)
+                out_row = simd.row_pointer(builder, out, row, row_offset)
+                out_pointer = builder.gep(out_row, [builder.add(column, simd.index(offset))])
+                scale_index = builder.add(weight_row, simd.index(offset))
+                epilogue(builder, total, out_pointer, builder.gep(scale.data, [scale_index]))
+            return context.get_dummy_value()
+
+        position = types.intp
+        return types.void(x, position, weight, position, out, position, scale), generate
+
+    return tile
+
+
+def _dot_products(
+    builder: Any, x_rows: list[Any], weight_rows: list[Any], width: Any, element: types.Type
+) -> list[Any]:
+    """Builds the loop along the inner axis; returns the dot products, row by row."""
+
+    def add_products(place: Any, sums: Sequence[Any]) -> list[Any]:
+        _prefetch_ahead(builder, weight_rows, place, element)
+        weights = [simd.load(builder, builder.gep(row, [place]), element) for row in weight_rows]
+        results: list[Any] = []
+        for row in x_rows:
+            inputs = simd.load(builder, builder.gep(row, [place]), types.float32)
+            for values in weights:
+                total = sums[len(results)]
+                results.append(simd.fused_multiply_add(builder, inputs, values, total))
+        return results
+
+    zeros = [simd.ZERO] * (len(x_rows) * len(weight_rows))
+    sums = simd.loop(builder, simd.index(0), width, simd.LANES, zeros, add_products)
+    return simd.add_lanes(builder, sums)
+
+
+def _prefetch_ahead(builder: Any, weight_rows: list[Any], place: Any, element: types.Type) -> None:
+    """Prefetches as many bytes as one step reads, where the rows are taken as one stream."""
+    step_bytes = len(weight_rows) * simd.element_size(element)
+    start = builder.bitcast(weight_rows[0], simd.BYTE_POINTER)
+    offset = builder.add(builder.mul(place, simd.index(step_bytes)), simd.index(PREFETCH_BYTES))
+    for line in range(0, step_bytes * simd.LANES, CACHE_LINE):
+        simd.prefetch(builder, builder.gep(start, [builder.add(offset, simd.index(line))]))
+
+
+def _assign(builder: Any, total: Any, out: Any, scale: Any) -> None:
+    builder.store(total, out)
+
+
+def _assign_scaled(builder: Any, total: Any, out: Any, scale: Any) -> None:
+    builder.store(builder.fmul(total, builder.load(scale)), out)
+
+
+def _add_scaled(builder: Any, total: Any, out: Any, scale: Any) -> None:
+    addend = builder.fmul(total, builder.load(scale))
+    builder.store(builder.fadd(builder.load(out), addend), out)
+
+
+def _row_sweep(num_rows: int, num_columns: int, remainder: int, epilogue: Any) -> Any:
+    """Builds the kernel that does tiles of rows until only `remainder` are left, or fewer."""
+    tile = dot_tile(num_rows, num_columns, epilogue)
+    last_columns = dot_tile(num_rows, 1, epilogue)
+
+    @kernel
+    def sweep(x, row, end_row, weight, begin, end, out, scale):
+        while row + remainder < end_row:
+            column = begin
+            while column + num_columns <= end:
+                tile(x, row, weight, column, out, column, scale)
+                column += num_columns
+            while column < end:
+                last_columns(x, row, weight, column, out, column, scale)
+                column += 1
+            row += num_rows
+        return row
+
+    return sweep
+
+
+def _one_after_another(first: Any, second: Any) -> Any:
+    @kernel
+    def both(x, row, end_row, weight, begin, end, out, scale):
+        row = first(x, row, end_row, weight, begin, end, out, scale)
+        return second(x, row, end_row, weight, begin, end, out, scale)
+
+    return both
+
+
+def _product(epilogue: Any) -> Any:
+    """Builds the kernel for rows times a range of outputs."""
+    all_rows = functools.reduce(
+        _one_after_another,
+        [
+            _row_sweep(*tile, remainder, epilogue)
+            for tile, remainder in zip(TILES, _REMAINDERS, strict=True)
+        ],
+    )
+
+    @kernel
+    def product(x, num_rows, weight, begin, end, out, scale):
+        for start in range(begin, end, COLUMN_BLOCK):
+            stop = min(start + COLUMN_BLOCK, end)
+            all_rows(x, 0, num_rows, weight, start, stop, out, scale)
+
+    return product
+
+
+def padded_rows(num_rows: int) -> int:
+    """Returns the rows that `x` and `out` need for `num_rows`: what whole tiles of rows cover."""
+    row = 0
+    for (tile_rows, _), remainder in zip(TILES, _REMAINDERS, strict=True):
+        while row + remainder < num_rows:
+            row += tile_rows
+    return row
+
+
+dot_rows = _product(_assign)
+"""dot_rows(x, num_rows, weight, begin, end, out, scale) writes the dot products of the first rows
+of `x` with rows begin..end of `weight` to `out[:num_rows, begin:end]`; `scale` is not read."""
+
+linear_rows = _product(_assign_scaled)
+"""The same times `scale[begin:end]`: outputs begin..end of a linear layer."""
+
+add_linear_rows = _product(_add_scaled)
+"""The same, added to `out`: a linear layer that ends in a residual stream."""
+
+
+@entry_point
+def _linear(x, num_rows, values, scale, out):
+    linear_rows(x, num_rows, values, 0, values.shape[0], out, scale)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """The weight of a linear layer as the kernels read it: values padded along the inner axis.
+
+    `values` is (outputs, padded inputs) of a dtype in `STORAGE`; `scale` (outputs,) is what int8
+    values are to be multiplied with, and ones otherwise.
+    """
+
+    values: np.ndarray
+    scale: np.ndarray
+    num_inputs: int
+
+
+STORAGE = {
+    torch.float32: np.dtype(np.float32),
+    torch.float16: np.dtype(np.uint16),
+    torch.bfloat16: np.dtype(np.int16),
+    torch.int8: np.dtype(np.int8),
+}
+"""The dtype under which numba sees an array of each kind of weight."""
+
+_BITS = {
+    torch.float32: torch.float32,
+    torch.float16: torch.uint16,
+    torch.bfloat16: torch.int16,
+    torch.int8: torch.int8,
+}
+
+
+def padded(width: int) -> int:
+    """Returns the width that rows of `width` values are padded to."""
+    return -(-width // simd.PADDING) * simd.PADDING
+
+
+def pack_weight(weight: Float[Tensor, "outputs inputs"], dtype: torch.dtype) -> PackedWeight:
+    """Rounds a weight to `dtype` and pads its rows."""
+    outputs, inputs = weight.shape
+    values = np.zeros((outputs, padded(inputs)), STORAGE[dtype])
+    scale = np.ones(outputs, np.float32)
+    write_weight(weight, dtype, values[:, :inputs], scale)
+    return PackedWeight(values, scale, inputs)
+
+
+def write_weight(
+    weight: Float[Tensor, "outputs inputs"],
+    dtype: torch.dtype,
+    values: np.ndarray,
+    scale: np.ndarray,
+) -> None:
+    """Rounds a weight to `dtype` into arrays of its shape, such as slices of a stack of layers.
+
+    int8 is symmetric: the largest magnitude of each row becomes 127. `scale` is written for int8
+    only.
+    """
+    if dtype == torch.int8:
+        weight = weight.float()
+        largest = weight.abs().amax(dim=1)
+        row_scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
+        weight = (weight / row_scale[:, None]).round_()
+        scale[:] = row_scale.numpy()
+    values[:] = weight.to(dtype).contiguous().view(_BITS[dtype]).numpy()
+
+
+def linear(x: Float[Tensor, "rows inputs"], weight: PackedWeight) -> Float[Tensor, "rows outputs"]:
+    """Multiplies rows with a packed weight on the calling thread."""
+    num_rows = x.shape[0]
+    inputs = np.zeros((padded_rows(num_rows), weight.values.shape[1]), np.float32)
+    inputs[:num_rows, : weight.num_inputs] = x.numpy()
+    out = np.empty((len(inputs), weight.values.shape[0]), np.float32)
+    _linear(inputs, num_rows, weight.values, weight.scale, out)
+    return torch.from_numpy(out[:num_rows])

@@ -1,0 +1,246 @@
+"""Vectors of floats for kernels, built as LLVM code.
+
+Loops that LLVM vectorises by itself may sum in an order of its choice, or, forbidden to, stay
+scalar. Kernels whose sums must come out equal to the bit in every tile, and fast, are therefore
+written with these pieces: they take an `IRBuilder` and values, and return values.
+
+A *vector* has `LANES` float32 values: one register with AVX-512, two of four lanes on ARM. numba
+has no half-precision types, so arrays of half-precision numbers go by the integers of their bits,
+unsigned for float16 and signed for bfloat16 (see `ELEMENT_TYPES`).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+
+PADDING = 16
+"""Rows that vectors run along are padded with zeros to a multiple of this, on every machine."""
+
+
+def _count_lanes() -> int:
+    codegen = cpu_target.target_context.codegen()  # pyrefly: ignore[missing-attribute]
+    _triple, _cpu_name, features = codegen.magic_tuple()
+    return 16 if "+avx512f" in features.split(",") else 8
+
+
+LANES = _count_lanes()
+
+ELEMENT_TYPES = {
+    np.dtype(np.float32): ir.FloatType(),
+    np.dtype(np.uint16): ir.HalfType(),
+    np.dtype(np.int16): ir.IntType(16),
+    np.dtype(np.int8): ir.IntType(8),
+}
+
+FLOAT = ir.FloatType()
+INT32 = ir.IntType(32)
+INT64 = ir.IntType(64)
+BYTE_POINTER = ir.IntType(8).as_pointer()
+VECTOR = ir.VectorType(FLOAT, LANES)
+INT_VECTOR = ir.VectorType(INT32, LANES)
+ZERO = ir.Constant(VECTOR, [0.0] * LANES)
+
+LoopBody = Callable[[Any, Sequence[Any]], Sequence[Any]]
+
+
+def index(number: int) -> Any:
+    """Returns a constant of the type that counts and offsets have."""
+    return ir.Constant(INT64, number)
+
+
+def constant(number: float) -> Any:
+    """Returns a vector of one known value."""
+    rounded = float(np.float32(number))
+    return ir.Constant(VECTOR, [rounded] * LANES)
+
+
+def row_pointer(builder: Any, array: Any, row: Any, offset: int = 0) -> Any:
+    """Returns the address of row `row + offset` of a row-major array with two axes."""
+    width = cgutils.unpack_tuple(builder, array.shape)[1]
+    return builder.gep(array.data, [builder.mul(builder.add(row, index(offset)), width)])
+
+
+def loop(
+    builder: Any, begin: Any, end: Any, step: int, carried: Sequence[Any], body: LoopBody
+) -> list[Any]:
+    """Builds `for place in range(begin, end, step): carried = body(place, carried)`.
+
+    `body` builds straight code only. Returns what is carried out of the loop.
+    """
+    before = builder.block
+    check = builder.append_basic_block("loop")
+    inside = builder.append_basic_block("loop.body")
+    after = builder.append_basic_block("loop.end")
+    builder.branch(check)
+    builder.position_at_end(check)
+    place = builder.phi(INT64)
+    values = [builder.phi(start.type) for start in carried]
+    builder.cbranch(builder.icmp_signed("<", place, end), inside, after)
+    builder.position_at_end(inside)
+    results = body(place, values)
+    place.add_incoming(begin, before)
+    place.add_incoming(builder.add(place, index(step)), inside)
+    for value, start, result in zip(values, carried, results, strict=True):
+        value.add_incoming(start, before)
+        value.add_incoming(result, inside)
+    builder.branch(check)
+    builder.position_at_end(after)
+    return values
+
+
+def splat(builder: Any, value: Any) -> Any:
+    """Returns a vector of one value in every lane."""
+    vector = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), value, ir.Constant(INT32, 0))
+    return shuffle(builder, vector, vector, [0] * LANES)
+
+
+def shuffle(builder: Any, first: Any, second: Any, lanes: Sequence[int]) -> Any:
+    """Picks lanes from two vectors laid end to end."""
+    mask = ir.Constant(ir.VectorType(INT32, len(lanes)), list(lanes))
+    return builder.shuffle_vector(first, second, mask)
+
+
+def fused_multiply_add(builder: Any, x: Any, y: Any, z: Any) -> Any:
+    """Returns x * y + z with one rounding; all three are vectors, or all are scalars."""
+    suffix = f"v{LANES}f32" if x.type == VECTOR else "f32"
+    signature = ir.FunctionType(x.type, [x.type] * 3)
+    function = cgutils.get_or_insert_function(builder.module, signature, f"llvm.fma.{suffix}")
+    return builder.call(function, [x, y, z])
+
+
+def load(builder: Any, pointer: Any, element: types.Type) -> Any:
+    """Loads consecutive elements of an array of type `element` as a vector."""
+    return to_float(builder, _load_raw(builder, pointer, element, LANES), element)
+
+
+def load_scalar(builder: Any, pointer: Any, element: types.Type) -> Any:
+    """Loads one element of an array of type `element` as a float."""
+    raw = _load_raw(builder, pointer, element, 1)
+    return builder.extract_element(to_float(builder, raw, element), ir.Constant(INT32, 0))
+
+
+def _load_raw(builder: Any, pointer: Any, element: types.Type, lanes: int) -> Any:
+    vector = ir.VectorType(ELEMENT_TYPES[_dtype(element)], lanes)
+    return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=1)
+
+
+def store(builder: Any, vector: Any, pointer: Any, element: types.Type) -> None:
+    """Stores a vector as consecutive elements, rounded to nearest even."""
+    raw = _from_float(builder, vector, element)
+    builder.store(raw, builder.bitcast(pointer, raw.type.as_pointer()), align=1)
+
+
+def to_float(builder: Any, raw: Any, element: types.Type) -> Any:
+    """Turns a vector of stored elements into one of floats."""
+    lanes = raw.type.count
+    floats, ints = ir.VectorType(FLOAT, lanes), ir.VectorType(INT32, lanes)
+    if element == types.float32:
+        return raw
+    if element == types.uint16:
+        return builder.fpext(raw, floats)
+    if element == types.int16:
+        high_half = builder.shl(builder.zext(raw, ints), ir.Constant(ints, [16] * lanes))
+        return builder.bitcast(high_half, floats)
+    return builder.sitofp(builder.sext(raw, ints), floats)
+
+
+def _from_float(builder: Any, vector: Any, element: types.Type) -> Any:
+    lanes = vector.type.count
+    ints = ir.VectorType(INT32, lanes)
+    if element == types.float32:
+        return vector
+    if element == types.uint16:
+        return builder.fptrunc(vector, ir.VectorType(ir.HalfType(), lanes))
+    if element == types.int16:
+        bits = builder.bitcast(vector, ints)
+        half = ir.Constant(ints, [16] * lanes)
+        odd = builder.and_(builder.lshr(bits, half), ir.Constant(ints, [1] * lanes))
+        rounded = builder.add(bits, builder.add(odd, ir.Constant(ints, [0x7FFF] * lanes)))
+        return builder.trunc(builder.lshr(rounded, half), ir.VectorType(ir.IntType(16), lanes))
+    raise TypeError(f"kernels do not write elements of type {element}")
+
+
+def _dtype(element: types.Type) -> np.dtype:
+    return np.dtype(str(element))
+
+
+def element_size(element: types.Type) -> int:
+    """Returns the bytes of one element of an array of type `element`."""
+    return _dtype(element).itemsize
+
+
+def add_lanes(builder: Any, vectors: Sequence[Any]) -> list[Any]:
+    """Returns the sum of each vector's lanes as a scalar.
+
+    The sum of a vector is that of its halves added lane by lane, again and again, whatever the
+    other vectors are; summing many together only shares the instructions, as each round packs the
+    halves of two vectors into one.
+    """
+    owners = [[number] for number in range(len(vectors))]
+    width = LANES
+    while width > 1:
+        if len(vectors) % 2:
+            vectors, owners = [*vectors, vectors[-1]], [*owners, [-1] * len(owners[-1])]
+        starts = range(0, 2 * LANES, width)
+        low = [start + lane for start in starts for lane in range(width // 2)]
+        high = [lane + width // 2 for lane in low]
+        pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
+        vectors = [
+            builder.fadd(shuffle(builder, *pair, low), shuffle(builder, *pair, high))
+            for pair in pairs
+        ]
+        owners = [a + b for a, b in zip(owners[::2], owners[1::2], strict=True)]
+        width //= 2
+    sums = {}
+    for vector, lanes in zip(vectors, owners, strict=True):
+        for lane, owner in enumerate(lanes):
+            if owner >= 0:
+                sums[owner] = builder.extract_element(vector, ir.Constant(INT32, lane))
+    return [sums[number] for number in range(len(sums))]
+
+
+def prefetch(builder: Any, pointer: Any) -> None:
+    """Asks for the cache line at an address, which need not be mapped."""
+    signature = ir.FunctionType(ir.VoidType(), [BYTE_POINTER, INT32, INT32, INT32])
+    function = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    read, keep, data = (ir.Constant(INT32, number) for number in (0, 3, 1))
+    builder.call(function, [builder.bitcast(pointer, BYTE_POINTER), read, keep, data])
+
+
+ROUND_TO_INTEGER = 1.5 * 2**23  # added to a small float, it leaves an integer in the low bits
+LOG2_E = 1.4426950408889634
+LN2_HIGH = 0.693359375  # so few bits that multiples up to 128 are exact
+LN2_LOW = math.log(2) - LN2_HIGH
+LARGEST_EXPONENT = 88.0
+SMALLEST_EXPONENT = -87.0
+TAYLOR_DEGREE = 7
+
+
+def exponential(builder: Any, x: Any) -> Any:
+    """Returns e**x within two units in the last place; NaN for NaN.
+
+    Below -87 it is 0, above 88 it stays at e**88, so that 1 / (1 + e**x) is what it should be.
+    """
+    too_small = builder.fcmp_ordered("<", x, constant(SMALLEST_EXPONENT))
+    too_large = builder.fcmp_ordered(">", x, constant(LARGEST_EXPONENT))
+    x = builder.select(too_small, constant(SMALLEST_EXPONENT), x)
+    x = builder.select(too_large, constant(LARGEST_EXPONENT), x)
+    shifted = fused_multiply_add(builder, x, constant(LOG2_E), constant(ROUND_TO_INTEGER))
+    power = builder.fsub(shifted, constant(ROUND_TO_INTEGER))
+    rest = fused_multiply_add(builder, power, constant(-LN2_HIGH), x)
+    rest = fused_multiply_add(builder, power, constant(-LN2_LOW), rest)
+    result = constant(1 / math.factorial(TAYLOR_DEGREE))
+    for degree in reversed(range(TAYLOR_DEGREE)):
+        coefficient = constant(1 / math.factorial(degree))
+        result = fused_multiply_add(builder, result, rest, coefficient)
+    exponent = builder.shl(
+        builder.bitcast(shifted, INT_VECTOR), ir.Constant(INT_VECTOR, [23] * LANES)
+    )
+    scaled = builder.bitcast(builder.add(builder.bitcast(result, INT_VECTOR), exponent), VECTOR)
+    return builder.select(too_small, ZERO, scaled)
