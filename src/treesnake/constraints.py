@@ -39,9 +39,7 @@ class RepetitionPenalty:
 
     def __post_init__(self) -> None:
         if not self.penalty > 0:
-            raise InvalidInputError(
-                f"a repetition penalty must be above 0, got {self.penalty}"
-            )
+            raise InvalidInputError(f"a repetition penalty must be above 0, got {self.penalty}")
 
     def __call__(
         self, prefix: Sequence[int], logits: Float[Tensor, " vocab"]
@@ -61,9 +59,7 @@ class BannedTokens:
     def __call__(
         self, prefix: Sequence[int], logits: Float[Tensor, " vocab"]
     ) -> Float[Tensor, " vocab"]:
-        banned = torch.tensor(
-            sorted(self.token_ids), dtype=torch.long, device=logits.device
-        )
+        banned = torch.tensor(sorted(self.token_ids), dtype=torch.long, device=logits.device)
         return logits.index_fill(0, banned, float("-inf"))
 
 
@@ -109,12 +105,8 @@ def constrain(
         return logits
     rows: list[Float[Tensor, " vocab"]] = []
     reachable: list[bool] = []
-    for node, (parent, token) in enumerate(
-        zip(tree.parent_list, tree.tokens, strict=True)
-    ):
-        allowed = parent < 0 or (
-            reachable[parent] and bool(rows[parent][token] > float("-inf"))
-        )
+    for node, (parent, token) in enumerate(zip(tree.parent_list, tree.tokens, strict=True)):
+        allowed = parent < 0 or (reachable[parent] and bool(rows[parent][token] > float("-inf")))
         row = logits[node]
         if allowed:
             prefix = [*context[:-1], *tree.path_tokens(node)]

@@ -38,9 +38,7 @@ class Tokenizer(Protocol):
         """Returns token ids; the special tokens are those that the model expects around a text."""
         ...
 
-    def decode(
-        self, token_ids: Sequence[int], *, skip_special_tokens: bool = False
-    ) -> str:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Returns the text of token ids."""
         ...
 
@@ -220,9 +218,7 @@ class SpeculativeDecoder:
         Bad input is refused here, before the first piece.
         """
         if max_new_tokens < 1:
-            raise InvalidInputError(
-                f"max_new_tokens must be at least 1, got {max_new_tokens}"
-            )
+            raise InvalidInputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         if isinstance(stop, str):
             raise InvalidInputError(f"stop is a list of strings: write stop=[{stop!r}]")
         params = params or SamplingParams()
@@ -288,7 +284,5 @@ class SpeculativeDecoder:
 
     def _tokenizer_for(self, purpose: str) -> Tokenizer:
         if self.tokenizer is None:
-            raise InvalidInputError(
-                f"{purpose} needs a tokenizer: give token ids or a tokenizer"
-            )
+            raise InvalidInputError(f"{purpose} needs a tokenizer: give token ids or a tokenizer")
         return self.tokenizer

@@ -31,9 +31,7 @@ class Draft:
     sampled_mask: Bool[Tensor, " nodes"]
 
     def __post_init__(self) -> None:
-        if self.sampled_mask.shape != self.tree.parents.shape or bool(
-            self.sampled_mask[0]
-        ):
+        if self.sampled_mask.shape != self.tree.parents.shape or bool(self.sampled_mask[0]):
             raise InvalidInputError(
                 "sampled_mask needs one entry per node, and False for the anchor, which nobody drew"
             )
@@ -53,9 +51,7 @@ class Draft:
             )
 
     @classmethod
-    def sampled(
-        cls, tree: TokenTree, draft_probs: Float[Tensor, "inner vocab"]
-    ) -> "Draft":
+    def sampled(cls, tree: TokenTree, draft_probs: Float[Tensor, "inner vocab"]) -> "Draft":
         """Makes a draft of which every node was drawn without replacement, in node order."""
         sampled_mask = torch.ones(len(tree), dtype=torch.bool)
         sampled_mask[0] = False

@@ -67,9 +67,9 @@ def generate(
             emitted = emitted[: cut.num_kept]
 
         accepted = perf_counter()
-        path = acceptance.path[: len(emitted)]  # the last emitted token is the next anchor
-        target.commit(path)
-        drafter.commit(path)
+        # The last emitted token is the next anchor; all before it is committed.
+        target.commit(acceptance.path[: len(emitted)])
+        drafter.commit([context[-1], *emitted[:-1]])
         context += emitted
 
         seconds = StepSeconds(

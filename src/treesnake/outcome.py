@@ -39,7 +39,7 @@ class Acceptance:
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """Wall-clock seconds of a step by part; on a GPU a part holds what its synchronisations wait."""
+    """Wall-clock seconds of a step by part; on a GPU a part includes its synchronisations."""
 
     draft_s: float
     score_s: float
@@ -129,7 +129,7 @@ class Generation:
 
     @cached_property
     def acceptance_by_position(self) -> list[float]:
-        """For each depth of the trees, how often some node there was accepted where one was drafted.
+        """For each depth, how often a node there was accepted where one was drafted.
 
         Entry i is about depth i + 1, among the steps that drafted that deep.
         """
@@ -147,7 +147,7 @@ class Generation:
 
 
 def acceptance_by_position(steps: Sequence[Step]) -> list[float]:
-    """Returns, for each depth from 1, the share of steps that drafted so deep and accepted there."""
+    """Returns for each depth the share of steps that accepted, of those that drafted there."""
     drafted: list[int] = []
     accepted: list[int] = []
     for step in steps:

@@ -22,9 +22,7 @@ class Prompt:
                 "the prompt is empty: give at least one token (a beginning-of-text token will do)"
             )
         if min(self.token_ids) < 0:
-            raise InvalidInputError(
-                f"token ids cannot be negative, got {min(self.token_ids)}"
-            )
+            raise InvalidInputError(f"token ids cannot be negative, got {min(self.token_ids)}")
 
     @classmethod
     def of(cls, token_ids: Sequence[int]) -> "Prompt":

@@ -69,7 +69,7 @@ class Drafter(Protocol):
         ...
 
     def commit(self, token_ids: Sequence[int]) -> None:
-        """Takes the tokens by which the text grew since the draft, from its anchor on, into the state.
+        """Takes the tokens by which the text grew since the draft, its anchor first.
 
         They usually are a path of the drafted tree, but need not be: another drafter may have found
         them.

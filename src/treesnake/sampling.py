@@ -68,22 +68,16 @@ def to_probs(
     """
     logits = logits.float()
     if params.is_greedy:
-        return torch.zeros_like(logits).scatter_(
-            -1, logits.argmax(-1, keepdim=True), 1.0
-        )
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     logits = logits / params.temperature
     if params.top_k is not None and params.top_k < logits.shape[-1]:
         smallest_kept = logits.topk(params.top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < smallest_kept, float("-inf"))
     probs = logits.softmax(-1)
     if params.top_p < 1:
-        probs = _normalized(
-            probs.where(probs >= _nucleus_floor(probs, params.top_p), 0.0)
-        )
+        probs = _normalized(probs.where(probs >= _nucleus_floor(probs, params.top_p), 0.0))
     if params.min_p > 0:
-        probs = _normalized(
-            probs.where(probs >= params.min_p * probs.amax(-1, keepdim=True), 0.0)
-        )
+        probs = _normalized(probs.where(probs >= params.min_p * probs.amax(-1, keepdim=True), 0.0))
     return probs
 
 
@@ -103,9 +97,7 @@ class Rng(Protocol):
         """Returns one token; `probs` need not be normalized, but not all zero."""
         ...
 
-    def draw_distinct(
-        self, probs: Float[Tensor, " vocab"], num_tokens: int
-    ) -> list[int]:
+    def draw_distinct(self, probs: Float[Tensor, " vocab"], num_tokens: int) -> list[int]:
         """Returns up to `num_tokens` tokens drawn one after the other without replacement.
 
         Each is drawn from `probs` with the earlier ones set to zero and renormalized. There are
@@ -141,26 +133,20 @@ class TorchRng:
         token = torch.searchsorted(cumulative, total * self._uniform(), right=True)
         return int(torch.minimum(token, torch.searchsorted(cumulative, total)))
 
-    def draw_distinct(
-        self, probs: Float[Tensor, " vocab"], num_tokens: int
-    ) -> list[int]:
+    def draw_distinct(self, probs: Float[Tensor, " vocab"], num_tokens: int) -> list[int]:
         """Returns up to `num_tokens` distinct tokens in the order in which they were drawn."""
         remaining = probs
         tokens: list[int] = []
         for _ in range(min(num_tokens, int((probs > 0).sum()))):
             tokens.append(self.draw(remaining))
-            remaining = remaining.index_fill(
-                0, torch.tensor(tokens[-1], device=probs.device), 0
-            )
+            remaining = remaining.index_fill(0, torch.tensor(tokens[-1], device=probs.device), 0)
         return tokens
 
     def _uniform(self) -> float:
         return float(torch.rand((), dtype=torch.float64, generator=self._generator))
 
 
-def _nucleus_floor(
-    probs: Float[Tensor, "*rows vocab"], top_p: float
-) -> Float[Tensor, "*rows 1"]:
+def _nucleus_floor(probs: Float[Tensor, "*rows vocab"], top_p: float) -> Float[Tensor, "*rows 1"]:
     """Returns the smallest probability of each row's nucleus."""
     num_candidates = min(NUCLEUS_CANDIDATES, probs.shape[-1])
     candidates = probs.topk(num_candidates, dim=-1).values

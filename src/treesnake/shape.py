@@ -25,9 +25,7 @@ class LevelWidths:
 
     def __post_init__(self) -> None:
         if any(width < 1 for width in self.widths):
-            raise InvalidInputError(
-                f"level widths must be at least 1, got {self.widths}"
-            )
+            raise InvalidInputError(f"level widths must be at least 1, got {self.widths}")
 
     @property
     def depth(self) -> int:
@@ -45,11 +43,7 @@ class LevelWidths:
 
     def clipped(self, depth: int) -> "LevelWidths":
         """Returns the shape without its levels below `depth`."""
-        return (
-            self
-            if depth >= self.depth
-            else replace(self, widths=self.widths[: max(depth, 0)])
-        )
+        return self if depth >= self.depth else replace(self, widths=self.widths[: max(depth, 0)])
 
     def __str__(self) -> str:
         if not self.widths:

@@ -1,4 +1,4 @@
-"""Where a text ends. Rules about length are not here: the loop never drafts beyond the room left."""
+"""Where a text ends. Length is not among these: the loop drafts no deeper than the room left."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -57,9 +57,7 @@ class StopStrings:
         # A token is at least one byte, so a string cannot reach back further than its bytes. Some
         # tokenizers drop a space before the first token that they decode: hence the margin.
         margin = 8
-        reach = (
-            max((len(string.encode()) for string in self.strings), default=0) + margin
-        )
+        reach = max((len(string.encode()) for string in self.strings), default=0) + margin
         for num_kept in range(1, len(emitted) + 1):
             tail = [*generated, *emitted[:num_kept]][-reach:]
             text = self.decode(tail)

@@ -108,7 +108,7 @@ class TokenTree:
         return tuple(reversed(nodes))
 
     def follow(self, token_ids: Sequence[int]) -> tuple[int, ...]:
-        """Returns the path that begins with the anchor and has these tokens, as far as it exists."""
+        """Returns the path that has these tokens, the anchor's first, as far as it exists."""
         if not token_ids or token_ids[0] != self.tokens[0]:
             return ()
         path = [0]

@@ -41,13 +41,14 @@ class ModelDrafter:
     def commit(self, token_ids: Sequence[int]) -> None:
         """Takes tokens into the state; those that the model has not seen become pending."""
         assert self._grown is not None, "commit comes after draft"
-        nodes = [self._grown.grown_nodes[node] for node in self._grown.draft.tree.follow(token_ids)]
-        num_seen = sum(node >= 0 for node in nodes)
-        if num_seen > 0:
+        path = self._grown.draft.tree.follow(token_ids)
+        assert path, "the first token to commit is the anchor of the draft"
+        seen = [node for node in (self._grown.grown_nodes[step] for step in path) if node >= 0]
+        if seen:
             lead = range(self._num_lead)
-            self._model.commit([*lead, *(self._num_lead + node for node in nodes[:num_seen])])
+            self._model.commit([*lead, *(self._num_lead + node for node in seen)])
             self._pending = []
-        self._pending += token_ids[num_seen:]
+        self._pending += token_ids[len(seen) :]
         self._grown = None
 
     def _extend(

@@ -14,7 +14,7 @@ Outcome = TypeVar("Outcome", bound=Hashable)
 def enumerate_outcomes(
     experiment: Callable[[Rng], Outcome],
 ) -> dict[Outcome, float]:
-    """Returns the exact probability of each result of a procedure that takes its chances from `rng`.
+    """Returns the exact probability of each result of a procedure that takes chance from `rng`.
 
     The procedure is run once for each sequence of random decisions that it can meet, so it must
     depend on nothing else that changes. The cost is the number of such sequences: keep vocabularies

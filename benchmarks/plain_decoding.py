@@ -1,0 +1,278 @@
+"""How fast is plain decoding, and what does scoring several nodes cost?
+
+    uv run --group bench python benchmarks/plain_decoding.py --output results/plain_decoding.json
+
+Every method decodes the same text greedily, one token at a time, all methods in turn, again and
+again; the median seconds per token over all rounds are reported, prefill and compilation not
+counted. Methods: the two engines of treesnake at each dtype; transformers' generate, eager and
+compiled; llama.cpp on the same weights at Q8_0 and F16 (made from the GGUF file that the default
+target comes from). Run it on a quiet machine; the load is in the result.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from facts import facts, write_result
+from rich.console import Console
+from rich.table import Table
+from transformers import StoppingCriteria
+
+from treesnake.prompt import Prompt
+from treesnake.protocols import Target
+from treesnake.targets.engines import load_target
+from treesnake.targets.load import load_pretrained
+from treesnake.targets.smollm import gguf_path
+from treesnake.tree import TokenTree
+
+QUESTION = "Explain in a few paragraphs why the sky is blue and sunsets are red."
+NODE_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+
+Decode = Callable[[int, int], list[float]]
+"""Decodes so many tokens with so many threads and returns the seconds of each."""
+
+
+def main() -> None:
+    """Measures all methods in turn and writes medians."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--target", default="smollm2")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--only", nargs="*", help="methods whose names contain one of these")
+    arguments = parser.parse_args()
+    before = facts()
+
+    methods, prompt = _methods(arguments.target, arguments.only)
+    seconds: dict[tuple[str, int], list[float]] = {}
+    failures: dict[str, str] = {}
+    for round_number in range(arguments.rounds + 1):
+        for name, decode in methods.items():
+            for threads in arguments.threads:
+                if name in failures:
+                    continue
+                try:
+                    times = decode(arguments.tokens, threads)
+                except Exception as error:  # noqa: BLE001 - a peer that cannot run is a result
+                    failures[name] = f"{type(error).__name__}: {error}"[:300]
+                    continue
+                if round_number > 0:  # the first round compiles and warms
+                    seconds.setdefault((name, threads), []).append(statistics.median(times))
+        print(f"round {round_number} of {arguments.rounds}", flush=True)
+
+    decoding = {
+        f"{name}, {threads} thread{'s' * (threads > 1)}": {
+            "ms_per_token": round(statistics.median(times) * 1e3, 2),
+            "range_ms": [round(min(times) * 1e3, 2), round(max(times) * 1e3, 2)],
+        }
+        for (name, threads), times in seconds.items()
+    }
+    scoring = _scoring(
+        arguments.target, prompt, arguments.threads, arguments.rounds, arguments.only
+    )
+    write_result(
+        arguments.output,
+        {
+            "tokens": arguments.tokens,
+            "rounds": arguments.rounds,
+            "prompt_tokens": len(prompt),
+            "before": before,
+            "after": facts(),
+            "decoding": decoding,
+            "failures": failures,
+            "scoring_ms": scoring,
+        },
+    )
+    _print(decoding, scoring, failures)
+
+
+def _methods(target: str, only: list[str] | None) -> tuple[dict[str, Decode], list[int]]:
+    wanted = lambda name: only is None or any(part in name for part in only)  # noqa: E731
+    pretrained = load_pretrained(target, dtype="float32", device="cpu")
+    text = pretrained.tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}], add_generation_prompt=True, tokenize=False
+    )
+    prompt = pretrained.tokenizer.encode(text, add_special_tokens=False)
+    methods: dict[str, Decode] = {}
+    for dtype in ("float32", "float16", "int8"):
+        if wanted(name := f"treesnake native {dtype}"):
+            methods[name] = _treesnake(target, "native", dtype, prompt)
+    if wanted("treesnake generic float32"):
+        methods["treesnake generic float32"] = _treesnake(target, "generic", "float32", prompt)
+    if wanted("transformers float32"):
+        methods["transformers float32"] = _transformers(pretrained.model, prompt)
+    if wanted("transformers compiled float32"):
+        compiled = load_pretrained(target, dtype="float32", device="cpu").model
+        methods["transformers compiled float32"] = _transformers(compiled, prompt, compiled=True)
+    for kind in ("Q8_0", "F16"):
+        if wanted(name := f"llama.cpp {kind}"):
+            methods[name] = _llama_cpp(kind, prompt)
+    return methods, prompt
+
+
+def _treesnake(target: str, engine: str, dtype: str, prompt: list[int]) -> Decode:
+    model = load_target(target, dtype=dtype, device="cpu", engine=engine).model
+
+    def decode(num_tokens: int, threads: int) -> list[float]:
+        torch.set_num_threads(threads)
+        session = model.new_session()
+        session.prefill(Prompt.of(prompt))
+        token = prompt[-1]
+        times = []
+        for _ in range(num_tokens):
+            started = time.perf_counter()
+            logits = session.score(TokenTree.chain(torch.tensor([token])))
+            token = int(logits[0].argmax())
+            session.commit((0,))
+            times.append(time.perf_counter() - started)
+        return times
+
+    return decode
+
+
+class _Clock(StoppingCriteria):
+    """Notes when each token was done."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self.times.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+def _transformers(model: Any, prompt: list[int], *, compiled: bool = False) -> Decode:
+    options = {"cache_implementation": "static"} if compiled else {}
+    if compiled:
+        model.forward = torch.compile(model.forward, fullgraph=False, dynamic=False)
+
+    def decode(num_tokens: int, threads: int) -> list[float]:
+        torch.set_num_threads(threads)
+        clock = _Clock()
+        model.generate(
+            torch.tensor([prompt]),
+            min_new_tokens=num_tokens + 1,
+            max_new_tokens=num_tokens + 1,
+            do_sample=False,
+            stopping_criteria=[clock],
+            **options,
+        )
+        return np.diff(clock.times).tolist()
+
+    return decode
+
+
+def _llama_cpp(kind: str, prompt: list[int]) -> Decode:
+    if find_spec("llama_cpp") is None:
+        return _missing
+    import llama_cpp  # noqa: PLC0415 - only where it is installed
+
+    path = _requantized(kind)
+    loaded: dict[int, Any] = {}
+
+    def decode(num_tokens: int, threads: int) -> list[float]:
+        if threads not in loaded:
+            loaded[threads] = llama_cpp.Llama(
+                str(path),
+                n_ctx=1024,
+                n_threads=threads,
+                n_threads_batch=threads,
+                verbose=False,
+            )
+        llama = loaded[threads]
+        llama.reset()
+        llama.eval(prompt)
+        times = []
+        for _ in range(num_tokens):
+            started = time.perf_counter()
+            token = int(np.argmax(llama.scores[llama.n_tokens - 1]))
+            llama.eval([token])
+            times.append(time.perf_counter() - started)
+        return times
+
+    return decode
+
+
+def _missing(num_tokens: int, threads: int) -> list[float]:
+    raise ModuleNotFoundError("llama-cpp-python is not installed: uv sync --group bench")
+
+
+def _requantized(kind: str) -> Path:
+    """Writes the default target's GGUF file in another format of llama.cpp, once."""
+    import llama_cpp  # noqa: PLC0415 - only where it is installed
+
+    source = gguf_path()
+    path = Path("/tmp") / f"{source.stem}.{kind}.gguf"
+    if not path.exists():
+        parameters = llama_cpp.llama_model_quantize_default_params()
+        parameters.allow_requantize = True
+        parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+        status = llama_cpp.llama_model_quantize(
+            str(source).encode(), str(path).encode(), parameters
+        )
+        assert status == 0, f"llama.cpp could not write {kind}"
+    return path
+
+
+def _scoring(
+    target: str, prompt: list[int], threads: list[int], rounds: int, only: list[str] | None
+) -> dict[str, dict[str, float]]:
+    """Returns the median milliseconds of scoring chains of several lengths, prompt committed."""
+    table = {}
+    for engine, dtype in [
+        ("native", "float32"),
+        ("native", "float16"),
+        ("native", "int8"),
+        ("generic", "float32"),
+    ]:
+        if only is not None and not any(part in f"treesnake {engine} {dtype}" for part in only):
+            continue
+        model = load_target(target, dtype=dtype, device="cpu", engine=engine).model
+        session = model.new_session()
+        session.prefill(Prompt.of(prompt))
+        for number in threads:
+            torch.set_num_threads(number)
+            times: dict[int, list[float]] = {count: [] for count in NODE_COUNTS}
+            for _ in range(4 * rounds + 1):
+                for count in NODE_COUNTS:
+                    times[count].append(_time_of_scoring(session, prompt, count))
+            name = f"treesnake {engine} {dtype}, {number} thread{'s' * (number > 1)}"
+            table[name] = {
+                str(count): round(statistics.median(values[1:]) * 1e3, 2)
+                for count, values in times.items()
+            }
+    return table
+
+
+def _time_of_scoring(session: Target, prompt: list[int], count: int) -> float:
+    tree = TokenTree.chain(torch.tensor((prompt * count)[:count]))
+    started = time.perf_counter()
+    session.score(tree)
+    return time.perf_counter() - started
+
+
+def _print(
+    decoding: dict[str, Any], scoring: dict[str, dict[str, float]], failures: dict[str, str]
+) -> None:
+    console = Console()
+    table = Table("plain decoding", "ms/token", "tokens/s", box=None)
+    for name, entry in decoding.items():
+        table.add_row(name, f"{entry['ms_per_token']:.2f}", f"{1e3 / entry['ms_per_token']:.1f}")
+    console.print(table)
+    table = Table("scoring, ms for nodes", *map(str, NODE_COUNTS), box=None)
+    for name, row in scoring.items():
+        table.add_row(name, *(f"{value:.1f}" for value in row.values()))
+    console.print(table)
+    for name, failure in failures.items():
+        console.print(f"{name} failed: {failure}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

