@@ -1,0 +1,44 @@
+"""What users import: sorted, there, documented, and nothing else."""
+
+import inspect
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+import treesnake
+import treesnake.testing
+
+PUBLIC_MODULES = [treesnake, treesnake.testing]
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES, ids=lambda module: module.__name__)
+def test_exported_names_are_sorted_and_named_once(module: ModuleType) -> None:
+    assert list(module.__all__) == sorted(set(module.__all__))
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES, ids=lambda module: module.__name__)
+def test_exported_names_are_there(module: ModuleType) -> None:
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES, ids=lambda module: module.__name__)
+def test_exported_functions_and_classes_are_documented(module: ModuleType) -> None:
+    exported = {name: getattr(module, name) for name in module.__all__}
+    assert [
+        name
+        for name, thing in exported.items()
+        if (inspect.isclass(thing) or inspect.isroutine(thing)) and not inspect.getdoc(thing)
+    ] == []
+
+
+@pytest.mark.parametrize("module", PUBLIC_MODULES, ids=lambda module: module.__name__)
+def test_public_names_that_are_not_exported_are_modules(module: ModuleType) -> None:
+    others = {name for name in vars(module) if not name.startswith("_")} - set(module.__all__)
+    assert [name for name in others if not inspect.ismodule(getattr(module, name))] == []
+
+
+def test_exported_names_can_be_imported_from_a_fresh_interpreter() -> None:
+    program = "from treesnake import *; from treesnake.testing import *"
+    subprocess.run([sys.executable, "-c", program], check=True)
