@@ -89,6 +89,22 @@ def test_a_chain_continues_token_by_token() -> None:
     assert tree.path_tokens(3) == [7, 5, 5, 9]
 
 
+@given(st.integers(0, 10**6))
+def test_following_the_tokens_of_a_path_finds_its_nodes(seed: int) -> None:
+    tree = make_distinct_tree(seed)
+    for node in range(len(tree)):
+        assert tree.follow(tree.path_tokens(node)) == tree.path(node)
+
+
+@given(st.integers(0, 10**6), st.lists(st.integers(0, 2), max_size=6))
+def test_a_text_is_followed_as_far_as_the_tree_has_it(seed: int, tokens: list[int]) -> None:
+    tree = make_distinct_tree(seed)
+    path = tree.follow(tokens)
+    assert [tree.tokens[node] for node in path] == tokens[: len(path)]
+    if len(path) < len(tokens):
+        assert tuple(tokens[: len(path) + 1]) not in texts(tree)
+
+
 @pytest.mark.parametrize(
     ("tokens", "parents"),
     [
