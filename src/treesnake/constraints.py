@@ -16,6 +16,9 @@ from torch import Tensor
 from treesnake.errors import InvalidInputError
 from treesnake.tree import TokenTree
 
+FORBIDDEN = float("-inf")
+"""The logit of a token that may not come next."""
+
 
 @runtime_checkable
 class Constraint(Protocol):
@@ -60,7 +63,7 @@ class BannedTokens:
         self, prefix: Sequence[int], logits: Float[Tensor, " vocab"]
     ) -> Float[Tensor, " vocab"]:
         banned = torch.tensor(sorted(self.token_ids), dtype=torch.long, device=logits.device)
-        return logits.index_fill(0, banned, float("-inf"))
+        return logits.index_fill(0, banned, FORBIDDEN)
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,7 @@ class AllowedTokens:
         self, prefix: Sequence[int], logits: Float[Tensor, " vocab"]
     ) -> Float[Tensor, " vocab"]:
         mask = self.allowed_mask(prefix).to(logits.device)
-        if not bool(mask.any()):
-            raise InvalidInputError(
-                f"the constraint allows no token after {len(prefix)} tokens; allow at least an end "
-                "token there"
-            )
-        return logits.masked_fill(~mask, float("-inf"))
+        return logits.masked_fill(~mask, FORBIDDEN)
 
 
 def constrain(
@@ -91,27 +89,48 @@ def constrain(
     tree: TokenTree,
     context: Sequence[int],
     constraints: Sequence[Constraint],
+    find_end: Callable[[Sequence[int]], object] = lambda drafted: None,
 ) -> Float[Tensor, "nodes vocab"]:
     """Applies the constraints one after the other at every node.
+
+    They never see a text that they forbid, nor one that has ended: a node that cannot be accepted,
+    or after which nothing will be emitted, keeps its logits, and so does all below it.
 
     Args:
         logits: what the target gave.
         tree: the tree that it scored.
         context: the text so far, whose last token is the tree's anchor.
-        constraints: none at all costs nothing. They never see a text that they forbid: a node that
-            cannot be accepted, nor anything below it, keeps its logits.
+        constraints: none at all costs nothing.
+        find_end: takes the drafted tokens on the way to a node; true where they end the text.
+
+    Raises:
+        InvalidInputError: if no token is left at some node.
     """
     if not constraints:
         return logits
     rows: list[Float[Tensor, " vocab"]] = []
-    reachable: list[bool] = []
+    is_open: list[bool] = []
     for node, (parent, token) in enumerate(zip(tree.parent_list, tree.tokens, strict=True)):
-        allowed = parent < 0 or (reachable[parent] and bool(rows[parent][token] > float("-inf")))
+        drafted = tree.path_tokens(node)[1:]
         row = logits[node]
-        if allowed:
-            prefix = [*context[:-1], *tree.path_tokens(node)]
-            for constraint in constraints:
-                row = constraint(prefix, row)
+        is_open.append(
+            parent < 0
+            or (is_open[parent] and bool(rows[parent][token] > FORBIDDEN) and not find_end(drafted))
+        )
+        if is_open[node]:
+            row = _constrain_row(row, [*context, *drafted], constraints)
         rows.append(row)
-        reachable.append(allowed)
     return torch.stack(rows)
+
+
+def _constrain_row(
+    logits: Float[Tensor, " vocab"], prefix: Sequence[int], constraints: Sequence[Constraint]
+) -> Float[Tensor, " vocab"]:
+    for constraint in constraints:
+        logits = constraint(prefix, logits)
+    if bool((logits == FORBIDDEN).all()):
+        raise InvalidInputError(
+            f"the constraints allow no token after {len(prefix)} tokens; allow at least an end "
+            "token there"
+        )
+    return logits

@@ -5,6 +5,7 @@ those of plain greedy decoding, with the others they have the distribution of pl
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from time import perf_counter
 
 from treesnake.acceptance.exact import rule_for
@@ -57,12 +58,14 @@ def generate(
         draft = drafter.draft(context[-1], shape, params, rng)
 
         drafted = perf_counter()
-        logits = constrain(target.score(draft.tree), draft.tree, context, constraints)
+        find_cut = partial(first_cut, stop_rules, context[len(prompt) :])
+        logits = target.score(draft.tree)
+        logits = constrain(logits, draft.tree, context, constraints, find_cut)
 
         scored = perf_counter()
         acceptance = accept(draft, to_probs(logits, params), rng)
         emitted = acceptance.emitted(draft.tree)[:room]
-        cut = first_cut(stop_rules, context[len(prompt) :], emitted)
+        cut = find_cut(emitted)
         if cut:
             emitted = emitted[: cut.num_kept]
 

@@ -1,0 +1,127 @@
+"""Constraints one by one, and how they reach the nodes of a tree."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import RepetitionPenaltyLogitsProcessor
+
+from treesnake.constraints import (
+    AllowedTokens,
+    BannedTokens,
+    Constraint,
+    RepetitionPenalty,
+    constrain,
+)
+from treesnake.errors import InvalidInputError
+from treesnake.tree import TokenTree
+
+VOCAB_SIZE = 5
+CONTEXT = (4, 2, 0)
+TREE = TokenTree(torch.tensor([0, 1, 2, 3, 1, 1]), torch.tensor([-1, 0, 0, 1, 1, 3]))
+FORBIDDEN = float("-inf")
+
+
+def random_logits(seed: int, *axes: int) -> Tensor:
+    return torch.randn(*axes, generator=torch.Generator().manual_seed(seed))
+
+
+class _Recording:
+    """Forbids some tokens and notes every text that it is asked about."""
+
+    def __init__(self, *banned: int) -> None:
+        self._banned = BannedTokens(banned)
+        self.seen: list[tuple[int, ...]] = []
+
+    def __call__(self, prefix: Sequence[int], logits: Tensor) -> Tensor:
+        self.seen.append(tuple(prefix))
+        return self._banned(prefix, logits)
+
+
+def test_every_constraint_is_one() -> None:
+    everything = AllowedTokens(lambda prefix: torch.ones(VOCAB_SIZE, dtype=torch.bool))
+    for constraint in (RepetitionPenalty(1.2), BannedTokens([1]), everything, _Recording()):
+        assert isinstance(constraint, Constraint)
+
+
+@given(st.integers(0, 10**6), st.lists(st.integers(0, 8), min_size=1), st.floats(0.25, 4))
+def test_the_repetition_penalty_is_that_of_transformers(
+    seed: int, prefix: list[int], penalty: float
+) -> None:
+    logits = random_logits(seed, 9)
+    processor = RepetitionPenaltyLogitsProcessor(penalty)
+    expected = processor(torch.LongTensor([prefix]), logits[None].clone())[0]
+    torch.testing.assert_close(RepetitionPenalty(penalty)(prefix, logits), expected)
+
+
+@pytest.mark.parametrize("penalty", [0.0, -1.0, float("nan")])
+def test_a_penalty_that_is_not_positive_is_refused(penalty: float) -> None:
+    with pytest.raises(InvalidInputError, match="above 0"):
+        RepetitionPenalty(penalty)
+
+
+def test_banned_tokens_are_forbidden_and_others_untouched() -> None:
+    logits = random_logits(0, VOCAB_SIZE)
+    constrained = BannedTokens({1, 3})((), logits)
+    assert constrained[[1, 3]].tolist() == [FORBIDDEN, FORBIDDEN]
+    assert torch.equal(constrained[[0, 2, 4]], logits[[0, 2, 4]])
+    assert torch.isfinite(logits).all(), "the logits that were given stay as they are"
+
+
+def test_allowed_tokens_depend_on_the_text() -> None:
+    """No token may come twice in a row."""
+    constraint = AllowedTokens(lambda prefix: torch.arange(VOCAB_SIZE) != prefix[-1])
+    constrained = constraint((0, 3), random_logits(0, VOCAB_SIZE))
+    assert (constrained == FORBIDDEN).nonzero().tolist() == [[3]]
+
+
+def test_a_text_after_which_nothing_is_allowed_is_refused() -> None:
+    nothing = AllowedTokens(lambda prefix: torch.zeros(VOCAB_SIZE, dtype=torch.bool))
+    logits = random_logits(0, len(TREE), VOCAB_SIZE)
+    with pytest.raises(InvalidInputError, match="no token after 3 tokens"):
+        constrain(logits, TREE, CONTEXT, [nothing])
+
+
+def test_constraints_that_together_allow_nothing_are_refused() -> None:
+    """Each leaves something over; at temperature 0 the first token would win silently."""
+    even = AllowedTokens(lambda prefix: torch.arange(VOCAB_SIZE) % 2 == 0)
+    logits = random_logits(0, len(TREE), VOCAB_SIZE)
+    with pytest.raises(InvalidInputError, match="no token after 3 tokens"):
+        constrain(logits, TREE, CONTEXT, [BannedTokens([0, 2, 4]), even])
+
+
+def test_no_constraint_leaves_the_logits_as_they_are() -> None:
+    logits = random_logits(0, len(TREE), VOCAB_SIZE)
+    assert constrain(logits, TREE, CONTEXT, []) is logits
+
+
+def test_each_node_is_constrained_by_its_own_text() -> None:
+    recording = _Recording()
+    constrain(random_logits(0, len(TREE), VOCAB_SIZE), TREE, CONTEXT, [recording])
+    assert recording.seen == [(*CONTEXT[:-1], *TREE.path_tokens(node)) for node in range(len(TREE))]
+
+
+def test_constraints_apply_one_after_the_other() -> None:
+    logits = random_logits(0, len(TREE), VOCAB_SIZE)
+    penalty, banned = RepetitionPenalty(2.0), BannedTokens([4])
+    constrained = constrain(logits, TREE, CONTEXT, [penalty, banned])
+    for node in range(len(TREE)):
+        prefix = [*CONTEXT[:-1], *TREE.path_tokens(node)]
+        assert torch.equal(constrained[node], banned(prefix, penalty(prefix, logits[node])))
+
+
+def test_a_constraint_never_sees_a_text_that_it_forbids() -> None:
+    recording = _Recording(1)
+    constrain(random_logits(0, len(TREE), VOCAB_SIZE), TREE, CONTEXT, [recording])
+    assert recording.seen == [(4, 2, 0), (4, 2, 0, 2)]
+
+
+def test_a_constraint_never_sees_a_text_that_the_target_rules_out() -> None:
+    logits = random_logits(0, len(TREE), VOCAB_SIZE)
+    logits[0, 1] = FORBIDDEN
+    recording = _Recording()
+    constrain(logits, TREE, CONTEXT, [recording])
+    assert recording.seen == [(4, 2, 0), (4, 2, 0, 2)]
