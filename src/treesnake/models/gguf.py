@@ -96,6 +96,10 @@ class GgufFile(Mapping[str, Tensor]):
     def __contains__(self, name: object) -> bool:
         return name in self.entries
 
+    def num_bytes_as(self, dtype: torch.dtype) -> int:
+        """Returns the size of all tensors once unpacked to a dtype."""
+        return sum(entry.num_elements for entry in self.entries.values()) * dtype.itemsize
+
     def _read(self, name: str, num_bytes: int) -> UInt8[np.ndarray, " bytes"]:
         raw = np.fromfile(self.path, np.uint8, num_bytes, offset=self.entries[name].start)
         if raw.size != num_bytes:

@@ -87,6 +87,13 @@ class Weights(Mapping[str, Tensor]):
         """The size of all tensors as stored."""
         return sum(entry.num_bytes for entry in self.entries.values())
 
+    def num_bytes_as(self, dtype: torch.dtype) -> int:
+        """Returns the size of all tensors once those of floating point have another dtype."""
+        return sum(
+            entry.num_elements * (dtype if entry.dtype.is_floating_point else entry.dtype).itemsize
+            for entry in self.entries.values()
+        )
+
 
 def open_weights(folder: Path) -> Weights:
     """Opens the safetensors checkpoint of a folder, in one file or in shards; reads headers only.
@@ -138,7 +145,7 @@ def _entry(path: Path, data_start: int, field: Mapping[str, Any]) -> TensorEntry
         raise ValueError(f"unknown dtype {field['dtype']!r}")
     begin, end = field["data_offsets"]
     entry = TensorEntry(path, DTYPES[field["dtype"]], tuple(field["shape"]), data_start + begin)
-    if begin < 0 or entry.num_bytes != end - begin:
+    if begin < 0 or min(entry.shape, default=0) < 0 or entry.num_bytes != end - begin:
         raise ValueError(f"a tensor of shape {field['shape']} at bytes {begin} to {end}")
     return entry
 
@@ -147,7 +154,7 @@ def _sharded_entries(folder: Path) -> dict[str, TensorEntry]:
     index = folder / INDEX_FILE
     try:
         files: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
-        shards = sorted(set(files.values()))
+        shards = sorted({Path(file).as_posix() for file in files.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoadError(f"{index} is no index of shards ({error!r}); fetch it again") from error
     # A shard is a plain file name: an index must not reach outside of its folder.

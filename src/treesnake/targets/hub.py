@@ -1,0 +1,51 @@
+"""Fetches models from the Hugging Face hub into the hub's own cache."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from treesnake.errors import LoadError
+
+# Only what is loaded: no pickles, no copies in other formats, and code only for those who ask.
+DATA_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors")
+CODE_FILES = ("*.py",)
+
+# The first kind that fits counts.
+REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (HFValidationError, "it is neither a folder here nor a name that the hub could know"),
+    (GatedRepoError, "accept its terms on its page at the hub, then log in with `hf auth login`"),
+    (RepositoryNotFoundError, "there is no such folder here, and no such model at the hub"),
+    (RevisionNotFoundError, "the hub has that model, but not that revision"),
+    (
+        LocalEntryNotFoundError,
+        (
+            "there is no such folder here, the hub's cache on this machine does not hold all of "
+            "it, and the hub cannot be reached; name a folder, or go online once to fetch it"
+        ),
+    ),
+)
+
+
+def fetch_model(name: str, *, revision: str | None, with_code: bool) -> Path:
+    """Returns the folder of a hub model in the hub's cache, fetching what is missing.
+
+    Without a connection, or with HF_HUB_OFFLINE=1, what is in the cache is used.
+
+    Raises:
+        LoadError: if there is no such model or revision, or it cannot be reached.
+    """
+    patterns = [*DATA_FILES, *CODE_FILES] if with_code else list(DATA_FILES)
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        reasons = (reason for kind, reason in REASONS if isinstance(error, kind))
+        reason = next(reasons, f"{type(error).__name__}: {error}")
+        wanted = name if revision is None else f"{name} at revision {revision}"
+        raise LoadError(f"{wanted} could not be fetched: {reason}") from error

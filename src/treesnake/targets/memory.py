@@ -1,0 +1,60 @@
+"""Compares the memory that weights take with what is free, before they are loaded."""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from treesnake.errors import LoadError
+from treesnake.models.weights import Weights
+from treesnake.targets.checkpoint import Checkpoint
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    """Returns what the weights take in memory; a quantised checkpoint keeps its stored types."""
+    weights = checkpoint.weights
+    quantised = getattr(checkpoint.config, "quantization_config", None) is not None
+    if quantised and isinstance(weights, Weights):
+        return weights.num_bytes
+    return weights.num_bytes_as(dtype)
+
+
+def check_memory(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuses weights that do not fit.
+
+    Raises:
+        LoadError: with the numbers, and a smaller dtype if that would fit.
+    """
+    needed, free = weight_bytes(checkpoint, dtype), free_bytes(device)
+    if needed <= free:
+        return
+    half = weight_bytes(checkpoint, torch.bfloat16)
+    advice = "choose a smaller model or another device"
+    if half <= free:
+        advice = f"dtype='bfloat16' would take {half / 1e9:.2f} GB"
+    raise LoadError(
+        f"{checkpoint.name} takes {needed / 1e9:.2f} GB in {str(dtype).removeprefix('torch.')}, "
+        f"and {free / 1e9:.2f} GB are free on {device}; {advice}"
+    )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Returns the free memory of a device, or of the machine and the container around us."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available: int = psutil.virtual_memory().available
+    left = _container_bytes()
+    return available if left is None else min(available, left)
+
+
+def _container_bytes() -> int | None:
+    """Returns what a container's limit leaves (control groups, version 2) beside file caches."""
+    try:
+        limit = int((CGROUP / "memory.max").read_text())
+        used = int((CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return limit - used + int(stat["inactive_file"])
+    except (OSError, ValueError, KeyError):  # no container, or no limit ("max")
+        return None

@@ -1,0 +1,164 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from treesnake.errors import LoadError
+from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, open_weights, read_header
+
+
+@pytest.fixture
+def tensors() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(4, 6, generator=generator)
+    return {
+        "float32": values,
+        "float16": values.half(),
+        "bfloat16": values.bfloat16(),
+        "float8": values.to(torch.float8_e4m3fn),
+        "int64": torch.arange(5),
+        "bool": values > 0,
+        "scalar": torch.tensor(3.5),
+        "empty": torch.empty(0, 4),
+    }
+
+
+@pytest.fixture
+def sharded(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    first = ["float32", "int64"]
+    shards = {
+        "model-00001-of-00002.safetensors": first,
+        "model-00002-of-00002.safetensors": [name for name in tensors if name not in first],
+    }
+    for shard, names in shards.items():
+        save_file({name: tensors[name] for name in names}, tmp_path / shard)
+    files = {name: shard for shard, names in shards.items() for name in names}
+    (tmp_path / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return tmp_path
+
+
+def test_every_tensor_is_read_bit_for_bit(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, tmp_path / SINGLE_FILE, metadata={"format": "pt"})
+    weights = open_weights(tmp_path)
+    assert set(weights) == set(tensors)
+    for name, tensor in tensors.items():
+        read = weights[name]
+        assert read.dtype == tensor.dtype
+        assert read.shape == tensor.shape
+        assert torch.equal(read.reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
+
+
+def test_shards_are_read_as_one(sharded: Path, tensors: dict[str, torch.Tensor]) -> None:
+    weights = open_weights(sharded)
+    assert set(weights) == set(tensors)
+    assert torch.equal(weights["float32"], tensors["float32"])
+    assert torch.equal(weights["bool"], tensors["bool"])
+
+
+def test_asking_whether_a_tensor_is_there_reads_none(sharded: Path) -> None:
+    weights = open_weights(sharded)
+    for shard in sharded.glob("*.safetensors"):
+        shard.unlink()
+    assert "float32" in weights
+    assert "float64" not in weights
+    assert len(weights) == 8
+
+
+def test_sizes_count_floats_in_the_wanted_dtype_and_integers_as_stored(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(3, 5), "b": torch.arange(7)}, tmp_path / SINGLE_FILE)
+    weights = open_weights(tmp_path)
+    assert weights.num_bytes == 3 * 5 * 4 + 7 * 8
+    assert weights.num_bytes_as(torch.float16) == 3 * 5 * 2 + 7 * 8
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=r"neither model\.safetensors nor"):
+        open_weights(tmp_path)
+
+
+def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / SINGLE_FILE
+    save_file({"a": torch.zeros(100)}, path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(LoadError, match=r"is cut off: its header promises \d+ bytes"):
+        open_weights(tmp_path)
+
+
+def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / SINGLE_FILE).write_bytes(b"version https://git-lfs.github.com/spec/v1\n" * 3)
+    with pytest.raises(LoadError, match="is no safetensors file"):
+        open_weights(tmp_path)
+
+
+def test_a_file_that_shrinks_after_it_was_opened_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / SINGLE_FILE
+    save_file({"a": torch.zeros(100)}, path)
+    weights = open_weights(tmp_path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(LoadError, match="in the middle of a"):
+        weights["a"]
+
+
+def test_missing_shards_are_named(sharded: Path) -> None:
+    (sharded / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(LoadError, match=r"lacks 1 of 2 shards: model-00002-of-00002"):
+        open_weights(sharded)
+
+
+def test_an_index_cannot_reach_outside_its_folder(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "secret.safetensors")
+    inside = tmp_path / "model"
+    inside.mkdir()
+    (inside / INDEX_FILE).write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
+    with pytest.raises(LoadError, match="lacks 1 of 1 shards"):
+        open_weights(inside)
+
+
+def test_an_index_that_promises_more_than_its_shards_is_refused(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX_FILE).read_text())
+    index["weight_map"]["lost"] = "model-00001-of-00002.safetensors"
+    (sharded / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.raises(LoadError, match="1 tensors that no shard holds, lost first"):
+        open_weights(sharded)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
+def test_a_broken_index_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / INDEX_FILE).write_text(text)
+    with pytest.raises(LoadError, match="no index of shards"):
+        open_weights(tmp_path)
+
+
+@given(header=st.binary(max_size=60), data=st.binary(max_size=20))
+def test_random_bytes_never_raise_anything_but_a_load_error(
+    tmp_path_factory: pytest.TempPathFactory, header: bytes, data: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("random") / SINGLE_FILE
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    with pytest.raises(LoadError):
+        read_header(path)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
+        {"dtype": "F32", "shape": ["1"], "data_offsets": [0, 4]},
+        {"dtype": "Q4", "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [4]},
+        3,
+    ],
+)
+def test_a_header_that_contradicts_itself_is_refused(tmp_path: Path, field: object) -> None:
+    path = tmp_path / SINGLE_FILE
+    header = json.dumps({"a": field}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(LoadError, match="broken safetensors header"):
+        read_header(path)
