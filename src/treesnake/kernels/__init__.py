@@ -1,0 +1,1 @@
+"""Kernels: tensors in, tensors out, in three forms with the same names."""

@@ -1,0 +1,115 @@
+"""Which form of a kernel runs where: compiled on CPUs, Triton on NVIDIA GPUs, torch elsewhere.
+
+The forms of a kernel are modules of the same name with the same functions, so that a module is
+what is chosen. Text kernels (`causal_conv`, `scan`) are differentiable in every form and take batch
+axes; tree kernels are for one sequence and for inference.
+"""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from treesnake.kernels.reference import conv as reference_conv
+from treesnake.kernels.reference import ssd as reference_ssd
+from treesnake.kernels.reference import ssm as reference_ssm
+
+
+@runtime_checkable
+class ConvKernels(Protocol):
+    """`conv` in one of its forms."""
+
+    def causal_conv(
+        self,
+        inputs: Float[Tensor, "*batch tokens channels"],
+        weight: Float[Tensor, "channels conv_width"],
+        bias: Float[Tensor, " channels"] | None,
+        history: Float[Tensor, "*batch history channels"],
+    ) -> Float[Tensor, "*batch tokens channels"]:
+        """Convolves a text."""
+        ...
+
+    def tree_conv(
+        self,
+        inputs: Float[Tensor, "nodes channels"],
+        weight: Float[Tensor, "channels conv_width"],
+        bias: Float[Tensor, " channels"] | None,
+        history: Float[Tensor, "history channels"],
+        windows: Int[Tensor, "new conv_width"],
+    ) -> Float[Tensor, "new channels"]:
+        """Convolves nodes of a tree."""
+        ...
+
+
+@runtime_checkable
+class SsmKernels(Protocol):
+    """`ssm` or `ssd` in one of its forms; the axes of x, dt, A, B and the state are their own."""
+
+    def scan(
+        self,
+        x: Float[Tensor, "*batch_tokens_x"],
+        dt: Float[Tensor, "*batch_tokens_dt"],
+        A: Float[Tensor, "*a_axes"],
+        B: Float[Tensor, "*batch_tokens_b"],
+        C: Float[Tensor, "*batch_tokens_b"],
+        D: Float[Tensor, "*dt_axes"],
+        state: Float[Tensor, "*batch_state"],
+    ) -> tuple[Float[Tensor, "*batch_tokens_x"], Float[Tensor, "*batch_state"]]:
+        """Returns the outputs of a text and the state after it."""
+        ...
+
+    def extend_copies(
+        self,
+        x: Float[Tensor, " new *x_axes"],
+        dt: Float[Tensor, " new *dt_axes"],
+        A: Float[Tensor, "*a_axes"],
+        B: Float[Tensor, " new *b_axes"],
+        C: Float[Tensor, " new *b_axes"],
+        D: Float[Tensor, "*dt_axes"],
+        committed: Float[Tensor, "*state_axes"],
+        node_states: Float[Tensor, " nodes *state_axes"],
+        parents: Int[Tensor, " nodes"],
+    ) -> Float[Tensor, " new *x_axes"]:
+        """Runs the newest nodes of a tree from their parents' states and writes their own."""
+        ...
+
+    def extend_sums(
+        self,
+        x: Float[Tensor, " nodes *x_axes"],
+        dt: Float[Tensor, " nodes *dt_axes"],
+        A: Float[Tensor, "*a_axes"],
+        B: Float[Tensor, " nodes *b_axes"],
+        C: Float[Tensor, " new *b_axes"],
+        D: Float[Tensor, "*dt_axes"],
+        committed: Float[Tensor, "*state_axes"],
+        ancestor_mask: Bool[Tensor, "nodes nodes"],
+    ) -> Float[Tensor, " new *x_axes"]:
+        """Runs the newest nodes of a tree from the inputs of their ancestors."""
+        ...
+
+    def commit_sums(
+        self,
+        x: Float[Tensor, " path *x_axes"],
+        dt: Float[Tensor, " path *dt_axes"],
+        A: Float[Tensor, "*a_axes"],
+        B: Float[Tensor, " path *b_axes"],
+        committed: Float[Tensor, "*state_axes"],
+    ) -> Float[Tensor, "*state_axes"]:
+        """Returns the state after a path from the inputs along it."""
+        ...
+
+
+def conv_kernels(device: torch.device) -> ConvKernels:
+    """Returns the short causal convolution for a device."""
+    return reference_conv
+
+
+def ssm_kernels(device: torch.device) -> SsmKernels:
+    """Returns the selective state space of Mamba-1 for a device."""
+    return reference_ssm
+
+
+def ssd_kernels(device: torch.device) -> SsmKernels:
+    """Returns the state space dual of Mamba-2 for a device."""
+    return reference_ssd

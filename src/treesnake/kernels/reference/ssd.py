@@ -1,0 +1,210 @@
+"""The state space dual of Mamba-2: over a text in chunks, and over a token tree.
+
+Each head has a state of `head_dim` times `state_dim` numbers that decay together:
+
+    S_t = exp(dt_t A) S_p(t) + dt_t x_t B_t^T       y_t = S_t C_t + D x_t
+
+where p(t) is the token before t, or its parent in a tree. Since the decay is one number, the sums
+over earlier tokens are matrix products with weights exp(g_t - g_s), where g_t is the sum of dt A up
+to t.
+
+Glossary (paper symbol, variable):
+    X       x       input of the recurrence, after the convolution
+    Delta   dt      step sizes, positive (after the softplus)
+    A       A       rates, negative, one a head; exp(dt A) is the decay over a step
+    B, C    B, C    directions in which the state is written and read, shared by a group of heads
+    D       D       skip connection
+    S       state   `committed` before a tree, `node_states` within it
+    L       ancestor_mask (of a tree) or the causal mask (of a text)
+
+States and decays are float32 whatever the inputs are.
+Source: Dao and Gu 2024, Listing 1; trees by STree (Wu et al. 2025).
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from treesnake.kernels.reference.ssm import levels
+
+CHUNK = 64
+"""Tokens whose pairwise weights exist at once."""
+
+
+def step(
+    x: Float[Tensor, "*batch heads head_dim"],
+    dt: Float[Tensor, "*batch heads"],
+    A: Float[Tensor, " heads"],
+    B: Float[Tensor, "*batch groups state_dim"],
+    C: Float[Tensor, "*batch groups state_dim"],
+    D: Float[Tensor, " heads"],
+    state: Float[Tensor, "*batch heads head_dim state_dim"],
+) -> tuple[
+    Float[Tensor, "*batch heads head_dim"],
+    Float[Tensor, "*batch heads head_dim state_dim"],
+]:
+    """Returns the output of one token and the state after it: the definition, word for word."""
+    dt = dt.float()
+    B, C = _per_head(B, x.shape[-2]), _per_head(C, x.shape[-2])
+    decay = torch.exp(dt * A)[..., None, None]
+    state = decay * state + (dt[..., None] * x)[..., None] * B[..., None, :]
+    y = (state @ C[..., None]).squeeze(-1)
+    return (y + D[:, None] * x).to(x.dtype), state
+
+
+def scan(
+    x: Float[Tensor, "*batch tokens heads head_dim"],
+    dt: Float[Tensor, "*batch tokens heads"],
+    A: Float[Tensor, " heads"],
+    B: Float[Tensor, "*batch tokens groups state_dim"],
+    C: Float[Tensor, "*batch tokens groups state_dim"],
+    D: Float[Tensor, " heads"],
+    state: Float[Tensor, "*batch heads head_dim state_dim"],
+) -> tuple[
+    Float[Tensor, "*batch tokens heads head_dim"],
+    Float[Tensor, "*batch heads head_dim state_dim"],
+]:
+    """Returns the outputs of a text and the state after it; differentiable.
+
+    Matrix products within a chunk, and one step of the recurrence from chunk to chunk. A text that
+    does not fill its last chunk is padded with steps of size zero, which change nothing.
+    """
+    num_tokens, num_heads = dt.shape[-2:]
+    num_groups = B.shape[-2]
+    padding = -num_tokens % CHUNK
+    skip = D[:, None] * x
+    # Axes from here on: batch, chunks, heads or groups, positions in the chunk, features.
+    log_decays = _in_chunks((dt.float() * A)[..., None], padding).squeeze(-1).cumsum(-1)
+    inputs = _in_chunks(dt.float()[..., None] * x, padding)
+    B, C = _in_chunks(B.float(), padding), _in_chunks(C.float(), padding)
+
+    gaps = log_decays[..., :, None] - log_decays[..., None, :]
+    causal_mask = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=x.device).tril()
+    scores = (C @ B.mT).repeat_interleave(num_heads // num_groups, dim=-3)
+    y = (scores * gaps.masked_fill(~causal_mask, float("-inf")).exp()) @ inputs
+
+    # A group's heads are one long axis here, so that what they share is never repeated.
+    until_end = (log_decays[..., -1:] - log_decays).exp()
+    written = _grouped((inputs * until_end[..., None]).mT, num_groups) @ B
+    written = written.unflatten(-2, (-1, x.shape[-1])).flatten(-4, -3)
+    entering, state = _pass_on(written, log_decays[..., -1].exp(), state)
+    read = _grouped(entering, num_groups) @ C.mT
+    read = read.unflatten(-2, (-1, x.shape[-1])).flatten(-4, -3).mT
+    y = y + read * log_decays.exp()[..., None]
+
+    y = y.transpose(-3, -2).flatten(-4, -3)[..., :num_tokens, :, :]
+    return (y + skip).to(x.dtype), state
+
+
+def extend_copies(
+    x: Float[Tensor, "new heads head_dim"],
+    dt: Float[Tensor, "new heads"],
+    A: Float[Tensor, " heads"],
+    B: Float[Tensor, "new groups state_dim"],
+    C: Float[Tensor, "new groups state_dim"],
+    D: Float[Tensor, " heads"],
+    committed: Float[Tensor, "heads head_dim state_dim"],
+    node_states: Float[Tensor, "nodes heads head_dim state_dim"],
+    parents: Int[Tensor, " nodes"],
+) -> Float[Tensor, "new heads head_dim"]:
+    """Runs the newest nodes of a tree, each from its parent's state, level by level.
+
+    `node_states` and `parents` are those of all nodes; the newest nodes' states are written there.
+    Parent -1 continues the committed state.
+    """
+    first = parents.shape[0] - x.shape[0]
+    outputs = torch.empty_like(x)
+    for level in levels(parents.tolist(), first):
+        nodes = torch.tensor(level, device=x.device)
+        rows, level_parents = nodes - first, parents[nodes]
+        is_root = (level_parents < 0).reshape(-1, *(1,) * committed.ndim)
+        parent_states = torch.where(is_root, committed, node_states[level_parents])
+        outputs[rows], states = step(x[rows], dt[rows], A, B[rows], C[rows], D, parent_states)
+        node_states[nodes] = states
+    return outputs
+
+
+def extend_sums(
+    x: Float[Tensor, "nodes heads head_dim"],
+    dt: Float[Tensor, "nodes heads"],
+    A: Float[Tensor, " heads"],
+    B: Float[Tensor, "nodes groups state_dim"],
+    C: Float[Tensor, "new groups state_dim"],
+    D: Float[Tensor, " heads"],
+    committed: Float[Tensor, "heads head_dim state_dim"],
+    ancestor_mask: Bool[Tensor, " nodes nodes"],
+) -> Float[Tensor, "new heads head_dim"]:
+    """Runs the newest nodes of a tree from the inputs of their ancestors; no state is made.
+
+    With g_t the sum of dt A along the path of node t:
+
+        y_t = exp(g_t) S C_t + sum over ancestors s of exp(g_t - g_s) (C_t . B_s) dt_s x_s + D x_t
+
+    `x`, `dt` and `B` are those of all nodes, `C` that of the newest ones, which are wanted.
+    """
+    num_new, num_heads = C.shape[0], x.shape[1]
+    dt = dt.float()
+    log_decays = ancestor_mask.float() @ (dt * A)
+    visible = ancestor_mask[-num_new:]
+    gaps = log_decays[-num_new:, None] - log_decays[None, :]
+    # Gaps to nodes on other branches can be positive and would overflow: mask before the exp.
+    decays = gaps.masked_fill(~visible[..., None], float("-inf")).exp()
+    B, C = _per_head(B, num_heads), _per_head(C, num_heads)
+    weights = torch.einsum("thn,shn->tsh", C, B) * decays
+    y = torch.einsum("tsh,sh,shp->thp", weights, dt, x.float())
+    kept = log_decays[-num_new:].exp()[..., None]
+    y = y + kept * torch.einsum("thn,hpn->thp", C, committed)
+    return (y + D[:, None] * x[-num_new:]).to(x.dtype)
+
+
+def commit_sums(
+    x: Float[Tensor, "path heads head_dim"],
+    dt: Float[Tensor, "path heads"],
+    A: Float[Tensor, " heads"],
+    B: Float[Tensor, "path groups state_dim"],
+    committed: Float[Tensor, "heads head_dim state_dim"],
+) -> Float[Tensor, "heads head_dim state_dim"]:
+    """Returns the state after a path in closed form, from the inputs along it."""
+    dt = dt.float()
+    log_decays = (dt * A).cumsum(0)
+    until_end = (log_decays[-1] - log_decays).exp() * dt
+    written = torch.einsum("sh,shp,shn->hpn", until_end, x.float(), _per_head(B, x.shape[1]))
+    return log_decays[-1].exp()[:, None, None] * committed + written
+
+
+def _per_head(
+    directions: Float[Tensor, "*batch groups state_dim"], num_heads: int
+) -> Float[Tensor, "*batch heads state_dim"]:
+    """Repeats what a group of heads shares, in float32."""
+    return directions.float().repeat_interleave(num_heads // directions.shape[-2], dim=-2)
+
+
+def _in_chunks(
+    rows: Float[Tensor, "*batch tokens heads features"], padding: int
+) -> Float[Tensor, "*batch chunks heads chunk features"]:
+    padded = F.pad(rows, (0, 0, 0, 0, 0, padding))
+    return padded.unflatten(-3, (-1, CHUNK)).transpose(-3, -2)
+
+
+def _grouped(
+    rows: Float[Tensor, "*batch heads features columns"], num_groups: int
+) -> Float[Tensor, "*batch groups grouped_features columns"]:
+    return rows.unflatten(-3, (num_groups, -1)).flatten(-3, -2)
+
+
+def _pass_on(
+    written: Float[Tensor, "*batch chunks heads head_dim state_dim"],
+    decays: Float[Tensor, "*batch chunks heads"],
+    state: Float[Tensor, "*batch heads head_dim state_dim"],
+) -> tuple[
+    Float[Tensor, "*batch chunks heads head_dim state_dim"],
+    Float[Tensor, "*batch heads head_dim state_dim"],
+]:
+    """Returns the state that enters each chunk, and the one after the last."""
+    entering = []
+    for chunk in range(written.shape[-4]):
+        entering.append(state)
+        decay = decays[..., chunk, :, None, None]
+        state = decay * state + written[..., chunk, :, :, :]
+    return torch.stack(entering, dim=-4), state

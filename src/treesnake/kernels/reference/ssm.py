@@ -1,0 +1,194 @@
+"""The selective state space of Mamba-1: over a text and over a token tree.
+
+Each channel has a state of `state_dim` numbers, and every one of these decays at its own rate:
+
+    h_t = exp(dt_t A) h_p(t) + dt_t B_t x_t        y_t = C_t . h_t + D x_t
+
+where p(t) is the token before t, or its parent in a tree.
+
+Glossary (paper symbol, variable):
+    x       x       input of the recurrence, after the convolution
+    Delta   dt      step sizes, positive (after the softplus)
+    A       A       rates, negative; exp(dt A) is the decay over a step
+    B, C    B, C    directions in which the state is written and read
+    D       D       skip connection
+    h       state   `committed` before a tree, `node_states` within it
+
+States and decays are float32 whatever the inputs are.
+Source: Gu and Dao 2023, Alg. 2; trees by STree (Wu et al. 2025), which keeps states too.
+"""
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+SCAN_CHUNK = 32
+"""Tokens that are scanned at once; the states within a chunk exist only while it is computed."""
+
+
+def step(
+    x: Float[Tensor, "*batch channels"],
+    dt: Float[Tensor, "*batch channels"],
+    A: Float[Tensor, "channels state_dim"],
+    B: Float[Tensor, "*batch state_dim"],
+    C: Float[Tensor, "*batch state_dim"],
+    D: Float[Tensor, " channels"],
+    state: Float[Tensor, "*batch channels state_dim"],
+) -> tuple[Float[Tensor, "*batch channels"], Float[Tensor, "*batch channels state_dim"]]:
+    """Returns the output of one token and the state after it: the definition, word for word."""
+    dt = dt.float()
+    decay = torch.exp(dt[..., None] * A)
+    state = decay * state + (dt * x)[..., None] * B[..., None, :].float()
+    return _read(state, C, D, x), state
+
+
+def scan(
+    x: Float[Tensor, "*batch tokens channels"],
+    dt: Float[Tensor, "*batch tokens channels"],
+    A: Float[Tensor, "channels state_dim"],
+    B: Float[Tensor, "*batch tokens state_dim"],
+    C: Float[Tensor, "*batch tokens state_dim"],
+    D: Float[Tensor, " channels"],
+    state: Float[Tensor, "*batch channels state_dim"],
+) -> tuple[Float[Tensor, "*batch tokens channels"], Float[Tensor, "*batch channels state_dim"]]:
+    """Returns the outputs of a text and the state after it; differentiable.
+
+    Within a chunk log2(tokens) rounds of whole-array operations do. For a backward pass the states
+    are computed again chunk by chunk, so that memory does not grow with `state_dim` times tokens.
+    """
+    bounds = [*range(0, x.shape[-2], SCAN_CHUNK), x.shape[-2]]
+    outputs = []
+    for first, end in pairwise(bounds):
+        chunk = (part[..., first:end, :] for part in (x, dt, B, C))
+        y, state = checkpoint(_scan_chunk, *chunk, A, D, state, use_reentrant=False)
+        outputs.append(y)
+    return torch.cat(outputs, dim=-2), state
+
+
+def extend_copies(
+    x: Float[Tensor, "new channels"],
+    dt: Float[Tensor, "new channels"],
+    A: Float[Tensor, "channels state_dim"],
+    B: Float[Tensor, "new state_dim"],
+    C: Float[Tensor, "new state_dim"],
+    D: Float[Tensor, " channels"],
+    committed: Float[Tensor, "channels state_dim"],
+    node_states: Float[Tensor, "nodes channels state_dim"],
+    parents: Int[Tensor, " nodes"],
+) -> Float[Tensor, "new channels"]:
+    """Runs the newest nodes of a tree, each from its parent's state, level by level.
+
+    `node_states` and `parents` are those of all nodes; the newest nodes' states are written there.
+    Parent -1 continues the committed state.
+    """
+    first = parents.shape[0] - x.shape[0]
+    outputs = torch.empty_like(x)
+    for level in levels(parents.tolist(), first):
+        nodes = torch.tensor(level, device=x.device)
+        rows, level_parents = nodes - first, parents[nodes]
+        is_root = (level_parents < 0).reshape(-1, *(1,) * committed.ndim)
+        parent_states = torch.where(is_root, committed, node_states[level_parents])
+        outputs[rows], states = step(x[rows], dt[rows], A, B[rows], C[rows], D, parent_states)
+        node_states[nodes] = states
+    return outputs
+
+
+def extend_sums(
+    x: Float[Tensor, "nodes channels"],
+    dt: Float[Tensor, "nodes channels"],
+    A: Float[Tensor, "channels state_dim"],
+    B: Float[Tensor, "nodes state_dim"],
+    C: Float[Tensor, "new state_dim"],
+    D: Float[Tensor, " channels"],
+    committed: Float[Tensor, "channels state_dim"],
+    ancestor_mask: Bool[Tensor, " nodes nodes"],
+) -> Float[Tensor, "new channels"]:
+    """Runs the newest nodes of a tree from the inputs of their ancestors; no state is made.
+
+    With g_t the sum of dt along the path of node t:
+
+        y_t = C_t . (exp(g_t A) S + sum over ancestors s of exp((g_t - g_s) A) dt_s B_s x_s) + D x_t
+
+    `x`, `dt` and `B` are those of all nodes, `C` that of the newest ones, which are wanted.
+    """
+    num_new = C.shape[0]
+    dt = dt.float()
+    elapsed = ancestor_mask.float() @ dt
+    visible = ancestor_mask[-num_new:]
+    gaps = elapsed[-num_new:, None] - elapsed[None, :]
+    # Gaps to nodes on other branches can be negative and would overflow: mask before the exp.
+    gaps = gaps.masked_fill(~visible[..., None], float("inf"))
+    decays = torch.exp(gaps[..., None] * A)
+    states = torch.einsum("tscn,sc,sn->tcn", decays, dt * x, B.float())
+    states = states + torch.exp(elapsed[-num_new:, :, None] * A) * committed
+    return _read(states, C, D, x[-num_new:])
+
+
+def commit_sums(
+    x: Float[Tensor, "path channels"],
+    dt: Float[Tensor, "path channels"],
+    A: Float[Tensor, "channels state_dim"],
+    B: Float[Tensor, "path state_dim"],
+    committed: Float[Tensor, "channels state_dim"],
+) -> Float[Tensor, "channels state_dim"]:
+    """Returns the state after a path in closed form, from the inputs along it."""
+    dt = dt.float()
+    remaining = dt.sum(0) - dt.cumsum(0)
+    decays = torch.exp(remaining[..., None] * A)
+    written = torch.einsum("scn,sc,sn->cn", decays, dt * x, B.float())
+    return torch.exp(dt.sum(0)[:, None] * A) * committed + written
+
+
+def levels(parents: list[int], first: int) -> list[list[int]]:
+    """Sorts the nodes from `first` on into levels: each one's parents lie in earlier levels."""
+    depths: dict[int, int] = {}
+    grouped: list[list[int]] = []
+    for node in range(first, len(parents)):
+        depth = depths[node] = depths.get(parents[node], -1) + 1
+        if depth == len(grouped):
+            grouped.append([])
+        grouped[depth].append(node)
+    return grouped
+
+
+def _scan_chunk(
+    x: Float[Tensor, "*batch tokens channels"],
+    dt: Float[Tensor, "*batch tokens channels"],
+    B: Float[Tensor, "*batch tokens state_dim"],
+    C: Float[Tensor, "*batch tokens state_dim"],
+    A: Float[Tensor, "channels state_dim"],
+    D: Float[Tensor, " channels"],
+    state: Float[Tensor, "*batch channels state_dim"],
+) -> tuple[Float[Tensor, "*batch tokens channels"], Float[Tensor, "*batch channels state_dim"]]:
+    """Scans by doubling: after round k each token has absorbed the 2^k tokens up to itself.
+
+    Products of decays never exceed 1, so this is stable where a ratio of running products is not.
+    """
+    dt = dt.float()
+    decays = torch.exp(dt[..., None] * A)
+    written = (dt * x)[..., None] * B[..., None, :].float()
+    tokens = x.shape[-2]
+    span = 1
+    while span < tokens:
+        earlier = (..., slice(None, -span), slice(None), slice(None))
+        later = (..., slice(span, None), slice(None), slice(None))
+        unchanged = (..., slice(None, span), slice(None), slice(None))
+        reached = written[later] + decays[later] * written[earlier]
+        written = torch.cat([written[unchanged], reached], dim=-3)
+        decays = torch.cat([decays[unchanged], decays[later] * decays[earlier]], dim=-3)
+        span *= 2
+    states = written + decays * state[..., None, :, :]
+    return _read(states, C, D, x), states[..., -1, :, :]
+
+
+def _read(
+    states: Float[Tensor, "*rows channels state_dim"],
+    C: Float[Tensor, "*rows state_dim"],
+    D: Float[Tensor, " channels"],
+    x: Float[Tensor, "*rows channels"],
+) -> Float[Tensor, "*rows channels"]:
+    y = (states @ C[..., None].float()).squeeze(-1)
+    return (y + D * x).to(x.dtype)

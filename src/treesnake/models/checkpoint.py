@@ -1,0 +1,330 @@
+"""Mamba networks on disk: the Hugging Face folder layout, and the original one of state-spaces.
+
+A folder has config.json, weights (safetensors, in one file or in shards; or an older
+pytorch_model.bin, of which only tensors are read), and the files of a tokenizer, which are carried
+along unread. Written folders are of the Hugging Face layout and load in transformers.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor
+
+from treesnake.errors import LoadError, UnsupportedModelError
+from treesnake.models.mamba import Mamba, MambaConfig
+from treesnake.models.mamba2 import Mamba2, Mamba2Config
+from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, open_weights
+
+CONFIG_FILE = "config.json"
+PICKLE_FILE = "pytorch_model.bin"
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+MAX_SHARD_BYTES = 5 * 1024**3
+
+Network = Mamba | Mamba2
+NetworkConfig = MambaConfig | Mamba2Config
+
+
+@dataclass(frozen=True)
+class _Key:
+    """A key of a Hugging Face config: what we call it, and what it means where it is missing."""
+
+    name: str
+    field: str
+    default: Any
+
+
+_SHARED_KEYS = (
+    _Key("conv_kernel", "conv_width", 4),
+    _Key("use_bias", "use_bias", False),
+    _Key("use_conv_bias", "use_conv_bias", True),
+    _Key("layer_norm_epsilon", "norm_eps", 1e-5),
+    _Key("bos_token_id", "bos_token_id", 0),
+)
+_KEYS: Final[Mapping[str, tuple[_Key, ...]]] = {
+    "mamba": (
+        *_SHARED_KEYS,
+        _Key("vocab_size", "vocab_size", 50280),
+        _Key("hidden_size", "hidden_size", 768),
+        _Key("num_hidden_layers", "num_layers", 32),
+        _Key("state_size", "state_dim", 16),
+        _Key("expand", "expand", 2),
+        _Key("time_step_rank", "time_step_rank", "auto"),
+        _Key("tie_word_embeddings", "tie_embeddings", True),
+        _Key("eos_token_id", "eos_token_id", 0),
+        _Key("pad_token_id", "pad_token_id", 0),
+    ),
+    "mamba2": (
+        *_SHARED_KEYS,
+        _Key("vocab_size", "vocab_size", 32768),
+        _Key("hidden_size", "hidden_size", 4096),
+        _Key("num_hidden_layers", "num_layers", 64),
+        _Key("num_heads", "num_heads", 128),
+        _Key("head_dim", "head_dim", 64),
+        _Key("n_groups", "num_groups", 8),
+        _Key("state_size", "state_dim", 128),
+        _Key("time_step_limit", "time_step_limit", (0.0, float("inf"))),
+        _Key("tie_word_embeddings", "tie_embeddings", False),
+        _Key("eos_token_id", "eos_token_id", 2),
+        _Key("pad_token_id", "pad_token_id", 1),
+    ),
+}
+_CONFIGS: Final[Mapping[str, type[MambaConfig] | type[Mamba2Config]]] = {
+    "mamba": MambaConfig,
+    "mamba2": Mamba2Config,
+}
+
+_ORIGINAL_KEYS = {
+    "Mamba1": {
+        "d_state": "state_dim",
+        "d_conv": "conv_width",
+        "expand": "expand",
+        "dt_rank": "time_step_rank",
+        "bias": "use_bias",
+        "conv_bias": "use_conv_bias",
+    },
+    "Mamba2": {
+        "d_state": "state_dim",
+        "d_conv": "conv_width",
+        "headdim": "head_dim",
+        "ngroups": "num_groups",
+        "dt_limit": "time_step_limit",
+        "bias": "use_bias",
+        "conv_bias": "use_conv_bias",
+    },
+}
+"""What each key of the original `ssm_cfg` is called here."""
+
+_ORIGINAL_TRAINING_KEYS = frozenset(
+    {"layer", "expand", "chunk_size", "use_fast_path", "use_mem_eff_path", "conv_init"}
+    | {"dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "A_init_range"}
+)
+"""Keys of `ssm_cfg` that change how a network is trained or where it runs, not what it computes."""
+
+
+def read_config(folder: Path) -> NetworkConfig:
+    """Reads the sizes of the network in a folder, of either layout.
+
+    Raises:
+        LoadError: if there is no config.json, or one that makes no sense.
+        UnsupportedModelError: if it describes another kind of network.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise LoadError(f"{folder} has no {CONFIG_FILE}: it is no folder of a network") from error
+    except ValueError as error:
+        raise LoadError(f"{path} is not JSON ({error}); fetch it again") from error
+    model_type = config.get("model_type")
+    try:
+        if model_type in _KEYS:
+            return _read_hugging_face(config, model_type)
+        if model_type is None and "d_model" in config:
+            return _read_original(config)
+    except (TypeError, KeyError) as error:
+        raise LoadError(f"{path} makes no sense: {error!r}") from error
+    raise UnsupportedModelError(
+        f'{path} is of model type "{model_type}"; the networks here are mamba and mamba2'
+    )
+
+
+def load_network(
+    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Network:
+    """Loads the network in a folder, of either layout, ready for inference.
+
+    The rates and step biases of the recurrences stay float32 whatever `dtype` is.
+
+    Raises:
+        LoadError: if files are missing or broken, or tensors do not fit the config.
+        UnsupportedModelError: if the folder holds another kind of network.
+    """
+    config = read_config(folder)
+    with torch.device("meta"):
+        network = Mamba(config) if isinstance(config, MambaConfig) else Mamba2(config)
+    expected = network.state_dict()
+    tensors = {}
+    for name, tensor in _open_tensors(folder):
+        if name == "lm_head.weight" and config.tie_embeddings:
+            continue
+        if name not in expected or tensor.shape != expected[name].shape:
+            fits = list(expected[name].shape) if name in expected else "no such tensor"
+            raise LoadError(
+                f"the weights in {folder} do not fit its config: {name} has shape "
+                f"{list(tensor.shape)}, the network has {fits}"
+            )
+        kept = torch.float32 if name.endswith((".A_log", ".D", ".dt_bias")) else dtype
+        tensors[name] = tensor.to(device, kept)
+    if config.tie_embeddings and "backbone.embeddings.weight" in tensors:
+        tensors["lm_head.weight"] = tensors["backbone.embeddings.weight"]
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise LoadError(f"{folder} lacks {len(missing)} tensors, {missing[0]} first")
+    network.load_state_dict(tensors, assign=True)
+    if config.tie_embeddings:
+        network.tie_embeddings()
+    return network.eval()
+
+
+def save_network(
+    network: Network,
+    folder: Path,
+    tokenizer_folder: Path | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes a network in the Hugging Face layout, overwriting what a folder held.
+
+    Args:
+        network: what to write; tied embeddings are written once.
+        folder: made if it does not exist.
+        tokenizer_folder: where to copy the tokenizer's files from.
+        max_shard_bytes: weights above this size are split into several files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    if network.config.tie_embeddings:
+        del tensors["lm_head.weight"]
+    _write_tensors(tensors, folder, max_shard_bytes)
+    config = _hugging_face_config(network)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    for name in TOKENIZER_FILES:
+        if tokenizer_folder is not None and (tokenizer_folder / name).is_file():
+            shutil.copyfile(tokenizer_folder / name, folder / name)
+
+
+def _read_hugging_face(config: Mapping[str, Any], model_type: str) -> NetworkConfig:
+    if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
+        raise UnsupportedModelError(f'only the activation "silu" is known, not "{activation}"')
+    fields = {key.field: config.get(key.name, key.default) for key in _KEYS[model_type]}
+    return _CONFIGS[model_type](**_cleaned(fields))
+
+
+def _read_original(config: Mapping[str, Any]) -> NetworkConfig:
+    ssm = config.get("ssm_cfg") or {}
+    layer = ssm.get("layer", "Mamba1")
+    names = _ORIGINAL_KEYS.get(layer)
+    if names is None or config.get("attn_layer_idx") or config.get("d_intermediate"):
+        raise UnsupportedModelError(
+            f"only pure Mamba and Mamba-2 networks are known; this one has layers {layer}, "
+            f"attention in {config.get('attn_layer_idx') or 'none'} of them and an MLP of width "
+            f"{config.get('d_intermediate') or 0}"
+        )
+    if unknown := sorted(ssm.keys() - names.keys() - _ORIGINAL_TRAINING_KEYS):
+        raise UnsupportedModelError(f"ssm_cfg has keys with unknown effect: {', '.join(unknown)}")
+    if not config.get("rms_norm", True):
+        raise UnsupportedModelError("only networks with RMS norms are known, not with layer norms")
+    multiple = config.get("pad_vocab_size_multiple", 8)
+    hidden_size = config["d_model"]
+    fields = {
+        "vocab_size": -(-config["vocab_size"] // multiple) * multiple,
+        "hidden_size": hidden_size,
+        "num_layers": config["n_layer"],
+        "tie_embeddings": config.get("tie_embeddings", True),
+        **{names[key]: value for key, value in ssm.items() if key in names},
+    }
+    if layer == "Mamba1":
+        return MambaConfig(**_cleaned(fields))
+    num_heads = ssm.get("expand", 2) * hidden_size // fields.setdefault("head_dim", 64)
+    return Mamba2Config(num_heads=num_heads, **_cleaned(fields))
+
+
+def _cleaned(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Turns what JSON cannot say back into what it stands for."""
+    cleaned = dict(fields)
+    if cleaned.get("time_step_rank") == "auto":
+        cleaned["time_step_rank"] = None
+    if isinstance(cleaned.get("eos_token_id"), list):
+        cleaned["eos_token_id"] = tuple(cleaned["eos_token_id"])
+    if "time_step_limit" in cleaned:
+        low, high = (
+            float(bound["__float__"] if isinstance(bound, dict) else bound)
+            for bound in cleaned["time_step_limit"]
+        )
+        cleaned["time_step_limit"] = (low, high)
+    return cleaned
+
+
+def _hugging_face_config(network: Network) -> dict[str, Any]:
+    config = network.config
+    is_mamba = isinstance(config, MambaConfig)
+    model_type = "mamba" if is_mamba else "mamba2"
+    written = {key.name: getattr(config, key.field) for key in _KEYS[model_type]}
+    if isinstance(config, MambaConfig):
+        written["time_step_rank"] = config.time_step_rank or "auto"
+        written["intermediate_size"] = config.num_channels
+    else:
+        low, high = config.time_step_limit
+        written["time_step_limit"] = [
+            low,
+            {"__float__": "Infinity"} if high == float("inf") else high,
+        ]
+    return written | {
+        "architectures": ["MambaForCausalLM" if is_mamba else "Mamba2ForCausalLM"],
+        "dtype": str(network.lm_head.weight.dtype).removeprefix("torch."),
+        "expand": config.expand,
+        "hidden_act": "silu",
+        "model_type": model_type,
+    }
+
+
+def _open_tensors(folder: Path) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
+    """Yields each stored tensor under the name that it has in the network."""
+    if (folder / INDEX_FILE).is_file() or (folder / SINGLE_FILE).is_file():
+        weights: Mapping[str, Tensor] = open_weights(folder)
+    elif (folder / PICKLE_FILE).is_file():
+        weights = _read_pickle(folder / PICKLE_FILE)
+    else:
+        raise LoadError(f"{folder} holds no weights: neither {SINGLE_FILE} nor {PICKLE_FILE}")
+    for name in weights:
+        yield name.replace("backbone.embedding.", "backbone.embeddings."), weights[name]
+
+
+def _read_pickle(path: Path) -> Mapping[str, Tensor]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise LoadError(f"{path} holds more than tensors or is broken: {error}") from error
+
+
+def _write_tensors(
+    tensors: Mapping[str, Float[Tensor, "..."]], folder: Path, max_shard_bytes: int
+) -> None:
+    shards: list[dict[str, Tensor]] = [{}]
+    room = max_shard_bytes
+    for name, tensor in tensors.items():
+        if tensor.nbytes > room and shards[-1]:
+            shards.append({})
+            room = max_shard_bytes
+        shards[-1][name] = tensor
+        room -= tensor.nbytes
+    for stale in (*folder.glob("model-*-of-*.safetensors"), folder / INDEX_FILE):
+        stale.unlink(missing_ok=True)
+    if len(shards) == 1:
+        save_file(shards[0], folder / SINGLE_FILE, metadata={"format": "pt"})
+        return
+    (folder / SINGLE_FILE).unlink(missing_ok=True)
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, name)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", "utf-8")

@@ -1,0 +1,341 @@
+"""What Mamba and Mamba-2 share: a residual stack of mixers between embeddings and output layer.
+
+A mixer projects, convolves, runs a recurrence and projects back. The architectures differ in what
+is projected and in the recurrence; how a text or a tree goes through the stack is the same.
+Parameters have the names of the Hugging Face checkpoints.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from treesnake.errors import InvalidInputError
+from treesnake.kernels.dispatch import SsmKernels, conv_kernels
+from treesnake.kernels.reference.conv import next_history
+from treesnake.states.branching import PathSums, Selected, StateCopies, StateShape
+from treesnake.states.ssm import SsmState
+
+PREFILL_CHUNK = 512
+"""Tokens of a prompt that are run at once: enough for matrix products, little memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateSpaceConfig(ABC):
+    """The sizes that both architectures have; the defaults are those of the 130M networks.
+
+    Attributes:
+        vocab_size: rows of the embeddings, padding included.
+        use_bias: whether the first and last projection of a layer have biases.
+        use_conv_bias: whether the convolution has biases.
+        tie_embeddings: whether the output layer's weight is the embeddings'.
+        eos_token_id: one token or several that end a text.
+    """
+
+    vocab_size: int = 50280
+    hidden_size: int = 768
+    num_layers: int = 24
+    conv_width: int = 4
+    use_bias: bool = False
+    use_conv_bias: bool = True
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+    bos_token_id: int | None = 0
+    eos_token_id: int | tuple[int, ...] | None = 0
+    pad_token_id: int | None = 0
+
+    @property
+    @abstractmethod
+    def state_shape(self) -> StateShape:
+        """What a sequence's state is made of."""
+
+
+@dataclass(frozen=True)
+class Projected:
+    """A layer's inputs after the first projection; `dt` is None where it is projected later."""
+
+    conv_inputs: Float[Tensor, "*batch tokens conv_channels"]
+    gate: Float[Tensor, "*batch tokens channels"]
+    dt: Float[Tensor, "*batch tokens heads"] | None
+
+
+class RmsNorm(nn.Module):
+    """Divides by the root of the mean square, in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, rows: Float[Tensor, "*rows size"]) -> Float[Tensor, "*rows size"]:
+        """Returns the normed rows in the dtype of the weight."""
+        rows = rows.float()
+        normed = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(self.weight.dtype)
+
+
+class Mixer(nn.Module, ABC):
+    """One layer's mixing of tokens: projection, convolution, recurrence, projection."""
+
+    step_limit: tuple[float, float] = (0.0, float("inf"))
+    """Bounds of dt over a text. Within a tree it is not bounded: transformers does not either."""
+
+    A_log: nn.Parameter
+    D: nn.Parameter
+
+    def __init__(self, config: StateSpaceConfig) -> None:
+        super().__init__()
+        channels = config.state_shape.conv_channels
+        self.conv1d = nn.Conv1d(
+            channels, channels, config.conv_width, groups=channels, bias=config.use_conv_bias
+        )
+
+    @staticmethod
+    @abstractmethod
+    def kernels(device: torch.device) -> SsmKernels:
+        """Returns the recurrence for a device."""
+
+    @abstractmethod
+    def project(self, hidden: Float[Tensor, "*batch tokens hidden"]) -> Projected:
+        """Projects a layer's input to what is convolved and what is not."""
+
+    @abstractmethod
+    def select(
+        self,
+        convolved: Float[Tensor, "*batch tokens conv_channels"],
+        dt: Float[Tensor, "*batch tokens heads"] | None,
+    ) -> Selected:
+        """Makes the recurrence's inputs, step sizes and directions of what was convolved."""
+
+    @abstractmethod
+    def finish(
+        self,
+        y: Float[Tensor, "*batch_tokens_x"],
+        gate: Float[Tensor, "*batch tokens channels"],
+    ) -> Float[Tensor, "*batch tokens hidden"]:
+        """Gates the recurrence's outputs and projects them back."""
+
+    @property
+    def rates(self) -> Float[Tensor, "*a_axes"]:
+        """A, in float32."""
+        return -torch.exp(self.A_log.float())
+
+    def run_text(
+        self,
+        hidden: Float[Tensor, "*batch tokens hidden"],
+        history: Float[Tensor, "*batch history conv_channels"],
+        state: Float[Tensor, "*batch_state"],
+    ) -> tuple[
+        Float[Tensor, "*batch tokens hidden"],
+        Float[Tensor, "*batch history conv_channels"],
+        Float[Tensor, "*batch_state"],
+    ]:
+        """Returns the outputs of a text, and the history and the state after it."""
+        projected = self.project(hidden)
+        conv_inputs = projected.conv_inputs
+        convolved = conv_kernels(hidden.device).causal_conv(
+            conv_inputs, self.conv1d.weight.squeeze(1), self.conv1d.bias, history
+        )
+        selected = self.select(convolved.to(conv_inputs.dtype), projected.dt)
+        y, state = self.kernels(hidden.device).scan(
+            selected.x,
+            selected.dt.clamp(*self.step_limit),
+            selected.A,
+            selected.B,
+            selected.C,
+            selected.D,
+            state,
+        )
+        return self.finish(y, projected.gate), next_history(conv_inputs, history), state
+
+    def run_nodes(
+        self, hidden: Float[Tensor, "new hidden"], sequence: SsmState, layer: int
+    ) -> Float[Tensor, "new hidden"]:
+        """Returns the outputs of the newest nodes of a tree and keeps what their children need."""
+        topology = sequence.topology
+        num_nodes, num_new = len(topology), hidden.shape[0]
+        projected = self.project(hidden)
+        conv_inputs = projected.conv_inputs
+        all_inputs = sequence.conv_inputs[layer, :num_nodes]
+        all_inputs[-num_new:] = conv_inputs
+        convolved = conv_kernels(hidden.device).tree_conv(
+            all_inputs,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            sequence.history[layer],
+            topology.windows[-num_new:],
+        )
+        selected = self.select(convolved.to(conv_inputs.dtype), projected.dt)
+        committed = sequence.recurrent[layer]
+        y = sequence.branching.extend(layer, selected, committed, topology)
+        return self.finish(y, projected.gate)
+
+
+class Block(nn.Module):
+    """A mixer with its norm."""
+
+    def __init__(self, config: StateSpaceConfig, mixer: Mixer) -> None:
+        super().__init__()
+        self.norm = RmsNorm(config.hidden_size, config.norm_eps)
+        self.mixer = mixer
+
+
+class Backbone(nn.Module):
+    """Embeddings, blocks and the last norm."""
+
+    def __init__(self, config: StateSpaceConfig, mixers: Sequence[Mixer]) -> None:
+        super().__init__()
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, mixer) for mixer in mixers)
+        self.norm_f = RmsNorm(config.hidden_size, config.norm_eps)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers, typed."""
+        return cast("list[Block]", list(self.layers))
+
+
+class StateSpaceNetwork(nn.Module, ABC):
+    """A language model of mixers: trained on batches of texts, run on one text and its trees.
+
+    Args:
+        config: the network's sizes.
+        mixers: one a layer.
+        branching: how states branch unless `new_state` is told otherwise.
+    """
+
+    def __init__(
+        self,
+        config: StateSpaceConfig,
+        mixers: Sequence[Mixer],
+        branching: type[StateCopies] | type[PathSums],
+    ) -> None:
+        super().__init__()
+        self.backbone = Backbone(config, mixers)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._branching = branching
+        self._shape = config.state_shape
+        self._output_rows: Float[Tensor, "kept hidden"] | None = None
+        nn.init.normal_(self.backbone.embeddings.weight, std=0.02)
+        if config.tie_embeddings:
+            self.tie_embeddings()
+
+    def tie_embeddings(self) -> None:
+        """Makes the output layer's weight the embeddings' own."""
+        self.lm_head.weight = self.backbone.embeddings.weight
+
+    def forward(
+        self, token_ids: Int[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch tokens vocab"]:
+        """Returns the logits after each token of some texts, each from its start; for training."""
+        return self.lm_head(self.features(token_ids)).float()
+
+    def features(
+        self, token_ids: Int[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch tokens hidden"]:
+        """Returns what the output layer sees, for a loss that makes its logits a part at a time."""
+        batch, shape = token_ids.shape[0], self._shape
+        device = token_ids.device
+        history = torch.zeros(batch, shape.conv_width - 1, shape.conv_channels, device=device)
+        state = torch.zeros(batch, *shape.state, device=device)
+        hidden = self.backbone.embeddings(token_ids).float()
+        for block in self.backbone.blocks:
+            hidden = hidden + block.mixer.run_text(block.norm(hidden), history, state)[0]
+        return self.backbone.norm_f(hidden)
+
+    def restrict_output(self, token_ids: Int[Tensor, " kept"] | None) -> None:
+        """Makes `extend` give logits of these tokens only, in this order; None: of all again.
+
+        Costs a copy of their rows of the output layer. Training is not touched.
+
+        Raises:
+            InvalidInputError: if a token is not in the vocabulary.
+        """
+        weight = self.lm_head.weight.detach()
+        if token_ids is not None and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < len(
+            weight
+        ):
+            raise InvalidInputError(
+                f"a draft vocabulary must lie within the network's {len(weight)} tokens, got ids "
+                f"from {int(token_ids.min())} to {int(token_ids.max())}"
+            )
+        self._output_rows = None if token_ids is None else weight[token_ids.to(weight.device)]
+
+    def new_state(self, branching: type[StateCopies] | type[PathSums] | None = None) -> SsmState:
+        """Returns the state of an empty text.
+
+        Args:
+            branching: how it branches; by default what is fastest for the architecture.
+        """
+        mixers = [block.mixer for block in self.backbone.blocks]
+        rates = torch.stack([mixer.rates.detach() for mixer in mixers])
+        branch = (branching or self._branching)(self._shape, mixers[0].kernels(rates.device), rates)
+        return SsmState(self._shape, branch, rates.device)
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        token_ids: Sequence[int] | Int[Tensor, " tokens"],
+        state: SsmState,
+        chunk: int = PREFILL_CHUNK,
+    ) -> None:
+        """Runs a text, `chunk` tokens at a time, and commits it; a tree that was there is dropped.
+
+        Pending tokens are run in front of it.
+        """
+        state.clear_tree()
+        state.commit(())
+        tokens = self._with_pending(state.take_pending(), token_ids)
+        for part in tokens.split(chunk) if len(tokens) else ():
+            hidden = self.backbone.embeddings(part).float()
+            for layer, block in enumerate(self.backbone.blocks):
+                mixed, state.history[layer], state.recurrent[layer] = block.mixer.run_text(
+                    block.norm(hidden), state.history[layer], state.recurrent[layer]
+                )
+                hidden = hidden + mixed
+            state.advance(len(part))
+
+    @torch.no_grad()
+    def extend(
+        self,
+        token_ids: Sequence[int] | Int[Tensor, " new"],
+        parents: Sequence[int],
+        state: SsmState,
+    ) -> Float[Tensor, "new vocab"]:
+        """Appends nodes to the tree and returns the logits after each of them, in float32.
+
+        Nothing is committed. One pass over the weights, however many nodes.
+
+        Args:
+            token_ids: the new nodes' tokens.
+            parents: the node that each continues, by its number in the order of appending; -1
+                continues the text. New nodes may continue each other.
+            state: the text and its tree so far.
+
+        Raises:
+            InvalidInputError: if the tree cannot grow so.
+        """
+        if len(token_ids) != len(parents):
+            raise InvalidInputError(
+                f"new nodes need a token and a parent each, got {len(token_ids)} tokens and "
+                f"{len(parents)} parents"
+            )
+        tokens = self._with_pending(state.append(parents), token_ids)
+        hidden = self.backbone.embeddings(tokens).float()
+        for layer, block in enumerate(self.backbone.blocks):
+            hidden = hidden + block.mixer.run_nodes(block.norm(hidden), state, layer)
+        features = self.backbone.norm_f(hidden[-len(parents) :])
+        rows = self.lm_head.weight if self._output_rows is None else self._output_rows
+        return F.linear(features, rows).float()
+
+    def _with_pending(
+        self, pending: tuple[int, ...], token_ids: Sequence[int] | Int[Tensor, " tokens"]
+    ) -> Int[Tensor, " all_tokens"]:
+        device = self.lm_head.weight.device
+        tokens = torch.as_tensor(token_ids, dtype=torch.int64, device=device)
+        return torch.cat([torch.tensor(pending, dtype=torch.int64, device=device), tokens])

@@ -1,0 +1,186 @@
+"""The selective state space: every form against the recurrence, token by token."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from treesnake.kernels.dispatch import SsmKernels
+from treesnake.kernels.reference import ssm as reference
+from treesnake.states.topology import topology
+
+FORMS = [pytest.param(reference, id="reference")]
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Case:
+    x: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor
+    state: Tensor
+
+
+def random_case(
+    num_tokens: int, channels: int = 20, state_dim: int = 16, step_scale: float = 1.0
+) -> Case:
+    random = torch.Generator().manual_seed(num_tokens)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random)
+
+    return Case(
+        x=draw(num_tokens, channels),
+        dt=F.softplus(draw(num_tokens, channels) * step_scale),
+        A=-torch.rand(channels, state_dim, generator=random) * state_dim,
+        B=draw(num_tokens, state_dim),
+        C=draw(num_tokens, state_dim),
+        D=draw(channels),
+        state=draw(channels, state_dim),
+    )
+
+
+def run_path(case: Case, path: list[int]) -> tuple[Tensor, Tensor]:
+    """Steps along some tokens; returns the last output and state."""
+    y, state = torch.empty(0), case.state
+    for token in path:
+        y, state = reference.step(
+            case.x[token], case.dt[token], case.A, case.B[token], case.C[token], case.D, state
+        )
+    return y, state
+
+
+def path_to(node: int, parents: tuple[int, ...]) -> list[int]:
+    path = [node]
+    while parents[path[0]] >= 0:
+        path.insert(0, parents[path[0]])
+    return path
+
+
+def draw_tree(data: st.DataObject, max_nodes: int = 14) -> tuple[tuple[int, ...], int]:
+    """Draws the parents of a tree, and how many of its last nodes are new."""
+    num_nodes = data.draw(st.integers(1, max_nodes))
+    parents = tuple(data.draw(st.integers(-1, node - 1)) for node in range(num_nodes))
+    return parents, data.draw(st.integers(1, num_nodes))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("num_tokens", [1, 2, 31, 32, 33, 100])
+def test_a_scan_equals_stepping(form: SsmKernels, num_tokens: int) -> None:
+    case = random_case(num_tokens)
+    y, state = form.scan(case.x, case.dt, case.A, case.B, case.C, case.D, case.state)
+    for token in range(num_tokens):
+        expected, last = run_path(case, list(range(token + 1)))
+        torch.testing.assert_close(y[token], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_scan_in_two_parts_equals_one(form: SsmKernels) -> None:
+    case = random_case(70)
+    whole, last = form.scan(case.x, case.dt, case.A, case.B, case.C, case.D, case.state)
+    state, parts = case.state, []
+    for part in (slice(0, 45), slice(45, 70)):
+        y, state = form.scan(
+            case.x[part], case.dt[part], case.A, case.B[part], case.C[part], case.D, state
+        )
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state, last, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_large_steps_neither_overflow_nor_give_nans(form: SsmKernels) -> None:
+    case = random_case(64, step_scale=1e4)
+    y, state = form.scan(case.x, case.dt, case.A, case.B, case.C, case.D, case.state)
+    assert y.isfinite().all()
+    assert state.isfinite().all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_batch_is_scanned_and_differentiated_as_its_members_are(form: SsmKernels) -> None:
+    members = [random_case(40), random_case(41)]
+    x, dt, B, C = (
+        torch.stack([getattr(member, name)[:40] for member in members]).requires_grad_()
+        for name in ("x", "dt", "B", "C")
+    )
+    A, D = members[0].A.requires_grad_(), members[0].D.requires_grad_()
+    state = torch.stack([member.state for member in members]).requires_grad_()
+    leaves = (x, dt, A, B, C, D, state)
+    probe = torch.randn(2, 40, 20, generator=torch.Generator().manual_seed(1))
+
+    y, last = form.scan(*leaves)
+    grads = torch.autograd.grad((y * probe).sum() + last.square().sum(), leaves)
+
+    outputs, running = [], state
+    for token in range(40):
+        stepped, running = reference.step(
+            x[:, token], dt[:, token], A, B[:, token], C[:, token], D, running
+        )
+        outputs.append(stepped)
+    expected = torch.stack(outputs, dim=1)
+    expected_grads = torch.autograd.grad((expected * probe).sum() + running.square().sum(), leaves)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(data=st.data())
+def test_state_copies_equal_stepping_each_path(form: SsmKernels, data: st.DataObject) -> None:
+    parents, num_new = draw_tree(data)
+    num_nodes = len(parents)
+    case = random_case(num_nodes)
+    states = torch.full((num_nodes, *case.state.shape), float("nan"))
+    for node in range(num_nodes - num_new):
+        states[node] = run_path(case, path_to(node, parents))[1]
+    new = slice(num_nodes - num_new, None)
+    y = form.extend_copies(
+        case.x[new],
+        case.dt[new],
+        case.A,
+        case.B[new],
+        case.C[new],
+        case.D,
+        case.state,
+        states,
+        torch.tensor(parents),
+    )
+    for row, node in enumerate(range(num_nodes - num_new, num_nodes)):
+        expected, state = run_path(case, path_to(node, parents))
+        torch.testing.assert_close(y[row], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(states[node], state, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(data=st.data())
+def test_path_sums_equal_stepping_each_path(form: SsmKernels, data: st.DataObject) -> None:
+    parents, num_new = draw_tree(data)
+    num_nodes = len(parents)
+    case = random_case(num_nodes)
+    mask = topology(parents, 4, CPU).ancestor_mask
+    new_C = case.C[num_nodes - num_new :]
+    y = form.extend_sums(case.x, case.dt, case.A, case.B, new_C, case.D, case.state, mask)
+    for row, node in enumerate(range(num_nodes - num_new, num_nodes)):
+        path = path_to(node, parents)
+        expected, state = run_path(case, path)
+        torch.testing.assert_close(y[row], expected, rtol=1e-4, atol=1e-4)
+        committed = form.commit_sums(case.x[path], case.dt[path], case.A, case.B[path], case.state)
+        torch.testing.assert_close(committed, state, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_path_sums_do_not_overflow_across_branches(form: SsmKernels) -> None:
+    """The decay from a node to one on another branch has no bound; it must never be computed."""
+    case = random_case(3)
+    case = replace(case, dt=torch.tensor([[0.1], [1e3], [0.1]]).expand(3, 20).contiguous())
+    mask = topology((-1, 0, 0), 4, CPU).ancestor_mask
+    y = form.extend_sums(case.x, case.dt, case.A, case.B, case.C, case.D, case.state, mask)
+    assert y.isfinite().all()

@@ -1,0 +1,207 @@
+"""Mamba networks on disk, in both layouts, against transformers' reading and writing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from treesnake.errors import LoadError, UnsupportedModelError
+from treesnake.models.checkpoint import load_network, read_config, save_network
+from treesnake.models.mamba import Mamba, MambaConfig
+from treesnake.models.mamba2 import Mamba2, Mamba2Config
+
+VOCAB = 48
+TOKENS = torch.arange(20).unsqueeze(0) % VOCAB
+
+
+def tiny_network(architecture: str, *, tied: bool) -> Mamba | Mamba2:
+    torch.manual_seed(0)
+    if architecture == "mamba":
+        return Mamba(
+            MambaConfig(
+                vocab_size=VOCAB, hidden_size=16, num_layers=2, state_dim=4, tie_embeddings=tied
+            )
+        )
+    return Mamba2(
+        Mamba2Config(
+            vocab_size=VOCAB,
+            hidden_size=16,
+            num_layers=2,
+            num_heads=4,
+            head_dim=8,
+            num_groups=2,
+            state_dim=4,
+            tie_embeddings=tied,
+            eos_token_id=(3, 4),
+        )
+    )
+
+
+def logits_of(network: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        result = network(TOKENS)
+    return result if isinstance(result, torch.Tensor) else result.logits
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "mamba2"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("max_shard_bytes", [10**9, 3000])
+def test_what_was_saved_loads_here_and_in_transformers(
+    tmp_path: Path, architecture: str, tied: bool, max_shard_bytes: int
+) -> None:
+    network = tiny_network(architecture, tied=tied)
+    save_network(network, tmp_path, max_shard_bytes=max_shard_bytes)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (max_shard_bytes == 3000)
+    ours = load_network(tmp_path)
+    assert ours.config == network.config
+    assert (ours.lm_head.weight is ours.backbone.embeddings.weight) == tied
+    torch.testing.assert_close(logits_of(ours), logits_of(network))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    torch.testing.assert_close(logits_of(theirs), logits_of(network), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "mamba2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_transformers_saved_loads(tmp_path: Path, architecture: str, tied: bool) -> None:
+    torch.manual_seed(0)
+    shared: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "state_size": 4,
+        "tie_word_embeddings": tied,
+    }
+    if architecture == "mamba":
+        theirs: Any = transformers.MambaForCausalLM(transformers.MambaConfig(**shared))
+    else:
+        theirs = transformers.Mamba2ForCausalLM(
+            transformers.Mamba2Config(**shared, num_heads=4, head_dim=16, n_groups=1)
+        )
+    theirs.eval().save_pretrained(tmp_path, max_shard_size="10KB")
+    torch.testing.assert_close(
+        logits_of(load_network(tmp_path)), logits_of(theirs), rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "mamba2"])
+def test_the_original_layout_loads(tmp_path: Path, architecture: str) -> None:
+    network = tiny_network(architecture, tied=True)
+    tensors = {
+        name.replace("embeddings", "embedding"): tensor
+        for name, tensor in network.state_dict().items()
+    }
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    ssm: dict[str, Any] = {"d_state": 4}
+    if architecture == "mamba2":
+        ssm |= {"layer": "Mamba2", "headdim": 8, "ngroups": 2, "chunk_size": 64}
+    config = {
+        "d_model": 16,
+        "n_layer": 2,
+        "vocab_size": VOCAB - 3,
+        "ssm_cfg": ssm,
+        "rms_norm": True,
+        "residual_in_fp32": True,
+        "fused_add_norm": True,
+        "pad_vocab_size_multiple": 8,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_network(tmp_path)
+    assert loaded.config.vocab_size == VOCAB
+    torch.testing.assert_close(logits_of(loaded), logits_of(network))
+
+
+def test_the_published_configs_are_the_defaults(tmp_path: Path) -> None:
+    """As state-spaces/mamba-130m and mamba2-130m have them."""
+    published = {"d_model": 768, "n_layer": 24, "vocab_size": 50277, "rms_norm": True}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**published, "ssm_cfg": {}, "pad_vocab_size_multiple": 8}))
+    assert read_config(tmp_path) == MambaConfig()
+    ssm = {"layer": "Mamba2"}
+    path.write_text(json.dumps({**published, "ssm_cfg": ssm, "pad_vocab_size_multiple": 16}))
+    assert read_config(tmp_path) == Mamba2Config()
+
+
+def test_weights_take_the_dtype_that_was_asked_for_but_rates_stay_exact(tmp_path: Path) -> None:
+    network = tiny_network("mamba2", tied=True)
+    save_network(network, tmp_path)
+    loaded = load_network(tmp_path, dtype=torch.bfloat16)
+    assert loaded.lm_head.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        loaded.backbone.blocks[0].mixer.A_log, network.backbone.blocks[0].mixer.A_log
+    )
+
+
+def test_the_tokenizer_travels_along(tmp_path: Path) -> None:
+    source, folder = tmp_path / "source", tmp_path / "folder"
+    source.mkdir()
+    (source / "tokenizer.json").write_text("{}")
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "model.safetensors").write_text("not carried along")
+    save_network(tiny_network("mamba", tied=True), folder, tokenizer_folder=source)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
+
+
+def test_saving_again_in_fewer_files_leaves_no_stale_shards(tmp_path: Path) -> None:
+    network = tiny_network("mamba", tied=True)
+    save_network(network, tmp_path, max_shard_bytes=3000)
+    save_network(network, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    load_network(tmp_path)
+
+
+def test_an_infinite_limit_of_step_sizes_survives(tmp_path: Path) -> None:
+    network = tiny_network("mamba2", tied=True)
+    save_network(network, tmp_path)
+    assert "Infinity" in (tmp_path / "config.json").read_text()
+    assert read_config(tmp_path) == network.config
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "llama"}, "model type"),
+        ({}, "model type"),
+        ({"model_type": "mamba", "hidden_act": "gelu"}, "silu"),
+        ({"d_model": 16, "n_layer": 2, "attn_layer_idx": [1], "vocab_size": 8}, "attention"),
+        ({"d_model": 16, "n_layer": 2, "d_intermediate": 64, "vocab_size": 8}, "MLP of width 64"),
+        ({"d_model": 16, "ssm_cfg": {"rmsnorm": False}}, "unknown effect: rmsnorm"),
+        ({"d_model": 16, "n_layer": 2, "rms_norm": False}, "RMS norms"),
+    ],
+)
+def test_other_networks_are_refused_by_name(
+    tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match=message):
+        read_config(tmp_path)
+
+
+def test_broken_folders_say_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=r"has no config\.json"):
+        load_network(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(LoadError, match="is not JSON"):
+        load_network(tmp_path)
+    (tmp_path / "config.json").write_text('{"d_model": 16}')
+    with pytest.raises(LoadError, match="makes no sense"):
+        load_network(tmp_path)
+    network = tiny_network("mamba", tied=False)
+    save_network(network, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(LoadError, match="holds no weights"):
+        load_network(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"no tensors")
+    with pytest.raises(LoadError, match="broken"):
+        load_network(tmp_path)
+    tensors = network.state_dict()
+    del tensors["backbone.norm_f.weight"]
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    with pytest.raises(LoadError, match=r"lacks 1 tensors, backbone\.norm_f\.weight first"):
+        load_network(tmp_path)
+    torch.save({"lm_head.weight": torch.zeros(2, 2)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(LoadError, match=r"lm_head\.weight has shape \[2, 2\]"):
+        load_network(tmp_path)

@@ -1,0 +1,174 @@
+"""Mamba2 against transformers' Mamba2ForCausalLM on the same weights."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from treesnake.models.mamba2 import Mamba2, Mamba2Config
+from treesnake.states.branching import PathSums, StateCopies
+
+VOCAB = 61
+BRANCHINGS = [StateCopies, PathSums]
+
+
+@pytest.fixture(scope="module", params=["plain", "biased"])
+def pair(request: pytest.FixtureRequest) -> tuple[Mamba2, transformers.Mamba2ForCausalLM]:
+    """Our network and transformers', with the same weights."""
+    use_bias = request.param == "biased"
+    torch.manual_seed(0)
+    theirs = transformers.Mamba2ForCausalLM(
+        transformers.Mamba2Config(
+            vocab_size=VOCAB,
+            hidden_size=40,
+            num_hidden_layers=3,
+            state_size=8,
+            num_heads=4,
+            head_dim=20,
+            n_groups=2,
+            chunk_size=32,
+            use_bias=use_bias,
+            use_conv_bias=not use_bias,
+            tie_word_embeddings=not use_bias,
+        )
+    ).eval()
+    for parameter in theirs.parameters():  # zeros and ones would hide mistakes
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    ours = Mamba2(
+        Mamba2Config(
+            vocab_size=VOCAB,
+            hidden_size=40,
+            num_layers=3,
+            state_dim=8,
+            num_heads=4,
+            head_dim=20,
+            num_groups=2,
+            use_bias=use_bias,
+            use_conv_bias=not use_bias,
+            tie_embeddings=not use_bias,
+        )
+    )
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def random_tokens(*shape: int) -> torch.Tensor:
+    return torch.randint(0, VOCAB, shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@torch.no_grad()
+def test_logits_of_whole_texts_are_transformers_own(
+    pair: tuple[Mamba2, transformers.Mamba2ForCausalLM],
+) -> None:
+    ours, theirs = pair
+    token_ids = random_tokens(2, 75)
+    torch.testing.assert_close(ours(token_ids), theirs(token_ids).logits, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("branching", BRANCHINGS)
+def test_stepping_after_a_prompt_is_transformers_own(
+    pair: tuple[Mamba2, transformers.Mamba2ForCausalLM],
+    branching: type[StateCopies] | type[PathSums],
+) -> None:
+    ours, theirs = pair
+    token_ids = random_tokens(1, 50)
+    cache = transformers.DynamicCache(config=theirs.config)
+    theirs(token_ids[:, :30], cache_params=cache, use_cache=True)
+    state = ours.new_state(branching)
+    ours.prefill(token_ids[0, :30], state)
+    for token in range(30, 50):
+        expected = theirs(token_ids[:, token : token + 1], cache_params=cache, use_cache=True)
+        logits = ours.extend([int(token_ids[0, token])], [-1], state)
+        state.commit([0])
+        torch.testing.assert_close(logits, expected.logits[0], rtol=0, atol=1e-4)
+
+
+def test_greedy_text_is_transformers_own(
+    pair: tuple[Mamba2, transformers.Mamba2ForCausalLM],
+) -> None:
+    ours, theirs = pair
+    prompt = random_tokens(1, 12)
+    generate: Any = theirs.generate
+    expected = generate(prompt, max_new_tokens=40, do_sample=False, pad_token_id=0)[0]
+    state = ours.new_state()
+    ours.prefill(prompt[0, :-1], state)
+    tokens = prompt[0].tolist()
+    while len(tokens) < len(expected):
+        tokens.append(int(ours.extend([tokens[-1]], [-1], state).argmax()))
+        state.commit([0])
+    assert tokens == expected.tolist()
+
+
+def test_gradients_are_transformers_own(
+    pair: tuple[Mamba2, transformers.Mamba2ForCausalLM],
+) -> None:
+    ours, theirs = pair
+    token_ids = random_tokens(2, 40)
+    names = [name for name, _ in ours.named_parameters()]
+    probe = torch.randn(2, 40, VOCAB, generator=torch.Generator().manual_seed(0))
+    grads = torch.autograd.grad((ours(token_ids) * probe).sum(), list(ours.parameters()))
+    their_parameters = dict(theirs.named_parameters())
+    expected_grads = torch.autograd.grad(
+        (theirs(token_ids).logits * probe).sum(), [their_parameters[name] for name in names]
+    )
+    for grad, expected in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_limit_of_step_sizes_holds_over_texts_and_not_in_trees() -> None:
+    """As in transformers, whose stepping ignores it."""
+    torch.manual_seed(0)
+    theirs = transformers.Mamba2ForCausalLM(
+        transformers.Mamba2Config(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_hidden_layers=2,
+            state_size=8,
+            num_heads=4,
+            head_dim=16,
+            n_groups=1,
+            time_step_limit=(0.01, 0.02),
+        )
+    ).eval()
+    ours = Mamba2(
+        Mamba2Config(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_layers=2,
+            state_dim=8,
+            num_heads=4,
+            head_dim=16,
+            time_step_limit=(0.01, 0.02),
+            tie_embeddings=False,
+        )
+    )
+    ours.load_state_dict(theirs.state_dict())
+    token_ids = random_tokens(1, 21)
+    cache = transformers.DynamicCache(config=theirs.config)
+    with torch.no_grad():
+        theirs(token_ids[:, :20], cache_params=cache, use_cache=True)
+        expected = theirs(token_ids[:, 20:], cache_params=cache, use_cache=True).logits[0]
+    state = ours.new_state()
+    ours.prefill(token_ids[0, :20], state)
+    logits = ours.extend(token_ids[0, 20:], [-1], state)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+
+
+def test_half_precision_weights_give_nearly_the_same_logits() -> None:
+    torch.manual_seed(0)
+    network = Mamba2(
+        Mamba2Config(
+            vocab_size=VOCAB, hidden_size=32, num_layers=2, num_heads=4, head_dim=16, state_dim=8
+        )
+    )
+    token_ids = random_tokens(1, 30)
+    expected = network(token_ids)
+    half = network.bfloat16()
+    torch.testing.assert_close(half(token_ids), expected, rtol=0, atol=0.05)
+    state = half.new_state()
+    half.prefill(token_ids[0, :-1], state)
+    assert state.recurrent.dtype == torch.float32
+    logits = half.extend(token_ids[0, -1:], [-1], state)
+    torch.testing.assert_close(logits, expected[0, -1:], rtol=0, atol=0.05)
