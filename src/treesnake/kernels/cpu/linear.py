@@ -63,11 +63,13 @@ def dot_tile(num_rows: int, num_columns: int, epilogue: Any) -> Any:
     @intrinsic
     def tile(typing_context, x, row, weight, weight_row, out, column, scale):
         def generate(context, builder, signature, arguments):
-            x, weight, out, scale = (
+            x, weight, out = (
                 context.make_array(signature.args[place])(context, builder, arguments[place])
-                for place in (0, 2, 4, 6)
+                for place in (0, 2, 4)
             )
-            row, weight_row, column = (arguments[place] for place in (1, 3, 5))
+            row, weight_row, column, scale = (arguments[place] for place in (1, 3, 5, 6))
+            if signature.args[6] != types.none:
+                scale = context.make_array(signature.args[6])(context, builder, scale).data
             sums = _dot_products(
                 builder,
                 [simd.row_pointer(builder, x, row, offset) for offset in range(num_rows)],
@@ -83,7 +85,7 @@ def dot_tile(num_rows: int, num_columns: int, epilogue: Any) -> Any:
                 out_row = simd.row_pointer(builder, out, row, row_offset)
                 out_pointer = builder.gep(out_row, [builder.add(column, simd.index(offset))])
                 scale_index = builder.add(weight_row, simd.index(offset))
-                epilogue(builder, total, out_pointer, builder.gep(scale.data, [scale_index]))
+                epilogue(builder, total, out_pointer, scale, scale_index)
             return context.get_dummy_value()
 
         position = types.intp
@@ -122,17 +124,21 @@ def _prefetch_ahead(builder: Any, weight_rows: list[Any], place: Any, element: t
         simd.prefetch(builder, builder.gep(start, [builder.add(offset, simd.index(line))]))
 
 
-def _assign(builder: Any, total: Any, out: Any, scale: Any) -> None:
+def assign(builder: Any, total: Any, out: Any, scale: Any, scale_index: Any) -> None:
+    """Builds the code that writes one dot product."""
     builder.store(total, out)
 
 
-def _assign_scaled(builder: Any, total: Any, out: Any, scale: Any) -> None:
-    builder.store(builder.fmul(total, builder.load(scale)), out)
+def assign_scaled(builder: Any, total: Any, out: Any, scale: Any, scale_index: Any) -> None:
+    """Builds the code that writes one dot product times its scale."""
+    factor = builder.load(builder.gep(scale, [scale_index]))
+    builder.store(builder.fmul(total, factor), out)
 
 
-def _add_scaled(builder: Any, total: Any, out: Any, scale: Any) -> None:
-    addend = builder.fmul(total, builder.load(scale))
-    builder.store(builder.fadd(builder.load(out), addend), out)
+def add_scaled(builder: Any, total: Any, out: Any, scale: Any, scale_index: Any) -> None:
+    """Builds the code that adds one dot product times its scale to what is there."""
+    factor = builder.load(builder.gep(scale, [scale_index]))
+    builder.store(builder.fadd(builder.load(out), builder.fmul(total, factor)), out)
 
 
 def _row_sweep(num_rows: int, num_columns: int, remainder: int, epilogue: Any) -> Any:
@@ -193,15 +199,42 @@ def padded_rows(num_rows: int) -> int:
     return row
 
 
-dot_rows = _product(_assign)
+dot_rows = _product(assign)
 """dot_rows(x, num_rows, weight, begin, end, out, scale) writes the dot products of the first rows
-of `x` with rows begin..end of `weight` to `out[:num_rows, begin:end]`; `scale` is not read."""
+of `x` with rows begin..end of `weight` to `out[:num_rows, begin:end]`; `scale` is None."""
 
-linear_rows = _product(_assign_scaled)
+linear_rows = _product(assign_scaled)
 """The same times `scale[begin:end]`: outputs begin..end of a linear layer."""
 
-add_linear_rows = _product(_add_scaled)
+add_linear_rows = _product(add_scaled)
 """The same, added to `out`: a linear layer that ends in a residual stream."""
+
+
+@intrinsic
+def widen_row(typing_context, values, row, factor, out, out_row):
+    """Writes a row of packed weights times `factor` to a row of `out`: an embedding."""
+
+    def generate(context, builder, signature, arguments):
+        values, row, factor, out, out_row = arguments
+        values = context.make_array(signature.args[0])(context, builder, values)
+        out = context.make_array(signature.args[3])(context, builder, out)
+        source = simd.row_pointer(builder, values, row)
+        target = simd.row_pointer(builder, out, out_row)
+        factors = simd.splat(builder, factor)
+
+        def widen(place: Any, _: Sequence[Any]) -> list[Any]:
+            element = signature.args[0].dtype
+            vector = simd.load(builder, builder.gep(source, [place]), element)
+            product = builder.fmul(vector, factors)
+            simd.store(builder, product, builder.gep(target, [place]), types.float32)
+            return []
+
+        width = cgutils.unpack_tuple(builder, values.shape)[1]
+        simd.loop(builder, simd.index(0), width, simd.LANES, [], widen)
+        return context.get_dummy_value()
+
+    position = types.intp
+    return types.void(values, position, types.float32, out, position), generate
 
 
 @entry_point
@@ -230,7 +263,7 @@ STORAGE = {
 }
 """The dtype under which numba sees an array of each kind of weight."""
 
-_BITS = {
+BITS = {
     torch.float32: torch.float32,
     torch.float16: torch.uint16,
     torch.bfloat16: torch.int16,
@@ -269,7 +302,7 @@ def write_weight(
         row_scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
         weight = (weight / row_scale[:, None]).round_()
         scale[:] = row_scale.numpy()
-    values[:] = weight.to(dtype).contiguous().view(_BITS[dtype]).numpy()
+    values[:] = weight.to(dtype).contiguous().view(BITS[dtype]).numpy()
 
 
 def linear(x: Float[Tensor, "rows inputs"], weight: PackedWeight) -> Float[Tensor, "rows outputs"]:

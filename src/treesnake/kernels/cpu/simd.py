@@ -114,6 +114,21 @@ def fused_multiply_add(builder: Any, x: Any, y: Any, z: Any) -> Any:
     return builder.call(function, [x, y, z])
 
 
+def larger(builder: Any, x: Any, y: Any) -> Any:
+    """Returns the larger of each pair of lanes."""
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
+def largest_lane(builder: Any, vector: Any) -> Any:
+    """Returns the largest lane as a scalar."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        low, high = list(range(width)), list(range(width, 2 * width))
+        vector = larger(builder, *(shuffle(builder, vector, vector, half) for half in (low, high)))
+    return builder.extract_element(vector, ir.Constant(INT32, 0))
+
+
 def load(builder: Any, pointer: Any, element: types.Type) -> Any:
     """Loads consecutive elements of an array of type `element` as a vector."""
     return to_float(builder, _load_raw(builder, pointer, element, LANES), element)

@@ -1,15 +1,25 @@
 """Threads that run one compiled function together, from the first layer to the last.
 
-A network of many small layers needs hundreds of parallel steps per token, each a fraction of a
+A network of many small layers has hundreds of parallel steps per token, each a fraction of a
 millisecond. numba's `prange` wakes and joins its threads at every step. Here a function is entered
-once on every thread; inside, threads take units of work from a counter (`take`) and meet at the end
-of a step (`meet`), which costs well under a microsecond. Who computes a unit never matters for its
-result, so a thread that the system holds up just takes fewer of them.
+once on every thread. Inside, threads `take` numbered units of a step until none is left, `finish`
+each, and `wait` until all are finished, which costs well under a microsecond:
 
-Why not one of numba's threading layers: OpenMP's idle threads spin and collapse when several
-programs share the cores, and torch brings another OpenMP runtime; TBB is rarely installed;
-"workqueue" aborts the process when two Python threads use it at once. These are plain Python
-threads that sleep between calls, as many as `torch.get_num_threads()` says, under one lock.
+    unit = take(crew, step)
+    while unit < num_units:
+        ...
+        unit = finish(crew, step)
+    step = wait(crew, step, num_units)
+
+What is written inside a unit is seen by all after `wait`; nothing may be written outside of units.
+A thread waits for units, not for threads: one that the system holds up, or that never came, is in
+nobody's way unless it holds a unit, so that other programs on the same cores cost their share of
+the time and no more.
+
+Why not one of numba's threading layers: OpenMP's idle threads spin, its barriers collapse when
+cores are shared, and torch brings another OpenMP runtime; TBB is rarely installed; "workqueue"
+aborts the process when two Python threads use it at once. These are plain Python threads that sleep
+between calls, as many as `torch.get_num_threads()` says.
 """
 
 import os
@@ -17,7 +27,7 @@ import platform
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,22 +39,14 @@ from numba.extending import intrinsic
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.jit import kernel
 
-SPINS = 2000
+PATIENCE = 2000
 """How often a waiting thread looks before it gives its core to others: some 50 microseconds."""
 
-_TAKEN, _ARRIVED, _ABORTED = 0, 1, 2
-_FIELDS = 8
+_TAKEN, _FINISHED, _ENTERED = 0, 1, 2
+_FIELDS = 8  # a cache line
 _yield_core = types.ExternalFunction(
     "SwitchToThread" if platform.system() == "Windows" else "sched_yield", types.int32()
 )
-
-
-def new_steps(num_steps: int) -> np.ndarray:
-    """Returns fresh counters for the steps of one call, each on a cache line of its own.
-
-    Counters are never reset: a slow thread may still look at those of the call before.
-    """
-    return np.zeros((num_steps, _FIELDS), np.int64)
 
 
 def _counter_pointer(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -87,26 +89,45 @@ def _pause(typing_context):
     return types.void(), generate
 
 
-@kernel
-def take(steps, step):
-    """Returns the number of a unit of this step that no other thread has taken, counted from 0."""
-    return _fetch_add(steps, step, _TAKEN)
+class Crew(NamedTuple):
+    """What the threads of one call share: counters for each step, and how many threads there are.
+
+    Counters are never reset: a late thread may still look at those of a call that has ended.
+    """
+
+    steps: np.ndarray
+    size: int
 
 
 @kernel
-def meet(steps, step, team_size):
-    """Waits until every thread of the team has ended this step; returns the next one."""
-    if team_size > 1:
-        _fetch_add(steps, step, _ARRIVED)
-        spins = 0
-        while _look(steps, step, _ARRIVED) < team_size:
-            spins += 1
-            if spins < SPINS:
-                _pause()
-            else:
-                _yield_core()
-                if _look(steps, 0, _ABORTED) != 0:
-                    break
+def enter(crew):
+    """Returns the number of this thread, counted from 0; called once, at the start."""
+    return _fetch_add(crew.steps, 0, _ENTERED)
+
+
+@kernel
+def take(crew, step):
+    """Returns the number of a unit of this step that no other thread has, counted from 0."""
+    return _fetch_add(crew.steps, step, _TAKEN)
+
+
+@kernel
+def finish(crew, step):
+    """Declares the unit that was taken last as finished and takes the next."""
+    _fetch_add(crew.steps, step, _FINISHED)
+    return take(crew, step)
+
+
+@kernel
+def wait(crew, step, num_units):
+    """Waits until all units of this step are finished; returns the next step."""
+    looks = 0
+    while _look(crew.steps, step, _FINISHED) < num_units:
+        looks += 1
+        if looks < PATIENCE:
+            _pause()
+        else:
+            _yield_core()
     return step + 1
 
 
@@ -119,27 +140,24 @@ class Team:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._jobs: list[queue.SimpleQueue[Any]] = []
-        self._compiled: set[Any] = set()
 
     def run(self, function: Callable[..., None], num_steps: int, *arguments: Any) -> None:
-        """Runs `function(steps, team_size, *arguments)` on `torch.get_num_threads()` threads.
+        """Runs `function(crew, *arguments)` on `torch.get_num_threads()` threads.
 
-        `function` is an entry point that calls `meet` for the same steps on every thread, the last
-        thing it does.
+        `function` is an entry point of at most `num_steps` steps. When this returns, all units are
+        finished.
         """
-        steps = new_steps(num_steps)
         with self._lock:
-            size = torch.get_num_threads()
-            jobs = self._hire(size - 1)
-            for job in jobs:
-                job.put((function, steps, size, arguments))
+            crew = Crew(np.zeros((num_steps, _FIELDS), np.int64), torch.get_num_threads())
+            for jobs in self._hire(crew.size - 1):
+                jobs.put((function, crew, arguments))
             try:
-                function(steps, size, *arguments)
-            except BaseException:
-                steps[0, _ABORTED] = 1  # the others must not wait for this thread
+                function(crew, *arguments)
+            except KeyboardInterrupt:  # between two instructions of Python, not inside
+                function(crew, *arguments)
                 raise
 
-    def _hire(self, number: int) -> list[queue.SimpleQueue[Any]]:
+    def _hire(self, number: int) -> list["queue.SimpleQueue[Any]"]:
         while len(self._jobs) < number:
             jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
             threading.Thread(target=_work, args=(jobs,), daemon=True, name="treesnake").start()
@@ -149,9 +167,9 @@ class Team:
 
 def _work(jobs: "queue.SimpleQueue[Any]") -> None:
     while True:
-        function, steps, size, arguments = jobs.get()
-        function(steps, size, *arguments)
-        del function, steps, size, arguments  # what a sleeping thread holds is not freed
+        function, crew, arguments = jobs.get()
+        function(crew, *arguments)
+        del function, crew, arguments  # what a sleeping thread holds is not freed
 
 
 TEAM = Team()

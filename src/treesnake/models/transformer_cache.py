@@ -1,0 +1,106 @@
+"""Keys and values of one sequence in arrays of fixed size."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+from treesnake.errors import ContextLengthError, InvalidInputError
+from treesnake.models.transformer_config import TransformerConfig
+
+
+class TransformerCache:
+    """The state of one sequence: `length` committed tokens, then the nodes of the last tree.
+
+    Row r < length of each layer and head belongs to the token at position r, row length + t to node
+    t. Memory for rows that were never written is reserved, not used.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (num_layers, num_kv_heads, capacity, head_dim)
+        self.keys: Shaped[Tensor, "layers kv_heads capacity head_dim"]
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty_like(self.keys)
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        """The number of committed tokens and nodes that fit."""
+        return self.keys.shape[2]
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of the committed tokens' keys and values."""
+        return 2 * self.keys.nbytes // self.capacity * self.length
+
+    def check_room(self, num_nodes: int) -> None:
+        """Checks that a tree of so many nodes fits behind the committed tokens.
+
+        Raises:
+            ContextLengthError: if it does not.
+        """
+        if self.length + num_nodes > self.capacity:
+            raise ContextLengthError(
+                f"{self.length} tokens and {num_nodes} more do not fit into a cache of "
+                f"{self.capacity}; make a cache of larger capacity or a shorter prompt"
+            )
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Keeps the nodes of a path as the next tokens, and forgets the others.
+
+        Raises:
+            InvalidInputError: if the path is not ascending.
+        """
+        if any(node >= child for node, child in pairwise(path)):
+            raise InvalidInputError(f"a path goes from nodes to later ones, got {list(path)}")
+        start, end = self.length, self.length + len(path)
+        if list(path) != list(range(len(path))):
+            rows = torch.tensor(path, device=self.keys.device) + start
+            self.keys[:, :, start:end] = self.keys[:, :, rows]
+            self.values[:, :, start:end] = self.values[:, :, rows]
+        self.length = end
+
+    def rewind(self, length: int) -> None:
+        """Forgets every token from position `length` on."""
+        if not 0 <= length <= self.length:
+            raise InvalidInputError(f"cannot rewind {self.length} tokens to {length}")
+        self.length = length
+
+
+def check_nodes(
+    config: TransformerConfig,
+    token_ids: Int[Tensor, " nodes"],
+    ancestor_mask: Bool[Tensor, "nodes tree_nodes"],
+    cache: TransformerCache,
+) -> None:
+    """Checks what a forward pass is given.
+
+    Raises:
+        InvalidInputError: if there are no nodes, if the mask has another shape, or if a token does
+            not exist (looked at on a CPU only, where looking costs nothing).
+        ContextLengthError: if the tree does not fit into the cache.
+    """
+    nodes, (rows, columns) = len(token_ids), ancestor_mask.shape
+    if nodes == 0 or rows != nodes or columns < nodes:
+        raise InvalidInputError(
+            "a forward pass needs nodes and a mask of (nodes, all nodes of the tree), got "
+            f"{nodes} tokens and a mask of {rows} x {columns}"
+        )
+    if token_ids.device.type == "cpu":
+        lowest, highest = (int(bound) for bound in token_ids.aminmax())
+        if lowest < 0 or highest >= config.vocab_size:
+            raise InvalidInputError(
+                f"token {lowest if lowest < 0 else highest} does not exist: "
+                f"the model has tokens 0 to {config.vocab_size - 1}"
+            )
+    cache.check_room(columns)

@@ -1,0 +1,168 @@
+"""The shape of a decoder of the Llama kind, and which models are of that kind."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import PretrainedConfig
+
+from treesnake.errors import UnsupportedModelError
+
+QueryKeyNorm = Literal["none", "head", "projection"]
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Everything but the weights. One value a layer where layers differ.
+
+    Attributes:
+        head_dim: the width of a head; `num_heads * head_dim` may differ from `hidden_size`.
+        windows: how many positions a layer sees, the own one included, or None for all.
+        rotates: whether a layer turns queries and keys by their positions.
+        inverse_frequencies: radians a position of each pair of a head's first values.
+        norms_outputs: the norms come after attention and MLP, not before.
+        query_key_norm: what of queries and keys is normed: nothing, each head or all heads at once.
+        tied_embeddings: the output layer is the embedding.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    mlp_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context_length: int
+    epsilon: float
+    windows: tuple[int | None, ...]
+    rotates: tuple[bool, ...]
+    inverse_frequencies: tuple[float, ...]
+    norms_outputs: bool
+    query_key_norm: QueryKeyNorm
+    tied_embeddings: bool
+
+    @property
+    def attention_scale(self) -> float:
+        """What scores are multiplied with."""
+        return self.head_dim**-0.5
+
+    @classmethod
+    def from_hf(cls, hf_config: PretrainedConfig) -> "TransformerConfig":
+        """Reads the configuration of a transformers model.
+
+        Raises:
+            UnsupportedModelError: with `unsupported_reason`, if there is one.
+        """
+        if reason := unsupported_reason(hf_config):
+            raise UnsupportedModelError(reason)
+        family = _FAMILIES[hf_config.model_type]
+        head_dim = _head_dim(hf_config)
+        return cls(
+            vocab_size=hf_config.vocab_size,
+            hidden_size=hf_config.hidden_size,
+            mlp_size=hf_config.intermediate_size,
+            num_layers=hf_config.num_hidden_layers,
+            num_heads=hf_config.num_attention_heads,
+            num_kv_heads=hf_config.num_key_value_heads,
+            head_dim=head_dim,
+            context_length=hf_config.max_position_embeddings,
+            epsilon=hf_config.rms_norm_eps,
+            windows=_windows(hf_config),
+            rotates=_rotates(hf_config),
+            inverse_frequencies=_inverse_frequencies(hf_config, head_dim),
+            norms_outputs=family.norms_outputs,
+            query_key_norm=family.query_key_norm,
+            tied_embeddings=hf_config.tie_word_embeddings,
+        )
+
+
+@dataclass(frozen=True)
+class _Family:
+    norms_outputs: bool = False
+    query_key_norm: QueryKeyNorm = "none"
+
+
+_FAMILIES = {
+    "llama": _Family(),
+    "mistral": _Family(),
+    "olmo2": _Family(norms_outputs=True, query_key_norm="projection"),
+    "phi3": _Family(),
+    "qwen2": _Family(),
+    "qwen3": _Family(query_key_norm="head"),
+    "smollm3": _Family(),
+}
+
+
+def unsupported_reason(hf_config: PretrainedConfig) -> str | None:
+    """Says why our own decoder cannot run a model, or None if it can.
+
+    Models that it refuses run through transformers.
+    """
+    if hf_config.model_type not in _FAMILIES:
+        known = ", ".join(sorted(_FAMILIES))
+        return f"the native engine knows the families {known}, this is {hf_config.model_type!r}"
+    activation = hf_config.hidden_act
+    if activation not in ("silu", "swish"):
+        return f"the native engine computes SiLU gates, this model has {activation!r}"
+    for option in ("attention_bias", "mlp_bias"):
+        if getattr(hf_config, option, False):
+            return f"the native engine has no biases but qwen2's, this model sets {option}"
+    rope_type = hf_config.rope_parameters.get("rope_type", "default")
+    if rope_type not in _ROPE_SCALINGS:
+        known = ", ".join(_ROPE_SCALINGS)
+        return f"the native engine computes rotary positions of types {known}, not {rope_type!r}"
+    return None
+
+
+def _head_dim(hf_config: PretrainedConfig) -> int:
+    head_dim = getattr(hf_config, "head_dim", None)
+    return head_dim or hf_config.hidden_size // hf_config.num_attention_heads
+
+
+def _windows(hf_config: PretrainedConfig) -> tuple[int | None, ...]:
+    window = getattr(hf_config, "sliding_window", None)
+    kinds = getattr(hf_config, "layer_types", None)
+    if kinds is None:
+        return (window,) * hf_config.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _rotates(hf_config: PretrainedConfig) -> tuple[bool, ...]:
+    layers = getattr(hf_config, "no_rope_layers", None)  # 1 where the layer does rotate
+    return tuple(map(bool, layers)) if layers else (True,) * hf_config.num_hidden_layers
+
+
+def _inverse_frequencies(hf_config: PretrainedConfig, head_dim: int) -> tuple[float, ...]:
+    """Computes in float32, as the models were trained."""
+    trained_length = hf_config.max_position_embeddings
+    rope = {"original_max_position_embeddings": trained_length, **hf_config.rope_parameters}
+    rotary_dim = int(head_dim * rope.get("partial_rotary_factor", 1.0))
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
+    frequencies = 1.0 / rope["rope_theta"] ** exponents
+    scale = _ROPE_SCALINGS[rope.get("rope_type", "default")]
+    return tuple(scale(frequencies, rope).tolist())
+
+
+def _unscaled(frequencies: torch.Tensor, rope: Mapping[str, Any]) -> torch.Tensor:
+    return frequencies
+
+
+def _scaled_linearly(frequencies: torch.Tensor, rope: Mapping[str, Any]) -> torch.Tensor:
+    return frequencies / rope["factor"]
+
+
+def _scaled_as_llama3(frequencies: torch.Tensor, rope: Mapping[str, Any]) -> torch.Tensor:
+    """Divides low frequencies, keeps high ones, and blends between (Llama 3.1)."""
+    turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / rope["factor"])
+
+
+_ROPE_SCALINGS: dict[str, Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor]] = {
+    "default": _unscaled,
+    "linear": _scaled_linearly,
+    "llama3": _scaled_as_llama3,
+}

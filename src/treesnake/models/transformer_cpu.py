@@ -1,0 +1,283 @@
+"""The decoder on a CPU: packed weights and one compiled call a forward pass."""
+
+import dataclasses
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from treesnake.kernels.cpu import simd
+from treesnake.kernels.cpu.linear import (
+    BITS,
+    STORAGE,
+    TILES,
+    padded,
+    padded_rows,
+    write_weight,
+)
+from treesnake.kernels.cpu.team import TEAM
+from treesnake.kernels.cpu.transformer import (
+    QUERY_BLOCK,
+    Run,
+    Settings,
+    Tree,
+    Weights,
+    Workspace,
+    count_steps,
+    decode,
+)
+from treesnake.models.transformer_cache import TransformerCache, check_nodes
+from treesnake.models.transformer_config import TransformerConfig
+from treesnake.models.transformer_layers import (
+    LayerTensors,
+    read_embedding,
+    read_final_norm,
+    read_head,
+    read_layer,
+)
+
+CPU_DTYPES = tuple(STORAGE)
+"""The dtypes that weights can have. Activations are float32 with all of them."""
+
+CACHE_DTYPES = {
+    torch.float32: torch.float32,
+    torch.float16: torch.float16,
+    torch.bfloat16: torch.bfloat16,
+    torch.int8: torch.float16,
+}
+
+SPARE_ROWS = TILES[0][0]
+"""Rows that the last tile may go beyond the nodes."""
+
+SEES_ALL = 2**62  # positions, for layers without a window
+
+
+class CpuTransformer:
+    """A decoder whose logits have the same bits however many nodes are scored at once.
+
+    So the greedy continuation by token trees is that of plain decoding in every dtype, and a prompt
+    may be cut into chunks anywhere. Forward passes of several threads wait for each other.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> None:
+        self.config = config
+        self.dtype = dtype
+        self._head_stride = padded(config.head_dim)
+        self._weights = _pack_weights(config, tensors, dtype)
+        self._settings = Settings(
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            head_stride=self._head_stride,
+            epsilon=np.float32(config.epsilon),
+            attention_scale=np.float32(config.attention_scale),
+            norms_outputs=config.norms_outputs,
+        )
+        self._lock = threading.Lock()
+        self._workspace = self._new_workspace(1, 1, simd.PADDING)
+
+    @property
+    def device(self) -> torch.device:
+        """Where logits are."""
+        return torch.device("cpu")
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of the weights in memory."""
+        arrays = {id(array): array.nbytes for array in self._weights}
+        return sum(arrays.values())
+
+    def new_cache(self, capacity: int) -> TransformerCache:
+        """Returns an empty cache for so many tokens and nodes."""
+        config = self.config
+        return TransformerCache(
+            config.num_layers,
+            config.num_kv_heads,
+            capacity,
+            self._head_stride,
+            CACHE_DTYPES[self.dtype],
+            self.device,
+        )
+
+    def forward(
+        self,
+        token_ids: Int[Tensor, " nodes"],
+        ancestor_mask: Bool[Tensor, "nodes tree_nodes"],
+        cache: TransformerCache,
+        num_logits: int | None = None,
+    ) -> Float[Tensor, "last_nodes vocab"]:
+        """See `treesnake.models.transformer.Transformer.forward`."""
+        check_nodes(self.config, token_ids, ancestor_mask, cache)
+        num_logits = len(token_ids) if num_logits is None else num_logits
+        logits = np.empty((padded_rows(num_logits), self.config.vocab_size), np.float32)
+        with self._lock:
+            self._run(self._settings, token_ids, ancestor_mask, cache, num_logits, logits)
+        return torch.from_numpy(logits)[:num_logits]
+
+    def find_broken_layer(self, token_ids: Int[Tensor, " tokens"]) -> str | None:
+        """Names the first part of the network whose output is not finite, or None."""
+        mask = torch.ones(len(token_ids), len(token_ids), dtype=torch.bool).tril()
+        cache = self.new_cache(len(token_ids))
+        if self.forward(token_ids, mask, cache).isfinite().all():
+            return None
+        nothing = np.empty((0, self.config.vocab_size), np.float32)
+        with self._lock:
+            for num_layers in range(self.config.num_layers + 1):
+                settings = self._settings._replace(num_layers=num_layers)
+                self._run(settings, token_ids, mask, cache, 0, nothing)
+                if not np.isfinite(self._workspace.residual[: len(token_ids)]).all():
+                    return f"layer {num_layers - 1}" if num_layers else "the embedding"
+        return "the output layer"
+
+    def _run(
+        self,
+        settings: Settings,
+        token_ids: Tensor,
+        ancestor_mask: Tensor,
+        cache: TransformerCache,
+        num_logits: int,
+        logits: np.ndarray,
+    ) -> None:
+        nodes, tree_nodes = ancestor_mask.shape
+        self._make_room(nodes, tree_nodes, cache.capacity)
+        storage = BITS[CACHE_DTYPES[self.dtype]]
+        run = Run(
+            settings=settings,
+            weights=self._weights,
+            tree=Tree(
+                token_ids.to(torch.int64).contiguous().numpy(),
+                ancestor_mask.contiguous().numpy(),
+                cache.length,
+            ),
+            keys=cache.keys.view(storage).numpy(),
+            values=cache.values.view(storage).numpy(),
+            work=self._workspace,
+            num_logits=num_logits,
+            logits=logits,
+        )
+        TEAM.run(decode, count_steps(settings.num_layers), run)
+
+    def _make_room(self, nodes: int, tree_nodes: int, capacity: int) -> None:
+        work = self._workspace
+        threads, _, width = work.scores.shape
+        enough_nodes = nodes <= len(work.positions) and tree_nodes <= work.path_rows.shape[1]
+        if not enough_nodes or capacity > width or torch.get_num_threads() > threads:
+            nodes = max(nodes, len(work.positions))
+            tree_nodes = max(tree_nodes, work.path_rows.shape[1])
+            self._workspace = self._new_workspace(nodes, tree_nodes, max(capacity, width))
+
+    def _new_workspace(self, nodes: int, tree_nodes: int, capacity: int) -> Workspace:
+        """Allocates zeros: the padding of rows is never written."""
+        config, stride = self.config, self._head_stride
+        rows = nodes + SPARE_ROWS
+        threads = torch.get_num_threads()
+        group = config.num_heads // config.num_kv_heads
+        pairs = len(config.inverse_frequencies)
+        gated = padded(config.mlp_size)
+        floats: dict[str, tuple[int, ...]] = {
+            "cosines": (nodes, pairs),
+            "sines": (nodes, pairs),
+            "residual": (rows, padded(config.hidden_size)),
+            "branch": (rows, padded(config.hidden_size)),
+            "qkv": (rows, (config.num_heads + 2 * config.num_kv_heads) * stride),
+            "queries": (config.num_kv_heads, nodes * group + SPARE_ROWS, stride),
+            "attended": (rows, config.num_heads * stride),
+            "gate_up": (rows, 2 * gated),
+            "gated": (rows, gated),
+            "scores": (threads, QUERY_BLOCK + SPARE_ROWS, padded(capacity)),
+            "mixed": (threads, QUERY_BLOCK, stride),
+            "totals": (threads, QUERY_BLOCK),
+        }
+        return Workspace(
+            positions=np.zeros(nodes, np.int64),
+            contiguous=np.zeros(nodes, np.int64),
+            path_rows=np.zeros((nodes, tree_nodes), np.int64),
+            **{name: np.zeros(shape, np.float32) for name, shape in floats.items()},
+        )
+
+
+def _pack_weights(
+    config: TransformerConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype
+) -> Weights:
+    """Reads and rounds one layer after another, so that the model is never in memory twice."""
+    layers, hidden, stride = config.num_layers, config.hidden_size, padded(config.head_dim)
+    qkv_width = (config.num_heads + 2 * config.num_kv_heads) * stride
+    gated = padded(config.mlp_size)
+    matrices = {
+        "qkv": _Stack(layers, qkv_width, hidden, dtype),
+        "attention_out": _Stack(layers, hidden, config.num_heads * stride, dtype),
+        "gate_up": _Stack(layers, 2 * gated, hidden, dtype),
+        "down": _Stack(layers, hidden, config.mlp_size, dtype),
+    }
+    vectors: dict[str, list[Tensor]] = {}
+    for layer in range(layers):
+        padded_layer = _pad_layer(read_layer(tensors, config, layer), config)
+        for name, tensor in vars(padded_layer).items():
+            if name in matrices:
+                matrices[name].write(layer, tensor)
+            else:
+                vectors.setdefault(name, []).append(tensor.float())
+    embedding = _Stack(1, config.vocab_size, hidden, dtype)
+    embedding.write(0, read_embedding(tensors))
+    head = embedding
+    if not config.tied_embeddings:
+        head = _Stack(1, config.vocab_size, hidden, dtype)
+        head.write(0, read_head(tensors))
+    return Weights(
+        embedding=embedding.values[0],
+        embedding_scale=embedding.scale[0],
+        head=head.values[0],
+        head_scale=head.scale[0],
+        final_norm=read_final_norm(tensors).float().numpy().copy(),
+        inverse_frequencies=np.array(config.inverse_frequencies, np.float32),
+        rotates=np.array(config.rotates),
+        windows=np.array([window or SEES_ALL for window in config.windows]),
+        **{name: torch.stack(parts).numpy() for name, parts in vectors.items()},
+        **{name: stack.values for name, stack in matrices.items()},
+        **{f"{name}_scale": stack.scale for name, stack in matrices.items()},
+    )
+
+
+class _Stack:
+    """The same matrix of every layer, as the kernels read it."""
+
+    def __init__(self, layers: int, outputs: int, inputs: int, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.values = np.zeros((layers, outputs, padded(inputs)), STORAGE[dtype])
+        self.scale = np.ones((layers, outputs), np.float32)
+
+    def write(self, layer: int, weight: Float[Tensor, "outputs inputs"]) -> None:
+        values = self.values[layer, :, : weight.shape[1]]
+        write_weight(weight, self.dtype, values, self.scale[layer])
+
+
+def _pad_layer(layer: LayerTensors, config: TransformerConfig) -> LayerTensors:
+    """Pads every head, and each half of `gate_up`, with zeros to whole vectors."""
+    head = config.head_dim
+    return dataclasses.replace(
+        layer,
+        qkv=_pad_parts(layer.qkv, 0, head),
+        qkv_bias=_pad_parts(layer.qkv_bias, 0, head),
+        query_norm=_pad_parts(layer.query_norm, 0, head),
+        key_norm=_pad_parts(layer.key_norm, 0, head),
+        attention_out=_pad_parts(layer.attention_out, 1, head),
+        gate_up=_pad_parts(layer.gate_up, 0, config.mlp_size),
+    )
+
+
+def _pad_parts(x: Tensor, axis: int, width: int) -> Tensor:
+    """Pads consecutive parts of one width along an axis."""
+    if width == padded(width) or x.numel() == 0:
+        return x
+    parts = x.unflatten(axis, (-1, width))
+    shape = list(parts.shape)
+    shape[axis + 1] = padded(width)
+    spacious = parts.new_zeros(shape)
+    spacious.narrow(axis + 1, 0, width).copy_(parts)
+    return spacious.flatten(axis, axis + 1)
