@@ -15,12 +15,10 @@ def check_vocabulary(draft: Draft, target_probs: Float[Tensor, "nodes vocab"]) -
     """
     if target_probs.shape[0] != len(draft.tree):
         raise LosslessnessError(
-            f"the draft has {len(draft.tree)} nodes and the target scored {target_probs.shape[0]}"
+            f"the draft has {len(draft.tree)} nodes and the target scored {target_probs.shape[0]}; "
+            "score the tree of the draft that is to be accepted"
         )
-    if (
-        draft.draft_probs is not None
-        and draft.draft_probs.shape[-1] != target_probs.shape[-1]
-    ):
+    if draft.draft_probs is not None and draft.draft_probs.shape[-1] != target_probs.shape[-1]:
         raise LosslessnessError(
             f"draft vocabulary has {draft.draft_probs.shape[-1]} tokens, target "
             f"{target_probs.shape[-1]}; load the drafter with the target's tokenizer"
@@ -34,9 +32,7 @@ def check_sampled_chain(draft: Draft, rule: str) -> None:
         LosslessnessError: if it has branches or tokens that were chosen without chance.
     """
     if not draft.tree.is_chain:
-        raise LosslessnessError(
-            f"{rule} is for chains; accept trees with tree_rejection"
-        )
+        raise LosslessnessError(f"{rule} is for chains; accept trees with tree_rejection")
     if not draft.is_sampled:
         raise LosslessnessError(
             f"{rule} needs tokens drawn from the drafter's distribution; accept chosen tokens with "
@@ -52,6 +48,6 @@ def check_drawn(probability: float, token: int) -> None:
     """
     if not probability > 0:
         raise LosslessnessError(
-            f"token {token} is drafted as sampled, yet had no probability: it was drawn twice among "
-            "siblings, or not from draft_probs"
+            f"token {token} is drafted as sampled, yet had no probability: it was drawn twice "
+            "among siblings, or not from draft_probs; draft it as chosen if chance had no part"
         )

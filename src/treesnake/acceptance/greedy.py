@@ -11,9 +11,7 @@ from treesnake.outcome import Acceptance
 from treesnake.sampling import Rng
 
 
-def greedy(
-    draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng
-) -> Acceptance:
+def greedy(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -> Acceptance:
     """Accepts the path of the target's most probable tokens; exact for any draft at temperature 0.
 
     Raises:
@@ -22,15 +20,15 @@ def greedy(
     check_vocabulary(draft, target_probs)
     largest = target_probs.max(-1)
     if not torch.all(largest.values == 1):
-        raise LosslessnessError("the greedy rule is exact at temperature 0 only")
+        raise LosslessnessError(
+            "the greedy rule is exact at temperature 0 only; accept with exact above it"
+        )
     next_tokens = largest.indices.tolist()
     tree = draft.tree
     path = [0]
     while True:
         token = next_tokens[path[-1]]
-        matches = [
-            child for child in tree.children[path[-1]] if tree.tokens[child] == token
-        ]
+        matches = [child for child in tree.children[path[-1]] if tree.tokens[child] == token]
         if not matches:
             return Acceptance(tuple(path), token)
         path.append(matches[0])
