@@ -1,0 +1,82 @@
+"""A test that a model can be put through before it is trusted with trees."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from treesnake.errors import TreesnakeError, UnsupportedModelError
+from treesnake.prompt import Prompt
+from treesnake.protocols import Target
+from treesnake.tree import TokenTree
+
+PARENTS = (-1, 0, 0, 1, 1, 2, 4)
+"""Siblings at two depths, and a leaf whose path is scattered over the rows of the cache."""
+
+LEAF = 6
+
+MISFITS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What code raises that is given masks, positions or caches that it does not know."""
+
+
+def check_scores(model: PreTrainedModel, session: Target) -> None:
+    """Compares the scores of a small tree with the model's own forward passes over whole paths.
+
+    The reference runs each path from the beginning of the text, with no cache, no mask and no
+    positions from us, so it differs if the model ignores or misreads any of these. Costs seven
+    forward passes of about ten tokens. What lies beyond ten tokens, such as the edge of a sliding
+    window, is not tested.
+
+    Raises:
+        UnsupportedModelError: if the scores differ, or the model fails on a tree.
+    """
+    try:
+        error = _largest_error(model, session)
+    except (TreesnakeError, torch.OutOfMemoryError):
+        raise
+    except MISFITS as reason:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot score a token tree: {reason}"
+        ) from reason
+    if not error < _tolerance(model.dtype):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} scores a token tree differently from its paths, with a "
+            f"relative error of {error:.2g}: it disregards the mask, positions or cache given to it"
+        )
+
+
+def _largest_error(model: PreTrainedModel, session: Target) -> float:
+    token_ids = _scattered_tokens(session.vocab_size, 5 + len(PARENTS))
+    text, tree = token_ids[:5], TokenTree(torch.tensor(token_ids[5:]), torch.tensor(PARENTS))
+    session.prefill(Prompt.of([*text, tree.tokens[0]]))
+    logits = session.score(tree)
+    errors = [
+        _relative_error(logits[node], _plain_logits(model, text + tree.path_tokens(node)))
+        for node in (3, 5, LEAF)
+    ]
+    session.commit(tree.path(LEAF))
+    following = text[:1]
+    logits = session.score(TokenTree.chain(torch.tensor(following)))
+    whole = text + tree.path_tokens(LEAF) + following
+    return max(*errors, _relative_error(logits[0], _plain_logits(model, whole)))
+
+
+@torch.no_grad()
+def _plain_logits(model: PreTrainedModel, token_ids: list[int]) -> Float[Tensor, " vocab"]:
+    input_ids = torch.tensor([token_ids], device=model.device)
+    return model(input_ids=input_ids, use_cache=False).logits[0, -1]
+
+
+def _relative_error(actual: Float[Tensor, " vocab"], expected: Float[Tensor, " vocab"]) -> float:
+    actual, expected = actual.float(), expected.float()
+    return float((actual - expected).norm() / (expected - expected.mean()).norm())
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """Returns the error that counts as rounding; a mask disregarded costs several tenths."""
+    return 1e-3 if dtype == torch.float32 else 0.1
+
+
+def _scattered_tokens(vocab_size: int, num_tokens: int) -> list[int]:
+    """Returns tokens from all over a vocabulary, away from special ones at its two ends."""
+    return [vocab_size * (2 * index + 3) // (2 * num_tokens + 6) for index in range(num_tokens)]

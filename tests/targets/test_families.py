@@ -1,0 +1,140 @@
+"""Every family that is trusted with trees agrees with plain forward passes of the same weights."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from treesnake.prompt import Prompt
+from treesnake.targets.attention import AttentionTargetModel
+from treesnake.targets.families import VERIFIED_FAMILIES
+from treesnake.tree import TokenTree
+
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+EXPERTS: dict[str, Any] = {
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+ALTERNATING: dict[str, Any] = {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]
+}
+WINDOWED: dict[str, Any] = ALTERNATING | {"use_sliding_window": True}
+SHARING: dict[str, Any] = {
+    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+    "num_kv_shared_layers": 2,
+    "vocab_size_per_layer_input": 61,
+    "hidden_size_per_layer_input": 8,
+}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "apertus": {},
+    "arcee": {},
+    "biogpt": {},
+    "bitnet": {},
+    "codegen": {"rotary_dim": 4},
+    "cohere": {},
+    "cohere2": ALTERNATING,
+    "cwm": {"bos_token_id": 1, "eos_token_id": 2, **ALTERNATING},
+    "deepseek_v2": LATENT | EXPERTS,
+    "deepseek_v3": LATENT | EXPERTS,
+    "diffllama": {},
+    "dots1": EXPERTS | ALTERNATING,
+    "ernie4_5": {},
+    "ernie4_5_moe": {},
+    "exaone4": ALTERNATING,
+    "falcon": {},
+    "flex_olmo": {},
+    "gemma": {},
+    "gemma2": {},
+    "gemma3_text": ALTERNATING,
+    "gemma3n_text": SHARING
+    | {"intermediate_size": [48] * 6, "laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 6},
+    "gemma4_text": SHARING,
+    "glm": {},
+    "glm4": {},
+    "glm4_moe": EXPERTS,
+    "gpt2": {},
+    "gpt_bigcode": {},
+    "gpt_neox": {},
+    "gpt_oss": {},
+    "gptj": {"rotary_dim": 4},
+    "granite": {},
+    "granitemoe": {},
+    "helium": {},
+    "hunyuan_v1_dense": {},
+    "internlm3": {},
+    "jetmoe": {"kv_channels": 8},
+    "llama": {},
+    "llama4_text": {"num_hidden_layers": 4},
+    "minicpm3": LATENT,
+    "minimax_m2": {},
+    "ministral": ALTERNATING,
+    "ministral3": {},
+    "mistral": {},
+    "mixtral": {},
+    "nanochat": {},
+    "nemotron": {},
+    "olmo": {},
+    "olmo2": {},
+    "olmo3": ALTERNATING,
+    "olmoe": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "persimmon": {},
+    "phi": {},
+    "phi3": {},
+    "phimoe": {},
+    "qwen2": WINDOWED,
+    "qwen2_moe": WINDOWED | {"shared_expert_intermediate_size": 16},
+    "qwen3": WINDOWED,
+    "qwen3_moe": {"use_sliding_window": True},
+    "seed_oss": {},
+    "smollm3": WINDOWED,
+    "stablelm": {},
+    "starcoder2": {},
+    "vaultgemma": ALTERNATING,
+    "xglm": {"d_model": 32, "ffn_dim": 48, "num_layers": 3, "attention_heads": 4},
+}
+
+TEXT = [7, 3, 58, 22, 41, 9, 35, 14, 50, 28, 3, 19, 44]
+TREE = TokenTree(
+    torch.tensor([30, 5, 47, 12, 5, 33, 21, 8, 47]), torch.tensor([-1, 0, 0, 1, 1, 2, 4, 4, 6])
+)
+LEAF = 8
+AFTER = 17
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_those_of_plain_passes_over_whole_paths(family, tiny_model):
+    model = tiny_model(family, **FAMILIES[family])
+    session = AttentionTargetModel(model).new_session()
+
+    @torch.no_grad()
+    def plain(token_ids):
+        return model(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0]
+
+    session.prefill(Prompt.of([*TEXT, TREE.tokens[0]]))
+    logits = session.score(TREE)
+    for node in (3, 5, 7, LEAF):
+        path = TREE.path(node)
+        expected = plain(TEXT + TREE.path_tokens(node))[-len(path) :]
+        torch.testing.assert_close(logits[list(path)], expected, atol=1e-4, rtol=1e-4)
+
+    session.commit(TREE.path(LEAF))
+    after = session.score(TokenTree.chain(torch.tensor([AFTER])))
+    expected = plain([*TEXT, *TREE.path_tokens(LEAF), AFTER])[-1:]
+    torch.testing.assert_close(after, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_families_tested_here_are_the_trusted_ones():
+    assert set(FAMILIES) == VERIFIED_FAMILIES
