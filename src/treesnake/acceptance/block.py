@@ -11,9 +11,7 @@ from treesnake.outcome import Acceptance
 from treesnake.sampling import Rng
 
 
-def block(
-    draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng
-) -> Acceptance:
+def block(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -> Acceptance:
     """Accepts the longest prefix that passes a joint test; never fewer tokens than rejection.
 
     The weight of a prefix is w_i = min(1, w_{i-1} * target / draft). A prefix of length i passes
@@ -34,9 +32,7 @@ def block(
         passes = weight
         if node < last and weight < 1:
             assert draft.draft_probs is not None
-            surplus = (weight * target_probs[node] - draft.draft_probs[node]).clamp(
-                min=0
-            )
+            surplus = (weight * target_probs[node] - draft.draft_probs[node]).clamp(min=0)
             mass = float(surplus.sum())
             passes = mass / (mass + 1 - weight)
         if rng.coin(passes):

@@ -13,9 +13,7 @@ from treesnake.protocols import AcceptanceRule
 from treesnake.sampling import Rng, SamplingParams
 
 
-def exact(
-    draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng
-) -> Acceptance:
+def exact(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -> Acceptance:
     """Accepts any draft by the rule that is exact for it and accepts the most.
 
     Chosen trees go to `point_mass`, sampled chains to `block`, all others to `tree_rejection`.

@@ -10,9 +10,7 @@ from treesnake.outcome import Acceptance
 from treesnake.sampling import Rng
 
 
-def point_mass(
-    draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng
-) -> Acceptance:
+def point_mass(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -> Acceptance:
     """Draws from the target at each node and follows the child that has the token, if one does.
 
     The draft of a node's children is a point mass on what was chosen, for which rejection sampling
@@ -30,9 +28,7 @@ def point_mass(
     path = [0]
     while True:
         token = rng.draw(target_probs[path[-1]])
-        matches = [
-            child for child in tree.children[path[-1]] if tree.tokens[child] == token
-        ]
+        matches = [child for child in tree.children[path[-1]] if tree.tokens[child] == token]
         if not matches:
             return Acceptance(tuple(path), token)
         path.append(matches[0])

@@ -15,9 +15,7 @@ from treesnake.outcome import Acceptance
 from treesnake.sampling import Rng
 
 
-def rejection(
-    draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng
-) -> Acceptance:
+def rejection(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -> Acceptance:
     """Accepts drafted tokens one after the other with probability min(1, target / draft).
 
     After the first rejection the token is drawn from the residual max(target - draft, 0), and
@@ -38,19 +36,14 @@ def rejection(
     return Acceptance(tuple(range(last + 1)), rng.draw(target_probs[last]))
 
 
-def likelihood_ratios(
-    draft: Draft, target_probs: Float[Tensor, "nodes vocab"]
-) -> list[float]:
+def likelihood_ratios(draft: Draft, target_probs: Float[Tensor, "nodes vocab"]) -> list[float]:
     """Returns target / draft probability of each drafted token of a chain, in one transfer."""
     num_drafted = draft.tree.num_drafted
     if draft.draft_probs is None or num_drafted == 0:
         return []
     tokens = draft.tree.token_ids[1:, None]
     pairs = torch.stack(
-        [
-            probs[:num_drafted].gather(1, tokens)[:, 0]
-            for probs in (target_probs, draft.draft_probs)
-        ]
+        [probs[:num_drafted].gather(1, tokens)[:, 0] for probs in (target_probs, draft.draft_probs)]
     ).tolist()
     for token, probability in zip(draft.tree.tokens[1:], pairs[1], strict=True):
         check_drawn(probability, token)
