@@ -4,9 +4,9 @@ Both engines start here: the transformers module is loaded by `load.load_pretrai
 network reads `Checkpoint.weights` one tensor at a time.
 """
 
-import importlib.util
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def _open_folder(name: str, folder: Path, trust_remote_code: bool) -> Checkpoint
 
 def _open_gguf(name: str, path: Path) -> Checkpoint:
     weights = GgufFile(path)
-    missing = [part for part in ("gguf", "accelerate") if importlib.util.find_spec(part) is None]
+    missing = [part for part in ("gguf", "accelerate") if find_spec(part) is None]
     if missing:
         raise LoadError(
             f"{path.name} is a GGUF file, which needs {' and '.join(missing)}; install "

@@ -1,7 +1,7 @@
 """Loads models with their own weights as unmodified transformers modules."""
 
-import importlib.util
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
@@ -58,7 +58,7 @@ def load_pretrained(
     trust_remote_code: bool = False,
 ) -> Pretrained:
     """Finds a model as `find_checkpoint` does and loads it as `load_checkpoint` does."""
-    _check_options(dtype, device, device_map)
+    check_options(dtype, device, device_map)
     checkpoint = find_checkpoint(name, revision=revision, trust_remote_code=trust_remote_code)
     return load_checkpoint(checkpoint, dtype=dtype, device=device, device_map=device_map)
 
@@ -83,7 +83,7 @@ def load_checkpoint(
         UnsupportedModelError: if it is no language model, or the dtype is int8.
         InvalidInputError: if options conflict or have unknown values.
     """
-    _check_options(dtype, device, device_map)
+    check_options(dtype, device, device_map)
     model_class = find_model_class(checkpoint)
     place = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, checkpoint, place)
@@ -108,6 +108,24 @@ def load_checkpoint(
     model.generation_config = checkpoint.generation_config
     model.requires_grad_(False).eval()
     return Pretrained(checkpoint, model)
+
+
+def check_options(dtype: str, device: str, device_map: DeviceMap | None) -> None:
+    """Checks what can be checked before a model is looked for.
+
+    Raises:
+        InvalidInputError: if an option has an unknown value, or options conflict.
+        LoadError: if a package is missing.
+    """
+    if dtype not in get_args(DtypeName):
+        names = ", ".join(get_args(DtypeName))
+        raise InvalidInputError(f"unknown dtype {dtype!r}; choose one of {names}")
+    if device_map is None:
+        return
+    if device != "auto":
+        raise InvalidInputError("device and device_map exclude each other; give one of them")
+    if not _has_accelerate():
+        raise LoadError("device_map needs the package accelerate; install treesnake[multi-gpu]")
 
 
 def resolve_device(device: str) -> torch.device:
@@ -222,18 +240,6 @@ def _named_class(classes: Any, architectures: list[str] | None) -> Any:
     return next((each for each in classes if each.__name__ in (architectures or [])), classes[0])
 
 
-def _check_options(dtype: str, device: str, device_map: DeviceMap | None) -> None:
-    if dtype not in get_args(DtypeName):
-        names = ", ".join(get_args(DtypeName))
-        raise InvalidInputError(f"unknown dtype {dtype!r}; choose one of {names}")
-    if device_map is None:
-        return
-    if device != "auto":
-        raise InvalidInputError("device and device_map exclude each other; give one of them")
-    if not _has_accelerate():
-        raise LoadError("device_map needs the package accelerate; install treesnake[multi-gpu]")
-
-
 def _check_complete(checkpoint: Checkpoint, missing: set[str]) -> None:
     """Refuses what transformers would fill with random numbers."""
     if missing:
@@ -250,4 +256,4 @@ def _best_device() -> str:
 
 
 def _has_accelerate() -> bool:
-    return importlib.util.find_spec("accelerate") is not None
+    return find_spec("accelerate") is not None

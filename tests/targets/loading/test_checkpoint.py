@@ -1,0 +1,236 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    Gemma3Config,
+    GenerationConfig,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    PreTrainedConfig,
+)
+
+from treesnake.errors import InvalidInputError, LoadError
+from treesnake.models.weights import SINGLE_FILE
+from treesnake.targets import checkpoint as checkpoint_module
+from treesnake.targets.checkpoint import (
+    DEFAULT_MODEL,
+    context_length,
+    end_token_ids,
+    find_checkpoint,
+    locate,
+)
+
+EditConfig = Callable[..., None]
+
+
+def test_a_folder_gives_config_tokenizer_and_opened_weights(tiny_llama_folder: Path) -> None:
+    found = find_checkpoint(str(tiny_llama_folder))
+    assert found.name == str(tiny_llama_folder)
+    assert found.path == tiny_llama_folder
+    assert found.gguf_file is None
+    assert found.config.model_type == "llama"
+    assert found.tokenizer.decode(found.tokenizer("the hell 12").input_ids) == "the hell 12"
+    assert found.generation_config.eos_token_id == 2
+    assert found.weights["model.norm.weight"].shape == (64,)
+
+
+def test_a_folder_without_generation_config_takes_it_from_its_config(
+    tiny_llama_folder: Path,
+) -> None:
+    (tiny_llama_folder / "generation_config.json").unlink()
+    assert find_checkpoint(str(tiny_llama_folder)).generation_config.eos_token_id == 2
+
+
+def test_no_name_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="no model is named; the default is 'smollm2'"):
+        find_checkpoint("")
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "a/b/c", "missing.gguf"])
+def test_a_path_that_is_not_there_is_not_looked_up_at_the_hub(name: str) -> None:
+    with pytest.raises(LoadError, match="there is no file or folder"):
+        find_checkpoint(name)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(LoadError, match=r"model\.bin is a file; name the folder"):
+        find_checkpoint(str(tmp_path / "model.bin"))
+
+
+def test_a_revision_of_a_local_model_is_refused(tiny_llama_folder: Path) -> None:
+    for name in (str(tiny_llama_folder), DEFAULT_MODEL):
+        with pytest.raises(InvalidInputError, match="revision 'v1' is for models at the hub"):
+            find_checkpoint(name, revision="v1")
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=r"has no config\.json; it holds nothing"):
+        find_checkpoint(str(tmp_path))
+
+
+def test_a_folder_of_gguf_files_says_how_to_name_them(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").touch()
+    with pytest.raises(LoadError, match=r"to load a GGUF file, name it: .*m\.gguf"):
+        find_checkpoint(str(tmp_path))
+
+
+def test_an_adapter_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(LoadError, match="is an adapter; merge it"):
+        find_checkpoint(str(tmp_path))
+
+
+def test_pickled_weights_are_refused(tiny_llama_folder: Path) -> None:
+    (tiny_llama_folder / SINGLE_FILE).unlink()
+    torch.save({}, tiny_llama_folder / "pytorch_model.bin")
+    with pytest.raises(LoadError, match=r"pickled \(pytorch_model\.bin\).* can run any code"):
+        find_checkpoint(str(tiny_llama_folder))
+
+
+def test_missing_weights_are_refused(tiny_llama_folder: Path) -> None:
+    (tiny_llama_folder / SINGLE_FILE).unlink()
+    with pytest.raises(LoadError, match=r"has no model\.safetensors, .* it holds .*config\.json"):
+        find_checkpoint(str(tiny_llama_folder))
+
+
+def test_cut_off_weights_are_found_before_they_are_loaded(tiny_llama_folder: Path) -> None:
+    path = tiny_llama_folder / SINGLE_FILE
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(LoadError, match="is cut off"):
+        find_checkpoint(str(tiny_llama_folder))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_broken_config_is_refused(tiny_llama_folder: Path, text: str) -> None:
+    (tiny_llama_folder / "config.json").write_text(text)
+    with pytest.raises(LoadError, match=r"config\.json is no JSON object"):
+        find_checkpoint(str(tiny_llama_folder))
+
+
+def test_a_config_with_impossible_values_is_refused(
+    tiny_llama_folder: Path, edit_config: EditConfig
+) -> None:
+    edit_config(tiny_llama_folder, hidden_size="wide")
+    with pytest.raises(LoadError, match=r"the config of .* cannot be read"):
+        find_checkpoint(str(tiny_llama_folder))
+
+
+def test_an_unknown_model_type_is_refused(tiny_llama_folder: Path, edit_config: EditConfig) -> None:
+    edit_config(tiny_llama_folder, model_type="hydra9000")
+    with pytest.raises(LoadError, match="model type 'hydra9000', which this version of transf"):
+        find_checkpoint(str(tiny_llama_folder))
+
+
+def test_a_missing_tokenizer_is_refused(tiny_llama_folder: Path) -> None:
+    (tiny_llama_folder / "tokenizer.json").unlink()
+    (tiny_llama_folder / "tokenizer_config.json").unlink()
+    with pytest.raises(LoadError, match=r"the tokenizer of .* cannot be loaded"):
+        find_checkpoint(str(tiny_llama_folder))
+
+
+def test_code_of_a_model_does_not_run_unasked(model_with_code: Path) -> None:
+    with pytest.raises(LoadError, match="pass trust_remote_code=True if you trust it"):
+        find_checkpoint(str(model_with_code))
+    assert not (model_with_code / "ran").exists()
+
+
+@pytest.mark.usefixtures("own_module_cache")
+def test_code_of_a_model_runs_when_asked_for(model_with_code: Path) -> None:
+    found = find_checkpoint(str(model_with_code), trust_remote_code=True)
+    assert type(found.config).__name__ == "OwnConfig"
+    assert (model_with_code / "ran").exists()
+
+
+def test_code_beside_a_known_model_type_does_not_run_unasked(
+    model_with_code: Path, edit_config: EditConfig
+) -> None:
+    edit_config(model_with_code, model_type="llama")
+    assert type(find_checkpoint(str(model_with_code)).config) is LlamaConfig
+    assert not (model_with_code / "ran").exists()
+
+
+def test_a_gguf_file_without_the_packages_for_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
+    monkeypatch.setattr(checkpoint_module, "find_spec", lambda _name: None)
+    with pytest.raises(LoadError, match="needs gguf and accelerate; install treesnake"):
+        find_checkpoint(str(path))
+
+
+def test_a_broken_gguf_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"<html>")
+    with pytest.raises(LoadError, match="is no GGUF file"):
+        find_checkpoint(str(tmp_path / "m.gguf"))
+
+
+def test_the_default_name_stands_for_the_embedded_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_module, "smollm_folder", lambda: tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / DEFAULT_MODEL).mkdir()
+    assert locate(DEFAULT_MODEL, revision=None, with_code=False) == tmp_path
+    assert locate(f"./{DEFAULT_MODEL}", revision=None, with_code=False) == Path(DEFAULT_MODEL)
+
+
+def test_a_home_folder_is_expanded(
+    tiny_llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tiny_llama_folder.parent))
+    name = f"~/{tiny_llama_folder.name}"
+    assert locate(name, revision=None, with_code=False) == tiny_llama_folder
+
+
+def test_end_tokens_are_those_of_both_configs(
+    tiny_llama_folder: Path, edit_config: EditConfig
+) -> None:
+    edit_config(tiny_llama_folder, eos_token_id=0)
+    GenerationConfig(eos_token_id=[2, 1]).save_pretrained(tiny_llama_folder)
+    assert end_token_ids(find_checkpoint(str(tiny_llama_folder))) == {0, 1, 2}
+
+
+def test_the_end_of_a_turn_is_added_where_only_the_end_of_a_text_is_named(
+    tiny_llama_folder: Path, edit_config: EditConfig
+) -> None:
+    edit_config(tiny_llama_folder, eos_token_id=0)
+    GenerationConfig(eos_token_id=0).save_pretrained(tiny_llama_folder)
+    assert end_token_ids(find_checkpoint(str(tiny_llama_folder))) == {0, 2}
+
+
+def test_a_template_that_uses_the_named_end_token_adds_no_other(
+    tiny_llama_folder: Path, edit_config: EditConfig
+) -> None:
+    edit_config(tiny_llama_folder, eos_token_id=1)
+    GenerationConfig(eos_token_id=1).save_pretrained(tiny_llama_folder)
+    assert end_token_ids(find_checkpoint(str(tiny_llama_folder))) == {1}
+
+
+def test_without_named_end_tokens_the_tokenizers_counts(
+    tiny_llama_folder: Path, edit_config: EditConfig
+) -> None:
+    edit_config(tiny_llama_folder, eos_token_id=None)
+    GenerationConfig().save_pretrained(tiny_llama_folder)
+    shutil.rmtree(tiny_llama_folder / "chat_template.jinja", ignore_errors=True)
+    assert end_token_ids(find_checkpoint(str(tiny_llama_folder))) == {2}
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        (LlamaConfig(max_position_embeddings=77), 77),
+        (GPT2Config(n_positions=78), 78),
+        (Gemma3Config(text_config={"max_position_embeddings": 79}), 79),
+        (MambaConfig(), None),
+    ],
+)
+def test_the_context_length_is_that_of_the_text_model(
+    config: PreTrainedConfig, length: int | None
+) -> None:
+    assert context_length(config) == length

@@ -1,0 +1,86 @@
+from pathlib import Path
+from unittest.mock import Mock
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from treesnake.errors import LoadError
+from treesnake.targets import hub
+from treesnake.targets.checkpoint import find_checkpoint
+from treesnake.targets.hub import fetch_model
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(hub, "snapshot_download", Mock(side_effect=error))
+
+
+def test_a_model_in_the_hubs_cache_is_found_without_a_connection(
+    tiny_llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0" * 40
+    stored = tmp_path / "hub" / "models--who--tiny"
+    (stored / "refs").mkdir(parents=True)
+    (stored / "refs" / "main").write_text(commit)
+    (stored / "snapshots").mkdir()
+    tiny_llama_folder.rename(stored / "snapshots" / commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = find_checkpoint("who/tiny")
+    assert found.name == "who/tiny"
+    assert found.path == stored / "snapshots" / commit
+
+
+def test_a_model_that_is_not_in_the_cache_is_refused_without_a_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(LoadError, match=r"who/tiny could not be fetched: .* cannot be reached"):
+        find_checkpoint("who/tiny")
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [
+        (GatedRepoError, "accept its terms"),
+        (RepositoryNotFoundError, "no such model at the hub"),
+        (RevisionNotFoundError, "not that revision"),
+    ],
+)
+def test_what_the_hub_answers_becomes_advice(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception], advice: str
+) -> None:
+    fail_with(monkeypatch, kind("no", response=Mock(headers={})))
+    with pytest.raises(LoadError, match=f"who/tiny at revision v2 could not be fetched.*{advice}"):
+        fetch_model("who/tiny", revision="v2", with_code=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (HFValidationError("bad"), "neither a folder here nor a name"),
+        (LocalEntryNotFoundError("offline"), "the hub cannot be reached"),
+        (OSError("No space left on device"), "OSError: No space left on device"),
+    ],
+)
+def test_what_goes_wrong_here_becomes_advice(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, advice: str
+) -> None:
+    fail_with(monkeypatch, error)
+    with pytest.raises(LoadError, match=advice):
+        fetch_model("what is this", revision=None, with_code=False)
+
+
+def test_code_is_fetched_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    download = Mock(return_value="/model")
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    for with_code in (False, True):
+        assert fetch_model("who/tiny", revision=None, with_code=with_code) == Path("/model")
+        patterns = download.call_args.kwargs["allow_patterns"]
+        assert ("*.py" in patterns) == with_code
+        assert "*.bin" not in patterns
