@@ -1,10 +1,10 @@
 """Speculative sampling on a tree, children in the order in which they were drawn."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from treesnake.acceptance.checks import check_drawn, check_vocabulary
+from treesnake.acceptance.checks import check_vocabulary
+from treesnake.acceptance.proposal import proposal
 from treesnake.acceptance.residual import residual
 from treesnake.draft import Draft
 from treesnake.outcome import Acceptance
@@ -24,48 +24,31 @@ def tree_rejection(
 
     Exact for any mixture of sampled and chosen nodes, provided that siblings keep the order of the
     draws and that no node was dropped because of the value of a draw.
+
+    Raises:
+        LosslessnessError: if a node cannot have been drawn as the draft says.
     """
     check_vocabulary(draft, target_probs)
     path = [0]
     while True:
-        child, remaining = _offer_children(draft, path[-1], target_probs[path[-1]], rng)
+        child, remaining = _offer_children(draft, path[-1], target_probs, rng)
         if child is None:
             return Acceptance(tuple(path), rng.draw(remaining))
         path.append(child)
 
 
 def _offer_children(
-    draft: Draft, node: int, target_probs: Float[Tensor, " vocab"], rng: Rng
+    draft: Draft, node: int, target_probs: Float[Tensor, "nodes vocab"], rng: Rng
 ) -> tuple[int | None, Float[Tensor, " vocab"]]:
     """Returns the accepted child or None, and the distribution left for the target's own token."""
     tree = draft.tree
-    remaining = target_probs
+    remaining = target_probs[node]
     siblings: list[int] = []
     for child in tree.children[node]:
         token = tree.tokens[child]
-        proposal = _proposal(draft, node, child, siblings, target_probs)
-        probability = float(proposal[token])
-        check_drawn(probability, token)
-        if rng.coin(float(remaining[token]) / probability):
+        proposed = proposal(draft, child, siblings, target_probs)
+        if rng.coin(float(remaining[token]) / float(proposed[token])):
             return child, remaining
-        remaining = residual(remaining, proposal)
+        remaining = residual(remaining, proposed)
         siblings.append(token)
     return None, remaining
-
-
-def _proposal(
-    draft: Draft,
-    node: int,
-    child: int,
-    siblings: list[int],
-    target_probs: Float[Tensor, " vocab"],
-) -> Float[Tensor, " vocab"]:
-    """Returns the distribution that a child was drawn from, given its earlier siblings."""
-    if not draft.sampled_mask[child]:
-        point = torch.zeros_like(target_probs)
-        point[draft.tree.tokens[child]] = 1
-        return point
-    assert draft.draft_probs is not None
-    proposal = draft.draft_probs[node].clone()
-    proposal[siblings] = 0
-    return proposal / proposal.sum()
