@@ -92,7 +92,7 @@ def check_rule(
     rule: AcceptanceRule,
     shape: Shape,
     *,
-    num_trials: int = 4,
+    num_trials: int = 8,
     seed: int = 0,
     num_tokens: int = 3,
 ) -> None:
