@@ -173,8 +173,10 @@ class _HeaderReader:
 
     def _array(self) -> list[Any]:
         kind, length = self._number("I"), self._number("Q")
-        if kind in (STRING_KIND, ARRAY_KIND):
-            return [self._value(kind) for _ in range(length)]
+        if kind == STRING_KIND:
+            return [self._string() for _ in range(length)]
+        if kind == ARRAY_KIND:
+            return [self._array() for _ in range(length)]
         return list(self._numbers(self._format(kind), length))
 
     def _format(self, kind: int) -> str:
@@ -183,8 +185,9 @@ class _HeaderReader:
         return NUMBER_FORMATS[kind]
 
     def _string(self) -> str:
+        num_bytes = int.from_bytes(self._take(8), "little")
         try:
-            return self._take(self._number("Q")).decode("utf-8")
+            return self._take(num_bytes).decode("utf-8")
         except UnicodeDecodeError as error:
             raise LoadError(
                 f"{self._path} holds broken text in its header; fetch it again"

@@ -1,6 +1,8 @@
 """Loads models with their own weights as unmodified transformers modules."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
@@ -197,12 +199,11 @@ class _StoredTensor:
     maps the file, whose pages count as resident until loading ends.
     """
 
-    def __init__(self, weights: Weights, name: str) -> None:
-        self._weights = weights
-        self._name = name
+    def __init__(self, read: Callable[[], Tensor]) -> None:
+        self._read = read
 
     def __getitem__(self, _index: object) -> Shaped[Tensor, "..."]:
-        return self._weights[self._name]
+        return self._read()
 
 
 def _source(checkpoint: Checkpoint, *, spread: bool) -> dict[str, Any]:
@@ -222,7 +223,7 @@ def _source(checkpoint: Checkpoint, *, spread: bool) -> dict[str, Any]:
     return {
         "pretrained_model_name_or_path": None,
         "config": checkpoint.config,
-        "state_dict": {name: _StoredTensor(weights, name) for name in weights},
+        "state_dict": {name: _StoredTensor(partial(weights.__getitem__, name)) for name in weights},
     }
 
 

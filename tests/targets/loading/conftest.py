@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
@@ -116,3 +117,46 @@ def own_module_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps the copies that transformers makes of a model's code out of the user's cache."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
     monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture
+def write_tiny_gguf(
+    tiny_llama: LlamaForCausalLM, tokenizer_metadata: dict[str, Any]
+) -> Callable[..., Path]:
+    """Writes the tiny Llama as a GGUF file with ggml's own package, which ours is to understand."""
+    gguf = pytest.importorskip("gguf")
+    config = tiny_llama.config
+    dimensions = {
+        "llama.block_count": config.num_hidden_layers,
+        "llama.embedding_length": config.hidden_size,
+        "llama.feed_forward_length": config.intermediate_size,
+        "llama.attention.head_count": config.num_attention_heads,
+        "llama.attention.head_count_kv": config.num_key_value_heads,
+        "llama.rope.dimension_count": config.head_dim,
+        "llama.rope.freq_base": 10000.0,
+        "llama.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+    }
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+
+    def write(path: Path, **changes: object) -> Path:
+        metadata = dimensions | tokenizer_metadata | changes
+        writer = gguf.GGUFWriter(path, metadata.pop("general.architecture", "llama"))
+        for key, value in metadata.items():
+            kind = gguf.GGUFValueType.get_type(value)
+            element = gguf.GGUFValueType.get_type(value[0]) if isinstance(value, list) else None
+            writer.add_key_value(key, value, kind, element)
+        for name, parameter in tiny_llama.named_parameters():
+            values = parameter.detach()
+            if "q_proj" in name or "k_proj" in name:  # llama.cpp puts rotary pairs side by side
+                heads = values.unflatten(0, (-1, 2, config.head_dim // 2))
+                values = heads.transpose(1, 2).flatten(0, 2)
+            writer.add_tensor(
+                names.get_name(name, (".weight",)), np.ascontiguousarray(values.numpy())
+            )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return write
