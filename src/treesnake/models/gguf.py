@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
-from typing_extensions import override
 
 from treesnake.errors import LoadError
 
@@ -92,7 +91,6 @@ class GgufFile(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.entries)
 
-    @override
     def __contains__(self, name: object) -> bool:
         return name in self.entries
 

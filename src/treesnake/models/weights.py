@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
-from typing_extensions import override
 
 from treesnake.errors import LoadError
 
@@ -78,7 +77,6 @@ class Weights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.entries)
 
-    @override
     def __contains__(self, name: object) -> bool:
         return name in self.entries
 

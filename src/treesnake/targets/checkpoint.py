@@ -119,16 +119,6 @@ def end_token_ids(checkpoint: Checkpoint) -> frozenset[int]:
     return ids | {vocabulary[end] for end in TURN_ENDS if end in template and end in vocabulary}
 
 
-def context_length(config: PreTrainedConfig) -> int | None:
-    """Returns how many tokens fit into a model, or None where nothing limits them (Mamba)."""
-    text_config = config.get_text_config()
-    for key in ("max_position_embeddings", "max_seq_len", "seq_length"):
-        length = getattr(text_config, key, None)
-        if length is not None:
-            return int(length)
-    return None
-
-
 def _open_folder(name: str, folder: Path, trust_remote_code: bool) -> Checkpoint:
     _check_files(folder)
     _check_model_type(folder, trust_remote_code)

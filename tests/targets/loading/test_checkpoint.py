@@ -5,12 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
-    Gemma3Config,
     GenerationConfig,
-    GPT2Config,
     LlamaConfig,
-    MambaConfig,
-    PreTrainedConfig,
 )
 
 from treesnake.errors import InvalidInputError, LoadError
@@ -18,7 +14,6 @@ from treesnake.models.weights import SINGLE_FILE
 from treesnake.targets import checkpoint as checkpoint_module
 from treesnake.targets.checkpoint import (
     DEFAULT_MODEL,
-    context_length,
     end_token_ids,
     find_checkpoint,
     locate,
@@ -219,18 +214,3 @@ def test_without_named_end_tokens_the_tokenizers_counts(
     GenerationConfig().save_pretrained(tiny_llama_folder)
     shutil.rmtree(tiny_llama_folder / "chat_template.jinja", ignore_errors=True)
     assert end_token_ids(find_checkpoint(str(tiny_llama_folder))) == {2}
-
-
-@pytest.mark.parametrize(
-    ("config", "length"),
-    [
-        (LlamaConfig(max_position_embeddings=77), 77),
-        (GPT2Config(n_positions=78), 78),
-        (Gemma3Config(text_config={"max_position_embeddings": 79}), 79),
-        (MambaConfig(), None),
-    ],
-)
-def test_the_context_length_is_that_of_the_text_model(
-    config: PreTrainedConfig, length: int | None
-) -> None:
-    assert context_length(config) == length

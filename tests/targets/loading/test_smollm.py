@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from treesnake.errors import LoadError
 from treesnake.targets import conversion, smollm
-from treesnake.targets.checkpoint import context_length, end_token_ids, find_checkpoint
+from treesnake.targets.checkpoint import end_token_ids, find_checkpoint
 from treesnake.targets.load import Pretrained, load_checkpoint
 from treesnake.targets.smollm import (
     CACHE_VARIABLE,
@@ -240,7 +240,7 @@ def test_the_default_model_answers_a_question(
 def test_the_default_model_has_its_limits_and_its_template(default_model: Pretrained) -> None:
     checkpoint = default_model.checkpoint
     assert end_token_ids(checkpoint) == {2}
-    assert context_length(checkpoint.config) == 8192
+    assert checkpoint.config.max_position_embeddings == 8192
     text = checkpoint.tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     )
