@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from treesnake.errors import ContextLengthError, InvalidInputError
-from treesnake.models.transformer_config import TransformerConfig
 
 
 class TransformerCache:
@@ -70,37 +69,20 @@ class TransformerCache:
             self.values[:, :, start:end] = self.values[:, :, rows]
         self.length = end
 
+    def grown(self, capacity: int) -> "TransformerCache":
+        """Returns a copy of the committed tokens with room for more."""
+        layers, heads, _, head_dim = self.keys.shape
+        grown = TransformerCache(
+            layers, heads, capacity, head_dim, self.keys.dtype, self.keys.device
+        )
+        grown.check_room(self.length)
+        grown.keys[:, :, : self.length] = self.keys[:, :, : self.length]
+        grown.values[:, :, : self.length] = self.values[:, :, : self.length]
+        grown.length = self.length
+        return grown
+
     def rewind(self, length: int) -> None:
         """Forgets every token from position `length` on."""
         if not 0 <= length <= self.length:
             raise InvalidInputError(f"cannot rewind {self.length} tokens to {length}")
         self.length = length
-
-
-def check_nodes(
-    config: TransformerConfig,
-    token_ids: Int[Tensor, " nodes"],
-    ancestor_mask: Bool[Tensor, "nodes tree_nodes"],
-    cache: TransformerCache,
-) -> None:
-    """Checks what a forward pass is given.
-
-    Raises:
-        InvalidInputError: if there are no nodes, if the mask has another shape, or if a token does
-            not exist (looked at on a CPU only, where looking costs nothing).
-        ContextLengthError: if the tree does not fit into the cache.
-    """
-    nodes, (rows, columns) = len(token_ids), ancestor_mask.shape
-    if nodes == 0 or rows != nodes or columns < nodes:
-        raise InvalidInputError(
-            "a forward pass needs nodes and a mask of (nodes, all nodes of the tree), got "
-            f"{nodes} tokens and a mask of {rows} x {columns}"
-        )
-    if token_ids.device.type == "cpu":
-        lowest, highest = (int(bound) for bound in token_ids.aminmax())
-        if lowest < 0 or highest >= config.vocab_size:
-            raise InvalidInputError(
-                f"token {lowest if lowest < 0 else highest} does not exist: "
-                f"the model has tokens 0 to {config.vocab_size - 1}"
-            )
-    cache.check_room(columns)

@@ -29,7 +29,7 @@ from treesnake.kernels.cpu.transformer import (
     count_steps,
     decode,
 )
-from treesnake.models.transformer_cache import TransformerCache, check_nodes
+from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_layers import (
     LayerTensors,
@@ -55,12 +55,8 @@ SPARE_ROWS = TILES[0][0]
 SEES_ALL = 2**62  # positions, for layers without a window
 
 
-class CpuTransformer:
-    """A decoder whose logits have the same bits however many nodes are scored at once.
-
-    So the greedy continuation by token trees is that of plain decoding in every dtype, and a prompt
-    may be cut into chunks anywhere. Forward passes of several threads wait for each other.
-    """
+class CpuEngine:
+    """Packed weights and buffers. Forward passes of several threads wait for each other."""
 
     def __init__(
         self, config: TransformerConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype
@@ -83,11 +79,6 @@ class CpuTransformer:
         self._workspace = self._new_workspace(1, 1, simd.PADDING)
 
     @property
-    def device(self) -> torch.device:
-        """Where logits are."""
-        return torch.device("cpu")
-
-    @property
     def num_bytes(self) -> int:
         """The bytes of the weights in memory."""
         arrays = {id(array): array.nbytes for array in self._weights}
@@ -102,7 +93,7 @@ class CpuTransformer:
             capacity,
             self._head_stride,
             CACHE_DTYPES[self.dtype],
-            self.device,
+            torch.device("cpu"),
         )
 
     def forward(
@@ -110,30 +101,25 @@ class CpuTransformer:
         token_ids: Int[Tensor, " nodes"],
         ancestor_mask: Bool[Tensor, "nodes tree_nodes"],
         cache: TransformerCache,
-        num_logits: int | None = None,
+        num_logits: int,
     ) -> Float[Tensor, "last_nodes vocab"]:
-        """See `treesnake.models.transformer.Transformer.forward`."""
-        check_nodes(self.config, token_ids, ancestor_mask, cache)
-        num_logits = len(token_ids) if num_logits is None else num_logits
+        """Runs the nodes through all layers; see `treesnake.models.transformer`."""
         logits = np.empty((padded_rows(num_logits), self.config.vocab_size), np.float32)
         with self._lock:
-            self._run(self._settings, token_ids, ancestor_mask, cache, num_logits, logits)
+            self._run(self._settings, token_ids, ancestor_mask, cache, logits, num_logits)
         return torch.from_numpy(logits)[:num_logits]
 
-    def find_broken_layer(self, token_ids: Int[Tensor, " tokens"]) -> str | None:
-        """Names the first part of the network whose output is not finite, or None."""
+    def hidden_after(
+        self, num_layers: int, token_ids: Int[Tensor, " tokens"]
+    ) -> Float[Tensor, "tokens hidden"]:
+        """Returns what the first layers make of a text; for finding faults, not fast."""
         mask = torch.ones(len(token_ids), len(token_ids), dtype=torch.bool).tril()
-        cache = self.new_cache(len(token_ids))
-        if self.forward(token_ids, mask, cache).isfinite().all():
-            return None
-        nothing = np.empty((0, self.config.vocab_size), np.float32)
+        settings = self._settings._replace(num_layers=num_layers)
+        logits = np.empty((0, self.config.vocab_size), np.float32)
         with self._lock:
-            for num_layers in range(self.config.num_layers + 1):
-                settings = self._settings._replace(num_layers=num_layers)
-                self._run(settings, token_ids, mask, cache, 0, nothing)
-                if not np.isfinite(self._workspace.residual[: len(token_ids)]).all():
-                    return f"layer {num_layers - 1}" if num_layers else "the embedding"
-        return "the output layer"
+            self._run(settings, token_ids, mask, self.new_cache(len(token_ids)), logits, 0)
+            residual = self._workspace.residual[: len(token_ids), : self.config.hidden_size]
+            return torch.tensor(residual)
 
     def _run(
         self,
@@ -141,8 +127,8 @@ class CpuTransformer:
         token_ids: Tensor,
         ancestor_mask: Tensor,
         cache: TransformerCache,
-        num_logits: int,
         logits: np.ndarray,
+        num_logits: int,
     ) -> None:
         nodes, tree_nodes = ancestor_mask.shape
         self._make_room(nodes, tree_nodes, cache.capacity)

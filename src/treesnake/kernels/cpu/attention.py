@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.jit import kernel
-from treesnake.kernels.cpu.linear import assign, dot_rows, dot_tile
+from treesnake.kernels.cpu.linear import REPLACE, dot_tile, linear_rows
 
 
 class TreeView(NamedTuple):
@@ -41,7 +41,10 @@ class TreeView(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What one thread needs while it computes the attention of some rows, the first axis of all."""
+    """What one thread needs while it computes the attention of some rows.
+
+    These are (rows, capacity), (rows, head_dim) and (rows,).
+    """
 
     scores: np.ndarray
     mixed: np.ndarray
@@ -56,7 +59,7 @@ MIX_VECTORS = 4
 
 UNSEEN = np.float32(-np.inf)
 
-_dot = dot_tile(1, 1, assign)
+_dot = dot_tile(1, 1)
 
 
 @intrinsic
@@ -210,7 +213,7 @@ def _weigh_row(queries, row, keys, view, node, window, begin, scores):
     position = view.positions[node]
     for place in range(max(begin, view.contiguous[node]), position + 1):
         key_row = view.path_rows[node, place - view.length]
-        _dot(queries, row, keys, key_row, scores, place, None)
+        _dot(queries, row, keys, key_row, key_row + 1, scores, place, None, REPLACE)
     end = (position // simd.PADDING + 1) * simd.PADDING
     scores[row, begin : _first_seen(position, window)] = UNSEEN
     scores[row, position + 1 : end] = UNSEEN
@@ -241,13 +244,13 @@ def attend(queries, begin, end, group, keys, values, view, window, scratch, out,
     queries = queries[begin:]
     num_rows = end - begin
     first_node, last_node = begin // group, (end - 1) // group
-    first, shared = view.positions[first_node], 0
+    first, shared = view.positions[first_node], view.contiguous[first_node]
     for node in range(first_node, last_node + 1):
         first = min(first, _first_seen(view.positions[node], window))
         shared = max(shared, view.contiguous[node])
     first = first // simd.PADDING * simd.PADDING
 
-    dot_rows(queries, num_rows, keys, first, shared, scores, None)
+    linear_rows(queries, num_rows, keys, first, shared, scores, None)
     for row in range(num_rows):
         node = (begin + row) // group
         totals[row] = _weigh_row(queries, row, keys, view, node, window, first, scores)
@@ -256,8 +259,10 @@ def attend(queries, begin, end, group, keys, values, view, window, scratch, out,
     for start in range(0, num_rows, MIX_ROWS):
         stop, common = start + MIX_ROWS, first
         if stop <= num_rows:
-            nodes = view.contiguous[(begin + start) // group : (begin + stop - 1) // group + 1]
-            common = max(first, nodes.min())
+            common = shared
+            for row in range(start, stop):
+                common = min(common, view.contiguous[(begin + row) // group])
+            common = max(first, common)
             _mix_rows(scores, start, first, values, first, common - first, mixed)
         for row in range(start, min(stop, num_rows)):
             _finish_row(scores, row, view, (begin + row) // group, common, values, mixed)

@@ -25,13 +25,22 @@ class _SourceKeyedCache(FunctionCache):
         return (*super()._index_key(sig, codegen), SOURCE_DIGEST)
 
 
+# Without reference counts: arrays outlive the call, and threads would share the counters.
+_OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
+
+
 def kernel(function: Callable[..., Any]) -> Any:
-    """Marks a function that compiled code calls: no interpreter lock, no bounds checks.
+    """Marks a function that compiled code calls: no interpreter lock, no new arrays, no checks.
 
     Arithmetic is IEEE without reassociation or contraction, so that a result does not depend on how
     LLVM vectorises a loop; kernels that want fused or reordered sums say so explicitly.
     """
-    return njit(nogil=True, error_model="numpy")(function)
+    return njit(**_OPTIONS)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Marks a kernel that becomes part of its callers: compiling it on its own costs more."""
+    return njit(inline="always", **_OPTIONS)(function)
 
 
 def entry_point(function: Callable[..., Any]) -> Any:

@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
 from treesnake.kernels.cpu import simd
-from treesnake.kernels.cpu.jit import entry_point, kernel
+from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
 
 TILES = ((8, 3), (4, 4), (2, 8), (1, 4)) if simd.LANES == 16 else ((4, 3), (2, 4), (1, 8))
 """Rows and outputs of each tile, largest first: as many sums as there are registers to hold them,
@@ -52,44 +53,56 @@ hardware does not recognise although the rows together are one stream."""
 CACHE_LINE = 64
 
 
-def dot_tile(num_rows: int, num_columns: int, epilogue: Any) -> Any:
-    """Builds the intrinsic for one tile: `num_rows` x `num_columns` dot products, then `epilogue`.
+def dot_tile(num_rows: int, num_columns: int) -> Any:
+    """Builds the intrinsic for one tile of `num_rows` x `num_columns` dot products.
 
-    The intrinsic takes (x, row, weight, weight_row, out, column, scale): rows of `x` from `row` on
-    times rows of `weight` from `weight_row` on give `out[row:, column:]`, and `epilogue` builds the
-    code that writes one result. All arrays are row-major; `x`, `weight` and `out` have two axes.
+    It takes (x, row, weight, weight_row, end, out, column, scale, adds). Rows of `x` from `row` on
+    times rows of `weight` from `weight_row` on, but not from `end` on, times their `scale` if that
+    is not None, go to `out[row:, column:]`, or are added to it. Arrays are row-major; all but
+    `scale` have two axes.
     """
 
     @intrinsic
-    def tile(typing_context, x, row, weight, weight_row, out, column, scale):
+    def tile(typing_context, x, row, weight, weight_row, end, out, column, scale, adds):
         def generate(context, builder, signature, arguments):
             x, weight, out = (
                 context.make_array(signature.args[place])(context, builder, arguments[place])
-                for place in (0, 2, 4)
+                for place in (0, 2, 5)
             )
-            row, weight_row, column, scale = (arguments[place] for place in (1, 3, 5, 6))
-            if signature.args[6] != types.none:
-                scale = context.make_array(signature.args[6])(context, builder, scale).data
+            row, weight_row, end, column, adds = (arguments[place] for place in (1, 3, 4, 6, 8))
+            has_scale = signature.args[7] != types.none
+            if has_scale:
+                scale = context.make_array(signature.args[7])(context, builder, arguments[7])
+            weight_rows = [builder.add(weight_row, simd.index(n)) for n in range(num_columns)]
             sums = _dot_products(
                 builder,
                 [simd.row_pointer(builder, x, row, offset) for offset in range(num_rows)],
                 [
-                    simd.row_pointer(builder, weight, weight_row, offset)
-                    for offset in range(num_columns)
+                    # Columns beyond the end repeat the last one and are not written.
+                    simd.row_pointer(builder, weight, simd.smaller_index(builder, number, end))
+                    for number in weight_rows
                 ],
                 cgutils.unpack_tuple(builder, x.shape)[1],
                 signature.args[2].dtype,
             )
-            for number, total in enumerate(sums):
-                row_offset, offset = divmod(number, num_columns)
-                out_row = simd.row_pointer(builder, out, row, row_offset)
-                out_pointer = builder.gep(out_row, [builder.add(column, simd.index(offset))])
-                scale_index = builder.add(weight_row, simd.index(offset))
-                epilogue(builder, total, out_pointer, scale, scale_index)
+            for offset, number in enumerate(weight_rows):
+                with builder.if_then(builder.icmp_signed("<", number, end), likely=True):
+                    factor = ir.Constant(simd.FLOAT, 1.0)
+                    if has_scale:
+                        factor = builder.load(builder.gep(scale.data, [number]))
+                    for row_offset in range(num_rows):
+                        start = simd.row_pointer(builder, out, row, row_offset)
+                        place = builder.gep(start, [builder.add(column, simd.index(offset))])
+                        product = builder.fmul(sums[row_offset * num_columns + offset], factor)
+                        total = builder.fadd(builder.load(place), product)
+                        builder.store(builder.select(adds, total, product), place)
             return context.get_dummy_value()
 
         position = types.intp
-        return types.void(x, position, weight, position, out, position, scale), generate
+        signature = types.void(
+            x, position, weight, position, position, out, position, scale, types.boolean
+        )
+        return signature, generate
 
     return tile
 
@@ -124,38 +137,15 @@ def _prefetch_ahead(builder: Any, weight_rows: list[Any], place: Any, element: t
         simd.prefetch(builder, builder.gep(start, [builder.add(offset, simd.index(line))]))
 
 
-def assign(builder: Any, total: Any, out: Any, scale: Any, scale_index: Any) -> None:
-    """Builds the code that writes one dot product."""
-    builder.store(total, out)
-
-
-def assign_scaled(builder: Any, total: Any, out: Any, scale: Any, scale_index: Any) -> None:
-    """Builds the code that writes one dot product times its scale."""
-    factor = builder.load(builder.gep(scale, [scale_index]))
-    builder.store(builder.fmul(total, factor), out)
-
-
-def add_scaled(builder: Any, total: Any, out: Any, scale: Any, scale_index: Any) -> None:
-    """Builds the code that adds one dot product times its scale to what is there."""
-    factor = builder.load(builder.gep(scale, [scale_index]))
-    builder.store(builder.fadd(builder.load(out), builder.fmul(total, factor)), out)
-
-
-def _row_sweep(num_rows: int, num_columns: int, remainder: int, epilogue: Any) -> Any:
+def _row_sweep(num_rows: int, num_columns: int, remainder: int) -> Any:
     """Builds the kernel that does tiles of rows until only `remainder` are left, or fewer."""
-    tile = dot_tile(num_rows, num_columns, epilogue)
-    last_columns = dot_tile(num_rows, 1, epilogue)
+    tile = dot_tile(num_rows, num_columns)
 
-    @kernel
-    def sweep(x, row, end_row, weight, begin, end, out, scale):
+    @inlined
+    def sweep(x, row, end_row, weight, begin, end, out, scale, adds):
         while row + remainder < end_row:
-            column = begin
-            while column + num_columns <= end:
-                tile(x, row, weight, column, out, column, scale)
-                column += num_columns
-            while column < end:
-                last_columns(x, row, weight, column, out, column, scale)
-                column += 1
+            for column in range(begin, end, num_columns):
+                tile(x, row, weight, column, end, out, column, scale, adds)
             row += num_rows
         return row
 
@@ -163,31 +153,45 @@ def _row_sweep(num_rows: int, num_columns: int, remainder: int, epilogue: Any) -
 
 
 def _one_after_another(first: Any, second: Any) -> Any:
-    @kernel
-    def both(x, row, end_row, weight, begin, end, out, scale):
-        row = first(x, row, end_row, weight, begin, end, out, scale)
-        return second(x, row, end_row, weight, begin, end, out, scale)
+    @inlined
+    def both(x, row, end_row, weight, begin, end, out, scale, adds):
+        row = first(x, row, end_row, weight, begin, end, out, scale, adds)
+        return second(x, row, end_row, weight, begin, end, out, scale, adds)
 
     return both
 
 
-def _product(epilogue: Any) -> Any:
-    """Builds the kernel for rows times a range of outputs."""
-    all_rows = functools.reduce(
-        _one_after_another,
-        [
-            _row_sweep(*tile, remainder, epilogue)
-            for tile, remainder in zip(TILES, _REMAINDERS, strict=True)
-        ],
-    )
+_all_rows = functools.reduce(
+    _one_after_another,
+    [_row_sweep(*tile, remainder) for tile, remainder in zip(TILES, _REMAINDERS, strict=True)],
+)
 
-    @kernel
-    def product(x, num_rows, weight, begin, end, out, scale):
-        for start in range(begin, end, COLUMN_BLOCK):
-            stop = min(start + COLUMN_BLOCK, end)
-            all_rows(x, 0, num_rows, weight, start, stop, out, scale)
 
-    return product
+# Not literals, for each of which numba would compile a function of its own.
+REPLACE, ADD = np.bool_(False), np.bool_(True)
+
+
+@kernel
+def _multiply(x, num_rows, weight, begin, end, out, scale, adds):
+    for start in range(begin, end, COLUMN_BLOCK):
+        stop = min(start + COLUMN_BLOCK, end)
+        _all_rows(x, 0, num_rows, weight, start, stop, out, scale, adds)
+
+
+@inlined
+def linear_rows(x, num_rows, weight, begin, end, out, scale):
+    """Computes outputs begin..end of a linear layer for the first rows of `x`.
+
+    `out[:num_rows, begin:end]` gets the dot products with rows begin..end of `weight`, times
+    `scale[begin:end]` unless that is None.
+    """
+    _multiply(x, num_rows, weight, begin, end, out, scale, REPLACE)
+
+
+@inlined
+def add_linear_rows(x, num_rows, weight, begin, end, out, scale):
+    """Adds outputs begin..end of a linear layer to `out`, such as a residual stream."""
+    _multiply(x, num_rows, weight, begin, end, out, scale, ADD)
 
 
 def padded_rows(num_rows: int) -> int:
@@ -197,17 +201,6 @@ def padded_rows(num_rows: int) -> int:
         while row + remainder < num_rows:
             row += tile_rows
     return row
-
-
-dot_rows = _product(assign)
-"""dot_rows(x, num_rows, weight, begin, end, out, scale) writes the dot products of the first rows
-of `x` with rows begin..end of `weight` to `out[:num_rows, begin:end]`; `scale` is None."""
-
-linear_rows = _product(assign_scaled)
-"""The same times `scale[begin:end]`: outputs begin..end of a linear layer."""
-
-add_linear_rows = _product(add_scaled)
-"""The same, added to `out`: a linear layer that ends in a residual stream."""
 
 
 @intrinsic

@@ -54,6 +54,11 @@ def index(number: int) -> Any:
     return ir.Constant(INT64, number)
 
 
+def smaller_index(builder: Any, number: Any, end: Any) -> Any:
+    """Returns `number`, or the last index before `end`."""
+    return builder.select(builder.icmp_signed("<", number, end), number, builder.sub(end, index(1)))
+
+
 def constant(number: float) -> Any:
     """Returns a vector of one known value."""
     rounded = float(np.float32(number))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from treesnake.kernels.cpu.attention import Scratch, TreeView, attend, keep_row
-from treesnake.kernels.cpu.jit import entry_point, kernel
+from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
 from treesnake.kernels.cpu.linear import COLUMN_BLOCK, add_linear_rows, linear_rows, widen_row
 from treesnake.kernels.cpu.norm import (
     add_rms_norm_row,
@@ -150,7 +150,7 @@ def decode(crew, run):
     _project(crew, step, last, run.num_logits, weights.head, weights.head_scale, run.logits)
 
 
-@kernel
+@inlined
 def _attention(crew, step, run, layer, thread):
     settings, weights, work = run.settings, run.weights, run.work
     nodes, norm = run.tree.token_ids.shape[0], weights.attention_norm[layer]
@@ -169,7 +169,7 @@ def _attention(crew, step, run, layer, thread):
     return _add_projection(crew, step, work.attended, nodes, out, out_scale, work.residual)
 
 
-@kernel
+@inlined
 def _mlp(crew, step, run, layer):
     settings, weights, work = run.settings, run.weights, run.work
     nodes, norm = run.tree.token_ids.shape[0], weights.mlp_norm[layer]
@@ -183,7 +183,7 @@ def _mlp(crew, step, run, layer):
     return _add_projection(crew, step, work.gated, nodes, down, down_scale, work.residual)
 
 
-@kernel
+@inlined
 def _embed(crew, step, run):
     """Looks up embeddings, positions and rotations, and what each node sees, a node a unit."""
     weights, tree, work = run.weights, run.tree, run.work
@@ -203,7 +203,7 @@ def _embed(crew, step, run):
     return wait(crew, step, nodes)
 
 
-@kernel
+@inlined
 def _trace_path(tree, node, work):
     """Writes the cache rows of a node's path; returns the node's position."""
     position, contiguous = tree.length, tree.length
@@ -268,7 +268,7 @@ def _add_projection(crew, step, x, nodes, weight, scale, out):
     return wait(crew, step, units)
 
 
-@kernel
+@inlined
 def _gate(crew, step, x, nodes, weights, layer, work):
     """Computes silu(gate) * up: a unit is the same outputs of both."""
     weight, scale = weights.gate_up[layer], weights.gate_up_scale[layer]
@@ -287,7 +287,7 @@ def _gate(crew, step, x, nodes, weights, layer, work):
     return wait(crew, step, units)
 
 
-@kernel
+@inlined
 def _place(crew, step, run, layer):
     """Norms and rotates queries and keys and puts them, and values, where attention reads them."""
     nodes = run.tree.token_ids.shape[0]
@@ -298,7 +298,7 @@ def _place(crew, step, run, layer):
     return wait(crew, step, nodes)
 
 
-@kernel
+@inlined
 def _place_node(run, layer, node):
     settings, weights, tree, work = run.settings, run.weights, run.tree, run.work
     qkv, bias, stride = work.qkv, weights.qkv_bias[layer], settings.head_stride
@@ -335,7 +335,7 @@ def _norm_heads(x, row, begin, end, weight, settings):
         scale_range(x, row, start, weight, factor)
 
 
-@kernel
+@inlined
 def _attend(crew, step, run, layer, thread):
     settings, work = run.settings, run.work
     kv_heads = settings.num_kv_heads

@@ -1,0 +1,105 @@
+"""A plain decoder network for the Llama-like majority of models, made to score token trees.
+
+Embedding; layers of attention and gated MLP with root mean square norms and rotary positions; an
+output layer. `transformer_config` says which models are of this kind, `transformer_layers` reads
+their weights, `transformer_torch` is the network in plain torch, for any device, and
+`transformer_cpu` the same in a few compiled kernels.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from treesnake.errors import InvalidInputError, UnsupportedModelError
+from treesnake.models.transformer_cache import TransformerCache
+from treesnake.models.transformer_config import TransformerConfig
+from treesnake.models.transformer_cpu import CPU_DTYPES, CpuEngine
+
+
+class Transformer:
+    """Weights that many sequences share; each sequence has a `TransformerCache`.
+
+    On a CPU a node's logits have the same bits however many nodes are scored with it and wherever
+    in the tree its ancestors are. So the greedy continuation by token trees is that of plain
+    decoding in every dtype, and a prompt may be cut into chunks anywhere.
+
+    `tensors` are those of the transformers model by name, in any dtype; each is read once and
+    rounded to `dtype`. On a CPU activations are float32 whatever the dtype, and int8 rounds every
+    row of a matrix to multiples of its own scale.
+
+    Raises:
+        UnsupportedModelError: for a dtype that the device has no arithmetic for.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        tensors: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        if dtype not in CPU_DTYPES:
+            raise UnsupportedModelError(f"the native engine cannot store weights as {dtype}")
+        self.config = config
+        self._engine = CpuEngine(config, tensors, dtype)
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of the weights in memory."""
+        return self._engine.num_bytes
+
+    def new_cache(self, capacity: int) -> TransformerCache:
+        """Returns an empty cache for so many tokens and nodes."""
+        return self._engine.new_cache(capacity)
+
+    def forward(
+        self,
+        token_ids: Int[Tensor, " nodes"],
+        ancestor_mask: Bool[Tensor, "nodes tree_nodes"],
+        cache: TransformerCache,
+        num_logits: int | None = None,
+    ) -> Float[Tensor, "last_nodes vocab"]:
+        """Runs nodes of a tree behind the committed tokens; returns float32 logits after each.
+
+        The nodes are the last of the tree; those before them were run by earlier calls, as when a
+        tree is drafted level by level. A node sees all committed tokens and what is True in its row
+        of the mask, itself included, and sits as many positions behind as it sees nodes. Its keys
+        and values go to the row of the cache that follows those of the nodes before it; nothing is
+        committed. A chunk of a prompt is a chain, for which `num_logits=0` saves the output layer;
+        else logits are those of the last `num_logits` nodes, or of all.
+
+        Raises:
+            InvalidInputError: if there are no nodes, if the mask has another shape, or if a token
+                does not exist (looked at on a CPU only, where looking costs nothing).
+            ContextLengthError: if the tree does not fit into the cache.
+        """
+        self._check(token_ids, ancestor_mask, cache)
+        num_logits = len(token_ids) if num_logits is None else num_logits
+        return self._engine.forward(token_ids, ancestor_mask, cache, num_logits)
+
+    def find_broken_layer(self, token_ids: Int[Tensor, " tokens"]) -> str | None:
+        """Names the first part of the network that makes numbers that are not finite, or None."""
+        for num_layers in range(self.config.num_layers + 1):
+            if not self._engine.hidden_after(num_layers, token_ids).isfinite().all():
+                return f"layer {num_layers - 1}" if num_layers else "the embedding"
+        mask = torch.ones(len(token_ids), len(token_ids), dtype=torch.bool).tril()
+        logits = self._engine.forward(token_ids, mask, self.new_cache(len(token_ids)), 1)
+        return None if logits.isfinite().all() else "the output layer"
+
+    def _check(self, token_ids: Tensor, ancestor_mask: Tensor, cache: TransformerCache) -> None:
+        nodes, (rows, columns) = len(token_ids), ancestor_mask.shape
+        if nodes == 0 or rows != nodes or columns < nodes:
+            raise InvalidInputError(
+                "a forward pass needs nodes and a mask of (nodes, all nodes of the tree), got "
+                f"{nodes} tokens and a mask of {rows} x {columns}"
+            )
+        if token_ids.device.type == "cpu":
+            lowest, highest = (int(bound) for bound in token_ids.aminmax())
+            if lowest < 0 or highest >= self.config.vocab_size:
+                raise InvalidInputError(
+                    f"token {lowest if lowest < 0 else highest} does not exist: "
+                    f"the model has tokens 0 to {self.config.vocab_size - 1}"
+                )
+        cache.check_room(columns)
