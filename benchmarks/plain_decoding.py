@@ -28,7 +28,7 @@ from treesnake.prompt import Prompt
 from treesnake.protocols import Target
 from treesnake.targets.engines import load_target
 from treesnake.targets.load import load_pretrained
-from treesnake.targets.smollm import gguf_path
+from treesnake.targets.smollm import find_gguf
 from treesnake.tree import TokenTree
 
 QUESTION = "Explain in a few paragraphs why the sky is blue and sunsets are red."
@@ -208,7 +208,7 @@ def _requantized(kind: str) -> Path:
     """Writes the default target's GGUF file in another format of llama.cpp, once."""
     import llama_cpp  # noqa: PLC0415 - only where it is installed
 
-    source = gguf_path()
+    source = find_gguf()
     path = Path("/tmp") / f"{source.stem}.{kind}.gguf"
     if not path.exists():
         parameters = llama_cpp.llama_model_quantize_default_params()

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, cast, runtime_checkable
 
 from treesnake.constraints import Constraint
+from treesnake.drafters.load import PROMPT_LOOKUP, load_drafter
 from treesnake.errors import InvalidInputError
 from treesnake.generate import generate
 from treesnake.outcome import FinishReason, Generation, Step
@@ -22,7 +23,13 @@ from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.search.static import StaticSearch
 from treesnake.shape import chain
 from treesnake.stopping import EndTokens, StopRule, StopStrings
+from treesnake.targets.checkpoint import DEFAULT_MODEL, end_token_ids
+from treesnake.targets.engines import EngineName, load_target
+from treesnake.targets.load import DeviceMap, DtypeName
 from treesnake.text import TextAssembler
+
+DEFAULT_SHAPE = chain(4)
+"""What is drafted where no search is given."""
 
 Message = Mapping[str, Any]
 """A turn of a conversation: {"role": "user", "content": "..."}."""
@@ -31,6 +38,7 @@ PromptLike = str | Sequence[int] | Sequence[Message] | Prompt
 """Text as it is, token ids, or a conversation to put through the tokenizer's chat template."""
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What is used of a tokenizer of transformers."""
 
@@ -153,7 +161,7 @@ class SpeculativeDecoder:
         *,
         tokenizer: Tokenizer | None = None,
         end_token_ids: Collection[int] = (),
-        new_search: Callable[[], TreeSearch] = lambda: StaticSearch(chain(4)),
+        new_search: Callable[[], TreeSearch] = lambda: StaticSearch(DEFAULT_SHAPE),
         accept: AcceptanceRule | None = None,
     ) -> None:
         self.target = target
@@ -162,6 +170,61 @@ class SpeculativeDecoder:
         self.end_token_ids = frozenset(end_token_ids)
         self._new_search = new_search
         self._accept = accept
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        target: str = DEFAULT_MODEL,
+        drafter: str = PROMPT_LOOKUP,
+        *,
+        dtype: DtypeName = "auto",
+        device: str = "auto",
+        engine: EngineName = "auto",
+        device_map: DeviceMap | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        new_search: Callable[[], TreeSearch] = lambda: StaticSearch(DEFAULT_SHAPE),
+    ) -> Self:
+        """Loads a target and a drafter by name.
+
+        Args:
+            target: a name on the hub, a folder, a GGUF file, or "smollm2", which is a package.
+            drafter: "prompt-lookup", or "none" for plain decoding.
+            dtype: of the target's weights; see `treesnake.targets.engines.load_target`.
+            device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is.
+            engine: "native", "generic", or "auto".
+            device_map: spreads the layers over several devices, as in accelerate.
+            revision: of a model on the hub.
+            trust_remote_code: runs code that comes with the model.
+            new_search: makes the tree search of a session.
+
+        Raises:
+            LoadError: if the model cannot be had.
+            UnsupportedModelError: if it cannot be run correctly.
+            InvalidInputError: for names and options that do not exist or contradict each other.
+        """
+        drafter_model = load_drafter(drafter)
+        loaded = load_target(
+            target,
+            dtype=dtype,
+            device=device,
+            engine=engine,
+            device_map=device_map,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        return cls(
+            loaded.model,
+            drafter_model,
+            tokenizer=cast(Tokenizer, loaded.checkpoint.tokenizer),
+            end_token_ids=end_token_ids(loaded.checkpoint),
+            new_search=new_search,
+        )
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether conversations can be given."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
 
     def new_session(self) -> DecoderSession:
         """Returns a session with an empty state, to continue one text in several calls."""
@@ -256,8 +319,8 @@ class SpeculativeDecoder:
         if isinstance(prompt, str):
             return Prompt.of(self._tokenizer_for("a prompt of text").encode(prompt))
         if prompt and isinstance(prompt[0], Mapping):
-            return Prompt.of(self._encode_conversation(prompt))
-        return Prompt.of(prompt)
+            return Prompt.of(self._encode_conversation(cast(Sequence[Message], prompt)))
+        return Prompt.of(cast(Sequence[int], prompt))
 
     def _encode_conversation(self, messages: Sequence[Message]) -> list[int]:
         tokenizer = self._tokenizer_for("a conversation")

@@ -14,6 +14,7 @@ class FinishReason(StrEnum):
 
     END_TOKEN = "end_token"
     STOP_STRING = "stop_string"
+    STOP_RULE = "stop_rule"
     LENGTH = "length"
     CONTEXT = "context"
     CANCELLED = "cancelled"

@@ -58,3 +58,9 @@ def missing_tokens(held: Sequence[int], wanted: Sequence[int]) -> list[int] | No
     """
     num_held = len(held)
     return list(wanted[num_held:]) if list(wanted[:num_held]) == list(held) else None
+
+
+def num_shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """Returns how many tokens two texts begin with in common."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

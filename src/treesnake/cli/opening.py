@@ -6,15 +6,17 @@ from treesnake.decoder import SpeculativeDecoder
 from treesnake.errors import InvalidInputError
 from treesnake.search.static import StaticSearch
 from treesnake.shape import parse_shape
+from treesnake.targets.engines import EngineName
+from treesnake.targets.load import DtypeName
 
 
 def open_decoder(
     *,
     target: str,
     drafter: str,
-    dtype: str,
+    dtype: DtypeName,
     device: str,
-    engine: str,
+    engine: EngineName,
     shape: str,
     threads: int | None,
     trust_remote_code: bool,

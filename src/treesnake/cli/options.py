@@ -4,6 +4,9 @@ from typing import Annotated
 
 import typer
 
+from treesnake.targets.engines import EngineName
+from treesnake.targets.load import DtypeName
+
 Target = Annotated[
     str,
     typer.Option(
@@ -16,12 +19,12 @@ Drafter = Annotated[
     str, typer.Option("--drafter", "-d", help="prompt-lookup, or none for plain decoding.")
 ]
 Dtype = Annotated[
-    str, typer.Option(help="auto, float32, float16, bfloat16, or int8 (native engine on a CPU).")
+    DtypeName, typer.Option(help="Of the weights; int8 is for the native engine on a CPU.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Engine = Annotated[
-    str,
-    typer.Option(help="auto, native (our own kernels) or generic (the model of transformers)."),
+    EngineName,
+    typer.Option(help="native has our own kernels, generic is the model of transformers."),
 ]
 Shape = Annotated[
     str, typer.Option(help='Tree to draft: "chain(4)", "3x2x2", "best_first(4, 6, 24)", off.')

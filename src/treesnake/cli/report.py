@@ -78,6 +78,7 @@ def _ended(generation: Generation) -> str:
         "length": "max-new-tokens",
         "context": "the end of the context",
         "stop_string": "a stop string",
+        "stop_rule": "a stop rule",
         "cancelled": "you",
     }[str(generation.finish_reason)]
 

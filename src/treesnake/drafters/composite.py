@@ -59,9 +59,7 @@ class CompositeDrafter:
             )
         tree, _ = merge(first.tree, second.tree)
         num_chosen = len(tree) - len(first.tree)
-        sampled_mask = torch.cat(
-            [first.sampled_mask, torch.zeros(num_chosen, dtype=torch.bool)]
-        )
+        sampled_mask = torch.cat([first.sampled_mask, torch.zeros(num_chosen, dtype=torch.bool)])
         return Draft(tree, first.draft_probs, sampled_mask)
 
     def commit(self, token_ids: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from treesnake.errors import ContextLengthError, InvalidInputError
-from treesnake.prompt import Prompt
+from treesnake.prompt import Prompt, num_shared
 from treesnake.states.kv import KvCache
 from treesnake.targets.diagnosis import broken_model_error
 from treesnake.targets.families import (
@@ -145,7 +145,7 @@ class AttentionTarget:
         """
         prompt.check(self.vocab_size, self.context_length)
         wanted = prompt.token_ids[:-1]
-        self._roll_back(_num_shared(self._held, wanted))
+        self._roll_back(num_shared(self._held, wanted))
         size = self._model.part_size(len(wanted))
         for start in range(len(self._held), len(wanted), size):
             part = torch.tensor(wanted[start : start + size])
@@ -197,11 +197,3 @@ class AttentionTarget:
                 f"the tree reaches token {length} of the text and the context holds "
                 f"{self.context_length}; clip its shape to the room that is left"
             )
-
-
-def _num_shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """Returns how many tokens two texts begin with in common."""
-    for index, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            return index
-    return min(len(first), len(second))

@@ -6,7 +6,7 @@ model folds all of the text into one vector, which no one can roll back by cutti
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from treesnake.prompt import Prompt, missing_tokens
 from treesnake.tree import TokenTree
 
 
+@runtime_checkable
 class TinyModel(Protocol):
     """A language model as one function: the state after a token, and the logits there.
 
@@ -130,7 +131,8 @@ class TinyState:
         """Makes the state hold exactly these tokens."""
         missing = missing_tokens(self.held, token_ids)
         if missing is None:
-            self.state, self.held = self.model.initial(), []
+            self.state = self.model.initial()
+            self.held.clear()
             missing = list(token_ids)
         self.nodes = []
         for token in missing:

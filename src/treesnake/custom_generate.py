@@ -1,0 +1,196 @@
+"""For people with transformers code: `model.generate(..., custom_generate=custom_generate)`.
+
+Transformers prepares the inputs, logits processors and stopping criteria as for its own methods,
+then hands over to `custom_generate`. What comes back is what `generate` would have returned: the
+same tokens where nothing is sampled, and samples of the same distribution where they are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.generation import (
+    EosTokenCriteria,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    GenerateDecoderOnlyOutput,
+    MaxLengthCriteria,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from treesnake.drafters.ngram import NgramDrafterModel
+from treesnake.errors import InvalidInputError
+from treesnake.generate import generate
+from treesnake.outcome import FinishReason
+from treesnake.prompt import Prompt
+from treesnake.protocols import DrafterModel, TreeSearch
+from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.search.static import StaticSearch
+from treesnake.shape import chain
+from treesnake.stopping import Cut
+from treesnake.targets.attention import AttentionTargetModel
+
+OUR_WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+"""What `SamplingParams` says; these must not be applied twice."""
+
+OTHER_WARPERS = (TypicalLogitsWarper, EpsilonLogitsWarper, EtaLogitsWarper)
+"""What would have to come after the temperature, where no constraint can be."""
+
+
+def custom_generate(
+    model: PreTrainedModel,
+    input_ids: Int[Tensor, "batch tokens"],
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    drafter: DrafterModel | None = None,
+    search: TreeSearch | None = None,
+    token_streamer: BaseStreamer | None = None,
+    **model_kwargs: object,
+) -> Int[Tensor, "1 longer"] | GenerateDecoderOnlyOutput:
+    """Generates speculatively inside `model.generate`.
+
+    Args:
+        model: given by transformers, as are the next four and `model_kwargs`.
+        input_ids: one prompt; batches are refused.
+        logits_processor: applied at every node of a tree.
+        stopping_criteria: applied after every token.
+        generation_config: sampling or greedy; beams are refused.
+        drafter: what drafts; prompt lookup by default.
+        search: what chooses the trees; chains of 4 by default.
+        token_streamer: gets the new tokens as they come. Transformers does not hand its own
+            argument `streamer` on to custom methods.
+        model_kwargs: the attention mask, which must not hide anything, and a fresh cache.
+
+    Raises:
+        InvalidInputError: for what cannot be done losslessly, or not at all.
+        UnsupportedModelError: if the model cannot score trees.
+    """
+    _check_options(input_ids, generation_config, model_kwargs)
+    prompt = Prompt.of(input_ids[0].tolist())
+    rules = [_CriterionRule(prompt, each, input_ids.device) for each in stopping_criteria]
+    params = _sampling_params(generation_config)
+    steps = generate(
+        AttentionTargetModel(model).new_session(),
+        (drafter or NgramDrafterModel()).new_session(),
+        prompt,
+        search=search or StaticSearch(chain(4)),
+        params=params,
+        rng=TorchRng(params.seed),
+        max_length=_max_length(stopping_criteria),
+        constraints=_constraints(logits_processor),
+        stop_rules=[rule for rule in rules if not isinstance(rule.criterion, MaxLengthCriteria)],
+    )
+    tokens = list(prompt.token_ids)
+    for step in steps:
+        tokens += step.emitted
+        if token_streamer is not None:
+            token_streamer.put(torch.tensor(step.emitted))
+    if token_streamer is not None:
+        token_streamer.end()
+    sequences = torch.tensor([tokens], device=input_ids.device)
+    if generation_config.return_dict_in_generate:
+        return GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, sequences))
+    return sequences
+
+
+@dataclass(frozen=True)
+class _ProcessorConstraint:
+    """A logits processor of transformers as a constraint."""
+
+    processor: LogitsProcessor
+
+    def __call__(
+        self, prefix: Sequence[int], logits: Float[Tensor, " vocab"]
+    ) -> Float[Tensor, " vocab"]:
+        tokens = torch.tensor([prefix], device=logits.device)
+        return self.processor(tokens, logits[None])[0]
+
+
+@dataclass(frozen=True)
+class _CriterionRule:
+    """A stopping criterion of transformers as a stop rule."""
+
+    prompt: Prompt
+    criterion: StoppingCriteria
+    device: torch.device
+
+    def __call__(self, generated: Sequence[int], emitted: Sequence[int]) -> Cut | None:
+        text = [*self.prompt.token_ids, *generated, *emitted]
+        before = len(text) - len(emitted)
+        for num_kept in range(1, len(emitted) + 1):
+            tokens = torch.tensor([text[: before + num_kept]], device=self.device)
+            if bool(torch.as_tensor(self.criterion(tokens, None)).all()):
+                is_end = isinstance(self.criterion, EosTokenCriteria)
+                reason = FinishReason.END_TOKEN if is_end else FinishReason.STOP_RULE
+                return Cut(num_kept, reason)
+        return None
+
+
+def _check_options(
+    input_ids: Int[Tensor, "batch tokens"],
+    config: GenerationConfig,
+    model_kwargs: dict[str, object],
+) -> None:
+    if input_ids.shape[0] != 1:
+        raise InvalidInputError(
+            f"treesnake generates one text at a time, got a batch of {input_ids.shape[0]}; call "
+            "generate once for each prompt, and leave num_return_sequences at 1"
+        )
+    if (config.num_beams or 1) > 1:
+        raise InvalidInputError("treesnake samples or decodes greedily; set num_beams=1")
+    unsupported = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+    for name in unsupported:
+        if getattr(config, name, False):
+            raise InvalidInputError(f"treesnake does not return what {name} asks for; leave it off")
+    mask = model_kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and not bool((mask == 1).all()):
+        raise InvalidInputError(
+            "the attention mask hides a part of the prompt; give the prompt without padding"
+        )
+
+
+def _sampling_params(config: GenerationConfig) -> SamplingParams:
+    """Returns what a config says; the seed comes from torch's global generator."""
+    if not config.do_sample:
+        return SamplingParams()
+    return SamplingParams(
+        temperature=1.0 if config.temperature is None else config.temperature,
+        top_k=config.top_k or None,
+        top_p=1.0 if config.top_p is None else config.top_p,
+        min_p=config.min_p or 0.0,
+        seed=int(torch.randint(2**63 - 1, ())),
+    )
+
+
+def _constraints(processors: LogitsProcessorList) -> list[_ProcessorConstraint]:
+    for processor in processors:
+        if isinstance(processor, OTHER_WARPERS):
+            raise InvalidInputError(
+                f"{type(processor).__name__} is not supported with custom_generate=treesnake; use "
+                "top_k, top_p or min_p"
+            )
+    return [_ProcessorConstraint(each) for each in processors if not isinstance(each, OUR_WARPERS)]
+
+
+def _max_length(criteria: StoppingCriteriaList) -> int:
+    lengths = [each.max_length for each in criteria if isinstance(each, MaxLengthCriteria)]
+    if not lengths:
+        raise InvalidInputError("set max_new_tokens or max_length")
+    return min(lengths)

@@ -1,0 +1,33 @@
+"""The drafter that never drafts: plain decoding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from treesnake.draft import Draft
+from treesnake.prompt import Prompt
+from treesnake.sampling import Rng, SamplingParams
+from treesnake.shape import Shape
+from treesnake.tree import TreeBuilder
+
+
+@dataclass(frozen=True)
+class NoDrafterModel:
+    """Makes sessions that draft nothing."""
+
+    def new_session(self) -> "NoDrafter":
+        """Returns a session."""
+        return NoDrafter()
+
+
+class NoDrafter:
+    """Drafts the anchor alone, whatever the shape."""
+
+    def prefill(self, prompt: Prompt) -> None:
+        """Needs nothing of the prompt."""
+
+    def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
+        """Returns the anchor."""
+        return Draft.chosen(TreeBuilder(anchor).build())
+
+    def commit(self, token_ids: Sequence[int]) -> None:
+        """Needs nothing of the text."""
