@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.acceptance.checks import check_vocabulary
+from treesnake.acceptance.following import follow_target
 from treesnake.draft import Draft
 from treesnake.errors import LosslessnessError
 from treesnake.outcome import Acceptance
@@ -24,11 +25,4 @@ def point_mass(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rn
         raise LosslessnessError(
             "point_mass is exact for chosen tokens only; accept sampled ones with tree_rejection"
         )
-    tree = draft.tree
-    path = [0]
-    while True:
-        token = rng.draw(target_probs[path[-1]])
-        matches = [child for child in tree.children[path[-1]] if tree.tokens[child] == token]
-        if not matches:
-            return Acceptance(tuple(path), token)
-        path.append(matches[0])
+    return follow_target(draft.tree, lambda node: rng.draw(target_probs[node]))
