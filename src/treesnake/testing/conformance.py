@@ -6,6 +6,7 @@ sessions of them as it needs them.
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from torch import Tensor
 from treesnake.draft import Draft
 from treesnake.drafters.growing import grow
 from treesnake.prompt import Prompt
-from treesnake.protocols import AcceptanceRule, DrafterModel, Target, TargetModel
+from treesnake.protocols import AcceptanceRule, Drafter, DrafterModel, Target, TargetModel
 from treesnake.sampling import Rng, SamplingParams, TorchRng, to_probs
 from treesnake.shape import BestFirst, LevelWidths, Shape, chain
 from treesnake.testing.enumeration import enumerate_outcomes
@@ -45,14 +46,13 @@ def check_target(
         AssertionError: naming the promise that was broken.
     """
     chance = random.Random(seed)
+    vocab_size = model.new_session().vocab_size
     for _ in range(num_trials):
-        vocab_size = model.new_session().vocab_size
         prompt = _random_prompt(chance, vocab_size)
-        tree = _random_tree(chance, prompt.token_ids[-1], vocab_size)
-        _check_scores(model, prompt, tree, tolerance)
-        _check_commit(model, chance, prompt, tree, tolerance)
-        _check_sessions_are_independent(model, chance, prompt, tree, tolerance)
-        _check_prefill_continues(model, chance, prompt, tolerance)
+        _check_scores(model, chance, prompt, tolerance)
+        _check_commit(model, chance, prompt, tolerance)
+        _check_sessions_are_independent(model, chance, prompt, tolerance)
+        _check_prefill(model, chance, prompt, tolerance)
 
 
 def check_drafter(
@@ -72,20 +72,20 @@ def check_drafter(
     chance = random.Random(seed)
     for shape in SHAPES:
         for params in (SamplingParams(), SamplingParams(temperature=1.0)):
+            drafting = _Drafting(model, vocab_size, shape, params, chance)
             session = model.new_session()
-            prompt = _random_prompt(chance, vocab_size)
-            session.prefill(prompt)
-            text = list(prompt.token_ids)
+            text = list(_random_prompt(chance, vocab_size).token_ids)
+            session.prefill(Prompt.of(text))
             for _ in range(num_steps):
-                draft_seed = chance.randrange(2**31)
-                draft = session.draft(text[-1], shape, params, TorchRng(draft_seed))
-                _check_draft(draft, text[-1], shape, vocab_size)
-                _check_same_draft(model, text, shape, params, draft_seed, draft)
+                draft = drafting.check(session, text, "new session on the same text")
                 grown = draft.tree.path_tokens(chance.randrange(len(draft.tree)))
                 if chance.random() < 0.3:  # found by another drafter
                     grown.append(chance.randrange(vocab_size))
                 session.commit(grown)
                 text += [*grown[1:], chance.randrange(vocab_size)]
+            for prompt in _prompts_after(chance, text, vocab_size):
+                session.prefill(prompt)
+                drafting.check(session, prompt.token_ids, "new session with the same prompt")
 
 
 def check_rule(
@@ -183,75 +183,114 @@ def total_variation(
     return sum(abs(first.get(key, 0.0) - second.get(key, 0.0)) for key in {*first, *second}) / 2
 
 
-def _check_scores(model: TargetModel, prompt: Prompt, tree: TokenTree, tolerance: float) -> None:
-    session = model.new_session()
-    session.prefill(prompt)
-    logits = session.score(tree)
-    assert logits.shape == (len(tree), session.vocab_size), (
-        f"score must return one row of logits per node, got {tuple(logits.shape)}"
-    )
-    for node in range(len(tree)):
-        expected = _step_through(_prefilled(model, prompt), tree.path_tokens(node))
-        _assert_close(
-            logits[node],
-            expected,
-            tolerance,
-            f"node {node} differs from its path alone",
+def _check_scores(
+    model: TargetModel, chance: random.Random, prompt: Prompt, tolerance: float
+) -> None:
+    """Scores several trees in one session, two of one size, and the first of them twice."""
+    session = _prefilled(model, prompt)
+    trees = [
+        _random_tree(chance, prompt.token_ids[-1], session.vocab_size, num_nodes)
+        for num_nodes in (6, 6, 11)
+    ]
+    first = session.score(trees[0])
+    for tree in trees:
+        logits = session.score(tree)
+        assert logits.shape == (len(tree), session.vocab_size), (
+            f"score must return one row of logits per node, got {tuple(logits.shape)}"
         )
-    _assert_close(session.score(tree), logits, tolerance, "scoring changed what is committed")
+        for leaf in (node for node, children in enumerate(tree.children) if not children):
+            alone = _prefilled(model, prompt)
+            for node in tree.path(leaf):
+                expected = _step_through(alone, [tree.tokens[node]])
+                message = f"node {node} differs from its path alone"
+                _assert_close(logits[node], expected, tolerance, message)
+    _assert_close(
+        session.score(trees[0]), first, tolerance, "scores differ after scoring other trees"
+    )
 
 
 def _check_commit(
-    model: TargetModel,
-    chance: random.Random,
-    prompt: Prompt,
-    tree: TokenTree,
-    tolerance: float,
+    model: TargetModel, chance: random.Random, prompt: Prompt, tolerance: float
 ) -> None:
     committed, stepped = _prefilled(model, prompt), _prefilled(model, prompt)
-    path = tree.path(chance.randrange(len(tree)))
-    committed.score(tree)
-    committed.commit(path)
-    _step_through(stepped, tree.path_tokens(path[-1]))
-    probe = _random_tree(chance, chance.randrange(committed.vocab_size), committed.vocab_size)
-    _assert_close(
-        committed.score(probe),
-        stepped.score(probe),
-        tolerance,
-        "committing a path differs from running it token by token",
-    )
+    anchor = prompt.token_ids[-1]
+    for _ in range(3):
+        tree, path = _commit_some_path(committed, chance, anchor)
+        _step_through(stepped, tree.path_tokens(path[-1]))
+        anchor = chance.randrange(committed.vocab_size)
+        probe = _random_tree(chance, anchor, committed.vocab_size)
+        _assert_close(
+            committed.score(probe),
+            stepped.score(probe),
+            tolerance,
+            "committing a path differs from running it token by token",
+        )
 
 
 def _check_sessions_are_independent(
-    model: TargetModel,
-    chance: random.Random,
-    prompt: Prompt,
-    tree: TokenTree,
-    tolerance: float,
-) -> None:
-    first = _prefilled(model, prompt)
-    alone = first.score(tree).clone()
-    second = _prefilled(model, _random_prompt(chance, first.vocab_size))
-    _step_through(second, [chance.randrange(first.vocab_size)])
-    _assert_close(first.score(tree), alone, tolerance, "another session changed this one")
-
-
-def _check_prefill_continues(
     model: TargetModel, chance: random.Random, prompt: Prompt, tolerance: float
 ) -> None:
-    continued = _prefilled(model, prompt)
-    vocab_size = continued.vocab_size
-    longer = Prompt((*prompt.token_ids, *_random_prompt(chance, vocab_size).token_ids))
-    other = _random_prompt(chance, vocab_size)
-    for text in (longer, other, prompt):
-        continued.prefill(text)
-        anchor = TokenTree.chain(torch.tensor(text.token_ids[-1:]))
-        _assert_close(
-            continued.score(anchor),
-            _prefilled(model, text).score(anchor),
-            tolerance,
-            "prefill of a session in use differs from that of a new one",
+    first = _prefilled(model, prompt)
+    tree = _random_tree(chance, prompt.token_ids[-1], first.vocab_size)
+    alone = first.score(tree).clone()
+    other = _random_prompt(chance, first.vocab_size)
+    _commit_some_path(_prefilled(model, other), chance, other.token_ids[-1])
+    _assert_close(
+        first.score(tree), alone, tolerance, "scores differ after another session was used"
+    )
+
+
+def _check_prefill(
+    model: TargetModel, chance: random.Random, prompt: Prompt, tolerance: float
+) -> None:
+    session = _prefilled(model, prompt)
+    text = list(prompt.token_ids)
+    for _ in range(2):
+        tree, path = _commit_some_path(session, chance, text[-1])
+        text += tree.path_tokens(path[-1])[1:]
+        for next_prompt in _prompts_after(chance, text, session.vocab_size):
+            session.prefill(next_prompt)
+            anchor = TokenTree.chain(torch.tensor(next_prompt.token_ids[-1:]))
+            _assert_close(
+                session.score(anchor),
+                _prefilled(model, next_prompt).score(anchor),
+                tolerance,
+                "prefill of a session in use differs from that of a new one",
+            )
+
+
+@dataclass(frozen=True)
+class _Drafting:
+    """Drafts again and again, and compares."""
+
+    model: DrafterModel
+    vocab_size: int
+    shape: Shape
+    params: SamplingParams
+    chance: random.Random
+
+    def check(self, session: Drafter, text: Sequence[int], reference: str) -> Draft:
+        """Returns a draft, once it is the same again, and in a new session on the same text."""
+        seed = self.chance.randrange(2**31)
+        draft = self._draft(session, text, seed)
+        _check_draft(draft, text[-1], self.shape, self.vocab_size)
+        other = _random_prompt(self.chance, self.vocab_size)
+        self._draft(self._prefilled(other), other.token_ids, seed)
+        again = self._draft(session, text, seed)
+        _assert_same_draft(
+            again, draft, "the draft differs from the one before it on the same text"
         )
+        fresh = self._draft(self._prefilled(Prompt.of(text)), text, seed)
+        _assert_same_draft(draft, fresh, f"the draft differs from that of a {reference}")
+        return again
+
+    def _draft(self, session: Drafter, text: Sequence[int], seed: int) -> Draft:
+        return session.draft(text[-1], self.shape, self.params, TorchRng(seed))
+
+    def _prefilled(self, prompt: Prompt) -> Drafter:
+        session = self.model.new_session()
+        session.prefill(prompt)
+        return session
 
 
 def _check_draft(draft: Draft, anchor: int, shape: Shape, vocab_size: int) -> None:
@@ -273,28 +312,12 @@ def _check_draft(draft: Draft, anchor: int, shape: Shape, vocab_size: int) -> No
                 assert row[tree.tokens[child]] > 0, "a sampled token had no probability"
 
 
-def _check_same_draft(
-    model: DrafterModel,
-    text: Sequence[int],
-    shape: Shape,
-    params: SamplingParams,
-    seed: int,
-    draft: Draft,
-) -> None:
-    fresh = model.new_session()
-    fresh.prefill(Prompt.of(text))
-    expected = fresh.draft(text[-1], shape, params, TorchRng(seed))
-    assert draft.tree.tokens == expected.tree.tokens, (
-        "the draft after commits differs from that of a new session on the same text"
-    )
-    assert draft.tree.parent_list == expected.tree.parent_list
-    if draft.draft_probs is not None and expected.draft_probs is not None:
-        _assert_close(
-            draft.draft_probs,
-            expected.draft_probs,
-            1e-4,
-            "draft_probs depend on the past",
-        )
+def _assert_same_draft(actual: Draft, expected: Draft, promise: str) -> None:
+    assert actual.tree.tokens == expected.tree.tokens, promise
+    assert actual.tree.parent_list == expected.tree.parent_list, promise
+    assert torch.equal(actual.sampled_mask, expected.sampled_mask), promise
+    if actual.draft_probs is not None and expected.draft_probs is not None:
+        _assert_close(actual.draft_probs, expected.draft_probs, 1e-4, promise)
 
 
 def _prefilled(model: TargetModel, prompt: Prompt) -> Target:
@@ -318,11 +341,35 @@ def _random_prompt(chance: random.Random, vocab_size: int) -> Prompt:
     return Prompt(tuple(chance.randrange(vocab_size) for _ in range(length)))
 
 
-def _random_tree(chance: random.Random, anchor: int, vocab_size: int) -> TokenTree:
+def _prompts_after(
+    chance: random.Random, text: Sequence[int], vocab_size: int
+) -> tuple[Prompt, ...]:
+    """Returns a continuation of a text, its beginning, another text, and the text again."""
+    longer = (*text, *_random_prompt(chance, vocab_size).token_ids)
+    beginning = text[: chance.randrange(len(text)) + 1]
+    other = _random_prompt(chance, vocab_size)
+    return Prompt.of(longer), Prompt.of(beginning), other, Prompt.of(text)
+
+
+def _random_tree(
+    chance: random.Random, anchor: int, vocab_size: int, num_nodes: int = 6
+) -> TokenTree:
+    """Grows a tree; most have one size, so that what was kept of another tree would fit."""
     builder = TreeBuilder(anchor)
-    for _ in range(chance.choice([0, 1, 4, 9])):
+    while len(builder.tokens) < num_nodes:
         builder.add(chance.randrange(len(builder.tokens)), chance.randrange(vocab_size))
     return builder.build()
+
+
+def _commit_some_path(
+    session: Target, chance: random.Random, anchor: int
+) -> tuple[TokenTree, tuple[int, ...]]:
+    """Scores a tree and commits a path to one of its later nodes."""
+    tree = _random_tree(chance, anchor, session.vocab_size)
+    path = tree.path(chance.randrange(len(tree) // 2, len(tree)))
+    session.score(tree)
+    session.commit(path)
+    return tree, path
 
 
 def _assert_close(actual: Tensor, expected: Tensor, tolerance: float, promise: str) -> None:

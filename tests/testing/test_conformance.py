@@ -1,0 +1,338 @@
+"""The public checks let right implementations pass and find planted faults."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from treesnake.draft import Draft
+from treesnake.drafters.model_drafter import ModelDrafter
+from treesnake.drafters.ngram import NgramDrafterModel
+from treesnake.prompt import Prompt
+from treesnake.protocols import Drafter, DrafterModel, Target, TargetModel
+from treesnake.sampling import Rng, SamplingParams
+from treesnake.shape import Shape
+from treesnake.testing import (
+    AttentionModel,
+    RecurrentModel,
+    TableModel,
+    TinyDrafterModel,
+    TinyModel,
+    TinyTargetModel,
+    check_drafter,
+    check_target,
+)
+from treesnake.testing.tiny import TinyState, TinyTarget
+from treesnake.tree import TokenTree
+
+VOCAB_SIZE = 7
+TOYS = [
+    TableModel(VOCAB_SIZE, order=2),
+    RecurrentModel(VOCAB_SIZE),
+    AttentionModel(VOCAB_SIZE),
+]
+
+
+@pytest.mark.parametrize("model", TOYS, ids=lambda model: type(model).__name__)
+@pytest.mark.parametrize("seed", range(2))
+def test_toy_targets_keep_every_promise(model: TinyModel, seed: int) -> None:
+    check_target(TinyTargetModel(model), seed=seed)
+
+
+@pytest.mark.parametrize("model", TOYS, ids=lambda model: type(model).__name__)
+@pytest.mark.parametrize("seed", range(2))
+def test_toy_drafters_keep_every_promise(model: TinyModel, seed: int) -> None:
+    check_drafter(TinyDrafterModel(model), VOCAB_SIZE, seed=seed)
+
+
+def test_prompt_lookup_keeps_every_promise() -> None:
+    check_drafter(NgramDrafterModel(longest=2, shortest=1), VOCAB_SIZE)
+
+
+def test_a_toy_target_that_drafts_for_itself_is_consistent() -> None:
+    """One set of weights in both roles: the sessions must not share anything else."""
+    model = RecurrentModel(VOCAB_SIZE)
+    check_target(TinyTargetModel(model))
+    check_drafter(TinyDrafterModel(model), VOCAB_SIZE)
+    check_target(TinyTargetModel(model))
+
+
+# Targets with a fault, each in one method.
+
+
+class KeepsTheScoredTree(TinyTarget):
+    """Does not roll its state back after scoring."""
+
+    def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
+        logits = super().score(tree)
+        self.state.state = self.state.nodes[-1][1]
+        return logits
+
+
+class ScoresTreesAsTexts(TinyTarget):
+    """Lets every node see all nodes before it, siblings included."""
+
+    def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
+        return super().score(TokenTree.chain(tree.token_ids))
+
+
+class KeepsTheFirstMask(TinyTarget):
+    """Computes the ancestor mask for each size of tree only once."""
+
+    def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
+        first: dict[int, Tensor] = self.__dict__.setdefault("first", {})
+        return super().score(TokenTree(tree.token_ids, first.setdefault(len(tree), tree.parents)))
+
+
+class CommitsTheFirstNodes(TinyTarget):
+    """Takes as many nodes as the path has, but from the beginning of the tree."""
+
+    def commit(self, path: Sequence[int]) -> None:
+        parents = range(-1, len(path) - 1)
+        tokens = [token for token, _ in self.state.nodes[: len(path)]]
+        self.state.nodes = []
+        self.state.extend(tokens, list(parents))
+        super().commit(range(len(path)))
+
+
+class ForgetsTheAnchor(TinyTarget):
+    """Commits the accepted tokens without the anchor before them."""
+
+    def commit(self, path: Sequence[int]) -> None:
+        tokens = [self.state.nodes[node][0] for node in path[1:]]
+        self.state.nodes = []
+        if tokens:
+            self.state.extend(tokens, list(range(-1, len(tokens) - 1)))
+        super().commit(range(len(tokens)))
+
+
+class CommitsTheAnchorOnly(TinyTarget):
+    """Lets the loop feed it the accepted tokens again, which the loop does not."""
+
+    def commit(self, path: Sequence[int]) -> None:
+        super().commit(path[:1])
+
+
+class NeverForgets(TinyTarget):
+    """Runs a new prompt after whatever it held."""
+
+    def prefill(self, prompt: Prompt) -> None:
+        self.state.held = []
+        super().prefill(prompt)
+
+
+class HoldsTooMuch(TinyTarget):
+    """Keeps its state if the new prompt is the beginning of what it holds."""
+
+    def prefill(self, prompt: Prompt) -> None:
+        wanted = list(prompt.token_ids[:-1])
+        if self.state.held[: len(wanted)] != wanted:
+            super().prefill(prompt)
+
+
+class CommitsUnnoticed(TinyTarget):
+    """Moves its state on without noting which tokens it holds."""
+
+    def commit(self, path: Sequence[int]) -> None:
+        held = list(self.state.held)
+        super().commit(path)
+        self.state.held = held
+
+
+class IgnoresWhatWasCommitted(TinyTarget):
+    """Compares a new prompt with the last prompt, and not with what it holds by now."""
+
+    def prefill(self, prompt: Prompt) -> None:
+        last: list[int] = self.__dict__.setdefault("last", [])
+        if last and list(prompt.token_ids[: len(last)]) == last:
+            self.state.held = list(last)
+        super().prefill(prompt)
+        self.__dict__["last"] = list(prompt.token_ids[:-1])
+
+
+@dataclass
+class SessionsOf:
+    """Makes sessions, right ones or not."""
+
+    make: Callable[[], Target]
+
+    def new_session(self) -> Target:
+        return self.make()
+
+
+@dataclass
+class DraftersOf:
+    """The same for drafters."""
+
+    make: Callable[[], Drafter]
+
+    def new_session(self) -> Drafter:
+        return self.make()
+
+
+def new_state() -> TinyState:
+    return TinyState(RecurrentModel(VOCAB_SIZE))
+
+
+@pytest.mark.parametrize(
+    "faulty",
+    [
+        KeepsTheScoredTree,
+        ScoresTreesAsTexts,
+        KeepsTheFirstMask,
+        CommitsTheFirstNodes,
+        ForgetsTheAnchor,
+        CommitsTheAnchorOnly,
+        NeverForgets,
+        HoldsTooMuch,
+        CommitsUnnoticed,
+        IgnoresWhatWasCommitted,
+    ],
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_faulty_targets_are_found_out(faulty: type[TinyTarget], seed: int) -> None:
+    with pytest.raises(AssertionError, match="differ"):
+        check_target(SessionsOf(lambda: faulty(new_state(), None)), seed=seed)
+
+
+def test_a_mask_that_sessions_share_is_found_out() -> None:
+    """As a graph that was captured for the first tree of each size would be."""
+    first: dict[int, Tensor] = {}
+
+    class SharesTheFirstMask(TinyTarget):
+        def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
+            parents = first.setdefault(len(tree), tree.parents)
+            return super().score(TokenTree(tree.token_ids, parents))
+
+    with pytest.raises(AssertionError):
+        check_target(SessionsOf(lambda: SharesTheFirstMask(new_state(), None)))
+
+
+def test_sessions_that_share_their_state_are_found_out() -> None:
+    shared = new_state()
+    with pytest.raises(AssertionError):
+        check_target(SessionsOf(lambda: TinyTarget(shared, None)))
+
+
+def test_logits_for_the_anchor_alone_are_found_out() -> None:
+    class ScoresTheAnchor(TinyTarget):
+        def score(self, tree: TokenTree) -> Tensor:
+            return super().score(tree)[:1]
+
+    with pytest.raises(AssertionError, match="one row of logits per node"):
+        check_target(SessionsOf(lambda: ScoresTheAnchor(new_state(), None)))
+
+
+# Drafters with a fault.
+
+
+class IgnoresCommits(ModelDrafter):
+    """Drafts on, but never learns what became of it."""
+
+    def commit(self, token_ids: Sequence[int]) -> None:
+        self._forget_draft()
+
+
+class LosesUnseenTokens(ModelDrafter):
+    """Forgets accepted leaves, which its model has not seen yet."""
+
+    def commit(self, token_ids: Sequence[int]) -> None:
+        super().commit(token_ids)
+        self._pending = []
+
+
+class CommitsAllItDrafted(ModelDrafter):
+    """Takes everything that its model has seen for accepted."""
+
+    def commit(self, token_ids: Sequence[int]) -> None:
+        assert self._grown is not None
+        tree = self._grown.draft.tree
+        super().commit(tree.path_tokens(len(tree) - 1))
+
+
+class KeepsUnseenTokens(ModelDrafter):
+    """Carries pending tokens over into another text."""
+
+    def prefill(self, prompt: Prompt) -> None:
+        pending = self._pending
+        super().prefill(prompt)
+        self._pending = pending
+
+
+class DraftsOnItsDraft(ModelDrafter):
+    """Leaves the nodes of an abandoned draft in its state."""
+
+    def _forget_draft(self) -> None:
+        if self._grown is not None:
+            seen = [node for node in self._grown.grown_nodes if node >= 0]
+            self._model.commit(seen[:1])
+            self._grown = None
+
+
+class DraftsTooDeep(ModelDrafter):
+    """Adds a level that nobody asked for."""
+
+    def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
+        tree = super().draft(anchor, shape, params, rng).tree
+        token_ids = torch.cat([tree.token_ids, torch.tensor([0])])
+        parents = torch.cat([tree.parents, torch.tensor([len(tree) - 1])])
+        return Draft.chosen(TokenTree(token_ids, parents))
+
+
+class DraftsTwice(ModelDrafter):
+    """Has the same child twice."""
+
+    def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
+        tree = super().draft(anchor, shape, params, rng).tree
+        if len(tree) < 2:
+            return Draft.chosen(tree)
+        token_ids = torch.cat([tree.token_ids, tree.token_ids[1:2]])
+        parents = torch.cat([tree.parents, torch.tensor([0])])
+        return Draft.chosen(TokenTree(token_ids, parents))
+
+
+class GivesWeights(ModelDrafter):
+    """Gives draft probabilities that were not normalized."""
+
+    def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
+        draft = super().draft(anchor, shape, params, rng)
+        if draft.draft_probs is None:
+            return draft
+        return Draft(draft.tree, 2 * draft.draft_probs, draft.sampled_mask)
+
+
+@pytest.mark.parametrize(
+    ("faulty", "promise"),
+    [
+        (IgnoresCommits, "new session on the same text"),
+        (LosesUnseenTokens, "new session on the same text"),
+        (CommitsAllItDrafted, "new session on the same text"),
+        (KeepsUnseenTokens, "new session with the same prompt"),
+        (DraftsOnItsDraft, "the one before it on the same text"),
+        (DraftsTooDeep, "deeper than its shape"),
+        (DraftsTwice, "same child twice"),
+        (GivesWeights, "does not sum to 1"),
+    ],
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_faulty_drafters_are_found_out(faulty: type[ModelDrafter], promise: str, seed: int) -> None:
+    with pytest.raises(AssertionError, match=promise):
+        check_drafter(DraftersOf(lambda: faulty(new_state())), VOCAB_SIZE, seed=seed)
+
+
+def test_drafters_that_share_their_state_are_found_out() -> None:
+    shared = new_state()
+    with pytest.raises(AssertionError):
+        check_drafter(DraftersOf(lambda: ModelDrafter(shared)), VOCAB_SIZE)
+
+
+def test_sessions_play_their_roles() -> None:
+    model = RecurrentModel(VOCAB_SIZE)
+    target, drafter = TinyTargetModel(model), TinyDrafterModel(model)
+    assert isinstance(target, TargetModel)
+    assert isinstance(target.new_session(), Target)
+    assert isinstance(drafter, DrafterModel)
+    assert isinstance(drafter.new_session(), Drafter)
