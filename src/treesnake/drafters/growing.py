@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,28 +14,6 @@ from treesnake.tree import TokenTree
 
 Extend = Callable[[Sequence[int], Sequence[int]], Float[Tensor, "new_nodes vocab"]]
 """`TreeModel.extend`, or something like it."""
-
-
-@runtime_checkable
-class TreeModel(Protocol):
-    """A language model's state of one sequence, with a tree of tokens growing on it.
-
-    Nodes are numbered in the order of appending, from 0 after each prefill and commit.
-    """
-
-    def prefill(self, token_ids: Sequence[int]) -> None:
-        """Makes the state hold exactly these tokens, reusing it if it holds their beginning."""
-        ...
-
-    def extend(
-        self, token_ids: Sequence[int], parents: Sequence[int]
-    ) -> Float[Tensor, "new_nodes vocab"]:
-        """Appends nodes below earlier ones, or below the state (-1); returns logits after each."""
-        ...
-
-    def commit(self, path: Sequence[int]) -> None:
-        """Takes the tokens of a path into the state and forgets the tree; the path may be empty."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.draft import Draft
-from treesnake.drafters.growing import GrownDraft, TreeModel, grow
+from treesnake.drafters.growing import GrownDraft, grow
+from treesnake.models.tree_model import TreeModel
 from treesnake.prompt import Prompt
 from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import Shape

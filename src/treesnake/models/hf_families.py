@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from treesnake.errors import InvalidInputError, UnsupportedModelError
-from treesnake.targets.masks import Locality, Span
+from treesnake.models.hf_masks import Locality, Span
 
 # fmt: off
 VERIFIED_FAMILIES = frozenset({
@@ -39,6 +39,11 @@ ROWLESS = "dummy"
 
 RECURRENT = ("linear_attention", "conv", "hybrid", "hybrid_sliding")
 """Kinds of layers that keep a recurrent state."""
+
+KEEPS_A_STATE = (
+    "keeps a recurrent state, which no attention mask can branch; it takes a target for state "
+    "space models"
+)
 
 BIASED_FAMILIES = ("bloom", "mpt")
 """Families whose attention scores are biased by the distance of rows in the cache (ALiBi)."""
@@ -116,7 +121,7 @@ def activation_width(config: PreTrainedConfig, num_rows: int) -> int:
 
 
 def check_supported(model: PreTrainedModel) -> None:
-    """Checks what a model says about itself; `probe` checks what it does.
+    """Checks what a model says about itself; `hf_probe` checks what it does.
 
     Raises:
         UnsupportedModelError: with the reason why the model cannot score trees.
@@ -151,10 +156,7 @@ def check_supported(model: PreTrainedModel) -> None:
             "of a tree lie one behind the other"
         )
     if getattr(model, "_is_stateful", False):
-        raise UnsupportedModelError(
-            f"{name} keeps a recurrent state, which no attention mask can branch; "
-            "it takes a target for state space models"
-        )
+        raise UnsupportedModelError(f"{name} {KEEPS_A_STATE}")
     if model.training:
         raise InvalidInputError(
             f"{name} is in training mode, where dropout makes its output random; call model.eval()"
@@ -162,13 +164,8 @@ def check_supported(model: PreTrainedModel) -> None:
 
 
 def _reason_against_layer(config: PreTrainedConfig, index: int, kind: str) -> str:
-    layer = f'layer {index} of {config.model_type} ("{kind}")'
-    if kind in RECURRENT:
-        return (
-            f"{layer} keeps a recurrent state, which no attention mask can branch; "
-            "it takes a target for state space models"
-        )
-    return f"{layer} keeps more than the keys and values of each token"
+    fault = KEEPS_A_STATE if kind in RECURRENT else "keeps more than each token's keys and values"
+    return f'layer {index} of {config.model_type} ("{kind}") {fault}'
 
 
 def _rope_parameters(config: PreTrainedConfig) -> list[Mapping[str, Any]]:

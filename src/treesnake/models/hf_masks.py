@@ -7,8 +7,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from treesnake.tree import TokenTree
-
 
 class Locality(StrEnum):
     """Three ways in which a layer limits how far back its nodes look."""
@@ -43,18 +41,30 @@ class Span:
 
 
 def tree_mask(
-    tree: TokenTree, num_held: int, span: Span, dtype: torch.dtype, device: torch.device
-) -> Float[Tensor, "1 1 nodes rows"]:
-    """Returns what to add to the attention scores of a tree's nodes.
+    ancestor_mask: Bool[Tensor, "new nodes"],
+    depths: Int[Tensor, " nodes"],
+    num_held: int,
+    span: Span,
+    dtype: torch.dtype,
+) -> Float[Tensor, "1 1 new rows"]:
+    """Returns what to add to the attention scores of the newest nodes of a tree.
 
-    Rows are the `num_held` tokens of the text and then the nodes. A node sees the text, its
+    Rows are the `num_held` tokens of the text and then all nodes. A node sees the text, its
     ancestors and itself, as far as the span goes; distances are those in its own path, not those in
     the cache. Hidden rows get the lowest number of the dtype, as in transformers.
+
+    Args:
+        ancestor_mask: for each new node, which nodes are its ancestors or itself.
+        depths: of all nodes, from 0 for one that comes right after the text.
+        num_held: the number of tokens in the text.
+        span: how far back the layer looks.
+        dtype: of the scores.
     """
-    held_mask = torch.ones(len(tree), num_held, dtype=torch.bool, device=device)
-    visible = torch.cat([held_mask, tree.ancestor_mask.to(device)], dim=1)
-    positions = torch.cat([torch.arange(num_held), num_held + tree.depths.cpu()]).to(device)
-    near = span.covers(positions[num_held:], positions)
+    num_new, device = len(ancestor_mask), ancestor_mask.device
+    held_mask = torch.ones(num_new, num_held, dtype=torch.bool, device=device)
+    visible = torch.cat([held_mask, ancestor_mask], dim=1)
+    positions = torch.cat([torch.arange(num_held, device=device), num_held + depths])
+    near = span.covers(positions[-num_new:], positions)
     if near is not None:
         visible &= near
     mask = torch.zeros(visible.shape, dtype=dtype, device=device)

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from treesnake.models.hf_families import VERIFIED_FAMILIES
 from treesnake.prompt import Prompt
 from treesnake.targets.attention import AttentionTargetModel
-from treesnake.targets.families import VERIFIED_FAMILIES
 from treesnake.tree import TokenTree
 
 LATENT: dict[str, Any] = {

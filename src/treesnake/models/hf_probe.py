@@ -6,8 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from treesnake.errors import TreesnakeError, UnsupportedModelError
-from treesnake.prompt import Prompt
-from treesnake.protocols import Target
+from treesnake.models.tree_model import TreeModel
 from treesnake.tree import TokenTree
 
 PARENTS = (-1, 0, 0, 1, 1, 2, 4)
@@ -19,7 +18,7 @@ MISFITS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What code raises that is given masks, positions or caches that it does not know."""
 
 
-def check_scores(model: PreTrainedModel, session: Target) -> None:
+def check_scores(model: PreTrainedModel, state: TreeModel) -> None:
     """Compares the scores of a small tree with the model's own forward passes over whole paths.
 
     The reference runs each path from the beginning of the text, with no cache, no mask and no
@@ -31,7 +30,7 @@ def check_scores(model: PreTrainedModel, session: Target) -> None:
         UnsupportedModelError: if the scores differ, or the model fails on a tree.
     """
     try:
-        error = _largest_error(model, session)
+        error = _largest_error(model, state)
     except (TreesnakeError, torch.OutOfMemoryError):
         raise
     except MISFITS as reason:
@@ -45,18 +44,19 @@ def check_scores(model: PreTrainedModel, session: Target) -> None:
         )
 
 
-def _largest_error(model: PreTrainedModel, session: Target) -> float:
-    token_ids = _scattered_tokens(session.vocab_size, 5 + len(PARENTS))
+def _largest_error(model: PreTrainedModel, state: TreeModel) -> float:
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    token_ids = _scattered_tokens(vocab_size, 5 + len(PARENTS))
     text, tree = token_ids[:5], TokenTree(torch.tensor(token_ids[5:]), torch.tensor(PARENTS))
-    session.prefill(Prompt.of([*text, tree.tokens[0]]))
-    logits = session.score(tree)
+    state.prefill(text)
+    logits = state.extend(tree.tokens, tree.parent_list)
     errors = [
         _relative_error(logits[node], _plain_logits(model, text + tree.path_tokens(node)))
         for node in (3, 5, LEAF)
     ]
-    session.commit(tree.path(LEAF))
+    state.commit(tree.path(LEAF))
     following = text[:1]
-    logits = session.score(TokenTree.chain(torch.tensor(following)))
+    logits = state.extend(following, [-1])
     whole = text + tree.path_tokens(LEAF) + following
     return max(*errors, _relative_error(logits[0], _plain_logits(model, whole)))
 

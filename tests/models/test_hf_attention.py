@@ -1,0 +1,114 @@
+"""States of unmodified transformers models: prompts in parts, trees that grow level by level."""
+
+import random
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from treesnake.models import hf_attention
+from treesnake.models.hf_attention import HfAttention, HfAttentionState
+
+VOCAB_SIZE = 61
+TEXT = (5, 17, 60, 2, 33, 8, 8, 41, 12, 27, 3)
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gemma3_text": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "gpt2": {},
+    "gpt_neox": {},
+    "llama": {},
+    "mistral": {},
+}
+
+TOKENS = [50, 1, 2, 3, 1, 9, 4, 30, 7]
+PARENTS = [-1, 0, 0, 1, 1, 2, 3, 6, -1]
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(params=FAMILIES)
+def network(request, tiny_model) -> HfAttention:
+    return HfAttention(tiny_model(request.param, **FAMILIES[request.param]))
+
+
+def filled(network: HfAttention, token_ids=TEXT) -> HfAttentionState:
+    state = HfAttentionState(network)
+    state.prefill(token_ids)
+    return state
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 9, (1, 2, 3, 3), (4, 5), (8, 1)], ids=str)
+def test_a_tree_that_grows_is_the_tree_at_once(network, sizes):
+    expected = filled(network).extend(TOKENS, PARENTS)
+    growing = filled(network)
+    starts = [sum(sizes[:level]) for level in range(len(sizes) + 1)]
+    rows = [
+        growing.extend(TOKENS[start:end], PARENTS[start:end]) for start, end in pairwise(starts)
+    ]
+    close(torch.cat(rows), expected)
+
+
+def test_a_chain_that_grows_is_the_text(network):
+    growing = filled(network)
+    rows = torch.cat([growing.extend([token], [node - 1]) for node, token in enumerate(TOKENS)])
+    whole = network.model(input_ids=torch.tensor([[*TEXT, *TOKENS]])).logits[0]
+    close(rows, whole[-len(TOKENS) :])
+
+
+def test_a_path_of_a_tree_that_grew_becomes_text(network):
+    grown = filled(network)
+    grown.extend(TOKENS[:3], PARENTS[:3])
+    grown.extend(TOKENS[3:], PARENTS[3:])
+    grown.commit((0, 1, 3, 6))
+    assert grown.length == len(TEXT) + 4
+    expected = filled(network, (*TEXT, 50, 1, 3, 4)).extend([6, 11], [-1, -1])
+    close(grown.extend([6, 11], [-1, -1]), expected)
+
+
+def test_growth_that_was_interrupted_can_be_repeated(tiny_model):
+    model = tiny_model("llama")
+    state = filled(HfAttention(model))
+    state.extend(TOKENS[:3], PARENTS[:3])
+    expected = filled(state.network).extend(TOKENS, PARENTS)[3:]
+
+    def interrupt(module, inputs):
+        raise KeyboardInterrupt
+
+    handle = model.model.layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        state.extend(TOKENS[3:], PARENTS[3:])
+    handle.remove()
+    close(state.extend(TOKENS[3:], PARENTS[3:]), expected)
+
+
+def test_a_long_prompt_in_parts_is_the_prompt_at_once(network, monkeypatch):
+    token_ids = random.Random(0).choices(range(VOCAB_SIZE), k=70)
+    at_once = filled(network, token_ids).extend([4], [-1])
+    counts: list[int] = []
+    embedding = network.model.get_input_embeddings()
+    embedding.register_forward_hook(lambda module, inputs, output: counts.append(output.shape[1]))
+    monkeypatch.setattr(hf_attention, "PREFILL_BYTES", 0)
+    close(filled(network, token_ids).extend([4], [-1]), at_once)
+    assert counts == [16, 16, 16, 16, 6, 1]
+
+
+def test_parts_of_a_prompt_are_shorter_where_a_token_takes_more(tiny_model):
+    narrow, wide = (
+        HfAttention(tiny_model("llama")),
+        HfAttention(tiny_model("llama", hidden_size=64)),
+    )
+    assert narrow.part_size(100) > wide.part_size(100)
+    assert narrow.part_size(100) > narrow.part_size(100_000)
+    eager = HfAttention(tiny_model("llama", attention="eager"))
+    assert narrow.part_size(100_000) > eager.part_size(100_000)
+
+
+def test_prefill_gives_no_logits_but_the_last(tiny_model):
+    model = tiny_model("llama")
+    shapes: list[torch.Size] = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
+    filled(HfAttention(model))
+    assert shapes == [(1, 1, VOCAB_SIZE)]
