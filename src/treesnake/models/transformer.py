@@ -16,6 +16,7 @@ from treesnake.errors import InvalidInputError, UnsupportedModelError
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_cpu import CPU_DTYPES, CpuEngine
+from treesnake.models.transformer_torch import TORCH_DTYPES, TorchEngine
 
 
 class Transformer:
@@ -40,10 +41,8 @@ class Transformer:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        if dtype not in CPU_DTYPES:
-            raise UnsupportedModelError(f"the native engine cannot store weights as {dtype}")
         self.config = config
-        self._engine = CpuEngine(config, tensors, dtype)
+        self._engine = _load_engine(config, tensors, dtype, device)
 
     @property
     def num_bytes(self) -> int:
@@ -103,3 +102,20 @@ class Transformer:
                     f"the model has tokens 0 to {self.config.vocab_size - 1}"
                 )
         cache.check_room(columns)
+
+
+def _load_engine(
+    config: TransformerConfig,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> CpuEngine | TorchEngine:
+    known = CPU_DTYPES if device.type == "cpu" else TORCH_DTYPES
+    if dtype not in known:
+        names = ", ".join(str(kind).removeprefix("torch.") for kind in known)
+        raise UnsupportedModelError(
+            f"the native engine has weights of {names} on {device.type}, not of {dtype}"
+        )
+    if device.type == "cpu":
+        return CpuEngine(config, tensors, dtype)
+    return TorchEngine(config, tensors, dtype, device)

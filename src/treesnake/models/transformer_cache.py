@@ -14,7 +14,8 @@ class TransformerCache:
     """The state of one sequence: `length` committed tokens, then the nodes of the last tree.
 
     Row r < length of each layer and head belongs to the token at position r, row length + t to node
-    t. Memory for rows that were never written is reserved, not used.
+    t. One more row than the capacity is there for nodes that only fill up a batch. Memory for rows
+    that were never written is reserved, not used.
     """
 
     def __init__(
@@ -26,21 +27,22 @@ class TransformerCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (num_layers, num_kv_heads, capacity, head_dim)
-        self.keys: Shaped[Tensor, "layers kv_heads capacity head_dim"]
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty_like(self.keys)
+        shape = (num_layers, num_kv_heads, capacity + 1, head_dim)
+        self.keys: Shaped[Tensor, "layers kv_heads rows head_dim"]
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values: Shaped[Tensor, "layers kv_heads rows head_dim"]
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.length = 0
 
     @property
     def capacity(self) -> int:
         """The number of committed tokens and nodes that fit."""
-        return self.keys.shape[2]
+        return self.keys.shape[2] - 1
 
     @property
     def num_bytes(self) -> int:
         """The bytes of the committed tokens' keys and values."""
-        return 2 * self.keys.nbytes // self.capacity * self.length
+        return 2 * self.keys.nbytes // (self.capacity + 1) * self.length
 
     def check_room(self, num_nodes: int) -> None:
         """Checks that a tree of so many nodes fits behind the committed tokens.

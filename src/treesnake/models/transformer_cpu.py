@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from treesnake.kernels.cpu import simd
+from treesnake.kernels.cpu.attention import SEES_ALL
 from treesnake.kernels.cpu.linear import (
     BITS,
     STORAGE,
@@ -51,8 +52,6 @@ CACHE_DTYPES = {
 
 SPARE_ROWS = TILES[0][0]
 """Rows that the last tile may go beyond the nodes."""
-
-SEES_ALL = 2**62  # positions, for layers without a window
 
 
 class CpuEngine:

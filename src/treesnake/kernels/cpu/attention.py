@@ -16,14 +16,25 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from jaxtyping import Bool, Float
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from torch import Tensor
 
 from treesnake.kernels.cpu import simd
-from treesnake.kernels.cpu.jit import kernel
-from treesnake.kernels.cpu.linear import REPLACE, dot_tile, linear_rows
+from treesnake.kernels.cpu.jit import entry_point, kernel
+from treesnake.kernels.cpu.linear import (
+    BITS,
+    REPLACE,
+    STORAGE,
+    dot_tile,
+    linear_rows,
+    padded,
+    padded_rows,
+)
 
 
 class TreeView(NamedTuple):
@@ -50,6 +61,9 @@ class Scratch(NamedTuple):
     mixed: np.ndarray
     totals: np.ndarray
 
+
+SEES_ALL = 2**62
+"""The window of a layer without one, in positions."""
 
 MIX_ROWS = 4 if simd.LANES == 16 else 2
 """Queries that share the loads of values."""
@@ -198,6 +212,21 @@ def _mix_row(weights, row, place, values, value_row, count, out):
 
 
 @kernel
+def trace_path(ancestor_mask, node, view):
+    """Fills in the view of a node from its row of the mask (nodes, tree nodes)."""
+    position, contiguous = view.length, view.length
+    for ancestor in range(ancestor_mask.shape[1]):
+        if ancestor_mask[node, ancestor]:
+            row = view.length + ancestor
+            view.path_rows[node, position - view.length] = row
+            if contiguous == position and position == row:
+                contiguous += 1
+            position += 1
+    view.positions[node] = position - 1
+    view.contiguous[node] = contiguous
+
+
+@kernel
 def _first_seen(position, window):
     return max(0, position + 1 - window)
 
@@ -298,3 +327,62 @@ def keep_row(typing_context, x, row, begin, cache, cache_row):
 
     position = types.intp
     return types.void(x, position, position, cache, position), generate
+
+
+@entry_point
+def _tree_attention(queries, group, keys, values, ancestor_mask, view, window, scratch, out):
+    for node in range(ancestor_mask.shape[0]):
+        trace_path(ancestor_mask, node, view)
+    rows = ancestor_mask.shape[0] * group
+    for head in range(keys.shape[0]):
+        attend(
+            queries[head],
+            0,
+            rows,
+            group,
+            keys[head],
+            values[head],
+            view,
+            window,
+            scratch,
+            out,
+            head,
+        )
+
+
+def tree_attention(
+    queries: Float[Tensor, "nodes heads head_dim"],
+    keys: Float[Tensor, "kv_heads rows head_dim"],
+    values: Float[Tensor, "kv_heads rows head_dim"],
+    ancestor_mask: Bool[Tensor, "nodes tree_nodes"],
+    scale: float,
+    window: int | None = None,
+) -> Float[Tensor, "nodes heads head_dim"]:
+    """Mixes the values of the rows that each node sees; keys and values of any dtype."""
+    (nodes, heads, head_dim), (kv_heads, num_rows, _) = queries.shape, keys.shape
+    group, stride, capacity = heads // kv_heads, padded(head_dim), padded(num_rows)
+    tile_rows = padded_rows(nodes * group)
+    grouped = np.zeros((kv_heads, tile_rows, stride), np.float32)
+    by_head = (queries * scale).unflatten(1, (kv_heads, group)).transpose(0, 1).flatten(1, 2)
+    grouped[:, : nodes * group, :head_dim] = by_head.numpy()
+    caches = []
+    for cached in (keys, values):
+        bits = np.zeros((kv_heads, num_rows, stride), STORAGE[cached.dtype])
+        bits[:, :, :head_dim] = cached.view(BITS[cached.dtype]).numpy()
+        caches.append(bits)
+    view = TreeView(
+        num_rows - ancestor_mask.shape[1],
+        np.zeros(nodes, np.int64),
+        np.zeros(nodes, np.int64),
+        np.zeros(ancestor_mask.shape, np.int64),
+    )
+    scratch = Scratch(
+        np.zeros((tile_rows, capacity), np.float32),
+        np.zeros((tile_rows, stride), np.float32),
+        np.zeros(tile_rows, np.float32),
+    )
+    out = np.zeros((nodes, heads * stride), np.float32)
+    mask = ancestor_mask.contiguous().numpy()
+    window = window or SEES_ALL
+    _tree_attention(grouped, group, *caches, mask, view, window, scratch, out)
+    return torch.from_numpy(out.reshape(nodes, heads, stride)[:, :, :head_dim])

@@ -26,7 +26,7 @@ class _SourceKeyedCache(FunctionCache):
 
 
 # Without reference counts: arrays outlive the call, and threads would share the counters.
-_OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 
 def kernel(function: Callable[..., Any]) -> Any:

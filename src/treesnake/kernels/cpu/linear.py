@@ -70,9 +70,10 @@ def dot_tile(num_rows: int, num_columns: int) -> Any:
                 for place in (0, 2, 5)
             )
             row, weight_row, end, column, adds = (arguments[place] for place in (1, 3, 4, 6, 8))
-            has_scale = signature.args[7] != types.none
-            if has_scale:
-                scale = context.make_array(signature.args[7])(context, builder, arguments[7])
+            factors = None
+            if signature.args[7] != types.none:
+                scales = context.make_array(signature.args[7])(context, builder, arguments[7])
+                factors = scales.data
             weight_rows = [builder.add(weight_row, simd.index(n)) for n in range(num_columns)]
             sums = _dot_products(
                 builder,
@@ -88,8 +89,8 @@ def dot_tile(num_rows: int, num_columns: int) -> Any:
             for offset, number in enumerate(weight_rows):
                 with builder.if_then(builder.icmp_signed("<", number, end), likely=True):
                     factor = ir.Constant(simd.FLOAT, 1.0)
-                    if has_scale:
-                        factor = builder.load(builder.gep(scale.data, [number]))
+                    if factors is not None:
+                        factor = builder.load(builder.gep(factors, [number]))
                     for row_offset in range(num_rows):
                         start = simd.row_pointer(builder, out, row, row_offset)
                         place = builder.gep(start, [builder.add(column, simd.index(offset))])

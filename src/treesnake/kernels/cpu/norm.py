@@ -4,12 +4,16 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from torch import Tensor
 
 from treesnake.kernels.cpu import simd
-from treesnake.kernels.cpu.jit import kernel
+from treesnake.kernels.cpu.jit import entry_point, kernel
 
 
 @intrinsic
@@ -115,3 +119,55 @@ def gate_range(typing_context, gate_up, row, begin, end, width, out):
     position = types.intp
     signature = types.void(gate_up, position, position, position, position, out)
     return signature, generate
+
+
+@entry_point
+def _rms_norm(x, weight, epsilon, out):
+    for row in range(x.shape[0]):
+        rms_norm_row(x, row, weight, epsilon, out)
+
+
+def rms_norm(
+    x: Float[Tensor, "rows width"], weight: Float[Tensor, " width"], epsilon: float
+) -> Float[Tensor, "rows width"]:
+    """Divides each row by its root mean square."""
+    inputs = _pad(x)
+    out = np.zeros_like(inputs)
+    _rms_norm(inputs, weight.numpy(), np.float32(epsilon), out)
+    return torch.from_numpy(out[:, : x.shape[1]])
+
+
+@entry_point
+def _rotate(x, head_dim, cosines, sines):
+    for row in range(x.shape[0]):
+        for begin in range(0, x.shape[1], head_dim):
+            rotate_range(x, row, begin, cosines[row], sines[row])
+
+
+def rotate(
+    x: Float[Tensor, "nodes heads head_dim"],
+    cosines: Float[Tensor, "nodes pairs"],
+    sines: Float[Tensor, "nodes pairs"],
+) -> Float[Tensor, "nodes heads head_dim"]:
+    """Turns the pairs (i, i + pairs) of every head; what lies behind the pairs stays (RoPE)."""
+    out = x.flatten(1).clone()
+    _rotate(out.numpy(), x.shape[2], cosines.numpy(), sines.numpy())
+    return out.unflatten(1, x.shape[1:])
+
+
+@entry_point
+def _gate(gate_up, width, out):
+    for row in range(gate_up.shape[0]):
+        gate_range(gate_up, row, 0, width, width, out)
+
+
+def gate(gate_up: Float[Tensor, "rows twice_width"]) -> Float[Tensor, "rows width"]:
+    """Multiplies the second half of each row with SiLU of the first."""
+    first, second = (_pad(half) for half in gate_up.chunk(2, dim=1))
+    out = np.zeros_like(first)
+    _gate(np.concatenate([first, second], axis=1), first.shape[1], out)
+    return torch.from_numpy(out[:, : gate_up.shape[1] // 2])
+
+
+def _pad(x: Float[Tensor, "rows width"]) -> np.ndarray:
+    return F.pad(x, (0, -x.shape[1] % simd.PADDING)).numpy()

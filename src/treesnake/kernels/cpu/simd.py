@@ -237,7 +237,7 @@ ROUND_TO_INTEGER = 1.5 * 2**23  # added to a small float, it leaves an integer i
 LOG2_E = 1.4426950408889634
 LN2_HIGH = 0.693359375  # so few bits that multiples up to 128 are exact
 LN2_LOW = math.log(2) - LN2_HIGH
-LARGEST_EXPONENT = 88.0
+LARGEST_EXPONENT = 88.3
 SMALLEST_EXPONENT = -87.0
 TAYLOR_DEGREE = 7
 
@@ -245,7 +245,7 @@ TAYLOR_DEGREE = 7
 def exponential(builder: Any, x: Any) -> Any:
     """Returns e**x within two units in the last place; NaN for NaN.
 
-    Below -87 it is 0, above 88 it stays at e**88, so that 1 / (1 + e**x) is what it should be.
+    Below -87 it is 0, above 88.3 infinite.
     """
     too_small = builder.fcmp_ordered("<", x, constant(SMALLEST_EXPONENT))
     too_large = builder.fcmp_ordered(">", x, constant(LARGEST_EXPONENT))
@@ -263,4 +263,5 @@ def exponential(builder: Any, x: Any) -> Any:
         builder.bitcast(shifted, INT_VECTOR), ir.Constant(INT_VECTOR, [23] * LANES)
     )
     scaled = builder.bitcast(builder.add(builder.bitcast(result, INT_VECTOR), exponent), VECTOR)
-    return builder.select(too_small, ZERO, scaled)
+    scaled = builder.select(too_small, ZERO, scaled)
+    return builder.select(too_large, ir.Constant(VECTOR, [float("inf")] * LANES), scaled)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from treesnake.kernels.cpu.attention import Scratch, TreeView, attend, keep_row
+from treesnake.kernels.cpu.attention import Scratch, TreeView, attend, keep_row, trace_path
 from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
 from treesnake.kernels.cpu.linear import COLUMN_BLOCK, add_linear_rows, linear_rows, widen_row
 from treesnake.kernels.cpu.norm import (
@@ -193,8 +193,8 @@ def _embed(crew, step, run):
         token = tree.token_ids[node]
         factor = weights.embedding_scale[token]
         widen_row(weights.embedding, token, factor, work.residual, node)
-        position = _trace_path(tree, node, work)
-        work.positions[node] = position
+        trace_path(tree.ancestor_mask, node, _view(run))
+        position = work.positions[node]
         for place in range(weights.inverse_frequencies.shape[0]):
             angle = np.float32(position) * weights.inverse_frequencies[place]
             work.cosines[node, place] = math.cos(angle)
@@ -204,17 +204,9 @@ def _embed(crew, step, run):
 
 
 @inlined
-def _trace_path(tree, node, work):
-    """Writes the cache rows of a node's path; returns the node's position."""
-    position, contiguous = tree.length, tree.length
-    for ancestor in range(tree.ancestor_mask.shape[1]):
-        if tree.ancestor_mask[node, ancestor]:
-            work.path_rows[node, position - tree.length] = tree.length + ancestor
-            if contiguous == position == tree.length + ancestor:
-                contiguous += 1
-            position += 1
-    work.contiguous[node] = contiguous
-    return position - 1
+def _view(run):
+    work = run.work
+    return TreeView(run.tree.length, work.positions, work.contiguous, work.path_rows)
 
 
 @kernel
@@ -340,7 +332,7 @@ def _attend(crew, step, run, layer, thread):
     settings, work = run.settings, run.work
     kv_heads = settings.num_kv_heads
     group = settings.num_heads // kv_heads
-    view = TreeView(run.tree.length, work.positions, work.contiguous, work.path_rows)
+    view = _view(run)
     scratch = Scratch(work.scores[thread], work.mixed[thread], work.totals[thread])
     window = run.weights.windows[layer]
 

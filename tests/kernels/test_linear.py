@@ -1,0 +1,77 @@
+"""Matrix products: each form against the definition, and the same bits for any number of rows."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from treesnake.kernels.cpu import linear as cpu
+from treesnake.kernels.reference import linear as reference
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int8]
+
+
+def rounded(weight: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+    if dtype == torch.int8:
+        return reference.quantize_rows(weight)
+    return weight.to(dtype), None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (7, 16), (50, 100), (200, 17)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 29])
+def test_products_are_those_of_the_rounded_weight(
+    dtype: torch.dtype, outputs: int, inputs: int, rows: int
+) -> None:
+    random = torch.Generator().manual_seed(outputs + rows)
+    x = torch.randn(rows, inputs, generator=random)
+    weight = torch.randn(outputs, inputs, generator=random)
+    expected = reference.linear(x, *rounded(weight, dtype))
+    result = cpu.linear(x, cpu.pack_weight(weight, dtype))
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=30)
+@given(num_rows=st.integers(1, 64), begin=st.integers(0, 63), seed=st.integers(0, 2**31))
+def test_the_bits_of_a_row_do_not_depend_on_the_others(
+    dtype: torch.dtype, num_rows: int, begin: int, seed: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(64, 96, generator=random)
+    weight = cpu.pack_weight(torch.randn(53, 96, generator=random), dtype)
+    together = cpu.linear(x, weight)
+    assert torch.equal(cpu.linear(x[begin : begin + num_rows], weight), together[begin:][:num_rows])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_bits_of_an_output_do_not_depend_on_the_others(dtype: torch.dtype) -> None:
+    x, weight = torch.randn(11, 80), torch.randn(61, 80)
+    together = cpu.linear(x, cpu.pack_weight(weight, dtype))
+    for begin, end in [(0, 1), (3, 50), (60, 61)]:
+        some = cpu.linear(x, cpu.pack_weight(weight[begin:end], dtype))
+        assert torch.equal(some, together[:, begin:end])
+
+
+def test_int8_rows_use_their_whole_range() -> None:
+    weight = torch.tensor([[0.5, -2.0, 1.0], [0.0, 0.0, 0.0], [1e-3, 0.0, 2e-3]])
+    packed = cpu.pack_weight(weight, torch.int8)
+    assert packed.values[:, :3].tolist() == [[32, -127, 64], [0, 0, 0], [64, 0, 127]]
+    np.testing.assert_allclose(packed.scale, [2 / 127, 1.0, 2e-3 / 127], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_broken_numbers_stay_in_their_row(dtype: torch.dtype) -> None:
+    x, weight = torch.randn(5, 32), cpu.pack_weight(torch.randn(6, 32), dtype)
+    whole = cpu.linear(x, weight)
+    x[2, 3] = torch.nan
+    broken = cpu.linear(x, weight)
+    assert broken[2].isnan().all()
+    kept = [0, 1, 3, 4]
+    assert torch.equal(broken[kept], whole[kept])
+
+
+def test_rows_for_whole_tiles_are_enough_and_few() -> None:
+    for num_rows in range(1, 100):
+        assert num_rows <= cpu.padded_rows(num_rows) < num_rows + cpu.TILES[0][0]
