@@ -57,6 +57,7 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.tokens: dict[str, dict[str, list[int]]] = {}
         if path.exists():
             for line in path.read_text().splitlines():

@@ -1,0 +1,127 @@
+"""How much memory does a target take, beside its weights and its cache?
+
+    uv run python benchmarks/memory.py --output results/memory.json
+
+Each engine and dtype runs in a process of its own: it imports treesnake and loads and runs the
+kernels of a tiny model, notes its resident memory, then loads the target, answers a question, and
+notes the largest resident memory that it ever had. The difference is compared with the bytes of
+the weights and of the text's keys and values.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from facts import facts, write_result
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from treesnake import SpeculativeDecoder
+from treesnake.drafters.ngram import NgramDrafterModel
+from treesnake.models.transformer import Transformer
+from treesnake.models.transformer_config import TransformerConfig
+from treesnake.prompt import Prompt
+from treesnake.protocols import Target
+from treesnake.targets.checkpoint import end_token_ids
+from treesnake.targets.engines import load_target
+from treesnake.targets.native import NativeTargetModel
+from treesnake.tree import TokenTree
+
+RUNS = (
+    ("native", "float32"),
+    ("native", "float16"),
+    ("native", "bfloat16"),
+    ("native", "int8"),
+    ("generic", "float32"),
+)
+NEW_TOKENS = 128
+QUESTION = "Explain in a few paragraphs why the sky is blue and sunsets are red."
+
+
+def main() -> None:
+    """Runs one process for each engine and dtype, or is one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--target", default="smollm2")
+    parser.add_argument("--child", nargs=2, metavar=("ENGINE", "DTYPE"))
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(_measure(arguments.target, *arguments.child)))
+        return
+    before = facts()
+    rows = {}
+    for engine, dtype in RUNS:
+        command = [sys.executable, __file__, "--target", arguments.target, "--child", engine, dtype]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        row = json.loads(output.splitlines()[-1])
+        rows[f"treesnake {engine} {dtype}"] = row
+        megabytes = row["weights_and_cache_bytes"] / 1e6
+        print(f"{engine} {dtype}: {row['ratio']:.2f}x of {megabytes:.0f} MB", flush=True)
+    if arguments.output:
+        write_result(arguments.output, {"new_tokens": NEW_TOKENS, "facts": before, "memory": rows})
+
+
+def _measure(target: str, engine: str, dtype: str) -> dict[str, Any]:
+    _run_tiny(dtype)
+    before = psutil.Process().memory_info().rss
+    loaded = load_target(target, dtype=dtype, device="cpu", engine=engine)
+    decoder = SpeculativeDecoder(
+        loaded.model,
+        NgramDrafterModel(),
+        tokenizer=loaded.checkpoint.tokenizer,
+        end_token_ids=end_token_ids(loaded.checkpoint),
+    )
+    generation = decoder.generate(QUESTION, max_new_tokens=NEW_TOKENS)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    num_tokens = len(decoder.encode(QUESTION)) + generation.num_emitted
+    config = loaded.checkpoint.config
+    cache_bytes = (
+        2  # keys and values
+        * num_tokens
+        * config.num_hidden_layers
+        * config.num_key_value_heads
+        * (config.hidden_size // config.num_attention_heads)
+        * (4 if dtype == "float32" else 2)
+    )
+    wanted = loaded.num_bytes + cache_bytes
+    return {
+        "weights_bytes": loaded.num_bytes,
+        "cache_bytes": cache_bytes,
+        "weights_and_cache_bytes": wanted,
+        "before_bytes": before,
+        "peak_bytes": peak,
+        "ratio": (peak - before) / wanted,
+    }
+
+
+def _run_tiny(dtype: str) -> None:
+    """Loads and compiles what every model needs, once."""
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    module = LlamaForCausalLM(config)
+    tensors = dict(module.state_dict())
+    network = Transformer(
+        TransformerConfig.from_hf(config), tensors, getattr(torch, dtype), torch.device("cpu")
+    )
+    _run(NativeTargetModel(network).new_session(), [1, 2, 3])
+    module(torch.tensor([[1, 2, 3]]))
+
+
+def _run(session: Target, prompt: list[int]) -> None:
+    session.prefill(Prompt.of(prompt))
+    session.score(TokenTree.chain(torch.tensor(prompt[-1:])))
+
+
+if __name__ == "__main__":
+    main()

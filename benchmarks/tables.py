@@ -1,0 +1,110 @@
+"""Writes the tables of README.md from the files in results/.
+
+    uv run python benchmarks/tables.py           # writes them
+    uv run python benchmarks/tables.py --check   # fails if they differ
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent.parent
+BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Rewrites or checks README.md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    readme = FOLDER / "README.md"
+    text = readme.read_text()
+    updated = fill(text)
+    if arguments.check and updated != text:
+        sys.exit("README.md has tables that are not those of results/: run benchmarks/tables.py")
+    readme.write_text(updated)
+
+
+def fill(text: str) -> str:
+    """Returns a text with every table made anew."""
+    return BLOCK.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}{match[3]}", text)
+
+
+def _decoding() -> str:
+    result = _read("plain_decoding")
+    times = {name: entry["ms_per_token"] for name, entry in result["decoding"].items()}
+    methods = list(dict.fromkeys(name.rsplit(", ", 1)[0] for name in times))
+    one, two = ", 1 thread", ", 2 threads"
+    reference = times["transformers float32" + two]
+    rows = [
+        [
+            method,
+            f"{times[method + one]:.1f}",
+            f"{times[method + two]:.1f}",
+            f"{1e3 / times[method + two]:.0f}",
+            f"{reference / times[method + two]:.1f}x",
+        ]
+        for method in sorted(methods, key=lambda method: times[method + two])
+    ]
+    heads = ["plain decoding", "ms, 1 thread", "ms, 2 threads", "tokens/s", "transformers is 1x"]
+    return _table(heads, rows)
+
+
+def _scoring() -> str:
+    scoring = _read("plain_decoding")["scoring_ms"]
+    rows = []
+    for name, times in scoring.items():
+        if name.endswith("2 threads"):
+            ratios = [f"{time / times['1']:.2f}" for time in times.values()]
+            rows.append([name.removesuffix(", 2 threads"), f"{times['1']:.1f}", *ratios[1:]])
+    counts = list(next(iter(scoring.values())))
+    return _table(["scoring, 2 threads", "1 node, ms", *counts[1:]], rows)
+
+
+def _memory() -> str:
+    rows = [
+        [
+            name,
+            f"{entry['weights_bytes'] / 1e6:.0f} MB",
+            f"{(entry['peak_bytes'] - entry['before_bytes']) / 1e6:.0f} MB",
+            f"{entry['ratio']:.2f}x",
+        ]
+        for name, entry in _read("memory")["memory"].items()
+    ]
+    return _table(["memory", "weights", "peak", "peak / (weights + cache)"], rows)
+
+
+def _equality() -> str:
+    result = _read("greedy_equality")
+    rows = [
+        [name, str(entry["prompts"]), str(entry["equal"])]
+        for name, entry in result["methods"].items()
+    ]
+    return _table(["float32, greedy, 64 tokens", "prompts", "equal to transformers"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "decoding": _decoding,
+    "scoring": _scoring,
+    "memory": _memory,
+    "equality": _equality,
+}
+
+
+def _read(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / "results" / f"{name}.json").read_text())
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
