@@ -1,0 +1,35 @@
+"""The default rule takes the one that is exact for a draft and accepts the most."""
+
+import pytest
+import torch
+
+from treesnake.acceptance.block import block
+from treesnake.acceptance.exact import exact
+from treesnake.acceptance.point_mass import point_mass
+from treesnake.acceptance.tree_rejection import tree_rejection
+from treesnake.draft import Draft
+from treesnake.protocols import AcceptanceRule
+from treesnake.sampling import TorchRng
+from treesnake.tree import TokenTree
+
+CHAIN = TokenTree.chain(torch.tensor([0, 1, 2]))
+BRANCHED = TokenTree(torch.tensor([0, 1, 2]), torch.tensor([-1, 0, 0]))
+TARGET_PROBS = torch.tensor([[0.1, 0.2, 0.7], [0.4, 0.3, 0.3], [0.2, 0.2, 0.6]])
+DRAFT_PROBS = torch.tensor([[0.3, 0.5, 0.2], [0.2, 0.2, 0.6], [0.8, 0.1, 0.1]])
+
+
+@pytest.mark.parametrize(
+    ("draft", "rule"),
+    [
+        (Draft.sampled(CHAIN, DRAFT_PROBS), block),
+        (Draft.chosen(CHAIN), point_mass),
+        (Draft.chosen(BRANCHED), point_mass),
+        (Draft.sampled(BRANCHED, DRAFT_PROBS), tree_rejection),
+        (Draft(CHAIN, DRAFT_PROBS, torch.tensor([False, True, False])), tree_rejection),
+    ],
+    ids=["sampled chain", "chosen chain", "chosen tree", "sampled tree", "mixed chain"],
+)
+def test_each_draft_goes_to_its_rule(draft: Draft, rule: AcceptanceRule) -> None:
+    for seed in range(20):
+        decided = exact(draft, TARGET_PROBS, TorchRng(seed))
+        assert decided == rule(draft, TARGET_PROBS, TorchRng(seed))

@@ -1,0 +1,178 @@
+"""How trees grow: full levels or best first, sampled or chosen, one call of the model a level."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import Float
+from torch import Tensor
+
+from treesnake.draft import Draft
+from treesnake.drafters.growing import grow
+from treesnake.models.tree_model import TreeModel
+from treesnake.sampling import Rng, SamplingParams, TorchRng, to_probs
+from treesnake.shape import OFF, BestFirst, LevelWidths, Shape
+from treesnake.testing import RecurrentModel, enumerate_outcomes
+from treesnake.testing.tiny import TinyState
+
+VOCAB_SIZE = 5
+ANCHOR = 2
+SAMPLING = SamplingParams(temperature=0.8, top_k=3)
+
+WIDTHS = st.lists(st.integers(1, 3), max_size=3).map(tuple)
+BEST_FIRST = st.builds(BestFirst, st.integers(1, 4), st.integers(0, 4), st.integers(0, 12))
+SEEDS = st.integers(0, 10**6)
+
+
+@dataclass
+class Recording:
+    """A model that notes the size of each call."""
+
+    state: TinyState
+    sizes: list[int] = field(default_factory=list)
+
+    def extend(
+        self, token_ids: Sequence[int], parents: Sequence[int]
+    ) -> Float[Tensor, "new_nodes vocab"]:
+        self.sizes.append(len(token_ids))
+        return self.state.extend(token_ids, parents)
+
+
+def model(seed: int = 0) -> TinyState:
+    return TinyState(RecurrentModel(VOCAB_SIZE, seed=seed))
+
+
+def logits_after(seed: int, tokens: Sequence[int]) -> Tensor:
+    return model(seed).extend(tokens, list(range(-1, len(tokens) - 1)))[-1]
+
+
+def draft_of(shape: Shape, params: SamplingParams, seed: int = 0, rng: Rng | None = None) -> Draft:
+    return grow(ANCHOR, shape, params, rng or TorchRng(seed), model(seed).extend).draft
+
+
+def test_the_toys_state_is_a_model_that_trees_grow_on() -> None:
+    assert isinstance(model(), TreeModel)
+
+
+@given(WIDTHS, SEEDS)
+def test_chosen_levels_have_each_nodes_most_probable_tokens(
+    widths: tuple[int, ...], seed: int
+) -> None:
+    draft = draft_of(LevelWidths(widths, sampled=False), SAMPLING, seed)
+    assert draft.is_chosen
+    assert len(draft.tree) == 1 + LevelWidths(widths).num_drafted
+    for node, depth in enumerate(draft.tree.depths.tolist()):
+        tokens = [draft.tree.tokens[child] for child in draft.tree.children[node]]
+        if depth < len(widths):
+            logits = logits_after(seed, draft.tree.path_tokens(node))
+            assert tokens == logits.topk(widths[depth]).indices.tolist()
+        else:
+            assert tokens == []
+
+
+@given(WIDTHS, SEEDS)
+def test_sampled_levels_come_with_the_distributions_that_they_were_drawn_from(
+    widths: tuple[int, ...], seed: int
+) -> None:
+    draft = draft_of(LevelWidths(widths), SAMPLING, seed)
+    assert draft.is_sampled
+    for node, depth in enumerate(draft.tree.depths.tolist()):
+        if depth < len(widths):
+            assert draft.draft_probs is not None
+            expected = to_probs(logits_after(seed, draft.tree.path_tokens(node)), SAMPLING)
+            torch.testing.assert_close(draft.draft_probs[node], expected)
+            assert len(draft.tree.children[node]) == min(widths[depth], int((expected > 0).sum()))
+
+
+def test_sampled_siblings_have_the_law_that_the_draft_tells() -> None:
+    """Enumerated: children are in draw order, each drawn from what the earlier ones left."""
+    params = SamplingParams(temperature=1.0)
+
+    def two_tokens(rng: Rng) -> tuple[int, ...]:
+        return tuple(draft_of(LevelWidths((2,)), params, rng=rng).tree.tokens[1:])
+
+    probs = to_probs(logits_after(0, [ANCHOR]), params).tolist()
+    law = enumerate_outcomes(two_tokens)
+    assert law == pytest.approx(
+        {
+            (a, b): probs[a] * probs[b] / (1 - probs[a])
+            for a, b in product(range(VOCAB_SIZE), repeat=2)
+            if a != b
+        },
+        rel=1e-4,
+    )
+
+
+def test_greedy_decoding_chooses_whatever_the_shape_says() -> None:
+    sampled = draft_of(LevelWidths((2, 1)), SamplingParams())
+    chosen = draft_of(LevelWidths((2, 1), sampled=False), SamplingParams())
+    assert sampled.is_chosen
+    assert sampled.tree.tokens == chosen.tree.tokens
+
+
+@pytest.mark.parametrize("shape", [OFF, BestFirst(2, 0, 5)], ids=str)
+def test_without_depth_the_model_is_not_asked(shape: Shape) -> None:
+    recording = Recording(model())
+    grown = grow(ANCHOR, shape, SAMPLING, TorchRng(0), recording.extend)
+    assert (grown.draft.tree.tokens, grown.grown_nodes, recording.sizes) == ([ANCHOR], (-1,), [])
+
+
+def test_the_model_runs_once_a_level_and_never_on_the_deepest() -> None:
+    recording = Recording(model())
+    shape = LevelWidths((3, 2, 2))
+    grow(ANCHOR, shape, SamplingParams(), TorchRng(0), recording.extend)
+    assert recording.sizes == [1, 3, 6]
+
+
+def test_best_first_runs_no_more_than_its_width_a_level() -> None:
+    recording = Recording(model())
+    grow(ANCHOR, BestFirst(2, 4, 5), SamplingParams(), TorchRng(0), recording.extend)
+    assert recording.sizes == [1, 2, 2, 2]
+
+
+def reference_best_first(shape: BestFirst, seed: int) -> set[tuple[int, ...]]:
+    """Beams of texts with their probabilities, of which the most probable are kept."""
+    found: dict[tuple[int, ...], float] = {}
+    beam = {(ANCHOR,): 1.0}
+    for _ in range(shape.depth):
+        new: dict[tuple[int, ...], float] = {}
+        for text, probability in beam.items():
+            probs = logits_after(seed, text).double().softmax(-1)
+            for token in probs.topk(min(shape.width, VOCAB_SIZE)).indices.tolist():
+                new[(*text, token)] = probability * float(probs[token])
+        found |= new
+        beam = dict(sorted(new.items(), key=lambda item: -item[1])[: shape.width])
+    best = sorted(found.items(), key=lambda item: -item[1])[: shape.num_drafted]
+    return {(ANCHOR,), *(text for text, _ in best)}
+
+
+@settings(max_examples=40)
+@given(BEST_FIRST, SEEDS)
+def test_best_first_keeps_the_most_probable_texts_of_its_beam(shape: BestFirst, seed: int) -> None:
+    draft = draft_of(shape, SAMPLING, seed)
+    assert draft.is_chosen
+    texts = [tuple(draft.tree.path_tokens(node)) for node in range(len(draft.tree))]
+    assert set(texts) == reference_best_first(shape, seed)
+    assert len(texts) == len(set(texts)) <= shape.num_drafted + 1
+
+
+@settings(max_examples=40)
+@given(st.builds(LevelWidths, WIDTHS, st.booleans()) | BEST_FIRST, SEEDS)
+def test_grown_nodes_are_the_models_own_numbers(shape: Shape, seed: int) -> None:
+    state = model(seed)
+    grown = grow(ANCHOR, shape, SAMPLING, TorchRng(seed), state.extend)
+    tree = grown.draft.tree
+    assert len(grown.grown_nodes) == len(tree)
+    for node, number in enumerate(grown.grown_nodes):
+        if number < 0:
+            assert not tree.children[node], "nothing was drafted below a node that was not seen"
+        else:
+            token, after = state.nodes[number]
+            assert token == tree.tokens[node]
+            alone = model(seed)
+            alone.extend(tree.path_tokens(node), list(range(-1, len(tree.path(node)) - 1)))
+            torch.testing.assert_close(after, alone.nodes[-1][1])

@@ -1,0 +1,217 @@
+"""The loop step by step: what it asks of the roles, in which order, and what it reports.
+
+Its laws, equal text and equal distributions, are in tests/laws.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from treesnake.acceptance.greedy import greedy
+from treesnake.draft import Draft
+from treesnake.errors import LosslessnessError
+from treesnake.generate import generate
+from treesnake.outcome import FinishReason, Step
+from treesnake.prompt import Prompt
+from treesnake.protocols import Drafter, Target
+from treesnake.sampling import Rng, SamplingParams, TorchRng
+from treesnake.shape import OFF, Shape, chain
+from treesnake.stopping import Cut, EndTokens, StopRule
+from treesnake.tree import TokenTree
+
+VOCAB_SIZE = 10
+PROMPT = Prompt((3, 4))
+
+
+@dataclass
+class CountingTarget:
+    """Says the next number after each number, and notes what it is told."""
+
+    calls: list[object] = field(default_factory=list)
+    vocab_size: int = VOCAB_SIZE
+    context_length: int | None = None
+
+    def prefill(self, prompt: Prompt) -> None:
+        self.calls.append(("prefill", prompt.token_ids))
+
+    def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
+        self.calls.append(("score", tuple(tree.tokens)))
+        following = (tree.token_ids + 1) % VOCAB_SIZE
+        return torch.nn.functional.one_hot(following, VOCAB_SIZE).float()
+
+    def commit(self, path: Sequence[int]) -> None:
+        self.calls.append(("commit", tuple(path)))
+
+
+@dataclass
+class CountingDrafter:
+    """Drafts the right numbers, but for those that it gets wrong."""
+
+    wrong: frozenset[int] = frozenset()
+    calls: list[object] = field(default_factory=list)
+
+    def prefill(self, prompt: Prompt) -> None:
+        self.calls.append(("prefill", prompt.token_ids))
+
+    def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
+        self.calls.append(("draft", anchor, shape.depth))
+        tokens = [(anchor + step) % VOCAB_SIZE for step in range(shape.depth + 1)]
+        tokens[1:] = [0 if token in self.wrong else token for token in tokens[1:]]
+        return Draft.chosen(TokenTree.chain(torch.tensor(tokens)))
+
+    def commit(self, token_ids: Sequence[int]) -> None:
+        self.calls.append(("commit", tuple(token_ids)))
+
+
+@dataclass
+class NotingSearch:
+    """Chooses one shape and notes what it hears."""
+
+    shape: Shape
+    chosen_at: list[int] = field(default_factory=list)
+    observed: list[Step] = field(default_factory=list)
+
+    def choose(self, context_length: int) -> Shape:
+        self.chosen_at.append(context_length)
+        return self.shape
+
+    def observe(self, step: Step) -> None:
+        self.observed.append(step)
+
+
+def run(
+    target: Target,
+    drafter: Drafter,
+    search: NotingSearch,
+    *,
+    num_new: int = 7,
+    stop_rules: Sequence[StopRule] = (),
+) -> list[Step]:
+    return list(
+        generate(
+            target,
+            drafter,
+            PROMPT,
+            search=search,
+            params=SamplingParams(),
+            rng=TorchRng(0),
+            max_length=len(PROMPT) + num_new,
+            stop_rules=stop_rules,
+        )
+    )
+
+
+def test_a_step_drafts_scores_accepts_and_commits() -> None:
+    target, drafter, search = CountingTarget(), CountingDrafter(), NotingSearch(chain(2))
+    steps = run(target, drafter, search)
+    assert [step.emitted for step in steps] == [(5, 6, 7), (8, 9, 0), (1,)]
+    assert target.calls == [
+        ("prefill", (3, 4)),
+        ("score", (4, 5, 6)),
+        ("commit", (0, 1, 2)),
+        ("score", (7, 8, 9)),
+        ("commit", (0, 1, 2)),
+        ("score", (0,)),
+        ("commit", (0,)),
+    ]
+    assert drafter.calls == [
+        ("prefill", (3, 4)),
+        ("draft", 4, 2),
+        ("commit", (4, 5, 6)),
+        ("draft", 7, 2),
+        ("commit", (7, 8, 9)),
+        ("draft", 0, 0),
+        ("commit", (0,)),
+    ]
+
+
+def test_after_a_wrong_token_the_targets_own_one_follows() -> None:
+    drafter = CountingDrafter(wrong=frozenset({6}))
+    steps = run(CountingTarget(), drafter, NotingSearch(chain(3)), num_new=4)
+    assert [step.emitted for step in steps] == [(5, 6), (7, 8)]
+    assert [step.num_accepted for step in steps] == [1, 1]
+    assert steps[0].acceptance.path == (0, 1)
+
+
+def test_the_search_hears_of_every_step() -> None:
+    search = NotingSearch(chain(2))
+    steps = run(CountingTarget(), CountingDrafter(), search)
+    assert search.observed == steps
+    assert search.chosen_at == [2, 5, 8]
+    assert [step.shape for step in steps] == [chain(2), chain(2), OFF], "clipped to the room left"
+
+
+def test_no_draft_reaches_beyond_the_longest_length() -> None:
+    drafter = CountingDrafter()
+    steps = run(CountingTarget(), drafter, NotingSearch(chain(8)), num_new=3)
+    assert drafter.calls[1] == ("draft", 4, 2)
+    assert [step.emitted for step in steps] == [(5, 6, 7)]
+
+
+@pytest.mark.parametrize(("end", "kept"), [(5, (5,)), (6, (5, 6)), (7, (5, 6, 7))])
+def test_a_cut_inside_a_path_commits_what_is_kept_but_the_last(
+    end: int, kept: tuple[int, ...]
+) -> None:
+    target, drafter = CountingTarget(), CountingDrafter()
+    (step,) = run(target, drafter, NotingSearch(chain(2)), stop_rules=[EndTokens([end])])
+    assert (step.emitted, step.finish_reason) == (kept, FinishReason.END_TOKEN)
+    assert step.acceptance.path == (0, 1, 2), "what was decided is told as it was"
+    assert target.calls[-1] == ("commit", (0, 1, 2)[: len(kept)])
+    assert drafter.calls[-1] == ("commit", (4, 5, 6)[: len(kept)])
+
+
+def test_a_stop_rule_sees_new_tokens_only() -> None:
+    """An end token in the prompt ends nothing, and texts are told in two parts."""
+    seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def noting(generated: Sequence[int], emitted: Sequence[int]) -> Cut | None:
+        seen.append((tuple(generated), tuple(emitted)))
+        return None
+
+    rules = [EndTokens([3, 4]), noting]
+    steps = run(CountingTarget(), CountingDrafter(), NotingSearch(chain(2)), stop_rules=rules)
+    assert sum(len(step.emitted) for step in steps) == 7
+    assert seen == [((), (5, 6, 7)), ((5, 6, 7), (8, 9, 0)), ((5, 6, 7, 8, 9, 0), (1,))]
+
+
+def test_nothing_runs_before_it_is_asked_for() -> None:
+    target = CountingTarget()
+    steps = generate(
+        target,
+        CountingDrafter(),
+        PROMPT,
+        search=NotingSearch(OFF),
+        params=SamplingParams(),
+        rng=TorchRng(0),
+        max_length=5,
+    )
+    assert target.calls == []
+    next(iter(steps))
+    assert target.calls == [("prefill", (3, 4)), ("score", (4,)), ("commit", (0,))]
+
+
+def test_seconds_are_told_by_part() -> None:
+    (step, *_) = run(CountingTarget(), CountingDrafter(), NotingSearch(chain(2)))
+    seconds = step.seconds
+    parts = (seconds.draft_s, seconds.score_s, seconds.accept_s, seconds.commit_s)
+    assert all(part >= 0 for part in parts)
+    assert seconds.total_s == pytest.approx(sum(parts))
+
+
+def test_a_rule_that_is_not_exact_for_the_temperature_is_refused() -> None:
+    steps = generate(
+        CountingTarget(),
+        CountingDrafter(),
+        PROMPT,
+        search=NotingSearch(chain(2)),
+        params=SamplingParams(temperature=1.0),
+        rng=TorchRng(0),
+        max_length=9,
+        accept=greedy,
+    )
+    with pytest.raises(LosslessnessError, match="temperature 0 only"):
+        next(iter(steps))
