@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from jaxtyping import Float
@@ -59,7 +60,7 @@ def _grow_levels(
             rows.append(probs)
             drawn = [rng.draw_distinct(row, width) for row in probs]
         else:
-            drawn = logits.topk(min(width, logits.shape[-1]), dim=-1).indices.tolist()
+            drawn = [[token for token, _ in row] for row in _best_tokens(logits, width)]
         first = len(tokens)
         for node, children in zip(level, drawn, strict=True):
             tokens += children
@@ -83,14 +84,14 @@ def _grow_best_first(
             [grown.get(parents[node], -1) for node in level],
         )
         grown |= {node: len(grown) + index for index, node in enumerate(level)}
-        best = logits.log_softmax(-1).topk(min(shape.width, logits.shape[-1]), dim=-1)
         first = len(tokens)
-        for node, log_probs, children in zip(
-            level, best.values.tolist(), best.indices.tolist(), strict=True
+        for node, best in zip(
+            level, _best_tokens(logits.log_softmax(-1), shape.width), strict=True
         ):
-            tokens += children
-            parents += [node] * len(children)
-            scores += [scores[node] + log_prob for log_prob in log_probs]
+            for token, log_prob in best:
+                tokens.append(token)
+                parents.append(node)
+                scores.append(scores[node] + log_prob)
         newest = range(first, len(tokens))
         level = sorted(sorted(newest, key=lambda node: -scores[node])[: shape.width])
     drafted = sorted(range(1, len(tokens)), key=lambda node: -scores[node])
@@ -101,3 +102,14 @@ def _grow_best_first(
         torch.tensor([-1, *(renumbered[parents[node]] for node in kept[1:])]),
     )
     return GrownDraft(Draft.chosen(tree), tuple(grown.get(node, -1) for node in kept))
+
+
+def _best_tokens(
+    scores: Float[Tensor, "nodes vocab"], num_tokens: int
+) -> list[list[tuple[int, float]]]:
+    """Returns the tokens with the highest scores in each row; one that is ruled out is none."""
+    best = scores.topk(min(num_tokens, scores.shape[-1]), dim=-1)
+    return [
+        [(token, score) for token, score in zip(tokens, row, strict=True) if score > -inf]
+        for tokens, row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]

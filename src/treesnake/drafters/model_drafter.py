@@ -12,16 +12,25 @@ from treesnake.prompt import Prompt
 from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import Shape
 
+LONGEST_LEAD = 32
+"""Pending tokens that a tree may begin with; what is more becomes text before."""
+
 
 class ModelDrafter:
     """Drafts trees with a `TreeModel`.
 
     An accepted leaf was drafted without the model having seen it. Such tokens stay pending and go
     through the model together with the next anchor, so that nothing is computed twice or in vain.
+    While nothing is drafted the model is not run at all.
+
+    Args:
+        model: the model, over the target's vocabulary.
+        max_depth: no tree becomes deeper.
     """
 
-    def __init__(self, model: TreeModel) -> None:
+    def __init__(self, model: TreeModel, max_depth: int | None = None) -> None:
         self._model = model
+        self._max_depth = max_depth
         self._pending: list[int] = []
         self._num_lead = 0
         self._grown: GrownDraft | None = None
@@ -35,6 +44,10 @@ class ModelDrafter:
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Grows a tree over `anchor`; see `treesnake.drafters.growing.grow`."""
         self._forget_draft()
+        if self._max_depth is not None:
+            shape = shape.clipped(self._max_depth)
+        if shape.depth > 0:
+            self._shorten_lead()
         self._num_lead = len(self._pending)
         self._grown = grow(anchor, shape, params, rng, self._extend)
         return self._grown.draft
@@ -64,7 +77,13 @@ class ModelDrafter:
         )
         return logits[self._num_lead :]
 
+    def _shorten_lead(self) -> None:
+        while len(self._pending) > LONGEST_LEAD:
+            self._model.extend(self._pending[:LONGEST_LEAD], range(-1, LONGEST_LEAD - 1))
+            self._model.commit(range(LONGEST_LEAD))
+            del self._pending[:LONGEST_LEAD]
+
     def _forget_draft(self) -> None:
-        if self._grown is not None:
-            self._model.commit([])
-            self._grown = None
+        """Empties the tree, also what was grown of it before an interruption."""
+        self._model.commit([])
+        self._grown = None

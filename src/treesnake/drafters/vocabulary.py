@@ -1,0 +1,299 @@
+"""Drafters whose tokens are not numbered as the target's are.
+
+Drafting is lossless whatever the drafter's vocabulary is: tokens that it cannot say have no
+probability in its drafts, and the target still emits them. What it costs is acceptance.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from treesnake.errors import InvalidInputError, LoadError
+from treesnake.models.tree_model import TreeModel
+
+DRAFT_VOCABULARY_FILE = "draft_vocabulary.json"
+"""A list of token ids beside a network, in the order in which it is to compute their logits."""
+
+SPACES = {"byte_level": "\u0120", "sentencepiece": "\u2581"}
+"""How a space is written in the tokens of a vocabulary, by its kind."""
+
+
+@runtime_checkable
+class VocabularyMap(Protocol):
+    """Speaks the target's token ids on one side and the drafter network's on the other."""
+
+    def express(self, token_ids: Sequence[int]) -> list[int]:
+        """Returns the network's token for each of the target's."""
+        ...
+
+    def translate(
+        self, logits: Float[Tensor, "nodes network_logits"]
+    ) -> Float[Tensor, "nodes vocab"]:
+        """Returns logits over the target's vocabulary, -inf for what the network cannot say."""
+        ...
+
+
+@dataclass(frozen=True)
+class PaddedVocabulary:
+    """The same tokens on both sides, with more rows of padding on one.
+
+    Attributes:
+        network_size: the number of the network's tokens.
+        target_size: the number of the target's.
+    """
+
+    network_size: int
+    target_size: int
+
+    def express(self, token_ids: Sequence[int]) -> list[int]:
+        """Returns the same tokens; one that the network lacks becomes token 0."""
+        return [token if token < self.network_size else 0 for token in token_ids]
+
+    def translate(
+        self, logits: Float[Tensor, "nodes network_logits"]
+    ) -> Float[Tensor, "nodes vocab"]:
+        """Returns the logits, cut or filled up at the end."""
+        return F.pad(logits, (0, self.target_size - logits.shape[-1]), value=-inf)
+
+
+@dataclass(frozen=True, eq=False)
+class DraftVocabulary:
+    """The same tokens on both sides, of which the network drafts only some.
+
+    Attributes:
+        token_ids: those that the network gives logits for, in its order.
+        network_size: the number of tokens that the network reads.
+        target_size: the number of the target's tokens.
+
+    Raises:
+        InvalidInputError: if a token is listed twice, or not in the target's vocabulary.
+    """
+
+    token_ids: Int[Tensor, " network_logits"]
+    network_size: int
+    target_size: int
+
+    def __post_init__(self) -> None:
+        listed = self.token_ids.tolist()
+        if not listed or len({*listed}) < len(listed):
+            raise InvalidInputError("a draft vocabulary lists tokens, and each of them once")
+        if min(listed) < 0 or max(listed) >= self.target_size:
+            raise InvalidInputError(
+                f"the draft vocabulary has token ids from {min(listed)} to {max(listed)}, the "
+                f"target's go from 0 to {self.target_size - 1}; make it with the target's tokenizer"
+            )
+
+    def express(self, token_ids: Sequence[int]) -> list[int]:
+        """Returns the same tokens: all can be read, though not all are drafted."""
+        return PaddedVocabulary(self.network_size, self.target_size).express(token_ids)
+
+    def translate(
+        self, logits: Float[Tensor, "nodes network_logits"]
+    ) -> Float[Tensor, "nodes vocab"]:
+        """Returns each logit at its token's place."""
+        return _scattered(logits, self.token_ids, self.target_size)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedTokens:
+    """Two tokenizers that have some tokens in common; each token is matched by the text it is.
+
+    The text is not tokenized anew: it goes token by token through the map, with an unknown token in
+    the place of what has no partner, so the network reads a text that its own tokenizer would
+    never make. Acceptance is low.
+
+    Attributes:
+        network_ids: the network's tokens that have a partner.
+        target_ids: the partners.
+        network_id_of: for each of the target's tokens the partner, or an unknown token.
+    """
+
+    network_ids: Int[Tensor, " shared"]
+    target_ids: Int[Tensor, " shared"]
+    network_id_of: tuple[int, ...]
+
+    def express(self, token_ids: Sequence[int]) -> list[int]:
+        """Returns the partners, and an unknown token for each token without one."""
+        return [self.network_id_of[token] for token in token_ids]
+
+    def translate(
+        self, logits: Float[Tensor, "nodes network_logits"]
+    ) -> Float[Tensor, "nodes vocab"]:
+        """Returns the logits of tokens with a partner at the partner's place."""
+        return _scattered(logits[:, self.network_ids], self.target_ids, len(self.network_id_of))
+
+
+class MappedState:
+    """A `TreeModel` over the target's vocabulary, made of one over another."""
+
+    def __init__(self, state: TreeModel, vocabulary: VocabularyMap) -> None:
+        self._state = state
+        self._vocabulary = vocabulary
+
+    def prefill(self, token_ids: Sequence[int]) -> None:
+        """Makes the state hold these tokens as the network knows them."""
+        self._state.prefill(self._vocabulary.express(token_ids))
+
+    def extend(
+        self, token_ids: Sequence[int], parents: Sequence[int]
+    ) -> Float[Tensor, "new_nodes vocab"]:
+        """Appends nodes; returns logits over the target's vocabulary."""
+        logits = self._state.extend(self._vocabulary.express(token_ids), parents)
+        return self._vocabulary.translate(logits)
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Commits a path."""
+        self._state.commit(path)
+
+
+def mapped(state: TreeModel, vocabulary: VocabularyMap | None) -> TreeModel:
+    """Returns a state over the target's vocabulary; None means that it is the network's."""
+    return state if vocabulary is None else MappedState(state, vocabulary)
+
+
+def frequent_tokens(texts: Iterable[Sequence[int]], num_tokens: int) -> Int[Tensor, " kept"]:
+    """Returns the most frequent tokens of some texts in ascending order, for a draft vocabulary.
+
+    There are fewer than `num_tokens` where the texts have fewer. Of equally frequent ones the lower
+    come first, which in most vocabularies are the more common.
+
+    Raises:
+        InvalidInputError: if there is no text.
+    """
+    counts = Counter(token for text in texts for token in text)
+    if not counts or num_tokens < 1:
+        raise InvalidInputError("a draft vocabulary is made of at least one text and one token")
+    ranked = sorted(counts, key=lambda token: (-counts[token], token))
+    return torch.tensor(sorted(ranked[:num_tokens]))
+
+
+def save_draft_vocabulary(folder: Path, token_ids: Int[Tensor, " kept"]) -> None:
+    """Writes a draft vocabulary beside the network that it is for."""
+    (folder / DRAFT_VOCABULARY_FILE).write_text(json.dumps(token_ids.tolist()), "utf-8")
+
+
+def read_draft_vocabulary(folder: Path) -> Int[Tensor, " kept"] | None:
+    """Reads the draft vocabulary of a folder, if there is one.
+
+    Raises:
+        LoadError: if the file is no list of token ids.
+    """
+    path = folder / DRAFT_VOCABULARY_FILE
+    if not path.is_file():
+        return None
+    try:
+        return torch.tensor(json.loads(path.read_text("utf-8")), dtype=torch.int64).reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LoadError(f"{path} is no list of token ids: {error}") from error
+
+
+def check_same_tokens(drafter: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> None:
+    """Checks that two tokenizers agree on every id that both have.
+
+    Added tokens may differ, such as the marks of a chat template: they are few.
+
+    Raises:
+        InvalidInputError: naming both, and the first token that differs.
+    """
+    spared = {*drafter.added_tokens_decoder, *target.added_tokens_decoder}
+    theirs = {index: token for token, index in target.get_vocab().items()}
+    for index, token in sorted((index, token) for token, index in drafter.get_vocab().items()):
+        if index not in spared and theirs.get(index, token) != token:
+            raise InvalidInputError(
+                f"drafter and target have different tokenizers: token {index} is {token!r} in "
+                f"{_name(drafter)} and {theirs[index]!r} in {_name(target)}; choose a drafter with "
+                'the target\'s tokenizer, or draft only the tokens in common with tokens="shared", '
+                "at a low acceptance"
+            )
+
+
+def share_tokens(
+    drafter: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase, target_size: int
+) -> SharedTokens:
+    """Matches the tokens of two tokenizers by the bytes of the text that they stand for.
+
+    Args:
+        drafter: the drafter's tokenizer.
+        target: the target's.
+        target_size: the number of tokens that the target gives logits for.
+
+    Raises:
+        InvalidInputError: if they have no token in common.
+    """
+    network_id_at = {spelling: index for index, spelling in _spellings(drafter).items()}
+    pairs = {
+        index: network_id_at[spelling]
+        for index, spelling in sorted(_spellings(target).items())
+        if spelling in network_id_at and index < target_size
+    }
+    if not pairs:
+        raise InvalidInputError(
+            f"the tokenizers {_name(drafter)} and {_name(target)} have no token in common; choose "
+            "a drafter with the target's tokenizer"
+        )
+    unknown = next(
+        (i for i in (drafter.unk_token_id, drafter.eos_token_id) if isinstance(i, int)), 0
+    )
+    return SharedTokens(
+        torch.tensor([*pairs.values()]),
+        torch.tensor([*pairs]),
+        tuple(pairs.get(index, unknown) for index in range(target_size)),
+    )
+
+
+def _scattered(
+    logits: Float[Tensor, "nodes shared"], token_ids: Int[Tensor, " shared"], size: int
+) -> Float[Tensor, "nodes vocab"]:
+    scattered = logits.new_full((logits.shape[0], size), -inf)
+    scattered[:, token_ids.to(logits.device)] = logits
+    return scattered
+
+
+def _spellings(tokenizer: PreTrainedTokenizerBase) -> dict[int, str | bytes]:
+    """Returns the bytes of each token, or for an added token, which is no text, its name."""
+    vocabulary, added = tokenizer.get_vocab(), tokenizer.added_tokens_decoder
+    counts = {
+        kind: sum(token.startswith(space) for token in vocabulary) for kind, space in SPACES.items()
+    }
+    kind = max(counts, key=lambda kind: counts[kind])
+    spell = _from_byte_level if kind == "byte_level" else _from_sentencepiece
+    return {index: token if index in added else spell(token) for token, index in vocabulary.items()}
+
+
+def _from_byte_level(token: str) -> bytes:
+    """Returns what a token of GPT-2's kind spells: each of its characters stands for a byte."""
+    if all(char in BYTE_OF for char in token):
+        return bytes(BYTE_OF[char] for char in token)
+    return token.encode()
+
+
+def _from_sentencepiece(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes.fromhex(token[3:5])
+    return token.replace(SPACES["sentencepiece"], " ").encode()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Returns the byte for each of GPT-2's 256 characters: printable Latin-1 is itself."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + rank): byte for rank, byte in enumerate(others)
+    }
+
+
+BYTE_OF = _byte_alphabet()
+
+
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.name_or_path or type(tokenizer).__name__)

@@ -1,0 +1,156 @@
+"""Transformers draft: our own network and those of transformers, with and without a window."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from treesnake.drafters.transformer import TransformerDrafterModel
+from treesnake.drafters.window import WindowedDrafter, first_seen
+from treesnake.errors import InvalidInputError
+from treesnake.generate import generate
+from treesnake.models.hf_attention import HfAttention
+from treesnake.models.transformer import Transformer
+from treesnake.models.transformer_config import TransformerConfig
+from treesnake.prompt import Prompt
+from treesnake.protocols import DrafterModel
+from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.search.static import StaticSearch
+from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
+from treesnake.targets.attention import AttentionTargetModel
+from treesnake.testing import RecurrentModel, TinyDrafterModel, check_drafter
+
+VOCAB_SIZE = 61
+PROMPT = Prompt((5, 17, 60, 2, 33, 8, 8, 41, 12, 27, 3, 50))
+GREEDY = SamplingParams()
+
+
+@pytest.fixture
+def native(tiny_model) -> Transformer:
+    model = tiny_model("llama", seed=1)
+    config = TransformerConfig.from_hf(model.config)
+    return Transformer(config, model.state_dict(), torch.float32, torch.device("cpu"))
+
+
+def continued(
+    target: AttentionTargetModel, drafter: DrafterModel, shape: Shape, num_new: int
+) -> list[int]:
+    steps = generate(
+        target.new_session(),
+        drafter.new_session(),
+        PROMPT,
+        search=StaticSearch(shape),
+        params=GREEDY,
+        rng=TorchRng(0),
+        max_length=len(PROMPT) + num_new,
+    )
+    return [token for step in steps for token in step.emitted]
+
+
+def rows_seen(model: Any) -> list[int]:
+    """Notes how many rows the cache has before each forward pass of a transformers model."""
+    rows: list[int] = []
+    model.register_forward_pre_hook(
+        lambda module, arguments, options: rows.append(options["past_key_values"].get_seq_length()),
+        with_kwargs=True,
+    )
+    return rows
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("family", ["mistral", "gpt2"])
+def test_a_transformers_model_is_a_drafter(family, window, tiny_model):
+    network = HfAttention(tiny_model(family))
+    check_drafter(TransformerDrafterModel(network, window=window), VOCAB_SIZE, num_steps=1)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_our_own_network_is_a_drafter(window, native):
+    check_drafter(TransformerDrafterModel(native, window=window), VOCAB_SIZE, num_steps=3)
+
+
+@pytest.mark.parametrize("window", [2, 3, 6, 7])
+def test_any_drafter_can_have_a_window(window):
+    class Model:
+        def new_session(self) -> WindowedDrafter:
+            return WindowedDrafter(TinyDrafterModel(RecurrentModel(7)).new_session(), window)
+
+    check_drafter(Model(), 7)
+
+
+@pytest.mark.parametrize("shape", [chain(3), LevelWidths((3, 2)), BestFirst(3, 3, 6)], ids=str)
+def test_greedy_output_is_the_targets_own(shape, native, tiny_model):
+    target = AttentionTargetModel(tiny_model("llama"))
+    expected = continued(target, TransformerDrafterModel(native), OFF, 30)
+    for window in (None, 4):
+        drafter = TransformerDrafterModel(native, window=window)
+        assert continued(target, drafter, shape, 30) == expected
+
+
+def test_a_target_that_drafts_for_itself_is_always_right(tiny_model):
+    model = tiny_model("llama")
+    session = TransformerDrafterModel(HfAttention(model)).new_session()
+    steps = generate(
+        AttentionTargetModel(model).new_session(),
+        session,
+        PROMPT,
+        search=StaticSearch(chain(3)),
+        params=GREEDY,
+        rng=TorchRng(0),
+        max_length=len(PROMPT) + 40,
+    )
+    assert [len(step.emitted) for step in steps] == [4] * 10
+
+
+def test_a_drafter_with_a_shorter_context_drafts_on(tiny_model):
+    """Learned positions end at 16, of which 4 are kept for trees; the text goes on to 72."""
+    target = AttentionTargetModel(tiny_model("llama"))
+    model = tiny_model("gpt2", max_position_embeddings=16)
+    drafter = TransformerDrafterModel(HfAttention(model))
+    assert (drafter.largest_window, drafter.max_depth) == (12, 4)
+    expected = continued(target, drafter, OFF, 60)
+    assert continued(target, drafter, chain(9), 60) == expected
+
+
+def test_a_window_bounds_the_cache(tiny_model):
+    target = AttentionTargetModel(tiny_model("llama"))
+    model = tiny_model("llama", seed=1)
+    rows = rows_seen(model)
+    continued(target, TransformerDrafterModel(HfAttention(model), window=8), chain(3), 60)
+    assert max(rows) <= 8 + 3
+    rows.clear()
+    continued(target, TransformerDrafterModel(HfAttention(model)), chain(3), 60)
+    assert max(rows) > 60
+
+
+def test_a_draft_in_a_window_is_that_of_a_text_that_begins_there(tiny_model):
+    network = HfAttention(tiny_model("llama"))
+    text = PROMPT.token_ids
+    start = first_seen(len(text) - 1, 6)
+    drafts = []
+    for model, tokens in [
+        (TransformerDrafterModel(network, window=6), text),
+        (TransformerDrafterModel(network), text[start:]),
+    ]:
+        session = model.new_session()
+        session.prefill(Prompt(tokens))
+        drafts.append(session.draft(text[-1], LevelWidths((2, 2)), GREEDY, TorchRng(0)).tree.tokens)
+    assert drafts[0] == drafts[1]
+
+
+@pytest.mark.parametrize("window", range(2, 10))
+def test_a_window_moves_by_half_its_length(window):
+    starts = [first_seen(num_tokens, window) for num_tokens in range(60)]
+    stride = -(-window // 2)
+    assert set(starts) == set(range(0, starts[-1] + 1, stride))
+    seen = [num_tokens - start for num_tokens, start in enumerate(starts)]
+    assert seen[: window + 1] == [*range(window + 1)]
+    assert all(window - stride < number <= window for number in seen[window:])
+
+
+@pytest.mark.parametrize(
+    ("window", "reason"), [(1, "at least 2 tokens"), (73, "can look at 72 tokens at most")]
+)
+def test_a_window_that_cannot_be_is_refused(window, reason, tiny_model):
+    with pytest.raises(InvalidInputError, match=reason):
+        TransformerDrafterModel(HfAttention(tiny_model("llama")), window=window)
