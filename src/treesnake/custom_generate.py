@@ -2,11 +2,13 @@
 
 Transformers prepares the inputs, logits processors and stopping criteria as for its own methods,
 then hands over to `custom_generate`. What comes back is what `generate` would have returned: the
-same tokens where nothing is sampled, and samples of the same distribution where they are.
+same tokens where nothing is sampled, and samples of the same distribution where they are. Text that
+ends at a string needs transformers' own `StopStringCriteria` among the stopping criteria, because
+the argument `stop_strings` asks for a tokenizer that custom methods are not given.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -20,6 +22,7 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers.cache_utils import Cache
 from transformers.generation import (
     EosTokenCriteria,
     EpsilonLogitsWarper,
@@ -27,10 +30,13 @@ from transformers.generation import (
     GenerateDecoderOnlyOutput,
     MaxLengthCriteria,
     MinPLogitsWarper,
+    SynthIDTextWatermarkLogitsProcessor,
     TemperatureLogitsWarper,
+    TopHLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.generation.streamers import BaseStreamer
 
@@ -46,11 +52,22 @@ from treesnake.shape import chain
 from treesnake.stopping import Cut
 from treesnake.targets.attention import AttentionTargetModel
 
-OUR_WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
-"""What `SamplingParams` says; these must not be applied twice."""
+WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+"""What `SamplingParams` says. None of these changes what is greedy."""
 
-OTHER_WARPERS = (TypicalLogitsWarper, EpsilonLogitsWarper, EtaLogitsWarper)
+OTHER_WARPERS = (TypicalLogitsWarper, EpsilonLogitsWarper, EtaLogitsWarper, TopHLogitsWarper)
 """What would have to come after the temperature, where no constraint can be."""
+
+STATEFUL_PROCESSORS = (
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+    SynthIDTextWatermarkLogitsProcessor,
+)
+"""What must be called for one token after the other of one text, where a tree has many."""
+
+HANDLED_INPUTS = frozenset(
+    ["attention_mask", "logits_to_keep", "past_key_values", "position_ids", "use_cache"]
+)
+"""What transformers prepares for every model: checked, and made anew for trees."""
 
 
 def custom_generate(
@@ -71,29 +88,32 @@ def custom_generate(
         input_ids: one prompt; batches are refused.
         logits_processor: applied at every node of a tree.
         stopping_criteria: applied after every token.
-        generation_config: sampling or greedy; beams are refused.
+        generation_config: sampling or greedy; beams are refused. The text ends at the latest with
+            the model's context.
         drafter: what drafts; prompt lookup by default.
         search: what chooses the trees; chains of 4 by default.
         token_streamer: gets the new tokens as they come. Transformers does not hand its own
             argument `streamer` on to custom methods.
-        model_kwargs: the attention mask, which must not hide anything, and a fresh cache.
+        model_kwargs: what else the model is given, refused where it would make a difference.
 
     Raises:
         InvalidInputError: for what cannot be done losslessly, or not at all.
         UnsupportedModelError: if the model cannot score trees.
     """
-    _check_options(input_ids, generation_config, model_kwargs)
+    _check_options(input_ids, generation_config)
+    _check_inputs(model_kwargs)
     prompt = Prompt.of(input_ids[0].tolist())
     rules = [_CriterionRule(prompt, each, input_ids.device) for each in stopping_criteria]
-    params = _sampling_params(generation_config)
+    params = _sampling_params(logits_processor, sampled=bool(generation_config.do_sample))
+    target = AttentionTargetModel(model).new_session()
     steps = generate(
-        AttentionTargetModel(model).new_session(),
+        target,
         (drafter or NgramDrafterModel()).new_session(),
         prompt,
         search=search or StaticSearch(chain(4)),
         params=params,
         rng=TorchRng(params.seed),
-        max_length=_max_length(stopping_criteria),
+        max_length=_max_length(stopping_criteria, target.context_length),
         constraints=_constraints(logits_processor),
         stop_rules=[rule for rule in rules if not isinstance(rule.criterion, MaxLengthCriteria)],
     )
@@ -120,7 +140,7 @@ class _ProcessorConstraint:
         self, prefix: Sequence[int], logits: Float[Tensor, " vocab"]
     ) -> Float[Tensor, " vocab"]:
         tokens = torch.tensor([prefix], device=logits.device)
-        return self.processor(tokens, logits[None])[0]
+        return self.processor(tokens, logits[None].float())[0]
 
 
 @dataclass(frozen=True)
@@ -143,54 +163,87 @@ class _CriterionRule:
         return None
 
 
-def _check_options(
-    input_ids: Int[Tensor, "batch tokens"],
-    config: GenerationConfig,
-    model_kwargs: dict[str, object],
-) -> None:
+def _check_options(input_ids: Int[Tensor, "batch tokens"], config: GenerationConfig) -> None:
+    if (config.num_beams or 1) > 1:
+        raise InvalidInputError("treesnake samples or decodes greedily; set num_beams=1")
     if input_ids.shape[0] != 1:
         raise InvalidInputError(
             f"treesnake generates one text at a time, got a batch of {input_ids.shape[0]}; call "
             "generate once for each prompt, and leave num_return_sequences at 1"
         )
-    if (config.num_beams or 1) > 1:
-        raise InvalidInputError("treesnake samples or decodes greedily; set num_beams=1")
     unsupported = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
     for name in unsupported:
         if getattr(config, name, False):
             raise InvalidInputError(f"treesnake does not return what {name} asks for; leave it off")
+
+
+def _check_inputs(model_kwargs: Mapping[str, object]) -> None:
+    """Refuses inputs that say something which the token ids do not."""
+    given = {name for name, value in model_kwargs.items() if value is not None}
+    if unknown := sorted(given - HANDLED_INPUTS):
+        raise InvalidInputError(
+            f"treesnake gives the model nothing but a text; leave out {', '.join(unknown)}"
+        )
     mask = model_kwargs.get("attention_mask")
     if isinstance(mask, Tensor) and not bool((mask == 1).all()):
         raise InvalidInputError(
             "the attention mask hides a part of the prompt; give the prompt without padding"
         )
+    positions = model_kwargs.get("position_ids")
+    if isinstance(positions, Tensor) and positions.flatten().tolist() != list(
+        range(positions.numel())
+    ):
+        raise InvalidInputError("treesnake numbers positions from 0 on; leave out position_ids")
+    cache = model_kwargs.get("past_key_values")
+    if isinstance(cache, Cache) and int(cache.get_seq_length()) > 0:
+        raise InvalidInputError(
+            "treesnake keeps a cache of its own; give the whole prompt without past_key_values"
+        )
 
 
-def _sampling_params(config: GenerationConfig) -> SamplingParams:
-    """Returns what a config says; the seed comes from torch's global generator."""
-    if not config.do_sample:
+def _sampling_params(processors: LogitsProcessorList, *, sampled: bool) -> SamplingParams:
+    """Returns what the warpers among the processors say.
+
+    The seed comes from torch's global generator, which is where transformers would sample from.
+    """
+    if not sampled:
         return SamplingParams()
-    return SamplingParams(
-        temperature=1.0 if config.temperature is None else config.temperature,
-        top_k=config.top_k or None,
-        top_p=1.0 if config.top_p is None else config.top_p,
-        min_p=config.min_p or 0.0,
-        seed=int(torch.randint(2**63 - 1, ())),
-    )
+    warpers = [each for each in processors if isinstance(each, WARPERS)]
+    if len({type(each) for each in warpers}) < len(warpers):
+        raise InvalidInputError(
+            "temperature, top_k, top_p and min_p are each applied once; set them as arguments of "
+            "generate and leave their processors out"
+        )
+    params = SamplingParams(temperature=1.0, seed=int(torch.randint(2**63 - 1, ())))
+    for warper in warpers:
+        match warper:
+            case TemperatureLogitsWarper():
+                params = replace(params, temperature=warper.temperature)
+            case TopKLogitsWarper():
+                params = replace(params, top_k=warper.top_k)
+            case TopPLogitsWarper():
+                params = replace(params, top_p=warper.top_p)
+            case MinPLogitsWarper():
+                params = replace(params, min_p=warper.min_p)
+    return params
 
 
 def _constraints(processors: LogitsProcessorList) -> list[_ProcessorConstraint]:
     for processor in processors:
+        name = type(processor).__name__
         if isinstance(processor, OTHER_WARPERS):
             raise InvalidInputError(
-                f"{type(processor).__name__} is not supported with custom_generate=treesnake; use "
-                "top_k, top_p or min_p"
+                f"{name} is not supported with custom_generate=treesnake; use top_k, top_p or min_p"
             )
-    return [_ProcessorConstraint(each) for each in processors if not isinstance(each, OUR_WARPERS)]
+        if isinstance(processor, STATEFUL_PROCESSORS):
+            raise InvalidInputError(
+                f"{name} keeps the state of one text, and a tree holds many; generate without it"
+            )
+    return [_ProcessorConstraint(each) for each in processors if not isinstance(each, WARPERS)]
 
 
-def _max_length(criteria: StoppingCriteriaList) -> int:
+def _max_length(criteria: StoppingCriteriaList, context_length: int | None) -> int:
     lengths = [each.max_length for each in criteria if isinstance(each, MaxLengthCriteria)]
     if not lengths:
         raise InvalidInputError("set max_new_tokens or max_length")
-    return min(lengths)
+    return min(*lengths, context_length or lengths[0])

@@ -73,10 +73,11 @@ class DecoderSession:
     search: TreeSearch
 
 
-class TextStream:
+class TextStream(Iterator[str]):
     """A generation under way: iterate to get its text piece by piece.
 
-    Every token that was made is in `generation`, also if the iteration stopped early.
+    What was made is in `generation` at any time, also if the iteration stopped early, and goes on
+    if it is taken up again.
     """
 
     def __init__(
@@ -87,35 +88,27 @@ class TextStream:
     ) -> None:
         self._pending_steps = steps
         self._assembler = assembler
-        self._finish_reason = FinishReason.CANCELLED
         self._limit_reason = limit_reason
+        self._finish_reason: FinishReason | None = None
         self._steps: list[Step] = []
         self._pieces: list[str] = []
         self._prefill_s = 0.0
-        self._cancelled = False
+        self._is_cancelled = False
 
-    def __iter__(self) -> Iterator[str]:
-        """Yields text as it becomes certain, or empty pieces where there is no tokenizer."""
-        started = perf_counter()
-        while not self._cancelled:
-            step = next(self._pending_steps, None)
-            if step is None:
-                self._finish_reason = self._limit_reason
-                break
-            if not self._steps:
-                self._prefill_s = perf_counter() - started - step.seconds.total_s
-            self._steps.append(step)
-            if self._assembler:
-                yield self._noted(self._assembler.push(step.emitted))
-            if step.finish_reason:
-                self._finish_reason = step.finish_reason
-                break
+    def __next__(self) -> str:
+        """Returns the text that became certain by a step; empty where there is no tokenizer."""
+        step = self._take_step()
+        piece = ""
         if self._assembler:
-            yield self._noted(self._assembler.finish())
+            piece = self._assembler.push(step.emitted) if step else self._assembler.finish()
+        if step is None and not piece:
+            raise StopIteration
+        self._pieces.append(piece)
+        return piece
 
     def cancel(self) -> None:
         """Ends the generation after the step under way; any thread may call it."""
-        self._cancelled = True
+        self._is_cancelled = True
 
     def run(self) -> Generation:
         """Iterates to the end and returns the generation."""
@@ -125,18 +118,29 @@ class TextStream:
 
     @property
     def generation(self) -> Generation:
-        """What was generated so far."""
+        """What was generated so far; unless it came to its end, it counts as cancelled."""
         return Generation(
             token_ids=tuple(token for step in self._steps for token in step.emitted),
-            text="".join(self._pieces) if self._assembler else None,
+            text="".join(self._pieces) + self._assembler.held if self._assembler else None,
             steps=tuple(self._steps),
-            finish_reason=self._finish_reason,
+            finish_reason=self._finish_reason or FinishReason.CANCELLED,
             prefill_s=self._prefill_s,
         )
 
-    def _noted(self, piece: str) -> str:
-        self._pieces.append(piece)
-        return piece
+    def _take_step(self) -> Step | None:
+        """Runs one step, unless the generation is over."""
+        if self._is_cancelled or self._finish_reason:
+            return None
+        started = perf_counter()
+        step = next(self._pending_steps, None)
+        if step is None:
+            self._finish_reason = self._limit_reason
+            return None
+        if not self._steps:
+            self._prefill_s = perf_counter() - started - step.seconds.total_s
+        self._steps.append(step)
+        self._finish_reason = step.finish_reason
+        return step
 
 
 class SpeculativeDecoder:
@@ -318,19 +322,27 @@ class SpeculativeDecoder:
             return prompt
         if isinstance(prompt, str):
             return Prompt.of(self._tokenizer_for("a prompt of text").encode(prompt))
-        if prompt and isinstance(prompt[0], Mapping):
+        first = prompt[0] if len(prompt) else None
+        if isinstance(first, Mapping):
             return Prompt.of(self._encode_conversation(cast(Sequence[Message], prompt)))
+        if isinstance(first, str):
+            raise InvalidInputError("the prompt is a list of texts: give one text at a time")
         return Prompt.of(cast(Sequence[int], prompt))
 
     def _encode_conversation(self, messages: Sequence[Message]) -> list[int]:
         tokenizer = self._tokenizer_for("a conversation")
+        if not self.has_chat_template:
+            raise InvalidInputError(
+                "the target has no chat template, so it cannot take a conversation; give it text, "
+                "or load an instruct model"
+            )
         try:
             text = tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=False
             )
-        except ValueError as error:
+        except Exception as error:
             raise InvalidInputError(
-                f"the target cannot take a conversation, give it text instead: {error}"
+                f"the target's chat template refuses the conversation: {error}"
             ) from error
         return tokenizer.encode(text, add_special_tokens=False)
 

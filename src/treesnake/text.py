@@ -31,32 +31,50 @@ class TextAssembler:
     def push(self, token_ids: Sequence[int]) -> str:
         """Takes new tokens and returns the text that is certain by now."""
         self._tokens += token_ids
-        return self._release(self._new_text(complete=False), complete=False)
+        text = self._unread_text()
+        if not text or text.endswith(REPLACEMENT):
+            return ""
+        self._context_start, self._num_read = self._num_read, len(self._tokens)
+        return self._release(text)
+
+    @property
+    def held(self) -> str:
+        """The text that is held back, as it is if no more tokens come."""
+        if self._ended:
+            return ""
+        text = self._held + self._unread_text()
+        return text[: self._find_end(text)]
 
     def finish(self) -> str:
         """Returns the text that was held back, since no more tokens will come."""
-        return self._release(self._new_text(complete=True), complete=True)
+        held = self.held
+        self._ended = True
+        return held
 
-    def _new_text(self, *, complete: bool) -> str:
+    def _unread_text(self) -> str:
         """Returns the text of unread tokens; some decoders look at the tokens before them."""
         known = self._decode(self._tokens[self._context_start : self._num_read])
         text = self._decode(self._tokens[self._context_start :])
-        if len(text) <= len(known) or (text.endswith(REPLACEMENT) and not complete):
-            return ""
-        self._context_start, self._num_read = self._num_read, len(self._tokens)
         return text[len(known) :]
 
-    def _release(self, text: str, *, complete: bool) -> str:
+    def _release(self, text: str) -> str:
         if self._ended:
             return ""
         text = self._held + text
-        ends = [end for string in self._stop_strings if (end := text.find(string)) >= 0]
-        if ends:
-            self._ended, self._held = True, ""
-            return text[: min(ends)]
-        num_held = 0 if complete else self._num_held(text)
-        self._held = text[len(text) - num_held :]
-        return text[: len(text) - num_held]
+        end = self._find_end(text)
+        if end is not None:
+            self._ended = True
+            return text[:end]
+        num_certain = len(text) - self._num_held(text)
+        self._held = text[num_certain:]
+        return text[:num_certain]
+
+    def _find_end(self, text: str) -> int | None:
+        """Returns where the first stop string begins."""
+        return min(
+            (start for string in self._stop_strings if (start := text.find(string)) >= 0),
+            default=None,
+        )
 
     def _num_held(self, text: str) -> int:
         """Returns the length of the longest end of the text that begins a stop string."""

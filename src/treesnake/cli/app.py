@@ -1,9 +1,12 @@
 """The `treesnake` command."""
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from treesnake.cli.chat import chat
 from treesnake.cli.generate import generate
@@ -11,11 +14,11 @@ from treesnake.cli.info import info
 from treesnake.errors import TreesnakeError
 
 app = typer.Typer(
-    help="Lossless speculative decoding: the target's own text, faster.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # boxes take half of a terminal's width
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
 app.command()(chat)
@@ -27,5 +30,22 @@ def main() -> None:
     try:
         app()
     except TreesnakeError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        message = Text.assemble(("error: ", "bold red"), str(error))
+        Console(stderr=True, highlight=False).print(message, soft_wrap=True)
         sys.exit(2)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"treesnake {version('treesnake')}")
+        raise typer.Exit
+
+
+@app.callback()
+def treesnake(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Lossless speculative decoding: the target's own text, faster."""

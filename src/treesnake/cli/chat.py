@@ -5,31 +5,36 @@ import sys
 from rich.console import Console
 
 from treesnake.cli import options
-from treesnake.cli.generate import show
 from treesnake.cli.opening import open_decoder
 from treesnake.cli.report import Comparison, print_statistics
-from treesnake.decoder import Message
-from treesnake.errors import InvalidInputError
+from treesnake.cli.streaming import run_stream
+from treesnake.decoder import Message, SpeculativeDecoder
+from treesnake.errors import ContextLengthError, InvalidInputError
 from treesnake.sampling import SamplingParams
+
+RESET = "/reset"
 
 
 def chat(
     target: options.Target = "smollm2",
-    drafter: options.Drafter = "prompt-lookup",
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     engine: options.Engine = "auto",
-    shape: options.Shape = "chain(4)",
     threads: options.Threads = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    drafter: options.Drafter = "prompt-lookup",
+    shape: options.Shape = "chain(4)",
     max_new_tokens: options.MaxNewTokens = 512,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = None,
     top_p: options.TopP = 1.0,
     min_p: options.MinP = 0.0,
     seed: options.Seed = None,
-    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
-    """Holds a conversation; /reset forgets it, Ctrl-C stops an answer, Ctrl-D ends."""
+    """Hold a conversation.
+
+    Ctrl-C stops an answer, /reset forgets what was said, Ctrl-D ends.
+    """
     params = SamplingParams(temperature, top_k, top_p, min_p, seed)
     decoder = open_decoder(
         target=target,
@@ -45,27 +50,40 @@ def chat(
         raise InvalidInputError(
             f"{target} has no chat template; use an instruct model, or treesnake generate --raw"
         )
+    _converse(decoder, params, max_new_tokens)
+
+
+def _converse(decoder: SpeculativeDecoder, params: SamplingParams, max_new_tokens: int) -> None:
+    console = Console(stderr=True, highlight=False)
+    console.print(f"Ctrl-C stops an answer, {RESET} starts anew, Ctrl-D ends.", style="dim")
     session = decoder.new_session()
     messages: list[Message] = []
-    while (line := _ask()) is not None:
-        if line == "/reset":
-            messages = []
+    while (line := _ask(console)) is not None:
+        if line.startswith("/"):
+            messages = [] if line == RESET else messages
+            known = "A new conversation." if line == RESET else f"The only command is {RESET}."
+            console.print(known, style="dim")
             continue
-        messages.append({"role": "user", "content": line})
-        generation = show(
-            decoder.stream(messages, params, max_new_tokens=max_new_tokens, session=session)
-        )
+        asked: list[Message] = [*messages, {"role": "user", "content": line}]
+        try:
+            stream = decoder.stream(asked, params, max_new_tokens=max_new_tokens, session=session)
+        except ContextLengthError:
+            console.print(f"The conversation fills the context; {RESET} starts anew.", style="red")
+            continue
+        generation = run_stream(stream)
         print_statistics(Comparison(generation))
-        messages.append({"role": "assistant", "content": generation.text})
+        messages = [*asked, {"role": "assistant", "content": generation.text}]
 
 
-def _ask() -> str | None:
+def _ask(console: Console) -> str | None:
     """Returns the next line that is not empty, or None at the end."""
-    console = Console(stderr=True)
     while True:
         try:
             line = console.input("[bold]> [/]" if sys.stdin.isatty() else "").strip()
-        except (EOFError, KeyboardInterrupt):
+        except KeyboardInterrupt:
+            console.print()
+            continue
+        except EOFError:
             return None
         if line:
             return line

@@ -1,7 +1,6 @@
 """`treesnake generate`: one prompt, streamed, with what it took."""
 
 import json
-import signal
 import sys
 from typing import Annotated
 
@@ -10,22 +9,30 @@ import typer
 from treesnake.cli import options
 from treesnake.cli.opening import open_decoder
 from treesnake.cli.report import Comparison, print_statistics, statistics
+from treesnake.cli.streaming import run_stream
 from treesnake.decoder import DecoderSession, PromptLike, TextStream
-from treesnake.outcome import Generation
+from treesnake.errors import InvalidInputError
+from treesnake.outcome import FinishReason
 from treesnake.sampling import SamplingParams
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF
 
+INTERRUPTED = 130
+"""The exit status of what Ctrl-C ended, as shells have it."""
+
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The question; - reads standard input.")],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="The question; - reads standard input.")
+    ],
     target: options.Target = "smollm2",
-    drafter: options.Drafter = "prompt-lookup",
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     engine: options.Engine = "auto",
-    shape: options.Shape = "chain(4)",
     threads: options.Threads = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    drafter: options.Drafter = "prompt-lookup",
+    shape: options.Shape = "chain(4)",
     max_new_tokens: options.MaxNewTokens = 256,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = None,
@@ -37,13 +44,16 @@ def generate(
         bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")
     ] = False,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Decode plainly as well and compare.")
+        bool, typer.Option("--compare", help="Decode plainly as well, and compare.")
     ] = False,
-    trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
-    """Answers a prompt, and says how fast and with how many tokens per step."""
+    """Answer a prompt and say how fast.
+
+    The text goes to standard output as it is made, the statistics to standard error.
+    """
     params = SamplingParams(temperature, top_k, top_p, min_p, seed)
+    text = _read_standard_input() if prompt == "-" else prompt
     decoder = open_decoder(
         target=target,
         drafter=drafter,
@@ -54,7 +64,6 @@ def generate(
         threads=threads,
         trust_remote_code=trust_remote_code,
     )
-    text = sys.stdin.read() if prompt == "-" else prompt
     asked: PromptLike = text
     if decoder.has_chat_template and not raw:
         asked = [{"role": "user", "content": text}]
@@ -65,28 +74,31 @@ def generate(
         )
 
     if compare:
-        decoder.generate(asked, params, max_new_tokens=8)  # both sides run warm
-    generation = show(stream(decoder.new_session()), silent=as_json)
+        decoder.generate(asked, params, max_new_tokens=8)  # so that both sides run warm
+    generation = run_stream(stream(decoder.new_session()), is_shown=not as_json)
+    is_cancelled = generation.finish_reason is FinishReason.CANCELLED
     plain = None
-    if compare and generation.finish_reason != "cancelled":
+    if compare and not is_cancelled:
         session = decoder.new_session()
-        plain = stream(DecoderSession(session.target, session.drafter, StaticSearch(OFF))).run()
-    comparison = Comparison(generation, plain)
+        plain_session = DecoderSession(session.target, session.drafter, StaticSearch(OFF))
+        plain = run_stream(stream(plain_session), is_shown=False)
+        is_cancelled = plain.finish_reason is FinishReason.CANCELLED
+    comparison = Comparison(generation, None if is_cancelled else plain)
     if as_json:
         print(json.dumps({"text": generation.text, **statistics(comparison)}))
     else:
         print_statistics(comparison)
+    if is_cancelled:
+        raise typer.Exit(INTERRUPTED)
 
 
-def show(stream: TextStream, *, silent: bool = False) -> Generation:
-    """Prints a stream as it comes; Ctrl-C ends it after the step under way, and nothing is lost."""
-    before = signal.signal(signal.SIGINT, lambda *_: stream.cancel())
+def _read_standard_input() -> str:
+    """Returns the whole of it without the newline at the end, which is the shell's and not meant.
+
+    Raises:
+        InvalidInputError: if it is no text.
+    """
     try:
-        for piece in stream:
-            if not silent:
-                print(piece, end="", flush=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if not silent:
-        print(flush=True)
-    return stream.generation
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"standard input is no text in UTF-8: {error}") from error

@@ -11,8 +11,10 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from treesnake.cli import options
+from treesnake.cli.opening import loading
 from treesnake.targets.engines import load_target
 
 PACKAGES = (
@@ -29,7 +31,8 @@ PACKAGES = (
 
 def info(
     target: Annotated[
-        str | None, typer.Argument(help="A model to load and describe; none loads nothing.")
+        str | None,
+        typer.Argument(metavar="TARGET", help="A model to load and describe."),
     ] = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -37,29 +40,36 @@ def info(
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
-    """Shows this machine, what is installed, and, for a model, how it is run and what it takes."""
+    """Show this machine, what is installed, and how a model would run."""
     facts: dict[str, Any] = {"machine": _machine(), "packages": _packages()}
     if target is not None:
-        loaded = load_target(
-            target,
-            dtype=dtype,
-            device=device,
-            engine=engine,
-            trust_remote_code=trust_remote_code,
-        )
+        with loading(target):
+            loaded = load_target(
+                target,
+                dtype=dtype,
+                device=device,
+                engine=engine,
+                trust_remote_code=trust_remote_code,
+            )
         facts["model"] = loaded.description | {"resident_bytes": psutil.Process().memory_info().rss}
     if as_json:
         print(json.dumps(facts))
         return
-    console = Console(highlight=False)
-    for title, rows in facts.items():
-        table = Table(
-            box=None, show_header=False, title=title, title_justify="left", pad_edge=False
-        )
-        table.add_column(style="dim")
-        for name, value in rows.items():
-            table.add_row(name.removesuffix("_bytes").replace("_", " "), _readable(name, value))
-        console.print(table)
+    console = Console(highlight=False, markup=False)
+    for index, (title, rows) in enumerate(facts.items()):
+        if index:
+            console.print()
+        console.print(title.capitalize(), style="bold")
+        console.print(_table(rows))
+
+
+def _table(rows: dict[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", min_width=14)
+    for name, value in rows.items():
+        shown = Text(_readable(name, value))
+        table.add_row(name.removesuffix("_bytes").replace("_", " "), shown)
+    return table
 
 
 def _machine() -> dict[str, Any]:

@@ -12,32 +12,80 @@ Target = Annotated[
     typer.Option(
         "--target",
         "-t",
-        help="Name on the hub, a folder, a .gguf file, or smollm2, which comes as a package.",
+        metavar="NAME",
+        help="At the hub, or a folder, a GGUF file, or smollm2, a package.",
     ),
 ]
-Drafter = Annotated[
-    str, typer.Option("--drafter", "-d", help="prompt-lookup, or none for plain decoding.")
-]
 Dtype = Annotated[
-    DtypeName, typer.Option(help="Of the weights; int8 is for the native engine on a CPU.")
+    DtypeName,
+    typer.Option(
+        metavar="DTYPE",
+        show_default=False,
+        help="float32, float16, bfloat16, int8, or auto, the model's own.",
+    ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE", show_default=False, help="cpu, cuda, cuda:1, mps, or auto, the best."
+    ),
+]
 Engine = Annotated[
     EngineName,
-    typer.Option(help="native has our own kernels, generic is the model of transformers."),
+    typer.Option(
+        metavar="ENGINE",
+        show_default=False,
+        help="native is our own network, generic that of transformers, auto the faster one.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Threads on a CPU; one for each core if left out."),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run code that comes with the model. Read it first."),
+]
+Drafter = Annotated[
+    str,
+    typer.Option(
+        "--drafter",
+        "-d",
+        metavar="NAME",
+        show_default=False,
+        help="prompt-lookup, the default, or none for plain decoding.",
+    ),
 ]
 Shape = Annotated[
-    str, typer.Option(help='Tree to draft: "chain(4)", "3x2x2", "best_first(4, 6, 24)", off.')
+    str,
+    typer.Option(
+        "--shape",
+        "-s",
+        metavar="SHAPE",
+        show_default=False,
+        help='Of the drafted tree: "chain(4)", the default, 3x2x2, "best_first(4, 6, 24)", off.',
+    ),
 ]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; by default one per core.")]
-MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="At most so many.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
-TopK = Annotated[int | None, typer.Option(help="Sample from the k most probable tokens.")]
-TopP = Annotated[float, typer.Option(help="Sample from the smallest set with this mass.")]
-MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the best one.")]
-Seed = Annotated[int | None, typer.Option(help="Makes a sampled text reproducible.")]
-Stop = Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", "-n", min=1, metavar="N", help="End after so many.")
+]
+Temperature = Annotated[
+    float,
+    typer.Option(metavar="T", show_default=False, help="0, the default, is greedy."),
+]
+TopK = Annotated[
+    int | None, typer.Option(metavar="K", help="Sample from the K most probable tokens.")
+]
+TopP = Annotated[
+    float,
+    typer.Option(metavar="P", show_default=False, help="Sample from the fewest of mass P."),
+]
+MinP = Annotated[
+    float,
+    typer.Option(metavar="P", show_default=False, help="Sample from those above P x the best."),
+]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Sample the same text every time.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="End before TEXT; may be given again.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-TrustRemoteCode = Annotated[
-    bool, typer.Option(help="Run code that comes with the model. Only if you read it.")
-]

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from treesnake.outcome import Generation
 
@@ -44,15 +45,31 @@ def statistics(comparison: Comparison) -> dict[str, Any]:
 def print_statistics(comparison: Comparison) -> None:
     """Prints the numbers to standard error, so that a pipe gets the text alone."""
     console = Console(stderr=True, highlight=False)
-    generation = comparison.generation
-    console.print(f"[dim]{_summary(generation)}[/]")
+    if console.is_terminal:
+        console.print()
+    console.print(_summary(comparison.generation), style="dim")
     if comparison.plain is None:
         return
+    console.print()
+    console.print(_table(comparison.generation, comparison.plain))
+    console.print()
+    console.print(_verdict(comparison))
+
+
+def _summary(generation: Generation) -> str:
+    ended = "" if generation.finish_reason == "end_token" else f" · ended by {_ended(generation)}"
+    return (
+        f"{generation.num_emitted} tokens · {generation.tokens_per_s:.1f} tokens/s · "
+        f"{generation.mean_tokens_per_step:.2f} tokens/step{ended}"
+    )
+
+
+def _table(generation: Generation, plain: Generation) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("")
     for heading in ("tokens/s", "tokens/step", "steps", "prefill"):
         table.add_column(heading, justify="right")
-    for name, run in (("treesnake", generation), ("plain decoding", comparison.plain)):
+    for name, run in (("treesnake", generation), ("plain decoding", plain)):
         table.add_row(
             name,
             f"{run.tokens_per_s:.1f}",
@@ -60,17 +77,13 @@ def print_statistics(comparison: Comparison) -> None:
             str(len(run.steps)),
             f"{run.prefill_s * 1e3:.0f} ms",
         )
-    console.print(table)
+    return table
+
+
+def _verdict(comparison: Comparison) -> Text:
     same = "the same tokens" if comparison.is_same_text else "different tokens"
-    console.print(f"[bold]{comparison.speedup:.2f}x[/] as fast as plain decoding, {same}")
-
-
-def _summary(generation: Generation) -> str:
-    ended = "" if generation.finish_reason == "end_token" else f", ended by {_ended(generation)}"
-    return (
-        f"{generation.num_emitted} tokens, {generation.tokens_per_s:.1f} tokens/s, "
-        f"{generation.mean_tokens_per_step:.2f} tokens/step{ended}"
-    )
+    speedup = f"{comparison.speedup or 0:.2f}x"
+    return Text.assemble((speedup, "bold"), f" as fast as plain decoding, {same}")
 
 
 def _ended(generation: Generation) -> str:

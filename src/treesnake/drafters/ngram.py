@@ -43,7 +43,8 @@ class NgramDrafter:
     """Drafts what followed earlier occurrences of the text's end, the latest occurrence first.
 
     A chain takes the latest occurrence of the longest run that has one; a tree takes as many
-    occurrences as its first level is wide, joined where they agree.
+    occurrences as it is wide, joined where they agree. What followed is copied as in LZ77: an
+    occurrence that reaches the end of the text goes on with the copy, so that loops go on.
     """
 
     def __init__(self, model: NgramDrafterModel) -> None:
@@ -61,10 +62,10 @@ class NgramDrafter:
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Returns a chosen tree of at most the shape's depth and size, often just the anchor."""
         builder = TreeBuilder(anchor)
-        num_branches = shape.widths[0] if isinstance(shape, LevelWidths) and shape.widths else 1
         if shape.depth > 0:
-            for start in self._continuations(anchor, num_branches):
-                builder.add_path(self._tokens[start : start + shape.depth])
+            for start in self._continuations(anchor, _width(shape)):
+                room = shape.num_drafted - (len(builder.tokens) - 1)
+                builder.add_path(self._copy(start, min(shape.depth, room), anchor))
         return Draft.chosen(builder.build())
 
     def commit(self, token_ids: Sequence[int]) -> None:
@@ -77,11 +78,16 @@ class NgramDrafter:
         found: list[int] = []
         for length in range(min(self._model.longest, len(recent)), self._model.shortest - 1, -1):
             for start in reversed(self._starts.get(recent[-length:], ())):
-                if start not in found and start < len(self._tokens):
+                if start not in found:
                     found.append(start)
                 if len(found) == num_wanted:
                     return found
         return found
+
+    def _copy(self, start: int, length: int, anchor: int) -> list[int]:
+        """Returns the tokens from `start` on; beyond the end the copy itself is copied."""
+        text = [*self._tokens[start : start + length], anchor]
+        return [text[index % len(text)] for index in range(length)]
 
     def _read(self, token_ids: Sequence[int]) -> None:
         """Appends tokens to the text and notes what each run of them is followed by."""
@@ -94,3 +100,8 @@ class NgramDrafter:
     def _forget(self) -> None:
         self._tokens: list[int] = []
         self._starts: dict[tuple[int, ...], list[int]] = {}
+
+
+def _width(shape: Shape) -> int:
+    """Returns how many children the anchor may have."""
+    return shape.widths[0] if isinstance(shape, LevelWidths) else shape.width

@@ -1,0 +1,284 @@
+"""The decoder as users have it, on toy models whose tokens are bytes."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from treesnake import FinishReason, LevelWidths, Prompt, SamplingParams, SpeculativeDecoder
+from treesnake.constraints import AllowedTokens
+from treesnake.drafters.ngram import NgramDrafterModel
+from treesnake.drafters.none import NoDrafterModel
+from treesnake.errors import ContextLengthError, InvalidInputError
+from treesnake.search.static import StaticSearch
+from treesnake.testing import RecurrentModel, TableModel, TinyDrafterModel, TinyTargetModel
+
+END = 256
+VOCAB_SIZE = 257
+GREEDY = SamplingParams()
+SAMPLED = SamplingParams(temperature=1.0, top_k=40, seed=5)
+LETTERS = torch.full((VOCAB_SIZE,), -50.0)
+LETTERS[list(b"abcdef ")] = 0.0
+
+
+class LetterModel(RecurrentModel):
+    """Says a few letters and hardly anything else."""
+
+    def step(self, state: torch.Tensor, token: int) -> tuple[torch.Tensor, torch.Tensor]:
+        state, logits = super().step(state, token)
+        return state, logits + LETTERS
+
+
+class ByteTokenizer:
+    """Bytes for tokens; the one after them is special."""
+
+    chat_template: str | None = "turns"
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        assert skip_special_tokens
+        return bytes(token for token in token_ids if token < END).decode(errors="replace")
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tokenize: bool,
+    ) -> str:
+        assert add_generation_prompt
+        assert not tokenize
+        return "".join(f"{turn['role']}: {turn['content']}\n" for turn in conversation)
+
+
+class PlainTokenizer(ByteTokenizer):
+    chat_template = None
+
+
+TARGET = LetterModel(VOCAB_SIZE, seed=1)
+
+
+def decoder(**changes: Any) -> SpeculativeDecoder:
+    options: dict[str, Any] = {
+        "target": TinyTargetModel(TARGET),
+        "drafter": TinyDrafterModel(TARGET),
+        "tokenizer": ByteTokenizer(),
+        "end_token_ids": [END],
+    }
+    return SpeculativeDecoder(**(options | changes))
+
+
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED])
+def test_streamed_pieces_join_to_the_text_and_that_is_the_tokens(params: SamplingParams) -> None:
+    stream = decoder().stream("abc", params, max_new_tokens=40)
+    pieces = list(stream)
+    generation = stream.generation
+    assert "".join(pieces) == generation.text == bytes(generation.token_ids).decode()
+    assert len(generation.token_ids) == generation.num_emitted == 40
+    assert generation.finish_reason == FinishReason.LENGTH
+
+
+def test_greedy_text_is_the_same_whatever_drafts() -> None:
+    drafters = (
+        NoDrafterModel(),
+        NgramDrafterModel(),
+        TinyDrafterModel(TARGET),
+        TinyDrafterModel(TableModel(VOCAB_SIZE)),
+    )
+    shapes = (LevelWidths((1, 1, 1)), LevelWidths((2, 2)))
+    texts = {
+        decoder(drafter=drafter, new_search=lambda shape=shape: StaticSearch(shape))
+        .generate("aba", max_new_tokens=30)
+        .token_ids
+        for drafter, shape in itertools.product(drafters, shapes)
+    }
+    assert len(texts) == 1
+
+
+def test_a_seed_gives_the_same_sample_again_and_another_seed_another() -> None:
+    first, again, other = (
+        decoder().generate("a", SamplingParams(1.0, seed=seed), max_new_tokens=20).token_ids
+        for seed in (3, 3, 4)
+    )
+    assert first == again != other
+
+
+def test_a_stop_string_ends_the_text_inside_of_an_accepted_path() -> None:
+    whole = decoder().generate("abc", max_new_tokens=40)
+    assert whole.text is not None
+    assert whole.mean_tokens_per_step > 2, "the drafter is the target"
+    # After the first character of a path, so that the rest of the path has to be dropped.
+    start = len(whole.steps[0].emitted) + len(whole.steps[1].emitted) + 1
+    stop = whole.text[start : start + 2]
+    generation = decoder().generate("abc", max_new_tokens=40, stop=[stop])
+    assert generation.text == whole.text[: whole.text.index(stop)]
+    assert generation.finish_reason == FinishReason.STOP_STRING
+    assert whole.token_ids[: generation.num_emitted] == generation.token_ids
+
+
+def test_an_end_token_ends_the_text_and_is_not_shown() -> None:
+    end = AllowedTokens(lambda prefix: torch.arange(VOCAB_SIZE) == (END if len(prefix) > 4 else 97))
+    generation = decoder().generate("abc", constraints=[end])
+    assert (generation.text, generation.token_ids) == ("aa", (97, 97, END))
+    assert generation.finish_reason == FinishReason.END_TOKEN
+
+
+def test_a_text_ends_with_the_context() -> None:
+    short = decoder(target=TinyTargetModel(TARGET, context_length=10))
+    generation = short.generate("abcd", max_new_tokens=50)
+    assert generation.num_emitted == 6
+    assert generation.finish_reason == FinishReason.CONTEXT
+
+
+def test_a_conversation_that_goes_on_in_a_session_is_the_same_as_from_scratch() -> None:
+    chat = decoder()
+    session = chat.new_session()
+    messages: list[dict[str, Any]] = []
+    for question in ("abc", "fed", "a"):
+        messages.append({"role": "user", "content": question})
+        going_on, from_scratch = (
+            chat.generate(messages, max_new_tokens=9, session=each) for each in (session, None)
+        )
+        assert going_on.token_ids == from_scratch.token_ids
+        messages.append({"role": "assistant", "content": going_on.text})
+
+
+def test_two_threads_generate_at_once() -> None:
+    shared = decoder()
+    prompts = [f"{letter}bc" for letter in "abcdef"]
+    expected = [shared.generate(prompt, SAMPLED, max_new_tokens=20).text for prompt in prompts]
+    with ThreadPoolExecutor(2) as pool:
+        texts = pool.map(
+            lambda prompt: shared.generate(prompt, SAMPLED, max_new_tokens=20).text, prompts
+        )
+    assert list(texts) == expected
+
+
+EMOJI = "a😀bé"
+SAYS_EMOJI = AllowedTokens(
+    lambda prefix: (
+        torch.arange(VOCAB_SIZE) == EMOJI.encode()[(len(prefix) - 1) % len(EMOJI.encode())]
+    )
+)
+
+
+@given(st.integers(1, 24))
+def test_characters_of_several_tokens_are_shown_whole(max_new_tokens: int) -> None:
+    stream = decoder(drafter=NoDrafterModel()).stream(
+        "x", max_new_tokens=max_new_tokens, constraints=[SAYS_EMOJI]
+    )
+    *pieces, _ = stream
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+    assert stream.generation.text == bytes(stream.generation.token_ids).decode(errors="replace")
+
+
+def test_cancelling_keeps_what_was_made() -> None:
+    whole = decoder().generate("abc", max_new_tokens=30)
+    stream = decoder().stream("abc", max_new_tokens=30)
+    pieces = [next(stream)]
+    stream.cancel()
+    pieces += stream
+    assert stream.generation.finish_reason == FinishReason.CANCELLED
+    assert stream.generation.token_ids == whole.steps[0].emitted
+    assert "".join(pieces) == stream.generation.text
+
+
+def test_a_stream_can_be_left_and_taken_up_again() -> None:
+    whole = decoder().generate("abc", max_new_tokens=30)
+    stream = decoder().stream("abc", max_new_tokens=30)
+    for piece in stream:
+        assert stream.generation.finish_reason == FinishReason.CANCELLED
+        assert stream.generation.text is not None
+        assert stream.generation.text.startswith(piece)
+        break
+    assert stream.run().token_ids == whole.token_ids
+
+
+def test_a_stream_that_ended_stays_as_it_is() -> None:
+    stream = decoder(end_token_ids=range(VOCAB_SIZE)).stream("abc")
+    generation = stream.run()
+    assert generation.finish_reason == FinishReason.END_TOKEN
+    assert list(stream) == []
+    assert stream.run().finish_reason == FinishReason.END_TOKEN
+    assert stream.generation.text == generation.text
+
+
+def test_without_a_tokenizer_tokens_go_in_and_come_out() -> None:
+    stream = decoder(tokenizer=None).stream([1, 2, 3], max_new_tokens=5)
+    assert set(stream) == {""}
+    assert stream.generation.text is None
+    assert stream.generation.num_emitted == 5
+
+
+@pytest.mark.parametrize(
+    "prompt", [[97, 98], (97, 98), range(97, 99), Prompt((97, 98)), "ab"], ids=str
+)
+def test_a_prompt_may_be_given_in_several_ways(prompt: Any) -> None:
+    assert decoder().encode(prompt) == Prompt((97, 98))
+
+
+BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": ""}, "the prompt is empty: give at least one token"),
+    ({"prompt": []}, "the prompt is empty: give at least one token"),
+    ({"prompt": [3, -1]}, "token ids cannot be negative, got -1"),
+    ({"prompt": [300]}, "token id 300 is not in the vocabulary of 257 tokens"),
+    ({"prompt": ["a", "b"]}, "the prompt is a list of texts: give one text at a time"),
+    ({"prompt": [{"role": "user"}]}, "the target's chat template refuses the conversation"),
+    ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+    ({"max_new_tokens": -3}, "max_new_tokens must be at least 1, got -3"),
+    ({"stop": "end"}, r"stop is a list of strings: write stop=\['end'\]"),
+    ({"stop": [""]}, "a stop string cannot be empty"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_REQUESTS)
+def test_bad_requests_are_refused_before_the_first_piece(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        decoder().stream(**({"prompt": "abc"} | changes))
+
+
+def test_a_prompt_that_fills_the_context_is_refused() -> None:
+    short = decoder(target=TinyTargetModel(TARGET, context_length=4))
+    with pytest.raises(ContextLengthError, match="the prompt has 5 tokens and the context holds 4"):
+        short.stream("abcde")
+
+
+@pytest.mark.parametrize("prompt", ["text", [{"role": "user", "content": "text"}]], ids=str)
+def test_text_needs_a_tokenizer(prompt: Any) -> None:
+    with pytest.raises(InvalidInputError, match="needs a tokenizer: give token ids or a tokenizer"):
+        decoder(tokenizer=None).stream(prompt)
+
+
+def test_stop_strings_need_a_tokenizer() -> None:
+    with pytest.raises(InvalidInputError, match="a stop string needs a tokenizer"):
+        decoder(tokenizer=None).stream([1], stop=["a"])
+
+
+def test_a_conversation_needs_a_chat_template() -> None:
+    plain = decoder(tokenizer=PlainTokenizer())
+    assert not plain.has_chat_template
+    with pytest.raises(InvalidInputError, match="the target has no chat template"):
+        plain.stream([{"role": "user", "content": "hello"}])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": -1.0}, "temperature must be a finite number of at least 0, got -1.0"),
+        ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+        ({"min_p": 2.0}, r"min_p must be in \[0, 1\], got 2.0"),
+    ],
+)
+def test_distributions_that_do_not_exist_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        SamplingParams(**values)
