@@ -1,25 +1,225 @@
 """Drafters by name."""
 
+import json
+from collections.abc import Callable
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from treesnake.drafters.composite import CompositeDrafterModel
+from treesnake.drafters.mamba import MambaDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
-from treesnake.errors import InvalidInputError
+from treesnake.drafters.transformer import TransformerDrafterModel
+from treesnake.drafters.vocabulary import (
+    DraftVocabulary,
+    PaddedVocabulary,
+    VocabularyMap,
+    check_same_tokens,
+    read_draft_vocabulary,
+    share_tokens,
+)
+from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
+from treesnake.models.checkpoint import CONFIG_FILE, TOKENIZER_FILES, load_network
+from treesnake.models.hf_attention import HfAttention
+from treesnake.models.transformer import Transformer
 from treesnake.protocols import DrafterModel
+from treesnake.targets.checkpoint import DEFAULT_MODEL, Checkpoint, locate
+from treesnake.targets.engines import load_target
+from treesnake.targets.load import DtypeName, check_options, resolve_device
 
 PROMPT_LOOKUP = "prompt-lookup"
 NO_DRAFTER = "none"
 
+WEIGHTLESS: dict[str, Callable[[], DrafterModel]] = {
+    PROMPT_LOOKUP: NgramDrafterModel,
+    NO_DRAFTER: NoDrafterModel,
+}
 
-def load_drafter(name: str) -> DrafterModel:
+Tokens = Literal["same", "shared"]
+"""Which of the drafter's tokens may be drafted: all, for they are the target's; or those that both
+tokenizers have in common."""
+
+
+def load_drafter(
+    name: str,
+    *,
+    target: Checkpoint | None = None,
+    dtype: DtypeName = "auto",
+    device: str = "auto",
+    window: int | None = None,
+    tokens: Tokens = "same",
+) -> DrafterModel:
     """Returns a drafter.
 
     Args:
-        name: "prompt-lookup", or "none", which never drafts anything.
+        name: "prompt-lookup"; "none", which never drafts anything; a folder, a GGUF file or a name
+            at the hub, of a Mamba, Mamba-2 or Transformer; or one of these and prompt lookup, as in
+            "state-spaces/mamba-130m-hf+prompt-lookup".
+        target: what it drafts for; without it the drafter's tokens are taken for the target's.
+        dtype: of the weights. "auto" is the checkpoint's own, but float32 where a CPU wants it.
+        device: "cpu", "cuda", "cuda:1", "mps" or "auto" for the best there is.
+        window: how many tokens a Transformer sees at most; others have no use for it.
+        tokens: "same" checks that the tokenizer is the target's; "shared" drafts what two different
+            ones have in common, at a low acceptance.
 
     Raises:
-        InvalidInputError: if there is no such drafter.
+        LoadError: if there is no such drafter, or its files are broken.
+        UnsupportedModelError: if it is of a kind that cannot draft.
+        InvalidInputError: for options that do not exist, and for another tokenizer.
     """
-    if name == PROMPT_LOOKUP:
-        return NgramDrafterModel()
-    if name == NO_DRAFTER:
-        return NoDrafterModel()
-    raise InvalidInputError(f"there is no drafter {name!r}; choose {PROMPT_LOOKUP} or {NO_DRAFTER}")
+    if tokens not in get_args(Tokens):
+        raise InvalidInputError(f'unknown tokens {tokens!r}; choose "same" or "shared"')
+    check_options(dtype, device, None)
+    check_drafter_name(name)
+    load = partial(
+        _load_model, target=target, dtype=dtype, device=device, window=window, tokens=tokens
+    )
+    parts = _parts(name)
+    models = [part for part in parts if part not in WEIGHTLESS]
+    # The model comes first: its nodes are drawn, and what is drawn must precede what is chosen.
+    drafters = [*map(load, models), *(WEIGHTLESS[part]() for part in parts if part in WEIGHTLESS)]
+    return reduce(CompositeDrafterModel, drafters)
+
+
+def check_drafter_name(name: str) -> None:
+    """Checks what can be checked of a name before anything is looked for at a hub.
+
+    Raises:
+        InvalidInputError: if it can be no drafter.
+    """
+    models = [part for part in _parts(name) if part not in WEIGHTLESS]
+    for model in models:
+        if model != DEFAULT_MODEL and "/" not in model and not Path(model).exists():
+            raise InvalidInputError(
+                f"there is no drafter {model!r}; choose {' or '.join(WEIGHTLESS)}, a folder, or a "
+                "model at the hub as owner/name"
+            )
+    if len(models) > 1:
+        raise InvalidInputError(
+            f"{name!r} joins {len(models)} models; join one with {PROMPT_LOOKUP}, whose tokens are "
+            "not drawn by chance"
+        )
+
+
+def _parts(name: str) -> list[str]:
+    return [name] if Path(name).exists() else name.split("+")
+
+
+def _load_model(
+    name: str,
+    *,
+    target: Checkpoint | None,
+    dtype: DtypeName,
+    device: str,
+    window: int | None,
+    tokens: Tokens,
+) -> DrafterModel:
+    path = locate(name, revision=None, with_code=False)
+    if _is_state_space(path):
+        if window is not None:
+            raise InvalidInputError(
+                "a window is for drafters whose cost grows with the text; a Mamba's does not"
+            )
+        return _load_mamba(path, target, dtype, device, tokens)
+    return _load_transformer(name, target, dtype, device, window, tokens)
+
+
+def _load_mamba(
+    folder: Path, target: Checkpoint | None, dtype: DtypeName, device: str, tokens: Tokens
+) -> MambaDrafterModel:
+    place = resolve_device(device)
+    network = load_network(folder, _mamba_dtype(folder, dtype, place), place)
+    network_size = network.config.vocab_size
+    tokenizer = _read_tokenizer(folder) if target is not None else None
+    vocabulary = _vocabulary(tokenizer, network_size, target, tokens)
+    kept = read_draft_vocabulary(folder)
+    if kept is not None and tokens == "same":
+        network.restrict_output(kept)
+        target_size = _vocab_size(target) if target is not None else network_size
+        vocabulary = DraftVocabulary(kept, network_size, target_size)
+    return MambaDrafterModel(network, vocabulary)
+
+
+def _load_transformer(
+    name: str,
+    target: Checkpoint | None,
+    dtype: DtypeName,
+    device: str,
+    window: int | None,
+    tokens: Tokens,
+) -> TransformerDrafterModel:
+    loaded = load_target(name, dtype=dtype, device=device)
+    network = getattr(loaded.model, "network", None)
+    if not isinstance(network, Transformer | HfAttention):
+        raise UnsupportedModelError(
+            f"{name} is a {loaded.checkpoint.config.model_type}; drafters are Mamba, Mamba-2 and "
+            "models that attend"
+        )
+    vocabulary = _vocabulary(
+        loaded.checkpoint.tokenizer, _vocab_size(loaded.checkpoint), target, tokens
+    )
+    return TransformerDrafterModel(network, vocabulary, window)
+
+
+def _vocabulary(
+    tokenizer: PreTrainedTokenizerBase | None,
+    network_size: int,
+    target: Checkpoint | None,
+    tokens: Tokens,
+) -> VocabularyMap | None:
+    """Returns how a drafter's tokens relate to the target's; None if they are the same.
+
+    A drafter without a tokenizer is taken to have the target's.
+    """
+    if target is None:
+        return None
+    target_size = _vocab_size(target)
+    if tokenizer is not None and tokens == "shared":
+        return share_tokens(tokenizer, target.tokenizer, target_size)
+    if tokenizer is not None:
+        check_same_tokens(tokenizer, target.tokenizer)
+    if network_size == target_size:
+        return None
+    return PaddedVocabulary(network_size, target_size)
+
+
+def _vocab_size(checkpoint: Checkpoint) -> int:
+    return checkpoint.config.get_text_config(decoder=True).vocab_size
+
+
+def _is_state_space(path: Path) -> bool:
+    if path.is_file():
+        return False
+    config = _read_json(path / CONFIG_FILE)
+    return config.get("model_type") in ("mamba", "mamba2") or "ssm_cfg" in config
+
+
+def _mamba_dtype(folder: Path, dtype: DtypeName, device: torch.device) -> torch.dtype:
+    if dtype == "int8":
+        raise UnsupportedModelError("a Mamba drafter has no int8 weights; choose bfloat16")
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    config = _read_json(folder / CONFIG_FILE)
+    stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
+    return stored if device.type != "cpu" and isinstance(stored, torch.dtype) else torch.float32
+
+
+def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        return None
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise LoadError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+    return tokenizer
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{path} cannot be read: {error}") from error
