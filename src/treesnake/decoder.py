@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import Any, Protocol, Self, cast, runtime_checkable
 
 from treesnake.constraints import Constraint
-from treesnake.drafters.load import PROMPT_LOOKUP, load_drafter
+from treesnake.drafters.load import PROMPT_LOOKUP, check_drafter_name, load_drafter
 from treesnake.errors import InvalidInputError
 from treesnake.generate import generate
 from treesnake.outcome import FinishReason, Generation, Step
@@ -193,7 +193,8 @@ class SpeculativeDecoder:
 
         Args:
             target: a name on the hub, a folder, a GGUF file, or "smollm2", which is a package.
-            drafter: "prompt-lookup", or "none" for plain decoding.
+            drafter: "prompt-lookup", "none" for plain decoding, or a model by name or folder that
+                has the target's tokenizer; see `treesnake.drafters.load.load_drafter`.
             dtype: of the target's weights; see `treesnake.targets.engines.load_target`.
             device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is.
             engine: "native", "generic", or "auto".
@@ -207,7 +208,7 @@ class SpeculativeDecoder:
             UnsupportedModelError: if it cannot be run correctly.
             InvalidInputError: for names and options that do not exist or contradict each other.
         """
-        drafter_model = load_drafter(drafter)
+        check_drafter_name(drafter)
         loaded = load_target(
             target,
             dtype=dtype,
@@ -219,7 +220,7 @@ class SpeculativeDecoder:
         )
         return cls(
             loaded.model,
-            drafter_model,
+            load_drafter(drafter, target=loaded.checkpoint, device=device),
             tokenizer=cast(Tokenizer, loaded.checkpoint.tokenizer),
             end_token_ids=end_token_ids(loaded.checkpoint),
             new_search=new_search,
