@@ -134,6 +134,28 @@ def test_sampled_texts_have_the_targets_distribution(architecture, branching, sh
 
 
 @each_architecture
+def test_sampled_texts_have_the_distribution_of_a_transformer(architecture, tiny_model):
+    """One new token after a tree of three nodes, and one after that."""
+    target = AttentionTargetModel(tiny_model("llama", vocab_size=3))
+    drafter = MambaDrafterModel(tiny_network(architecture, 3))
+    laws = [
+        enumerate_outcomes(
+            lambda rng, shape=shape: generated(
+                target,
+                drafter,
+                shape,
+                prompt=Prompt((0,)),
+                params=SamplingParams(temperature=0.7),
+                rng=rng,
+                num_new=2,
+            )
+        )
+        for shape in (OFF, LevelWidths((2,)))
+    ]
+    assert total_variation(*laws) < 1e-5
+
+
+@each_architecture
 def test_accepted_tokens_are_not_run_again(architecture):
     network = CountingNetwork(tiny_network(architecture))
     session = MambaDrafterModel(network).new_session()

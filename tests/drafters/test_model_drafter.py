@@ -118,3 +118,43 @@ def test_a_commit_begins_with_the_anchor_of_a_draft() -> None:
     drafter.draft(3, chain(1), GREEDY, TorchRng(0))
     with pytest.raises(AssertionError, match="anchor"):
         drafter.commit([4])
+
+
+def test_nothing_is_run_while_nothing_is_drafted_and_then_part_by_part() -> None:
+    model, drafter = prefilled()
+    text = [3, *(node % 5 for node in range(100))]
+    for token in text[:-1]:
+        drafter.draft(token, OFF, GREEDY, TorchRng(0))
+        drafter.commit([token])
+    assert model.seen == []
+    tokens = drafter.draft(text[-1], chain(2), GREEDY, TorchRng(0)).tree.tokens
+    assert model.seen == [*text, tokens[1]]
+    _, fresh = prefilled()
+    fresh.prefill(Prompt.of([1, 2, *text]))
+    assert tokens == fresh.draft(text[-1], chain(2), GREEDY, TorchRng(0)).tree.tokens
+
+
+def test_a_tree_is_no_deeper_than_the_model_allows() -> None:
+    drafter = ModelDrafter(TinyState(RecurrentModel(5)), max_depth=2)
+    drafter.prefill(PROMPT)
+    assert len(drafter.draft(3, chain(9), GREEDY, TorchRng(0)).tree) == 3
+
+
+def test_a_draft_that_was_interrupted_can_be_repeated() -> None:
+    class Interrupted(Recording):
+        def extend(
+            self, token_ids: Sequence[int], parents: Sequence[int]
+        ) -> Float[Tensor, "new_nodes vocab"]:
+            if len(self.seen) == 2:
+                self.seen.append(-1)
+                raise KeyboardInterrupt
+            return super().extend(token_ids, parents)
+
+    model = Interrupted()
+    drafter = ModelDrafter(model)
+    drafter.prefill(PROMPT)
+    with pytest.raises(KeyboardInterrupt):
+        drafter.draft(3, chain(3), GREEDY, TorchRng(0))
+    tokens = drafter.draft(3, chain(3), GREEDY, TorchRng(0)).tree.tokens
+    _, fresh = prefilled()
+    assert tokens == fresh.draft(3, chain(3), GREEDY, TorchRng(0)).tree.tokens
