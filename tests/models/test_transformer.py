@@ -296,6 +296,14 @@ def test_weights_take_the_bytes_of_their_dtype(networks: dict[torch.dtype, Trans
     assert 1.7 < sizes[1] / sizes[2] < 2
 
 
+def test_tied_embeddings_are_in_memory_once() -> None:
+    sizes = []
+    for tied in (True, False):
+        hf_config = hf.LlamaConfig(**SHAPE, tie_word_embeddings=tied)
+        sizes.append(network(hf_config, random_model(hf_config).state_dict()).num_bytes)
+    assert sizes[1] - sizes[0] == VOCAB * (80 + 1) * 4  # rows of 72 are padded, and have a scale
+
+
 @pytest.mark.parametrize(
     ("name", "place"),
     [

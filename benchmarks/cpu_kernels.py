@@ -1,0 +1,216 @@
+"""How close are matrix products and forward passes on a CPU to what memory allows?
+
+    python benchmarks/cpu_kernels.py --threads 2 --output results/cpu_kernels.json
+
+Three tables: products of a few rows with weights of each dtype on one thread, beside torch's float32 product and
+the time that reading the weight takes; forward passes of our own decoder with random weights of
+SmolLM2-135M's shape for 1 to 64 nodes; and the seconds until the first logits in this process. The
+minimum over all rounds is reported, all variants in turn in every round.
+
+The script is not called kernels.py: transformers would take it for the package of that name.
+"""
+
+import argparse
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from facts import facts, write_result
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import LlamaConfig
+
+from treesnake.kernels.cpu.linear import PackedWeight, linear, pack_weight
+from treesnake.models.transformer import Transformer
+from treesnake.models.transformer_cache import TransformerCache
+from treesnake.models.transformer_config import TransformerConfig
+
+SMOLLM2 = LlamaConfig(
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    max_position_embeddings=8192,
+    tie_word_embeddings=True,
+)
+PRODUCTS = ((960, 576), (3072, 576), (576, 1536))
+NODE_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+}
+STREAM_BYTES = 200_000_000
+"""Weights that are read in turn, so that none is in the cache from the time before."""
+
+
+def main() -> None:
+    """Measures, prints tables and writes the result if a path is given."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {"facts": facts()}
+    result["read_gb_per_s"] = round(_read_bandwidth(arguments.rounds), 1)
+    result["products"] = _products(arguments.dtypes, arguments.rounds, result["read_gb_per_s"])
+    torch.set_num_threads(arguments.threads)
+    result["forward_threads"] = arguments.threads
+    result["forward"], result["first_logits_s"] = _forwards(arguments.dtypes, arguments.rounds)
+    _print(result)
+    if arguments.output:
+        write_result(arguments.output, result)
+
+
+def _minimum(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Returns the least seconds of each variant, all of them run in every round."""
+    best = dict.fromkeys(variants, float("inf"))
+    for _ in range(rounds):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def _read_bandwidth(rounds: int) -> float:
+    """Returns GB/s of summing a large array."""
+    array = torch.ones(STREAM_BYTES // 4)
+    return array.nbytes / _minimum({"sum": array.sum}, rounds)["sum"] / 1e9
+
+
+def _products(dtypes: list[str], rounds: int, bandwidth: float) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for outputs, inputs in PRODUCTS:
+        weight = torch.randn(outputs, inputs)
+        packed = {name: _copies(pack_weight(weight, DTYPES[name])) for name in dtypes}
+        plain = [weight.clone() for _ in range(STREAM_BYTES // weight.nbytes)]
+        for nodes in NODE_COUNTS:
+            x = torch.randn(nodes, inputs)
+            variants = {
+                name: functools.partial(_each, linear, x, copies) for name, copies in packed.items()
+            }
+            variants["torch"] = functools.partial(_each, F.linear, x, plain)
+            seconds = _minimum(variants, max(2, rounds // 4))
+            counts = {name: len(copies) for name, copies in packed.items()} | {"torch": len(plain)}
+            rows.append(
+                {
+                    "outputs": outputs,
+                    "inputs": inputs,
+                    "rows": nodes,
+                    "ms": {name: round(s / counts[name] * 1e3, 4) for name, s in seconds.items()},
+                    "floor_ms": {
+                        name: round(copies[0].values.nbytes / bandwidth / 1e6, 4)
+                        for name, copies in packed.items()
+                    },
+                }
+            )
+    return rows
+
+
+def _each(product: Callable[..., Tensor], x: Tensor, weights: Sequence[Any]) -> None:
+    for weight in weights:
+        product(x, weight)
+
+
+def _copies(weight: PackedWeight) -> list[PackedWeight]:
+    """Returns equal weights in one large array, as those of a model's layers are."""
+    number = STREAM_BYTES // weight.values.nbytes
+    stack = np.empty((number, *weight.values.shape), weight.values.dtype)
+    stack[:] = weight.values
+    return [PackedWeight(values, weight.scale, weight.num_inputs) for values in stack]
+
+
+def _forwards(dtypes: list[str], rounds: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    tensors = dict(_random_tensors())
+    config = TransformerConfig.from_hf(SMOLLM2)
+    results: list[dict[str, Any]] = []
+    first: dict[str, float] = {}
+    for name in dtypes:
+        model = Transformer(config, tensors, DTYPES[name], torch.device("cpu"))
+        cache = model.new_cache(256)
+        start = time.perf_counter()
+        _forward(model, cache, 64)
+        first[name] = round(time.perf_counter() - start, 2)
+        cache.commit(range(64))
+        variants = {
+            str(nodes): functools.partial(_forward, model, cache, nodes) for nodes in NODE_COUNTS
+        }
+        seconds = _minimum(variants, rounds)
+        results.append(
+            {
+                "dtype": name,
+                "weights_mb": round(model.num_bytes / 1e6, 1),
+                "ms": {nodes: round(s * 1e3, 2) for nodes, s in seconds.items()},
+            }
+        )
+    return results, first
+
+
+def _forward(model: Transformer, cache: TransformerCache, nodes: int) -> Tensor:
+    mask = torch.ones(nodes, nodes, dtype=torch.bool).tril()
+    return model.forward(torch.arange(nodes), mask, cache)
+
+
+def _random_tensors() -> Iterator[tuple[str, Tensor]]:
+    config = TransformerConfig.from_hf(SMOLLM2)
+    hidden, mlp = config.hidden_size, config.mlp_size
+    keys = config.num_kv_heads * config.head_dim
+    shapes = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (mlp, hidden),
+        "mlp.up_proj": (mlp, hidden),
+        "mlp.down_proj": (hidden, mlp),
+    }
+    yield "model.embed_tokens.weight", torch.randn(config.vocab_size, hidden) * 0.02
+    yield "model.norm.weight", torch.ones(hidden)
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}."
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            yield f"{prefix}{norm}.weight", torch.ones(hidden)
+        for name, shape in shapes.items():
+            yield f"{prefix}{name}.weight", torch.randn(shape) * 0.02
+
+
+def _print(result: dict[str, Any]) -> None:
+    console = Console()
+    load = result["facts"]["load_average"]
+    console.print(f"reading {result['read_gb_per_s']} GB/s, load average {load}")
+    first_product = result["products"][0]
+    table = Table(title="milliseconds a product, one thread (floor: reading the weight)")
+    for column in ("product", "rows", *first_product["ms"]):
+        table.add_column(column, justify="right")
+    for row in result["products"]:
+        floors = row["floor_ms"]
+        cells = [
+            f"{ms:.3f}" + (f" ({floors[name]:.3f})" if name in floors else "")
+            for name, ms in row["ms"].items()
+        ]
+        table.add_row(f"{row['outputs']} x {row['inputs']}", str(row["rows"]), *cells)
+    console.print(table)
+    table = Table(title="milliseconds a forward pass, all threads")
+    for column in ("dtype", "MB", *map(str, NODE_COUNTS), "first logits, s"):
+        table.add_column(column, justify="right")
+    for row in result["forward"]:
+        cells = [f"{ms:.1f}" for ms in row["ms"].values()]
+        first = str(result["first_logits_s"][row["dtype"]])
+        table.add_row(row["dtype"], str(row["weights_mb"]), *cells, first)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
