@@ -2,10 +2,10 @@
 
     python benchmarks/cpu_kernels.py --threads 2 --output results/cpu_kernels.json
 
-Three tables: products of a few rows with weights of each dtype on one thread, beside torch's float32 product and
-the time that reading the weight takes; forward passes of our own decoder with random weights of
-SmolLM2-135M's shape for 1 to 64 nodes; and the seconds until the first logits in this process. The
-minimum over all rounds is reported, all variants in turn in every round.
+Three tables: products of a few rows with weights of each dtype on one thread, beside torch's
+float32 product and the time that reading the weight takes; forward passes of our own decoder with
+random weights of SmolLM2-135M's shape for 1 to 64 nodes; and the seconds until the first logits in
+this process. The minimum over all rounds is reported, all variants in turn in every round.
 
 The script is not called kernels.py: transformers would take it for the package of that name.
 """
