@@ -6,11 +6,12 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from treesnake.kernels.cpu import conv as cpu
 from treesnake.kernels.dispatch import ConvKernels
 from treesnake.kernels.reference import conv as reference
 from treesnake.states.topology import topology
 
-FORMS = [pytest.param(reference, id="reference")]
+FORMS = [pytest.param(reference, id="reference"), pytest.param(cpu, id="cpu")]
 CPU = torch.device("cpu")
 
 

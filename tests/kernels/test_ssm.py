@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from treesnake.kernels.cpu import ssm as cpu
 from treesnake.kernels.dispatch import SsmKernels
 from treesnake.kernels.reference import ssm as reference
 from treesnake.states.topology import topology
 
-FORMS = [pytest.param(reference, id="reference")]
+FORMS = [pytest.param(reference, id="reference"), pytest.param(cpu, id="cpu")]
 CPU = torch.device("cpu")
 
 
@@ -172,8 +173,11 @@ def test_path_sums_equal_stepping_each_path(form: SsmKernels, data: st.DataObjec
         path = path_to(node, parents)
         expected, state = run_path(case, path)
         torch.testing.assert_close(y[row], expected, rtol=1e-4, atol=1e-4)
-        committed = form.commit_sums(case.x[path], case.dt[path], case.A, case.B[path], case.state)
-        torch.testing.assert_close(committed, state, rtol=1e-4, atol=1e-4)
+        committed = case.state[None].clone()
+        form.commit_sums(
+            case.x[None, path], case.dt[None, path], case.A[None], case.B[None, path], committed
+        )
+        torch.testing.assert_close(committed[0], state, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -25,12 +26,12 @@ each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
 @cache
-def tiny_network(architecture: str) -> StateSpaceNetwork:
+def tiny_network(architecture: str) -> StateSpaceNetwork[Any]:
     """A network whose states matter: steps are large, so that decays are far from 1."""
     torch.manual_seed(0)
     if architecture == "mamba":
         config = MambaConfig(vocab_size=VOCAB, hidden_size=24, num_layers=2, state_dim=16)
-        network: StateSpaceNetwork = Mamba(config)
+        network: StateSpaceNetwork[Any] = Mamba(config)
     else:
         network = Mamba2(
             Mamba2Config(
@@ -57,7 +58,7 @@ def text(length: int, seed: int) -> list[int]:
 
 
 def stepped(
-    network: StateSpaceNetwork, tokens: list[int], state: SsmState | None = None
+    network: StateSpaceNetwork[Any], tokens: list[int], state: SsmState | None = None
 ) -> torch.Tensor:
     """The logits after a text that is run token by token, from an empty state or another."""
     state = state or network.new_state(StateCopies)
@@ -76,7 +77,7 @@ def path_to(node: int, parents: list[int]) -> list[int]:
 
 
 def grow(
-    network: StateSpaceNetwork, state: SsmState, data: st.DataObject, max_nodes: int = 10
+    network: StateSpaceNetwork[Any], state: SsmState, data: st.DataObject, max_nodes: int = 10
 ) -> tuple[list[int], list[int], torch.Tensor]:
     """Grows a random tree in random portions; returns tokens, parents and logits of its nodes."""
     num_nodes = data.draw(st.integers(1, max_nodes), label="nodes")

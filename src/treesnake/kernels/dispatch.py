@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from treesnake.kernels.cpu import conv as cpu_conv
+from treesnake.kernels.cpu import ssd as cpu_ssd
+from treesnake.kernels.cpu import ssm as cpu_ssm
 from treesnake.kernels.reference import conv as reference_conv
 from treesnake.kernels.reference import ssd as reference_ssd
 from treesnake.kernels.reference import ssm as reference_ssm
@@ -90,26 +93,26 @@ class SsmKernels(Protocol):
 
     def commit_sums(
         self,
-        x: Float[Tensor, " path *x_axes"],
-        dt: Float[Tensor, " path *dt_axes"],
-        A: Float[Tensor, "*a_axes"],
-        B: Float[Tensor, " path *b_axes"],
-        committed: Float[Tensor, "*state_axes"],
-    ) -> Float[Tensor, "*state_axes"]:
-        """Returns the state after a path from the inputs along it."""
+        x: Float[Tensor, " layers path *x_axes"],
+        dt: Float[Tensor, " layers path *dt_axes"],
+        A: Float[Tensor, " layers *a_axes"],
+        B: Float[Tensor, " layers path *b_axes"],
+        committed: Float[Tensor, " layers *state_axes"],
+    ) -> None:
+        """Moves the committed states of all layers along a path, in place."""
         ...
 
 
 def conv_kernels(device: torch.device) -> ConvKernels:
     """Returns the short causal convolution for a device."""
-    return reference_conv
+    return cpu_conv if device.type == "cpu" else reference_conv
 
 
 def ssm_kernels(device: torch.device) -> SsmKernels:
     """Returns the selective state space of Mamba-1 for a device."""
-    return reference_ssm
+    return cpu_ssm if device.type == "cpu" else reference_ssm
 
 
 def ssd_kernels(device: torch.device) -> SsmKernels:
     """Returns the state space dual of Mamba-2 for a device."""
-    return reference_ssd
+    return cpu_ssd if device.type == "cpu" else reference_ssd

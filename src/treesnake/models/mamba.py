@@ -105,7 +105,7 @@ class MambaMixer(Mixer):
         return self.out_proj(y * F.silu(gate))
 
 
-class Mamba(StateSpaceNetwork):
+class Mamba(StateSpaceNetwork[MambaConfig]):
     """Mamba as a language model; equal to transformers' `MambaForCausalLM`.
 
     Unlike that one it continues an existing state by several tokens as by one at a time.
@@ -114,7 +114,6 @@ class Mamba(StateSpaceNetwork):
     def __init__(self, config: MambaConfig) -> None:
         mixers = [MambaMixer(config) for _ in range(config.num_layers)]
         super().__init__(config, mixers, branching=StateCopies)
-        self.config = config
 
 
 def initial_step_bias(size: int) -> Float[Tensor, " size"]:

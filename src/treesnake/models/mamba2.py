@@ -161,10 +161,9 @@ class Mamba2Mixer(Mixer):
         return self.out_proj(self.norm(y.flatten(-2), gate))
 
 
-class Mamba2(StateSpaceNetwork):
+class Mamba2(StateSpaceNetwork[Mamba2Config]):
     """Mamba-2 as a language model; equal to transformers' `Mamba2ForCausalLM`."""
 
     def __init__(self, config: Mamba2Config) -> None:
         mixers = [Mamba2Mixer(config) for _ in range(config.num_layers)]
         super().__init__(config, mixers, branching=PathSums)
-        self.config = config

@@ -8,7 +8,7 @@ Parameters have the names of the Hugging Face checkpoints.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,9 @@ class StateSpaceConfig(ABC):
     @abstractmethod
     def state_shape(self) -> StateShape:
         """What a sequence's state is made of."""
+
+
+Config = TypeVar("Config", bound=StateSpaceConfig)
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ class Backbone(nn.Module):
         return cast("list[Block]", list(self.layers))
 
 
-class StateSpaceNetwork(nn.Module, ABC):
+class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
     """A language model of mixers: trained on batches of texts, run on one text and its trees.
 
     Args:
@@ -211,11 +214,12 @@ class StateSpaceNetwork(nn.Module, ABC):
 
     def __init__(
         self,
-        config: StateSpaceConfig,
+        config: Config,
         mixers: Sequence[Mixer],
         branching: type[StateCopies] | type[PathSums],
     ) -> None:
         super().__init__()
+        self.config: Config = config
         self.backbone = Backbone(config, mixers)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._branching = branching
@@ -257,13 +261,8 @@ class StateSpaceNetwork(nn.Module, ABC):
             InvalidInputError: if a token is not in the vocabulary.
         """
         weight = self.lm_head.weight.detach()
-        if token_ids is not None and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < len(
-            weight
-        ):
-            raise InvalidInputError(
-                f"a draft vocabulary must lie within the network's {len(weight)} tokens, got ids "
-                f"from {int(token_ids.min())} to {int(token_ids.max())}"
-            )
+        if token_ids is not None:
+            check_vocabulary(token_ids, len(weight))
         self._output_rows = None if token_ids is None else weight[token_ids.to(weight.device)]
 
     def new_state(self, branching: type[StateCopies] | type[PathSums] | None = None) -> SsmState:
@@ -320,11 +319,7 @@ class StateSpaceNetwork(nn.Module, ABC):
         Raises:
             InvalidInputError: if the tree cannot grow so.
         """
-        if len(token_ids) != len(parents):
-            raise InvalidInputError(
-                f"new nodes need a token and a parent each, got {len(token_ids)} tokens and "
-                f"{len(parents)} parents"
-            )
+        check_growth(token_ids, parents)
         tokens = self._with_pending(state.append(parents), token_ids)
         hidden = self.backbone.embeddings(tokens).float()
         for layer, block in enumerate(self.backbone.blocks):
@@ -339,3 +334,22 @@ class StateSpaceNetwork(nn.Module, ABC):
         device = self.lm_head.weight.device
         tokens = torch.as_tensor(token_ids, dtype=torch.int64, device=device)
         return torch.cat([torch.tensor(pending, dtype=torch.int64, device=device), tokens])
+
+
+def check_growth(token_ids: Sequence[int] | Int[Tensor, " new"], parents: Sequence[int]) -> None:
+    """Raises InvalidInputError unless every new node has a token and a parent."""
+    if len(token_ids) != len(parents):
+        raise InvalidInputError(
+            f"new nodes need a token and a parent each, got {len(token_ids)} tokens and "
+            f"{len(parents)} parents"
+        )
+
+
+def check_vocabulary(draft_vocab: Int[Tensor, " kept"], vocab_size: int) -> None:
+    """Raises InvalidInputError unless all tokens of a draft vocabulary exist."""
+    low, high = int(draft_vocab.min()), int(draft_vocab.max())
+    if low < 0 or high >= vocab_size:
+        raise InvalidInputError(
+            f"a draft vocabulary must lie within the network's {vocab_size} tokens, got ids from "
+            f"{low} to {high}"
+        )

@@ -192,9 +192,8 @@ class PathSums:
     def commit(self, path: Sequence[int], committed: Float[Tensor, " layers *state_axes"]) -> None:
         """Moves the committed state of all layers to the end of a path."""
         nodes = list(path)
-        for layer, A in enumerate(self.rates):
-            x, dt, B = self.x[layer, nodes], self.dt[layer, nodes], self.B[layer, nodes]
-            committed[layer] = self.kernels.commit_sums(x, dt, A, B, committed[layer])
+        x, dt, B = self.x[:, nodes], self.dt[:, nodes], self.B[:, nodes]
+        self.kernels.commit_sums(x, dt, self.rates, B, committed)
 
 
 Branching = StateCopies | PathSums

@@ -4,6 +4,8 @@ Glossary: K is `conv_width`. The *history* is the last K - 1 inputs before the f
 zeros at the start of a text.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -17,7 +19,9 @@ def causal_conv(
     history: Float[Tensor, "*batch history channels"],
 ) -> Float[Tensor, "*batch tokens channels"]:
     """Convolves a text: output t sees inputs t - K + 1 to t."""
-    windows = torch.cat([history, inputs], dim=-2).unfold(-2, weight.shape[1], 1)
+    rows, num_tokens = torch.cat([history, inputs], dim=-2), inputs.shape[-2]
+    places = range(weight.shape[1])
+    windows = [rows[..., place : place + num_tokens, :] for place in places]
     return _filter(windows, weight, bias)
 
 
@@ -33,8 +37,8 @@ def tree_conv(
     `inputs` are those of all nodes; `windows` has, for each node that is wanted, the rows of
     [history | inputs] that it sees, its own last.
     """
-    rows = torch.cat([history, inputs])[windows]
-    return _filter(rows.transpose(-2, -1), weight, bias)
+    rows = torch.cat([history, inputs])
+    return _filter([rows[place] for place in windows.T], weight, bias)
 
 
 def next_history(
@@ -46,9 +50,11 @@ def next_history(
 
 
 def _filter(
-    windows: Float[Tensor, "*batch tokens channels conv_width"],
+    windows: Sequence[Float[Tensor, "*batch tokens channels"]],
     weight: Float[Tensor, "channels conv_width"],
     bias: Float[Tensor, " channels"] | None,
 ) -> Float[Tensor, "*batch tokens channels"]:
-    convolved = (windows * weight).sum(-1)
-    return F.silu(convolved if bias is None else convolved + bias)
+    total = windows[0].new_zeros(()) if bias is None else bias
+    for rows, factor in zip(windows, weight.T, strict=True):
+        total = total + rows * factor
+    return F.silu(total)

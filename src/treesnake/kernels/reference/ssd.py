@@ -159,18 +159,18 @@ def extend_sums(
 
 
 def commit_sums(
-    x: Float[Tensor, "path heads head_dim"],
-    dt: Float[Tensor, "path heads"],
-    A: Float[Tensor, " heads"],
-    B: Float[Tensor, "path groups state_dim"],
-    committed: Float[Tensor, "heads head_dim state_dim"],
-) -> Float[Tensor, "heads head_dim state_dim"]:
-    """Returns the state after a path in closed form, from the inputs along it."""
-    dt = dt.float()
-    log_decays = (dt * A).cumsum(0)
-    until_end = (log_decays[-1] - log_decays).exp() * dt
-    written = torch.einsum("sh,shp,shn->hpn", until_end, x.float(), _per_head(B, x.shape[1]))
-    return log_decays[-1].exp()[:, None, None] * committed + written
+    x: Float[Tensor, "layers path heads head_dim"],
+    dt: Float[Tensor, "layers path heads"],
+    A: Float[Tensor, "layers heads"],
+    B: Float[Tensor, "layers path groups state_dim"],
+    committed: Float[Tensor, "layers heads head_dim state_dim"],
+) -> None:
+    """Moves the committed states of all layers along a path, in closed form, in place."""
+    log_decays = (dt.float() * A[:, None]).cumsum(1)
+    total = log_decays[:, -1:]
+    inputs = ((total - log_decays).exp() * dt.float())[..., None] * x
+    written = torch.einsum("lshp,lshn->lhpn", inputs, _per_head(B, x.shape[2]))
+    committed.mul_(total.exp().mT[..., None]).add_(written)
 
 
 def _per_head(

@@ -128,18 +128,18 @@ def extend_sums(
 
 
 def commit_sums(
-    x: Float[Tensor, "path channels"],
-    dt: Float[Tensor, "path channels"],
-    A: Float[Tensor, "channels state_dim"],
-    B: Float[Tensor, "path state_dim"],
-    committed: Float[Tensor, "channels state_dim"],
-) -> Float[Tensor, "channels state_dim"]:
-    """Returns the state after a path in closed form, from the inputs along it."""
-    dt = dt.float()
-    remaining = dt.sum(0) - dt.cumsum(0)
-    decays = torch.exp(remaining[..., None] * A)
-    written = torch.einsum("scn,sc,sn->cn", decays, dt * x, B.float())
-    return torch.exp(dt.sum(0)[:, None] * A) * committed + written
+    x: Float[Tensor, "layers path channels"],
+    dt: Float[Tensor, "layers path channels"],
+    A: Float[Tensor, "layers channels state_dim"],
+    B: Float[Tensor, "layers path state_dim"],
+    committed: Float[Tensor, "layers channels state_dim"],
+) -> None:
+    """Moves the committed states of all layers along a path, in closed form, in place."""
+    elapsed = dt.float().cumsum(1)
+    total = elapsed[:, -1:]
+    decays = torch.exp((total - elapsed)[..., None] * A[:, None])
+    written = torch.einsum("lscn,lsc,lsn->lcn", decays, dt.float() * x, B.float())
+    committed.mul_(torch.exp(total.mT * A)).add_(written)
 
 
 def levels(parents: list[int], first: int) -> list[list[int]]:

@@ -1,0 +1,230 @@
+"""The compiled networks against the readable ones, and their bits against themselves."""
+
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from treesnake.errors import InvalidInputError
+from treesnake.models.mamba import Mamba, MambaConfig
+from treesnake.models.mamba2 import Mamba2, Mamba2Config
+from treesnake.models.state_space_cpu import CpuMamba, CpuMamba2, to_cpu
+from treesnake.states.branching import PathSums, StateCopies
+
+VOCAB = 50
+ARCHITECTURES = ["mamba", "mamba2"]
+BRANCHINGS = [StateCopies, PathSums]
+Branching = type[StateCopies] | type[PathSums]
+
+each_way = pytest.mark.parametrize("branching", BRANCHINGS)
+each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+@cache
+def tiny_network(architecture: str) -> Mamba | Mamba2:
+    """No width is a multiple of a vector's, and everything has a bias."""
+    torch.manual_seed(0)
+    if architecture == "mamba":
+        network: Mamba | Mamba2 = Mamba(
+            MambaConfig(
+                vocab_size=VOCAB,
+                hidden_size=20,
+                num_layers=2,
+                state_dim=10,
+                time_step_rank=3,
+                use_bias=True,
+                tie_embeddings=False,
+            )
+        )
+    else:
+        network = Mamba2(
+            Mamba2Config(
+                vocab_size=VOCAB,
+                hidden_size=20,
+                num_layers=2,
+                num_heads=4,
+                head_dim=10,
+                num_groups=2,
+                state_dim=20,
+                use_bias=True,
+                tie_embeddings=False,
+            )
+        )
+    for name, parameter in network.named_parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+        if name.endswith(("dt_bias", "dt_proj.bias")):
+            parameter.data += 2
+    return network.eval()
+
+
+@cache
+def compiled(architecture: str, dtype: torch.dtype = torch.float32) -> CpuMamba | CpuMamba2:
+    return to_cpu(tiny_network(architecture), dtype)
+
+
+def text(length: int, seed: int) -> list[int]:
+    random = torch.Generator().manual_seed(seed)
+    return torch.randint(0, VOCAB, (length,), generator=random).tolist()
+
+
+def path_to(node: int, parents: list[int]) -> list[int]:
+    path = [node]
+    while parents[path[0]] >= 0:
+        path.insert(0, parents[path[0]])
+    return path
+
+
+@each_way
+@each_architecture
+@settings(max_examples=25)
+@given(data=st.data(), prompt_length=st.integers(0, 300), num_rounds=st.integers(1, 3))
+def test_compiled_networks_equal_readable_ones(
+    architecture: str,
+    branching: Branching,
+    data: st.DataObject,
+    prompt_length: int,
+    num_rounds: int,
+) -> None:
+    readable, fast = tiny_network(architecture), compiled(architecture)
+    expected, state = readable.new_state(branching), fast.new_state(branching)
+    prompt = text(prompt_length, seed=1)
+    readable.prefill(prompt, expected)
+    fast.prefill(prompt, state, chunk=data.draw(st.integers(1, 150), label="chunk"))
+    for _ in range(num_rounds):
+        num_nodes = data.draw(st.integers(1, 12), label="nodes")
+        parents = [-1] + [data.draw(st.integers(0, node - 1)) for node in range(1, num_nodes)]
+        tokens, first = text(num_nodes, seed=num_nodes), 0
+        while first < num_nodes:
+            end = data.draw(st.integers(first + 1, num_nodes))
+            torch.testing.assert_close(
+                fast.extend(tokens[first:end], parents[first:end], state),
+                readable.extend(tokens[first:end], parents[first:end], expected),
+                rtol=1e-4,
+                atol=1e-4,
+            )
+            first = end
+        path = path_to(data.draw(st.integers(0, num_nodes - 1), label="accepted"), parents)
+        pending = text(data.draw(st.integers(0, 2), label="pending"), seed=2)
+        state.commit(path, pending)
+        expected.commit(path, pending)
+        assert state.length == expected.length
+
+
+@each_way
+@each_architecture
+def test_a_node_has_the_same_bits_however_many_are_run_with_it(
+    architecture: str, branching: Branching
+) -> None:
+    network = compiled(architecture)
+    parents = [-1, 0, 0, 1, 1, 2, 3, 3, 6, 5, 5]
+    tokens = text(len(parents), seed=3)
+    state = network.new_state(branching)
+    network.prefill(text(30, seed=4), state)
+    at_once = network.extend(tokens, parents, state)
+    state.clear_tree()
+    one_by_one = [
+        network.extend([token], [parent], state)
+        for token, parent in zip(tokens, parents, strict=True)
+    ]
+    assert torch.equal(at_once, torch.cat(one_by_one))
+    state.clear_tree()
+    path = path_to(8, parents)
+    chain = network.extend([tokens[node] for node in path], range(-1, len(path) - 1), state)
+    assert torch.equal(chain, at_once[path])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "branching"),
+    [("mamba", StateCopies), ("mamba", PathSums), ("mamba2", StateCopies)],
+)
+def test_a_text_leaves_the_same_bits_however_it_was_run(
+    architecture: str, branching: Branching
+) -> None:
+    network = compiled(architecture)
+    tokens = text(40, seed=5)
+    whole, stepped = network.new_state(branching), network.new_state(branching)
+    network.prefill(tokens, whole, chunk=17)
+    for token in tokens:
+        network.extend([token, 1], [-1, 0], stepped)
+        stepped.commit([0])
+    assert torch.equal(whole.recurrent, stepped.recurrent)
+    assert torch.equal(whole.history, stepped.history)
+    first, second = (network.extend([3], [-1], state) for state in (whole, stepped))
+    assert torch.equal(first, second)
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    network = compiled("mamba2")
+    results = []
+    for num_threads in (1, 2, 3):
+        torch.set_num_threads(num_threads)
+        try:
+            state = network.new_state()
+            network.prefill(text(20, seed=6), state)
+            logits = [network.extend(text(3, seed=7), [-1, 0, 0], state)]
+            state.commit([0, 2])
+            logits.append(network.extend([4], [-1], state))
+        finally:
+            torch.set_num_threads(1)
+        results.append(torch.cat(logits))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.slow
+@each_architecture
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2), (torch.int8, 5e-2)]
+)
+def test_rounded_weights_give_nearly_the_same_logits(
+    architecture: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    readable, fast = tiny_network(architecture), compiled(architecture, dtype)
+    assert fast.num_bytes < compiled(architecture).num_bytes
+    expected, state = readable.new_state(), fast.new_state()
+    for network, one_state in ((readable, expected), (fast, state)):
+        network.prefill(text(50, seed=8), one_state)
+    tokens, parents = text(5, seed=9), [-1, 0, 0, 1, 2]
+    torch.testing.assert_close(
+        fast.extend(tokens, parents, state),
+        readable.extend(tokens, parents, expected),
+        rtol=0,
+        atol=tolerance,
+    )
+
+
+@each_architecture
+def test_a_draft_vocabulary_gives_the_logits_of_its_tokens(architecture: str) -> None:
+    network = tiny_network(architecture)
+    kept = torch.tensor([7, 3, 49])
+    restricted = to_cpu(network, draft_vocab=kept)
+    logits = restricted.extend([1, 2], [-1, 0], restricted.new_state())
+    whole = compiled(architecture).extend([1, 2], [-1, 0], compiled(architecture).new_state())
+    assert torch.equal(logits, whole[:, kept])
+    with pytest.raises(InvalidInputError, match=f"within the network's {VOCAB} tokens"):
+        to_cpu(network, draft_vocab=torch.tensor([-1]))
+
+
+@each_way
+@each_architecture
+def test_the_bytes_of_a_draft_do_not_depend_on_the_length_of_the_text(
+    architecture: str, branching: Branching
+) -> None:
+    network = compiled(architecture)
+    sizes = set()
+    for length in (1, 400):
+        state = network.new_state(branching)
+        network.prefill(text(length, seed=10), state)
+        network.extend(text(5, seed=11), [-1, 0, 0, 0, 1], state)
+        sizes.add(state.num_bytes)
+    assert len(sizes) == 1
+
+
+def test_tied_embeddings_are_in_memory_once() -> None:
+    sizes = {"vocab_size": 4096, "hidden_size": 16, "num_layers": 1}
+    tied = CpuMamba(Mamba(MambaConfig(**sizes, tie_embeddings=True)))
+    untied = CpuMamba(Mamba(MambaConfig(**sizes, tie_embeddings=False)))
+    scale_bytes = 4 * 4096
+    assert untied.num_bytes - tied.num_bytes == 4 * 4096 * 16 + scale_bytes
