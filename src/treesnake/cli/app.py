@@ -35,10 +35,11 @@ def main() -> None:
         sys.exit(2)
 
 
-def _print_version(is_asked: bool) -> None:
+def _print_version(is_asked: bool) -> bool:
     if is_asked:
         print(f"treesnake {version('treesnake')}")
         raise typer.Exit
+    return is_asked
 
 
 @app.callback()

@@ -98,12 +98,15 @@ def load_target(
     if engine not in get_args(EngineName):
         names = ", ".join(get_args(EngineName))
         raise InvalidInputError(f"unknown engine {engine!r}; choose one of {names}")
+    if engine == "generic" and dtype == "int8":
+        raise InvalidInputError("int8 weights are for the native engine; leave the engine at auto")
     check_options(dtype, device, device_map)
     checkpoint = find_checkpoint(name, revision=revision, trust_remote_code=trust_remote_code)
     place = resolve_device(device)
     obstacle = _native_obstacle(checkpoint, dtype, place, device_map)
-    if engine == "native" and obstacle:
-        raise UnsupportedModelError(f"{name} cannot run in the native engine: {obstacle}")
+    if obstacle and (engine == "native" or dtype == "int8"):
+        needed = "the native engine" if engine == "native" else "the native engine, as int8 must"
+        raise UnsupportedModelError(f"{name} cannot run in {needed}: {obstacle}")
     if engine == "auto" and place.type != "cpu":
         obstacle = obstacle or "the default for this device"
     if engine == "generic":

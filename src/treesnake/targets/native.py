@@ -66,9 +66,9 @@ class NativeTarget:
         if not bool(logits.amax(-1).isfinite().all()):
             layer = self._state.network.find_broken_layer(tree.token_ids)
             raise BrokenModelError(
-                f"the target's logits are not finite, and the first to give none is "
-                f"{layer or 'a layer that sees the whole text'}: its weights are broken, or too "
-                "large for their dtype; load them anew or choose float32"
+                f"the target's logits are no numbers: {layer or 'a layer that sees the whole text'}"
+                " is the first part of it whose output is not finite; its weights are broken, or "
+                "too large for their dtype; load them anew or choose float32"
             )
         return logits
 
