@@ -84,6 +84,8 @@ def _ask(console: Console) -> str | None:
             console.print()
             continue
         except EOFError:
+            if sys.stdin.isatty():
+                console.print()  # what comes next begins on a line of its own
             return None
         if line:
             return line
