@@ -1,6 +1,7 @@
 """Probabilities against a naive definition and transformers' own filters; the laws of TorchRng."""
 
 from itertools import permutations
+from typing import Any
 
 import pytest
 import torch
@@ -141,7 +142,7 @@ def test_half_precision_is_widened_before_anything_else() -> None:
         ({"min_p": 1.1}, "min_p"),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(values: dict, message: str) -> None:
+def test_values_out_of_range_are_refused_by_name(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         SamplingParams(**values)
 

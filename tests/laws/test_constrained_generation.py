@@ -52,7 +52,7 @@ def balanced_tokens(prefix: Sequence[int]) -> Tensor:
 
 def is_balanced(text: Sequence[int]) -> bool:
     depths = [text[:end].count(OPEN) - text[:end].count(CLOSE) for end in range(len(text) + 1)]
-    return 0 <= min(depths) and max(depths) <= 2 and (END not in text or depths[-1] == 0)
+    return min(depths) >= 0 and max(depths) <= 2 and (END not in text or depths[-1] == 0)
 
 
 def run(

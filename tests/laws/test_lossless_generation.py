@@ -183,7 +183,7 @@ def assert_drawn_from(counts: Counter[tuple[int, ...]], law: Law) -> None:
     assert statistic < chi_square_bound(len(frequent) - 1)
 
 
-NUM_TEXTS = 500
+NUM_TEXTS = 400
 
 
 @pytest.mark.parametrize(
