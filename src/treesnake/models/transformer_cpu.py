@@ -219,6 +219,7 @@ def _pack_weights(
         embedding_scale=embedding.scale[0],
         head=head.values[0],
         head_scale=head.scale[0],
+        no_bias=np.empty(0, np.float32),
         final_norm=read_final_norm(tensors).float().numpy().copy(),
         inverse_frequencies=np.array(config.inverse_frequencies, np.float32),
         rotates=np.array(config.rotates),

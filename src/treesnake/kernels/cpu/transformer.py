@@ -13,24 +13,26 @@ import numpy as np
 
 from treesnake.kernels.cpu.attention import Scratch, TreeView, attend, keep_row, trace_path
 from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
-from treesnake.kernels.cpu.linear import COLUMN_BLOCK, add_linear_rows, linear_rows, widen_row
+from treesnake.kernels.cpu.linear import linear_rows, widen_row
 from treesnake.kernels.cpu.norm import (
     add_rms_norm_row,
     gate_range,
     inverse_rms,
-    rms_norm_row,
     rotate_range,
     scale_range,
+)
+from treesnake.kernels.cpu.steps import (
+    UNITS_PER_THREAD,
+    add_projection,
+    block_size,
+    norm,
+    project,
 )
 from treesnake.kernels.cpu.team import enter, finish, take, wait
 
 STEPS_PER_LAYER = 8
 OTHER_STEPS = 3
 
-UNITS_PER_THREAD = 4
-"""Units of a step for each thread, if they are large enough, so that no thread waits for long."""
-
-LARGEST_BLOCK = 8 * COLUMN_BLOCK
 QUERY_BLOCK = 24
 """Queries of one unit of attention at most: what bounds the scratch of a thread."""
 
@@ -59,8 +61,9 @@ class Weights(NamedTuple):
     Matrices are (layers, outputs, padded inputs), each with a scale (layers, outputs). Heads are
     padded to `head_stride` and the two halves of `gate_up` to the width of `down`, with rows of
     zeros. `query_norm` and `key_norm` are as wide as what is normed at once, a head or a whole
-    projection, or of width 0; a layer that does not rotate its heads does not know positions. The
-    norms of attention and MLP come before them, or after them with `Settings.norms_outputs`.
+    projection, or of width 0; `no_bias` is of width 0. A layer that does not rotate its heads does
+    not know positions. The norms of attention and MLP come before them, or after them with
+    `Settings.norms_outputs`.
     """
 
     embedding: np.ndarray
@@ -81,6 +84,7 @@ class Weights(NamedTuple):
     final_norm: np.ndarray
     head: np.ndarray
     head_scale: np.ndarray
+    no_bias: np.ndarray
     inverse_frequencies: np.ndarray
     rotates: np.ndarray
     windows: np.ndarray
@@ -144,43 +148,50 @@ def decode(crew, run):
     for layer in range(settings.num_layers):
         step = _attention(crew, step, run, layer, thread)
         step = _mlp(crew, step, run, layer)
-    final = weights.final_norm
-    step = _norm(crew, step, work.residual, nodes, final, settings.epsilon, work.branch)
+    weight, scale, bias = weights.head, weights.head_scale, weights.no_bias
+    step = norm(crew, step, work.residual, nodes, weights.final_norm, settings.epsilon, work.branch)
     last = work.branch[nodes - run.num_logits :]
-    _project(crew, step, last, run.num_logits, weights.head, weights.head_scale, run.logits)
+    project(crew, step, last, run.num_logits, weight, scale, bias, run.logits)
 
 
 @inlined
 def _attention(crew, step, run, layer, thread):
     settings, weights, work = run.settings, run.weights, run.work
-    nodes, norm = run.tree.token_ids.shape[0], weights.attention_norm[layer]
-    qkv, qkv_scale = weights.qkv[layer], weights.qkv_scale[layer]
-    out, out_scale = weights.attention_out[layer], weights.attention_out_scale[layer]
-    if settings.norms_outputs:
-        step = _project(crew, step, work.residual, nodes, qkv, qkv_scale, work.qkv)
-    else:
-        step = _norm(crew, step, work.residual, nodes, norm, settings.epsilon, work.branch)
-        step = _project(crew, step, work.branch, nodes, qkv, qkv_scale, work.qkv)
+    nodes, epsilon = run.tree.token_ids.shape[0], settings.epsilon
+    norm_weight, inputs = weights.attention_norm[layer], work.residual
+    if not settings.norms_outputs:
+        step = norm(crew, step, work.residual, nodes, norm_weight, epsilon, work.branch)
+        inputs = work.branch
+    weight, scale, bias = weights.qkv[layer], weights.qkv_scale[layer], weights.qkv_bias[layer]
+    step = project(crew, step, inputs, nodes, weight, scale, bias, work.qkv)
     step = _place(crew, step, run, layer)
     step = _attend(crew, step, run, layer, thread)
-    if settings.norms_outputs:
-        step = _project(crew, step, work.attended, nodes, out, out_scale, work.branch)
-        return _add_norm(crew, step, work.branch, nodes, norm, settings.epsilon, work.residual)
-    return _add_projection(crew, step, work.attended, nodes, out, out_scale, work.residual)
+    weight, scale = weights.attention_out[layer], weights.attention_out_scale[layer]
+    return _add_branch(crew, step, run, work.attended, weight, scale, norm_weight)
 
 
 @inlined
 def _mlp(crew, step, run, layer):
     settings, weights, work = run.settings, run.weights, run.work
-    nodes, norm = run.tree.token_ids.shape[0], weights.mlp_norm[layer]
-    down, down_scale = weights.down[layer], weights.down_scale[layer]
-    if settings.norms_outputs:
-        step = _gate(crew, step, work.residual, nodes, weights, layer, work)
-        step = _project(crew, step, work.gated, nodes, down, down_scale, work.branch)
-        return _add_norm(crew, step, work.branch, nodes, norm, settings.epsilon, work.residual)
-    step = _norm(crew, step, work.residual, nodes, norm, settings.epsilon, work.branch)
-    step = _gate(crew, step, work.branch, nodes, weights, layer, work)
-    return _add_projection(crew, step, work.gated, nodes, down, down_scale, work.residual)
+    nodes, epsilon = run.tree.token_ids.shape[0], settings.epsilon
+    norm_weight, inputs = weights.mlp_norm[layer], work.residual
+    if not settings.norms_outputs:
+        step = norm(crew, step, work.residual, nodes, norm_weight, epsilon, work.branch)
+        inputs = work.branch
+    step = _gate(crew, step, inputs, nodes, weights, layer, work)
+    weight, scale = weights.down[layer], weights.down_scale[layer]
+    return _add_branch(crew, step, run, work.gated, weight, scale, norm_weight)
+
+
+@inlined
+def _add_branch(crew, step, run, x, weight, scale, norm_weight):
+    """Ends attention or MLP: projects, norms if that comes here, and adds to the residual."""
+    nodes, epsilon, bias = run.tree.token_ids.shape[0], run.settings.epsilon, run.weights.no_bias
+    residual, branch = run.work.residual, run.work.branch
+    if not run.settings.norms_outputs:
+        return add_projection(crew, step, x, nodes, weight, scale, bias, residual)
+    step = project(crew, step, x, nodes, weight, scale, bias, branch)
+    return _add_norm(crew, step, branch, nodes, norm_weight, epsilon, residual)
 
 
 @inlined
@@ -210,15 +221,6 @@ def _view(run):
 
 
 @kernel
-def _norm(crew, step, x, nodes, weight, epsilon, out):
-    node = take(crew, step)
-    while node < nodes:
-        rms_norm_row(x, node, weight, epsilon, out)
-        node = finish(crew, step)
-    return wait(crew, step, nodes)
-
-
-@kernel
 def _add_norm(crew, step, x, nodes, weight, epsilon, out):
     node = take(crew, step)
     while node < nodes:
@@ -227,45 +229,12 @@ def _add_norm(crew, step, x, nodes, weight, epsilon, out):
     return wait(crew, step, nodes)
 
 
-@kernel
-def _block(num_outputs, crew):
-    """Returns how many outputs a unit has: whole tiles, and enough units for every thread."""
-    block = num_outputs // (UNITS_PER_THREAD * crew.size) // COLUMN_BLOCK * COLUMN_BLOCK
-    return min(max(block, COLUMN_BLOCK), LARGEST_BLOCK)
-
-
-@kernel
-def _project(crew, step, x, nodes, weight, scale, out):
-    outputs = weight.shape[0]
-    block = _block(outputs, crew)
-    units = (outputs + block - 1) // block
-    unit = take(crew, step)
-    while unit < units:
-        begin = unit * block
-        linear_rows(x, nodes, weight, begin, min(begin + block, outputs), out, scale)
-        unit = finish(crew, step)
-    return wait(crew, step, units)
-
-
-@kernel
-def _add_projection(crew, step, x, nodes, weight, scale, out):
-    outputs = weight.shape[0]
-    block = _block(outputs, crew)
-    units = (outputs + block - 1) // block
-    unit = take(crew, step)
-    while unit < units:
-        begin = unit * block
-        add_linear_rows(x, nodes, weight, begin, min(begin + block, outputs), out, scale)
-        unit = finish(crew, step)
-    return wait(crew, step, units)
-
-
 @inlined
 def _gate(crew, step, x, nodes, weights, layer, work):
     """Computes silu(gate) * up: a unit is the same outputs of both."""
     weight, scale = weights.gate_up[layer], weights.gate_up_scale[layer]
     width = weight.shape[0] // 2
-    block = _block(width, crew)
+    block = block_size(width, crew)
     units = (width + block - 1) // block
     unit = take(crew, step)
     while unit < units:
@@ -293,11 +262,9 @@ def _place(crew, step, run, layer):
 @inlined
 def _place_node(run, layer, node):
     settings, weights, tree, work = run.settings, run.weights, run.tree, run.work
-    qkv, bias, stride = work.qkv, weights.qkv_bias[layer], settings.head_stride
+    qkv, stride = work.qkv, settings.head_stride
     keys_begin = settings.num_heads * stride
     values_begin = keys_begin + settings.num_kv_heads * stride
-    for place in range(bias.shape[0]):
-        qkv[node, place] += bias[place]
     _norm_heads(qkv, node, 0, keys_begin, weights.query_norm[layer], settings)
     _norm_heads(qkv, node, keys_begin, values_begin, weights.key_norm[layer], settings)
     for begin in range(0, values_begin if weights.rotates[layer] else 0, stride):
