@@ -20,9 +20,9 @@ from facts import facts, read_questions, write_result
 from transformers import PreTrainedModel
 
 from treesnake import SpeculativeDecoder
+from treesnake.loading.pretrained import load_pretrained
 from treesnake.search.static import StaticSearch
 from treesnake.shape import Shape, parse_shape
-from treesnake.targets.load import load_pretrained
 
 NEW_TOKENS = 64
 REFERENCE = "transformers"

@@ -23,12 +23,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from treesnake import SpeculativeDecoder
 from treesnake.drafters.ngram import NgramDrafterModel
+from treesnake.loading.checkpoint import end_token_ids
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.prompt import Prompt
 from treesnake.protocols import Target
-from treesnake.targets.checkpoint import end_token_ids
-from treesnake.targets.engines import load_target
+from treesnake.targets.load import load_target
 from treesnake.targets.native import NativeTargetModel
 from treesnake.tree import TokenTree
 
@@ -69,9 +69,9 @@ def main() -> None:
 def _measure(target: str, engine: str, dtype: str) -> dict[str, Any]:
     _run_tiny(dtype)
     before = psutil.Process().memory_info().rss
-    loaded = load_target(target, dtype=dtype, device="cpu", engine=engine)
+    model, loaded = load_target(target, dtype=dtype, device="cpu", engine=engine)
     decoder = SpeculativeDecoder(
-        loaded.model,
+        model,
         NgramDrafterModel(),
         tokenizer=loaded.checkpoint.tokenizer,
         end_token_ids=end_token_ids(loaded.checkpoint),

@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import StoppingCriteria
 
+from treesnake.loading.pretrained import load_pretrained
+from treesnake.loading.smollm import find_gguf
 from treesnake.prompt import Prompt
 from treesnake.protocols import Target
-from treesnake.targets.engines import load_target
-from treesnake.targets.load import load_pretrained
-from treesnake.targets.smollm import find_gguf
+from treesnake.targets.load import load_target
 from treesnake.tree import TokenTree
 
 QUESTION = "Explain in a few paragraphs why the sky is blue and sunsets are red."
@@ -118,7 +118,7 @@ def _methods(target: str, only: list[str] | None) -> tuple[dict[str, Decode], li
 
 
 def _treesnake(target: str, engine: str, dtype: str, prompt: list[int]) -> Decode:
-    model = load_target(target, dtype=dtype, device="cpu", engine=engine).model
+    model, _ = load_target(target, dtype=dtype, device="cpu", engine=engine)
 
     def decode(num_tokens: int, threads: int) -> list[float]:
         torch.set_num_threads(threads)
@@ -234,7 +234,7 @@ def _scoring(
     ]:
         if only is not None and not any(part in f"treesnake {engine} {dtype}" for part in only):
             continue
-        model = load_target(target, dtype=dtype, device="cpu", engine=engine).model
+        model, _ = load_target(target, dtype=dtype, device="cpu", engine=engine)
         session = model.new_session()
         session.prefill(Prompt.of(prompt))
         for number in threads:

@@ -18,13 +18,16 @@ from treesnake import (
 )
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
+from treesnake.loading.networks import LoadedNetwork
+from treesnake.loading.pretrained import load_pretrained
+from treesnake.protocols import TargetModel
 from treesnake.shape import Shape
-from treesnake.targets.engines import LoadedTarget, load_target
-from treesnake.targets.load import load_pretrained
+from treesnake.targets.load import load_target
 
 NUM_NEW = 20
 QUESTION = [{"role": "user", "content": "Repeat after me: one two three one two three one"}]
-Load = Callable[..., LoadedTarget]
+Loaded = tuple[TargetModel, LoadedNetwork]
+Load = Callable[..., Loaded]
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +38,12 @@ def load() -> Load:
     )
 
 
-def decoder(loaded: LoadedTarget, shape: Shape | None = chain(4)) -> SpeculativeDecoder:  # noqa: B008
-    tokenizer: Any = loaded.checkpoint.tokenizer
+def decoder(loaded: Loaded, shape: Shape | None = chain(4)) -> SpeculativeDecoder:  # noqa: B008
+    model, network = loaded
+    tokenizer: Any = network.checkpoint.tokenizer
     drafter = NoDrafterModel() if shape is None else NgramDrafterModel(shortest=1)
     search = StaticSearch(shape or chain(0))
-    return SpeculativeDecoder(loaded.model, drafter, tokenizer=tokenizer, new_search=lambda: search)
+    return SpeculativeDecoder(model, drafter, tokenizer=tokenizer, new_search=lambda: search)
 
 
 @pytest.mark.parametrize(

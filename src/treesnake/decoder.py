@@ -9,6 +9,9 @@ from treesnake.constraints import Constraint
 from treesnake.drafters.load import PROMPT_LOOKUP, check_drafter_name, load_drafter
 from treesnake.errors import InvalidInputError
 from treesnake.generate import generate
+from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
+from treesnake.loading.networks import EngineName
+from treesnake.loading.pretrained import DeviceMap, DtypeName
 from treesnake.outcome import FinishReason, Generation, Step
 from treesnake.prompt import Prompt
 from treesnake.protocols import (
@@ -23,9 +26,7 @@ from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.search.static import StaticSearch
 from treesnake.shape import chain
 from treesnake.stopping import EndTokens, StopRule, StopStrings
-from treesnake.targets.checkpoint import DEFAULT_MODEL, end_token_ids
-from treesnake.targets.engines import EngineName, load_target
-from treesnake.targets.load import DeviceMap, DtypeName
+from treesnake.targets.load import load_target
 from treesnake.text import TextAssembler
 
 DEFAULT_SHAPE = chain(4)
@@ -195,7 +196,7 @@ class SpeculativeDecoder:
             target: a name on the hub, a folder, a GGUF file, or "smollm2", which is a package.
             drafter: "prompt-lookup", "none" for plain decoding, or a model by name or folder that
                 has the target's tokenizer; see `treesnake.drafters.load.load_drafter`.
-            dtype: of the target's weights; see `treesnake.targets.engines.load_target`.
+            dtype: of the target's weights; see `treesnake.loading.networks.load_attention_network`.
             device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is.
             engine: "native", "generic", or "auto".
             device_map: spreads the layers over several devices, as in accelerate.
@@ -209,7 +210,7 @@ class SpeculativeDecoder:
             InvalidInputError: for names and options that do not exist or contradict each other.
         """
         check_drafter_name(drafter)
-        loaded = load_target(
+        model, loaded = load_target(
             target,
             dtype=dtype,
             device=device,
@@ -219,7 +220,7 @@ class SpeculativeDecoder:
             trust_remote_code=trust_remote_code,
         )
         return cls(
-            loaded.model,
+            model,
             load_drafter(drafter, target=loaded.checkpoint, device=device),
             tokenizer=cast(Tokenizer, loaded.checkpoint.tokenizer),
             end_token_ids=end_token_ids(loaded.checkpoint),

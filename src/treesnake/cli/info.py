@@ -15,7 +15,7 @@ from rich.text import Text
 
 from treesnake.cli import options
 from treesnake.cli.opening import loading
-from treesnake.targets.engines import load_target
+from treesnake.loading.networks import load_attention_network
 
 PACKAGES = (
     "treesnake",
@@ -44,7 +44,7 @@ def info(
     facts: dict[str, Any] = {"machine": _machine(), "packages": _packages()}
     if target is not None:
         with loading(target):
-            loaded = load_target(
+            loaded = load_attention_network(
                 target,
                 dtype=dtype,
                 device=device,

@@ -12,10 +12,10 @@ from rich.control import Control
 from rich.segment import ControlType
 
 from treesnake.decoder import SpeculativeDecoder
+from treesnake.loading.networks import EngineName
+from treesnake.loading.pretrained import DtypeName
 from treesnake.search.static import StaticSearch
 from treesnake.shape import parse_shape
-from treesnake.targets.engines import EngineName
-from treesnake.targets.load import DtypeName
 
 
 def open_decoder(

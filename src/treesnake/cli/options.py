@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from treesnake.targets.engines import EngineName
-from treesnake.targets.load import DtypeName
+from treesnake.loading.networks import EngineName
+from treesnake.loading.pretrained import DtypeName
 
 Target = Annotated[
     str,

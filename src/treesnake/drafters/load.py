@@ -23,13 +23,11 @@ from treesnake.drafters.vocabulary import (
     share_tokens,
 )
 from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
+from treesnake.loading.checkpoint import DEFAULT_MODEL, Checkpoint, locate
+from treesnake.loading.networks import load_attention_network
+from treesnake.loading.pretrained import DtypeName, check_options, resolve_device
 from treesnake.models.checkpoint import CONFIG_FILE, TOKENIZER_FILES, load_network
-from treesnake.models.hf_attention import HfAttention
-from treesnake.models.transformer import Transformer
 from treesnake.protocols import DrafterModel
-from treesnake.targets.checkpoint import DEFAULT_MODEL, Checkpoint, locate
-from treesnake.targets.engines import load_target
-from treesnake.targets.load import DtypeName, check_options, resolve_device
 
 PROMPT_LOOKUP = "prompt-lookup"
 NO_DRAFTER = "none"
@@ -152,17 +150,11 @@ def _load_transformer(
     window: int | None,
     tokens: Tokens,
 ) -> TransformerDrafterModel:
-    loaded = load_target(name, dtype=dtype, device=device)
-    network = getattr(loaded.model, "network", None)
-    if not isinstance(network, Transformer | HfAttention):
-        raise UnsupportedModelError(
-            f"{name} is a {loaded.checkpoint.config.model_type}; drafters are Mamba, Mamba-2 and "
-            "models that attend"
-        )
+    loaded = load_attention_network(name, dtype=dtype, device=device)
     vocabulary = _vocabulary(
         loaded.checkpoint.tokenizer, _vocab_size(loaded.checkpoint), target, tokens
     )
-    return TransformerDrafterModel(network, vocabulary, window)
+    return TransformerDrafterModel(loaded.network, vocabulary, window)
 
 
 def _vocabulary(

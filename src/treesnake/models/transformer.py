@@ -45,6 +45,16 @@ class Transformer:
         self._engine = _load_engine(config, tensors, dtype, device)
 
     @property
+    def vocab_size(self) -> int:
+        """The number of tokens that there are logits for."""
+        return self.config.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        """The number of tokens that fit."""
+        return self.config.context_length
+
+    @property
     def num_bytes(self) -> int:
         """The bytes of the weights in memory."""
         return self._engine.num_bytes

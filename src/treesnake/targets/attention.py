@@ -18,14 +18,15 @@ class AttentionTargetModel:
 
     Args:
         model: a decoder with a language-model head; see `HfAttention` for what else it must be.
+            Or the network that was made of it already.
 
     Raises:
         UnsupportedModelError: if the model cannot score trees, with the reason.
         InvalidInputError: if the model is in training mode.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.network = HfAttention(model)
+    def __init__(self, model: PreTrainedModel | HfAttention) -> None:
+        self.network = model if isinstance(model, HfAttention) else HfAttention(model)
 
     def new_session(self) -> "AttentionTarget":
         """Returns a session with an empty cache."""

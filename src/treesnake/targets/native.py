@@ -33,17 +33,17 @@ class NativeTarget:
 
     def __init__(self, state: TransformerState) -> None:
         self._state = state
-        self._config = state.network.config
+        self._network = state.network
 
     @property
     def vocab_size(self) -> int:
         """The number of tokens that `score` gives logits for."""
-        return self._config.vocab_size
+        return self._network.vocab_size
 
     @property
     def context_length(self) -> int:
         """The number of tokens that fit."""
-        return self._config.context_length
+        return self._network.context_length
 
     def prefill(self, prompt: Prompt) -> None:
         """Makes the state hold every token of the prompt but the last.
@@ -64,7 +64,7 @@ class NativeTarget:
         self._state.commit([])
         logits = self._state.extend(tree.tokens, tree.parent_list)
         if not bool(logits.amax(-1).isfinite().all()):
-            layer = self._state.network.find_broken_layer(tree.token_ids)
+            layer = self._network.find_broken_layer(tree.token_ids)
             raise BrokenModelError(
                 f"the target's logits are no numbers: {layer or 'a layer that sees the whole text'}"
                 " is the first part of it whose output is not finite; its weights are broken, or "

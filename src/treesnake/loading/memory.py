@@ -6,8 +6,8 @@ import psutil
 import torch
 
 from treesnake.errors import LoadError
+from treesnake.loading.checkpoint import Checkpoint
 from treesnake.models.weights import Weights
-from treesnake.targets.checkpoint import Checkpoint
 
 CGROUP = Path("/sys/fs/cgroup")
 

@@ -17,10 +17,9 @@ from transformers import (
 )
 
 from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
-from treesnake.models.weights import INDEX_FILE, SINGLE_FILE
-from treesnake.targets import load
-from treesnake.targets.checkpoint import find_checkpoint
-from treesnake.targets.load import (
+from treesnake.loading import pretrained as load
+from treesnake.loading.checkpoint import find_checkpoint
+from treesnake.loading.pretrained import (
     DtypeName,
     check_options,
     find_model_class,
@@ -29,6 +28,7 @@ from treesnake.targets.load import (
     resolve_device,
     resolve_dtype,
 )
+from treesnake.models.weights import INDEX_FILE, SINGLE_FILE
 
 IDS = torch.arange(40).reshape(1, 40)
 CPU = torch.device("cpu")
@@ -171,7 +171,7 @@ def test_a_model_with_code_of_its_own_is_loaded_when_asked_for(
 def test_too_large_a_model_is_refused_before_it_is_read(
     tiny_llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("treesnake.targets.memory.free_bytes", lambda _device: 1000)
+    monkeypatch.setattr("treesnake.loading.memory.free_bytes", lambda _device: 1000)
     monkeypatch.setattr(load, "find_model_class", Mock())
     with pytest.raises(LoadError, match="GB are free on cpu"):
         load_pretrained(str(tiny_llama_folder), device="cpu")

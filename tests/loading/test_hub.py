@@ -12,9 +12,9 @@ from huggingface_hub.errors import (
 )
 
 from treesnake.errors import LoadError
-from treesnake.targets import hub
-from treesnake.targets.checkpoint import find_checkpoint
-from treesnake.targets.hub import fetch_model
+from treesnake.loading import hub
+from treesnake.loading.checkpoint import find_checkpoint
+from treesnake.loading.hub import fetch_model
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

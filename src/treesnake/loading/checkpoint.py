@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from treesnake.errors import InvalidInputError, LoadError
+from treesnake.loading.hub import fetch_model
+from treesnake.loading.smollm import smollm_folder
 from treesnake.models.gguf import GgufFile
 from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, Weights, open_weights
-from treesnake.targets.hub import fetch_model
-from treesnake.targets.smollm import smollm_folder
 
 DEFAULT_MODEL = "smollm2"
 

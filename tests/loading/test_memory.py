@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from treesnake.errors import LoadError
-from treesnake.targets import memory
-from treesnake.targets.checkpoint import find_checkpoint
-from treesnake.targets.memory import check_memory, free_bytes, weight_bytes
+from treesnake.loading import memory
+from treesnake.loading.checkpoint import find_checkpoint
+from treesnake.loading.memory import check_memory, free_bytes, weight_bytes
 
 CPU = torch.device("cpu")
 

@@ -10,14 +10,14 @@ from transformers import (
 )
 
 from treesnake.errors import InvalidInputError, LoadError
-from treesnake.models.weights import SINGLE_FILE
-from treesnake.targets import checkpoint as checkpoint_module
-from treesnake.targets.checkpoint import (
+from treesnake.loading import checkpoint as checkpoint_module
+from treesnake.loading.checkpoint import (
     DEFAULT_MODEL,
     end_token_ids,
     find_checkpoint,
     locate,
 )
+from treesnake.models.weights import SINGLE_FILE
 
 EditConfig = Callable[..., None]
 

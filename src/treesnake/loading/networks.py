@@ -1,4 +1,4 @@
-"""Chooses the engine that runs a target, and loads it.
+"""Chooses the engine that runs an attention model, and loads it.
 
 *Native* is our own network for the Llama-like majority, with kernels of our own on a CPU. *Generic*
 is the unmodified model of transformers, for every family with attention.
@@ -10,32 +10,34 @@ from typing import Any, Literal, get_args
 import torch
 
 from treesnake.errors import InvalidInputError, UnsupportedModelError
-from treesnake.models.gguf import GgufFile
-from treesnake.models.transformer import Transformer
-from treesnake.models.transformer_config import TransformerConfig, unsupported_reason
-from treesnake.protocols import TargetModel
-from treesnake.targets.attention import AttentionTargetModel
-from treesnake.targets.checkpoint import DEFAULT_MODEL, Checkpoint, find_checkpoint
-from treesnake.targets.load import (
+from treesnake.loading.checkpoint import DEFAULT_MODEL, Checkpoint, find_checkpoint
+from treesnake.loading.memory import check_memory
+from treesnake.loading.pretrained import (
     DeviceMap,
     DtypeName,
     check_options,
     load_checkpoint,
     resolve_device,
 )
-from treesnake.targets.memory import check_memory
-from treesnake.targets.native import NativeTargetModel
+from treesnake.models.gguf import GgufFile
+from treesnake.models.hf_attention import HfAttention
+from treesnake.models.transformer import Transformer
+from treesnake.models.transformer_config import TransformerConfig, unsupported_reason
 
 EngineName = Literal["auto", "native", "generic"]
 
 
+AttentionNetwork = Transformer | HfAttention
+"""What offers the state of a text with a tree on it to targets and drafters."""
+
+
 @dataclass(frozen=True, eq=False)
-class LoadedTarget:
-    """A target in memory.
+class LoadedNetwork:
+    """An attention model in memory.
 
     Attributes:
         checkpoint: where it came from: config, tokenizer, generation config.
-        model: makes sessions.
+        network: the weights, in the engine that runs them.
         engine: "native" or "generic".
         why: the reason for this engine.
         dtype: of the weights.
@@ -44,7 +46,7 @@ class LoadedTarget:
     """
 
     checkpoint: Checkpoint
-    model: TargetModel
+    network: AttentionNetwork
     engine: str
     why: str
     dtype: str
@@ -54,7 +56,6 @@ class LoadedTarget:
     @property
     def description(self) -> dict[str, Any]:
         """What `treesnake info` shows of it."""
-        session = self.model.new_session()
         return {
             "name": self.checkpoint.name,
             "family": self.checkpoint.config.model_type,
@@ -62,12 +63,12 @@ class LoadedTarget:
             "dtype": self.dtype,
             "device": self.device,
             "weights_bytes": self.num_bytes,
-            "vocabulary": session.vocab_size,
-            "context": session.context_length,
+            "vocabulary": self.network.vocab_size,
+            "context": self.network.context_length,
         }
 
 
-def load_target(
+def load_attention_network(
     name: str = DEFAULT_MODEL,
     *,
     dtype: DtypeName = "auto",
@@ -76,8 +77,8 @@ def load_target(
     device_map: DeviceMap | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-) -> LoadedTarget:
-    """Loads a target and chooses its engine.
+) -> LoadedNetwork:
+    """Loads an attention model and chooses its engine.
 
     Args:
         name: "smollm2", a folder, a GGUF file, or a name at the hub.
@@ -138,14 +139,14 @@ def _native_obstacle(
 
 def _load_native(
     checkpoint: Checkpoint, dtype: str, device: torch.device, why: str
-) -> LoadedTarget:
+) -> LoadedNetwork:
     torch_dtype = _native_dtype(checkpoint, dtype)
     check_memory(checkpoint, torch_dtype, device)
     config = TransformerConfig.from_hf(checkpoint.config)
     network = Transformer(config, checkpoint.weights, torch_dtype, device)
-    return LoadedTarget(
+    return LoadedNetwork(
         checkpoint=checkpoint,
-        model=NativeTargetModel(network),
+        network=network,
         engine="native",
         why=why,
         dtype=_name(torch_dtype),
@@ -156,12 +157,12 @@ def _load_native(
 
 def _load_generic(
     checkpoint: Checkpoint, dtype: DtypeName, device: str, device_map: DeviceMap | None, why: str
-) -> LoadedTarget:
+) -> LoadedNetwork:
     pretrained = load_checkpoint(checkpoint, dtype=dtype, device=device, device_map=device_map)
     module = pretrained.model
-    return LoadedTarget(
+    return LoadedNetwork(
         checkpoint=checkpoint,
-        model=AttentionTargetModel(module),
+        network=HfAttention(module),
         engine="generic",
         why=why,
         dtype=_name(module.dtype),

@@ -14,14 +14,14 @@ from transformers import (
 )
 
 from treesnake.errors import LoadError
-from treesnake.models.gguf import GgufFile
-from treesnake.models.weights import open_weights
-from treesnake.targets.conversion import (
+from treesnake.loading.conversion import (
     build_config,
     build_tokenizer,
     convert_gguf,
     hugging_face_name,
 )
+from treesnake.models.gguf import GgufFile
+from treesnake.models.weights import open_weights
 
 WriteGguf = Callable[..., Path]
 

@@ -19,10 +19,10 @@ from transformers import (
 
 from treesnake import SpeculativeDecoder
 from treesnake.errors import InvalidInputError, LoadError, TreesnakeError, UnsupportedModelError
+from treesnake.loading.checkpoint import find_checkpoint
 from treesnake.models.gguf import GgufFile
 from treesnake.targets.attention import AttentionTargetModel
-from treesnake.targets.checkpoint import find_checkpoint
-from treesnake.targets.engines import load_target
+from treesnake.targets.load import load_target
 from treesnake.targets.native import NativeTargetModel
 
 VOCABULARY = {letter: index for index, letter in enumerate("abcdefghijklmnop")}
@@ -63,8 +63,8 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_native_engine_runs_what_it_knows(llama: str) -> None:
-    loaded = load_target(llama, device="cpu")
-    assert isinstance(loaded.model, NativeTargetModel)
+    model, loaded = load_target(llama, device="cpu")
+    assert isinstance(model, NativeTargetModel)
     assert loaded.description["engine"] == "native (fastest for llama)"
     assert loaded.description["dtype"] == "float32"
     assert loaded.description["context"] == 64
@@ -72,15 +72,15 @@ def test_the_native_engine_runs_what_it_knows(llama: str) -> None:
 
 
 def test_the_generic_engine_runs_the_rest_and_says_why(gpt2: str) -> None:
-    loaded = load_target(gpt2, device="cpu")
-    assert isinstance(loaded.model, AttentionTargetModel)
+    model, loaded = load_target(gpt2, device="cpu")
+    assert isinstance(model, AttentionTargetModel)
     assert loaded.engine == "generic"
     assert "gpt2" in loaded.why
 
 
 def test_an_engine_may_be_asked_for(llama: str) -> None:
     for engine in ("native", "generic"):
-        loaded = load_target(llama, device="cpu", engine=engine)
+        _, loaded = load_target(llama, device="cpu", engine=engine)
         assert (loaded.engine, loaded.why) == (engine, "as asked")
 
 
@@ -156,6 +156,6 @@ def test_a_gguf_file_is_not_for_the_native_engine(
     llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gguf = replace(find_checkpoint(llama), weights=EmptyGguf())
-    monkeypatch.setattr("treesnake.targets.engines.find_checkpoint", lambda *_, **__: gguf)
+    monkeypatch.setattr("treesnake.loading.networks.find_checkpoint", lambda *_, **__: gguf)
     with pytest.raises(UnsupportedModelError, match="it reads safetensors, this is a GGUF file"):
         load_target(llama, device="cpu", engine="native")

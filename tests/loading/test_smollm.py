@@ -15,10 +15,10 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from treesnake.errors import LoadError
-from treesnake.targets import conversion, smollm
-from treesnake.targets.checkpoint import end_token_ids, find_checkpoint
-from treesnake.targets.load import Pretrained, load_checkpoint
-from treesnake.targets.smollm import (
+from treesnake.loading import conversion, smollm
+from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
+from treesnake.loading.pretrained import Pretrained, load_checkpoint
+from treesnake.loading.smollm import (
     CACHE_VARIABLE,
     PROVENANCE_FILE,
     cache_folder,

@@ -1,0 +1,260 @@
+"""Loads models with their own weights as unmodified transformers modules."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
+from treesnake.loading.checkpoint import DEFAULT_MODEL, Checkpoint, find_checkpoint
+from treesnake.loading.memory import check_memory
+from treesnake.models.weights import Weights
+
+DtypeName = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+DeviceMap = str | dict[str, int | str]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model in memory, ready for inference: evaluation mode, no gradients."""
+
+    checkpoint: Checkpoint
+    model: PreTrainedModel
+
+    @property
+    def name(self) -> str:
+        """The name that it was asked for by."""
+        return self.checkpoint.name
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The model's config."""
+        return self.checkpoint.config
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with the chat template if there is one."""
+        return self.checkpoint.tokenizer
+
+
+def load_pretrained(
+    name: str = DEFAULT_MODEL,
+    *,
+    dtype: DtypeName = "auto",
+    device: str = "auto",
+    device_map: DeviceMap | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Pretrained:
+    """Finds a model as `find_checkpoint` does and loads it as `load_checkpoint` does."""
+    check_options(dtype, device, device_map)
+    checkpoint = find_checkpoint(name, revision=revision, trust_remote_code=trust_remote_code)
+    return load_checkpoint(checkpoint, dtype=dtype, device=device, device_map=device_map)
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    dtype: DtypeName = "auto",
+    device: str = "auto",
+    device_map: DeviceMap | None = None,
+) -> Pretrained:
+    """Loads a checkpoint into memory as a transformers module.
+
+    Args:
+        checkpoint: a model found by `find_checkpoint`.
+        dtype: "auto" is float32 on a CPU, where half precision is slow, else the checkpoint's own.
+        device: "auto" is the first CUDA device, else Apple's, else the CPU.
+        device_map: spreads the layers over several devices, as in accelerate; excludes `device`.
+
+    Raises:
+        LoadError: if weights are missing or broken, do not fit, or a package is missing.
+        UnsupportedModelError: if it is no language model, or the dtype is int8.
+        InvalidInputError: if options conflict or have unknown values.
+    """
+    check_options(dtype, device, device_map)
+    model_class = find_model_class(checkpoint)
+    place = resolve_device(device)
+    torch_dtype = resolve_dtype(dtype, checkpoint, place)
+    if device_map is None:
+        check_memory(checkpoint, torch_dtype, place)
+    arguments: dict[str, Any] = {
+        "dtype": torch_dtype,
+        "device_map": _direct_placement(place) if device_map is None else device_map,
+        "output_loading_info": True,
+        **_source(checkpoint, spread=device_map is not None),
+    }
+    try:
+        model, report = model_class.from_pretrained(**arguments)
+    except LoadError:
+        raise
+    except Exception as error:
+        raise LoadError(f"transformers cannot load {checkpoint.name}: {error}") from error
+    _check_complete(checkpoint, report["missing_keys"])
+    if device_map is None:
+        model.to(place)
+    model.config.name_or_path = str(checkpoint.path)
+    model.generation_config = checkpoint.generation_config
+    model.requires_grad_(False).eval()
+    return Pretrained(checkpoint, model)
+
+
+def check_options(dtype: str, device: str, device_map: DeviceMap | None) -> None:
+    """Checks what can be checked before a model is looked for.
+
+    Raises:
+        InvalidInputError: if an option has an unknown value, or options conflict.
+        LoadError: if a package is missing.
+    """
+    if dtype not in get_args(DtypeName):
+        names = ", ".join(get_args(DtypeName))
+        raise InvalidInputError(f"unknown dtype {dtype!r}; choose one of {names}")
+    if device_map is None:
+        return
+    if device != "auto":
+        raise InvalidInputError("device and device_map exclude each other; give one of them")
+    if not _has_accelerate():
+        raise LoadError("device_map needs the package accelerate; install treesnake[multi-gpu]")
+
+
+def resolve_device(device: str) -> torch.device:
+    """Returns the device of a name such as "cpu", "cuda", "cuda:1", "mps" or "auto".
+
+    Raises:
+        InvalidInputError: if there is no such device here.
+    """
+    if device == "auto":
+        return torch.device(_best_device())
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidInputError(f"unknown device {device!r}; try cpu, cuda, mps or auto") from error
+    counts = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    count = counts.get(found.type, 0)
+    if (found.index or 0) >= count:
+        here = ", ".join(f"{number} x {kind}" for kind, number in counts.items() if number)
+        raise InvalidInputError(f"there is no device {device!r} here; found: {here}")
+    return found
+
+
+def resolve_dtype(dtype: DtypeName, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
+    """Returns the dtype that a transformers module gets.
+
+    Raises:
+        UnsupportedModelError: for int8, which is not a dtype of these modules.
+    """
+    if dtype == "int8":
+        raise UnsupportedModelError(
+            f"int8 weights exist in the native CPU engine only; load {checkpoint.name} with that, "
+            "or choose float32, float16 or bfloat16"
+        )
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    stored = checkpoint.config.get_text_config().dtype
+    if device.type == "cpu" or not isinstance(stored, torch.dtype):
+        return torch.float32
+    return stored
+
+
+def find_model_class(checkpoint: Checkpoint) -> Any:
+    """Returns the transformers class of a language model, or of one that also sees images.
+
+    Raises:
+        UnsupportedModelError: for encoders, and models of an encoder and a decoder.
+    """
+    config = checkpoint.config
+    if checkpoint.trust_remote_code and hasattr(config, "auto_map"):
+        return AutoModelForCausalLM
+    if not config.is_encoder_decoder:
+        for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+            if type(config) in mapping:
+                return _named_class(mapping[type(config)], config.architectures)
+    raise UnsupportedModelError(
+        f"{checkpoint.name} has the model type {config.model_type!r}, which is no decoder-only "
+        "language model"
+    )
+
+
+class _StoredTensor:
+    """A tensor that is read from disk when transformers slices it, as it slices lazily read files.
+
+    So at most a few tensors are in memory in both the stored and the wanted dtype. The usual way
+    maps the file, whose pages count as resident until loading ends.
+    """
+
+    def __init__(self, read: Callable[[], Tensor]) -> None:
+        self._read = read
+
+    def __getitem__(self, _index: object) -> Shaped[Tensor, "..."]:
+        return self._read()
+
+
+def _source(checkpoint: Checkpoint, *, spread: bool) -> dict[str, Any]:
+    """Returns the arguments by which transformers reads the weights."""
+    gguf = checkpoint.gguf_file
+    if gguf is not None:
+        return {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    quantised = getattr(checkpoint.config, "quantization_config", None) is not None
+    if quantised or spread or checkpoint.trust_remote_code:
+        return {
+            "pretrained_model_name_or_path": checkpoint.path,
+            "use_safetensors": True,
+            "trust_remote_code": checkpoint.trust_remote_code,
+        }
+    weights = checkpoint.weights
+    assert isinstance(weights, Weights)
+    return {
+        "pretrained_model_name_or_path": None,
+        "config": checkpoint.config,
+        "state_dict": {name: _StoredTensor(partial(weights.__getitem__, name)) for name in weights},
+    }
+
+
+def _direct_placement(device: torch.device) -> dict[str, torch.device] | None:
+    """Returns a map that sends each tensor straight to its device, where accelerate is there."""
+    if device.type == "cpu" or not _has_accelerate():
+        return None
+    return {"": device}
+
+
+def _named_class(classes: Any, architectures: list[str] | None) -> Any:
+    """Returns the class that a config names, where a model type has several, else the first."""
+    if isinstance(classes, type):
+        return classes
+    return next((each for each in classes if each.__name__ in (architectures or [])), classes[0])
+
+
+def _check_complete(checkpoint: Checkpoint, missing: set[str]) -> None:
+    """Refuses what transformers would fill with random numbers."""
+    if missing:
+        raise LoadError(
+            f"{checkpoint.path} lacks {len(missing)} tensors of a {checkpoint.config.model_type} "
+            f"model, {min(missing)} first; is it complete, and does its config belong to it?"
+        )
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _has_accelerate() -> bool:
+    return find_spec("accelerate") is not None
