@@ -5,7 +5,9 @@ what is chosen. Text kernels (`causal_conv`, `scan`) are differentiable in every
 axes; tree kernels are for one sequence and for inference.
 """
 
-from typing import Protocol, runtime_checkable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -103,16 +105,27 @@ class SsmKernels(Protocol):
         ...
 
 
+Kernels = TypeVar("Kernels", ConvKernels, SsmKernels)
+
+
 def conv_kernels(device: torch.device) -> ConvKernels:
     """Returns the short causal convolution for a device."""
-    return cpu_conv if device.type == "cpu" else reference_conv
+    return _choose("conv", device, cpu_conv, reference_conv)
 
 
 def ssm_kernels(device: torch.device) -> SsmKernels:
     """Returns the selective state space of Mamba-1 for a device."""
-    return cpu_ssm if device.type == "cpu" else reference_ssm
+    return _choose("ssm", device, cpu_ssm, reference_ssm)
 
 
 def ssd_kernels(device: torch.device) -> SsmKernels:
     """Returns the state space dual of Mamba-2 for a device."""
-    return cpu_ssd if device.type == "cpu" else reference_ssd
+    return _choose("ssd", device, cpu_ssd, reference_ssd)
+
+
+def _choose(name: str, device: torch.device, on_cpu: Kernels, elsewhere: Kernels) -> Kernels:
+    if device.type == "cpu":
+        return on_cpu
+    if device.type == "cuda" and find_spec("triton"):
+        return cast("Kernels", import_module(f"treesnake.kernels.triton.{name}"))
+    return elsewhere

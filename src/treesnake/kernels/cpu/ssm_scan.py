@@ -199,7 +199,9 @@ class _Scan(Function):
     """The scan of padded batches, without the skip connection."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any, **_: Any) -> tuple[Tensor, Tensor]:
+    def forward(  # pyrefly: ignore[bad-override]
+        ctx: Any, *args: Any
+    ) -> tuple[Tensor, Tensor]:
         x, dt, A, B, C, state = args
         ctx.save_for_backward(x, dt, A, B, C, state)
         last, y = state.clone(), torch.empty_like(x)

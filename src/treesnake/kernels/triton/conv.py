@@ -1,0 +1,112 @@
+"""Short causal convolution in Triton; functions are those of `treesnake.kernels.reference.conv`."""
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from treesnake.kernels.reference import conv as reference
+from treesnake.kernels.triton.gradients import with_gradient_of
+
+BLOCK_CHANNELS = 128
+
+
+@triton.jit
+def _conv_kernel(
+    inputs,
+    history,
+    windows,
+    weight,
+    bias,
+    out,
+    num_inputs,
+    num_outputs,
+    num_channels,
+    CONV_WIDTH: tl.constexpr,
+    IS_TREE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One output row, some channels a program; rows of a window count the history first."""
+    row, text = tl.program_id(0), tl.program_id(2)
+    channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = channels < num_channels
+    num_history = CONV_WIDTH - 1
+    total = tl.zeros([BLOCK], tl.float32)
+    if HAS_BIAS:
+        total += tl.load(bias + channels, inside, 0.0).to(tl.float32)
+    for place in tl.static_range(CONV_WIDTH):
+        source = row + place
+        if IS_TREE:
+            source = tl.load(windows + row * CONV_WIDTH + place).to(tl.int32)
+        sources = source + tl.zeros([BLOCK], tl.int32)
+        in_history, in_inputs = inside & (sources < num_history), inside & (sources >= num_history)
+        old_row = text * num_history + source
+        new_row = text * num_inputs + source - num_history
+        values = tl.load(history + old_row * num_channels + channels, in_history, 0.0).to(
+            tl.float32
+        )
+        values += tl.load(inputs + new_row * num_channels + channels, in_inputs, 0.0).to(tl.float32)
+        factors = tl.load(weight + channels * CONV_WIDTH + place, inside, 0.0).to(tl.float32)
+        total += values * factors
+    activated = total / (1 + tl.exp(-total))
+    start = (text * num_outputs + row) * num_channels
+    tl.store(out + start + channels, activated, inside)
+
+
+def causal_conv(
+    inputs: Float[Tensor, "*batch tokens channels"],
+    weight: Float[Tensor, "channels conv_width"],
+    bias: Float[Tensor, " channels"] | None,
+    history: Float[Tensor, "*batch history channels"],
+) -> Float[Tensor, "*batch tokens channels"]:
+    """Convolves a text: output t sees inputs t - K + 1 to t; differentiable."""
+    return with_gradient_of(reference.causal_conv, _causal_conv, inputs, weight, bias, history)
+
+
+def _causal_conv(inputs: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor) -> Tensor:
+    return _convolve(inputs, weight, bias, history, None)
+
+
+def tree_conv(
+    inputs: Float[Tensor, "nodes channels"],
+    weight: Float[Tensor, "channels conv_width"],
+    bias: Float[Tensor, " channels"] | None,
+    history: Float[Tensor, "history channels"],
+    windows: Int[Tensor, "new conv_width"],
+) -> Float[Tensor, "new channels"]:
+    """Convolves nodes of a tree: each sees the last K inputs on its own path."""
+    return _convolve(inputs, weight, bias, history, windows)
+
+
+def _convolve(
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    history: Tensor,
+    windows: Tensor | None,
+) -> Tensor:
+    inputs, history = inputs.contiguous(), history.contiguous()
+    num_inputs, num_channels = inputs.shape[-2:]
+    num_outputs = num_inputs if windows is None else windows.shape[0]
+    num_texts = inputs.shape[:-2].numel()
+    dtype = torch.promote_types(inputs.dtype, history.dtype)
+    out = inputs.new_empty(*inputs.shape[:-2], num_outputs, num_channels, dtype=dtype)
+    grid = (num_outputs, triton.cdiv(num_channels, BLOCK_CHANNELS), num_texts)
+    _conv_kernel[grid](
+        inputs,
+        history,
+        inputs if windows is None else windows.contiguous(),
+        weight.contiguous(),
+        inputs if bias is None else bias,
+        out,
+        num_inputs,
+        num_outputs,
+        num_channels,
+        CONV_WIDTH=weight.shape[1],
+        IS_TREE=windows is not None,
+        HAS_BIAS=bias is not None,
+        BLOCK=BLOCK_CHANNELS,
+    )
+    return out

@@ -1,0 +1,221 @@
+"""The selective state space of Mamba-1 in Triton: some channels a program, tokens in order.
+
+Functions are those of `treesnake.kernels.reference.ssm`; so are names. States stay in registers
+while a program goes along a text, and are float32.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from treesnake.kernels.triton.ssm_scan import scan
+
+__all__ = ["commit_sums", "extend_copies", "extend_sums", "scan"]
+
+BLOCK_CHANNELS = 32
+
+
+@triton.jit
+def _extend_copies_kernel(
+    x,
+    dt,
+    A,
+    B,
+    C,
+    D,
+    committed,
+    node_states,
+    parents,
+    y,
+    first,
+    num_new,
+    num_channels,
+    state_dim,
+    BLOCK: tl.constexpr,
+    BLOCK_STATE: tl.constexpr,
+):
+    """Walks the newest nodes in order; a parent's state is loaded by its number."""
+    channels = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    places = tl.arange(0, BLOCK_STATE)
+    inside, real = channels < num_channels, places < state_dim
+    cells = channels[:, None] * state_dim + places[None, :]
+    valid = inside[:, None] & real[None, :]
+    state_size = num_channels * state_dim
+    rates = tl.load(A + cells, valid, 0.0)
+    skip = tl.load(D + channels, inside, 0.0).to(tl.float32)
+    for row in range(num_new):
+        parent = tl.load(parents + first + row)
+        if parent < 0:
+            old = tl.load(committed + cells, valid, 0.0)
+        else:
+            old = tl.load(node_states + parent * state_size + cells, valid, 0.0)
+        step = tl.load(dt + row * num_channels + channels, inside, 0.0).to(tl.float32)
+        value = tl.load(x + row * num_channels + channels, inside, 0.0).to(tl.float32)
+        direction = tl.load(B + row * state_dim + places, real, 0.0).to(tl.float32)
+        reader = tl.load(C + row * state_dim + places, real, 0.0).to(tl.float32)
+        decay = tl.exp(step[:, None] * rates)
+        state = decay * old + (step * value)[:, None] * direction[None, :]
+        tl.store(node_states + (first + row) * state_size + cells, state, valid)
+        output = tl.sum(state * reader[None, :], axis=1) + skip * value
+        tl.store(y + row * num_channels + channels, output, inside)
+        # A child may be next: its parent's state must have arrived for all threads.
+        tl.debug_barrier()
+
+
+@triton.jit
+def _extend_sums_kernel(
+    x,
+    dt,
+    A,
+    B,
+    C,
+    D,
+    committed,
+    ancestor_mask,
+    y,
+    num_nodes,
+    num_new,
+    num_channels,
+    state_dim,
+    BLOCK: tl.constexpr,
+    BLOCK_STATE: tl.constexpr,
+):
+    """Sums over one new node's ancestors, from itself up to the root."""
+    row = tl.program_id(0)
+    channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    places = tl.arange(0, BLOCK_STATE)
+    inside, real = channels < num_channels, places < state_dim
+    cells = channels[:, None] * state_dim + places[None, :]
+    valid = inside[:, None] & real[None, :]
+    rates = tl.load(A + cells, valid, 0.0)
+    node = num_nodes - num_new + row
+    elapsed = tl.zeros([BLOCK], tl.float32)
+    state = tl.zeros([BLOCK, BLOCK_STATE], tl.float32)
+    for back in range(num_nodes):
+        ancestor = num_nodes - 1 - back
+        # Only ancestors: the decay from another branch has no bound.
+        if tl.load(ancestor_mask + node * num_nodes + ancestor) != 0:
+            step = tl.load(dt + ancestor * num_channels + channels, inside, 0.0).to(tl.float32)
+            value = tl.load(x + ancestor * num_channels + channels, inside, 0.0).to(tl.float32)
+            direction = tl.load(B + ancestor * state_dim + places, real, 0.0).to(tl.float32)
+            written = (step * value)[:, None] * direction[None, :]
+            state += tl.exp(elapsed[:, None] * rates) * written
+            elapsed += step
+    state += tl.exp(elapsed[:, None] * rates) * tl.load(committed + cells, valid, 0.0)
+    reader = tl.load(C + row * state_dim + places, real, 0.0).to(tl.float32)
+    own = tl.load(x + node * num_channels + channels, inside, 0.0).to(tl.float32)
+    skip = tl.load(D + channels, inside, 0.0).to(tl.float32)
+    output = tl.sum(state * reader[None, :], axis=1) + skip * own
+    tl.store(y + row * num_channels + channels, output, inside)
+
+
+@triton.jit
+def _commit_sums_kernel(
+    x,
+    dt,
+    A,
+    B,
+    committed,
+    path_length,
+    num_channels,
+    state_dim,
+    BLOCK: tl.constexpr,
+    BLOCK_STATE: tl.constexpr,
+):
+    """Moves some channels of one layer's state along the path."""
+    layer = tl.program_id(0)
+    channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    places = tl.arange(0, BLOCK_STATE)
+    inside, real = channels < num_channels, places < state_dim
+    cells = (layer * num_channels + channels)[:, None] * state_dim + places[None, :]
+    valid = inside[:, None] & real[None, :]
+    rates = tl.load(A + cells, valid, 0.0)
+    state = tl.load(committed + cells, valid, 0.0)
+    for place in range(path_length):
+        row = layer * path_length + place
+        step = tl.load(dt + row * num_channels + channels, inside, 0.0).to(tl.float32)
+        value = tl.load(x + row * num_channels + channels, inside, 0.0).to(tl.float32)
+        direction = tl.load(B + row * state_dim + places, real, 0.0).to(tl.float32)
+        written = (step * value)[:, None] * direction[None, :]
+        state = tl.exp(step[:, None] * rates) * state + written
+    tl.store(committed + cells, state, valid)
+
+
+def extend_copies(
+    x: Float[Tensor, "new channels"],
+    dt: Float[Tensor, "new channels"],
+    A: Float[Tensor, "channels state_dim"],
+    B: Float[Tensor, "new state_dim"],
+    C: Float[Tensor, "new state_dim"],
+    D: Float[Tensor, " channels"],
+    committed: Float[Tensor, "channels state_dim"],
+    node_states: Float[Tensor, "nodes channels state_dim"],
+    parents: Int[Tensor, " nodes"],
+) -> Float[Tensor, "new channels"]:
+    """Runs the newest nodes of a tree, each from its parent's state, which it writes."""
+    num_new, num_channels = x.shape
+    assert node_states.is_contiguous(), "states are written in place"
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _extend_copies_kernel[(triton.cdiv(num_channels, BLOCK_CHANNELS),)](
+        *(part.contiguous() for part in (x, dt, A, B, C, D, committed)),
+        node_states,
+        parents,
+        y,
+        parents.shape[0] - num_new,
+        num_new,
+        num_channels,
+        A.shape[1],
+        BLOCK=BLOCK_CHANNELS,
+        BLOCK_STATE=triton.next_power_of_2(A.shape[1]),
+    )
+    return y
+
+
+def extend_sums(
+    x: Float[Tensor, "nodes channels"],
+    dt: Float[Tensor, "nodes channels"],
+    A: Float[Tensor, "channels state_dim"],
+    B: Float[Tensor, "nodes state_dim"],
+    C: Float[Tensor, "new state_dim"],
+    D: Float[Tensor, " channels"],
+    committed: Float[Tensor, "channels state_dim"],
+    ancestor_mask: Bool[Tensor, " nodes nodes"],
+) -> Float[Tensor, "new channels"]:
+    """Runs the newest nodes of a tree from the inputs of their ancestors; no state is made."""
+    (num_nodes, num_channels), num_new = x.shape, C.shape[0]
+    y = x.new_empty(num_new, num_channels)
+    _extend_sums_kernel[(num_new, triton.cdiv(num_channels, BLOCK_CHANNELS))](
+        *(part.contiguous() for part in (x, dt, A, B, C, D, committed)),
+        ancestor_mask.to(torch.int8),
+        y,
+        num_nodes,
+        num_new,
+        num_channels,
+        A.shape[1],
+        BLOCK=BLOCK_CHANNELS,
+        BLOCK_STATE=triton.next_power_of_2(A.shape[1]),
+    )
+    return y
+
+
+def commit_sums(
+    x: Float[Tensor, "layers path channels"],
+    dt: Float[Tensor, "layers path channels"],
+    A: Float[Tensor, "layers channels state_dim"],
+    B: Float[Tensor, "layers path state_dim"],
+    committed: Float[Tensor, "layers channels state_dim"],
+) -> None:
+    """Moves the committed states of all layers along a path, step by step, in place."""
+    num_layers, path_length, num_channels = x.shape
+    assert committed.is_contiguous(), "states are written in place"
+    _commit_sums_kernel[(num_layers, triton.cdiv(num_channels, BLOCK_CHANNELS))](
+        *(part.contiguous() for part in (x, dt, A, B)),
+        committed,
+        path_length,
+        num_channels,
+        A.shape[2],
+        BLOCK=BLOCK_CHANNELS,
+        BLOCK_STATE=triton.next_power_of_2(A.shape[2]),
+    )
