@@ -88,7 +88,7 @@ def test_sampling_with_a_seed_reproduces(load: Load) -> None:
 def test_pieces_join_to_what_the_tokenizer_says(load: Load) -> None:
     stream = decoder(load("int8")).stream("Some emoji: 😀🎉😀🎉", max_new_tokens=NUM_NEW)
     pieces = list(stream)
-    tokenizer = load("int8").checkpoint.tokenizer
+    tokenizer = load("int8")[1].checkpoint.tokenizer
     assert "".join(pieces) == stream.generation.text
     assert stream.generation.text == tokenizer.decode(stream.generation.token_ids)
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces[:-1])
