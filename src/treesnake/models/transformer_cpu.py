@@ -10,11 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from treesnake.kernels.cpu import simd
-from treesnake.kernels.cpu.attention import SEES_ALL
+from treesnake.kernels.cpu.attention import SEES_ALL, SPARE_ROWS
 from treesnake.kernels.cpu.linear import (
     BITS,
     STORAGE,
-    TILES,
     padded,
     padded_rows,
     write_weight,
@@ -49,9 +48,6 @@ CACHE_DTYPES = {
     torch.bfloat16: torch.bfloat16,
     torch.int8: torch.float16,
 }
-
-SPARE_ROWS = TILES[0][0]
-"""Rows that the last tile may go beyond the nodes."""
 
 
 class CpuEngine:
@@ -176,7 +172,7 @@ class CpuEngine:
             "gate_up": (rows, 2 * gated),
             "gated": (rows, gated),
             "scores": (threads, QUERY_BLOCK + SPARE_ROWS, padded(capacity)),
-            "mixed": (threads, QUERY_BLOCK, stride),
+            "mixed": (threads, QUERY_BLOCK + SPARE_ROWS, stride),
             "totals": (threads, QUERY_BLOCK),
         }
         return Workspace(

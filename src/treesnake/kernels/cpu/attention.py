@@ -30,10 +30,10 @@ from treesnake.kernels.cpu.linear import (
     BITS,
     REPLACE,
     STORAGE,
+    TILES,
     dot_tile,
     linear_rows,
     padded,
-    padded_rows,
 )
 
 
@@ -54,7 +54,7 @@ class TreeView(NamedTuple):
 class Scratch(NamedTuple):
     """What one thread needs while it computes the attention of some rows.
 
-    These are (rows, capacity), (rows, head_dim) and (rows,).
+    These are (rows, capacity), (rows, head_dim) and (rows,), with `SPARE_ROWS` for whole tiles.
     """
 
     scores: np.ndarray
@@ -66,7 +66,10 @@ SEES_ALL = 2**62
 """The window of a layer without one, in positions."""
 
 MIX_ROWS = 4 if simd.LANES == 16 else 2
-"""Queries that share the loads of values."""
+"""Queries that share the loads of values; the last ones share them with rows that do not matter."""
+
+SPARE_ROWS = max(TILES[0][0], MIX_ROWS)
+"""Rows that the last tile may go beyond what is asked for."""
 
 MIX_VECTORS = 4
 """Vectors of a query's output that are held in registers."""
@@ -286,14 +289,14 @@ def attend(queries, begin, end, group, keys, values, view, window, scratch, out,
 
     mixed[:num_rows] = np.float32(0)
     for start in range(0, num_rows, MIX_ROWS):
-        stop, common = start + MIX_ROWS, first
-        if stop <= num_rows:
+        stop, common = min(start + MIX_ROWS, num_rows), first
+        if stop - start > 1:
             common = shared
             for row in range(start, stop):
                 common = min(common, view.contiguous[(begin + row) // group])
             common = max(first, common)
             _mix_rows(scores, start, first, values, first, common - first, mixed)
-        for row in range(start, min(stop, num_rows)):
+        for row in range(start, stop):
             _finish_row(scores, row, view, (begin + row) // group, common, values, mixed)
 
     width = values.shape[1]
@@ -361,7 +364,7 @@ def tree_attention(
     """Mixes the values of the rows that each node sees; keys and values of any dtype."""
     (nodes, heads, head_dim), (kv_heads, num_rows, _) = queries.shape, keys.shape
     group, stride, capacity = heads // kv_heads, padded(head_dim), padded(num_rows)
-    tile_rows = padded_rows(nodes * group)
+    tile_rows = nodes * group + SPARE_ROWS
     grouped = np.zeros((kv_heads, tile_rows, stride), np.float32)
     by_head = (queries * scale).unflatten(1, (kv_heads, group)).transpose(0, 1).flatten(1, 2)
     grouped[:, : nodes * group, :head_dim] = by_head.numpy()

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -86,17 +85,21 @@ def dot_tile(num_rows: int, num_columns: int) -> Any:
                 cgutils.unpack_tuple(builder, x.shape)[1],
                 signature.args[2].dtype,
             )
-            for offset, number in enumerate(weight_rows):
-                with builder.if_then(builder.icmp_signed("<", number, end), likely=True):
-                    factor = ir.Constant(simd.FLOAT, 1.0)
-                    if factors is not None:
-                        factor = builder.load(builder.gep(factors, [number]))
-                    for row_offset in range(num_rows):
-                        start = simd.row_pointer(builder, out, row, row_offset)
-                        place = builder.gep(start, [builder.add(column, simd.index(offset))])
-                        product = builder.fmul(sums[row_offset * num_columns + offset], factor)
-                        total = builder.fadd(builder.load(place), product)
-                        builder.store(builder.select(adds, total, product), place)
+            target = _Target(
+                [
+                    builder.gep(simd.row_pointer(builder, out, row, offset), [column])
+                    for offset in range(num_rows)
+                ],
+                builder.gep(factors, [weight_row]) if factors is not None else None,
+                adds,
+            )
+            num_left = builder.sub(end, weight_row)
+            whole = builder.icmp_signed("<=", simd.index(num_columns), num_left)
+            with builder.if_else(whole, likely=True) as (then, otherwise):
+                with then:
+                    target.write(builder, sums, 0)
+                with otherwise:
+                    _write_some(builder, target, sums, num_left)
             return context.get_dummy_value()
 
         position = types.intp
@@ -111,7 +114,7 @@ def dot_tile(num_rows: int, num_columns: int) -> Any:
 def _dot_products(
     builder: Any, x_rows: list[Any], weight_rows: list[Any], width: Any, element: types.Type
 ) -> list[Any]:
-    """Builds the loop along the inner axis; returns the dot products, row by row."""
+    """Builds the loop along the inner axis; returns the dot products, a vector for each row."""
 
     def add_products(place: Any, sums: Sequence[Any]) -> list[Any]:
         _prefetch_ahead(builder, weight_rows, place, element)
@@ -126,7 +129,42 @@ def _dot_products(
 
     zeros = [simd.ZERO] * (len(x_rows) * len(weight_rows))
     sums = simd.loop(builder, simd.index(0), width, simd.LANES, zeros, add_products)
-    return simd.add_lanes(builder, sums)
+    return simd.add_lanes_by_row(builder, sums, len(weight_rows))
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where a tile is written: a pointer for each row, one to the scales if there are any."""
+
+    rows: list[Any]
+    scale: Any
+    adds: Any
+
+    def write(self, builder: Any, sums: list[Any], offset: int) -> None:
+        """Builds the code that writes a vector of sums to each row, `offset` columns on."""
+        kind = sums[0].type
+        place = simd.index(offset)
+        factors = None
+        if self.scale is not None:
+            factors = _load_as(builder, builder.gep(self.scale, [place]), kind)
+        for start, values in zip(self.rows, sums, strict=True):
+            pointer = builder.gep(start, [place])
+            product = values if factors is None else builder.fmul(values, factors)
+            total = builder.fadd(_load_as(builder, pointer, kind), product)
+            result = builder.select(self.adds, total, product)
+            builder.store(result, builder.bitcast(pointer, kind.as_pointer()), align=4)
+
+
+def _load_as(builder: Any, pointer: Any, kind: Any) -> Any:
+    return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=4)
+
+
+def _write_some(builder: Any, target: _Target, sums: list[Any], num_columns: Any) -> None:
+    """Builds the code that writes the first `num_columns` columns, one by one."""
+    for offset in range(sums[0].type.count):
+        with builder.if_then(builder.icmp_signed("<", simd.index(offset), num_columns)):
+            column = [simd.shuffle(builder, row, row, [offset]) for row in sums]
+            target.write(builder, column, offset)
 
 
 def _prefetch_ahead(builder: Any, weight_rows: list[Any], place: Any, element: types.Type) -> None:

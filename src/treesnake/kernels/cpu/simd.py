@@ -202,27 +202,48 @@ def add_lanes(builder: Any, vectors: Sequence[Any]) -> list[Any]:
     other vectors are; summing many together only shares the instructions, as each round packs the
     halves of two vectors into one.
     """
+    packed, places = _pack_sums(builder, vectors)
+    return [
+        builder.extract_element(packed[number], ir.Constant(INT32, lane)) for number, lane in places
+    ]
+
+
+def add_lanes_by_row(builder: Any, vectors: Sequence[Any], width: int) -> list[Any]:
+    """Returns the same sums, each `width` consecutive ones as a vector of that width."""
+    packed, places = _pack_sums(builder, vectors)
+    rows = []
+    for start in range(0, len(vectors), width):
+        row = places[start : start + width]
+        numbers = sorted({number for number, _ in row})
+        first, last = packed[numbers[0]], packed[numbers[-1]]
+        assert len(numbers) <= 2, "a tile has more sums than two vectors hold"
+        lanes = [lane + LANES * numbers.index(number) for number, lane in row]
+        rows.append(shuffle(builder, first, last, lanes))
+    return rows
+
+
+def _pack_sums(builder: Any, vectors: Sequence[Any]) -> tuple[list[Any], list[tuple[int, int]]]:
+    """Returns vectors of sums, and for each sum its vector and lane there."""
     owners = [[number] for number in range(len(vectors))]
-    width = LANES
+    packed, width = list(vectors), LANES
     while width > 1:
-        if len(vectors) % 2:
-            vectors, owners = [*vectors, vectors[-1]], [*owners, [-1] * len(owners[-1])]
+        if len(packed) % 2:
+            packed, owners = [*packed, packed[-1]], [*owners, [-1] * len(owners[-1])]
         starts = range(0, 2 * LANES, width)
         low = [start + lane for start in starts for lane in range(width // 2)]
         high = [lane + width // 2 for lane in low]
-        pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
-        vectors = [
+        packed = [
             builder.fadd(shuffle(builder, *pair, low), shuffle(builder, *pair, high))
-            for pair in pairs
+            for pair in zip(packed[::2], packed[1::2], strict=True)
         ]
         owners = [a + b for a, b in zip(owners[::2], owners[1::2], strict=True)]
         width //= 2
-    sums = {}
-    for vector, lanes in zip(vectors, owners, strict=True):
-        for lane, owner in enumerate(lanes):
-            if owner >= 0:
-                sums[owner] = builder.extract_element(vector, ir.Constant(INT32, lane))
-    return [sums[number] for number in range(len(sums))]
+    places = {
+        owner: (number, lane)
+        for number, lanes in enumerate(owners)
+        for lane, owner in enumerate(lanes)
+    }
+    return packed, [places[number] for number in range(len(vectors))]
 
 
 def prefetch(builder: Any, pointer: Any) -> None:

@@ -11,7 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from treesnake.kernels.cpu.attention import Scratch, TreeView, attend, keep_row, trace_path
+from treesnake.kernels.cpu.attention import (
+    MIX_ROWS,
+    Scratch,
+    TreeView,
+    attend,
+    keep_row,
+    trace_path,
+)
 from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
 from treesnake.kernels.cpu.linear import linear_rows, widen_row
 from treesnake.kernels.cpu.norm import (
@@ -305,7 +312,9 @@ def _attend(crew, step, run, layer, thread):
 
     rows = run.tree.token_ids.shape[0] * group
     blocks = (UNITS_PER_THREAD * crew.size + kv_heads - 1) // kv_heads
-    block = min((rows + blocks - 1) // blocks, QUERY_BLOCK)
+    # Queries of one tile read keys and values once, if there are heads for every thread.
+    fewest = MIX_ROWS if kv_heads >= crew.size else 1
+    block = min(max((rows + blocks - 1) // blocks, fewest), QUERY_BLOCK)
     blocks = (rows + block - 1) // block
     unit = take(crew, step)
     while unit < kv_heads * blocks:
