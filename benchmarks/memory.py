@@ -2,9 +2,9 @@
 
     uv run python benchmarks/memory.py --output results/memory.json
 
-Each engine and dtype runs in a process of its own: it imports treesnake and loads and runs the
-kernels of a tiny model, notes its resident memory, then loads the target, answers a question, and
-notes the largest resident memory that it ever had. The difference is compared with the bytes of
+Each engine and dtype runs in a process of its own: it imports treesnake, loads the tokenizer, runs
+the kernels on a tiny model, notes its resident memory, then loads the target, answers a question,
+and notes the largest resident memory that it ever had. The difference is compared with the bytes of
 the weights and of the text's keys and values.
 """
 
@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from treesnake import SpeculativeDecoder
 from treesnake.drafters.ngram import NgramDrafterModel
-from treesnake.loading.checkpoint import end_token_ids
+from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.prompt import Prompt
@@ -68,6 +68,8 @@ def main() -> None:
 
 def _measure(target: str, engine: str, dtype: str) -> dict[str, Any]:
     _run_tiny(dtype)
+    tokenizer = find_checkpoint(target).tokenizer
+    tokenizer.encode(QUESTION)
     before = psutil.Process().memory_info().rss
     model, loaded = load_target(target, dtype=dtype, device="cpu", engine=engine)
     decoder = SpeculativeDecoder(
