@@ -30,6 +30,7 @@ from torch import Tensor
 
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
+from treesnake.kernels.reference.linear import quantize_rows
 
 TILES = ((8, 3), (4, 4), (2, 8), (1, 4)) if simd.LANES == 16 else ((4, 3), (2, 4), (1, 8))
 """Rows and outputs of each tile, largest first: as many sums as there are registers to hold them,
@@ -50,6 +51,9 @@ PREFETCH_BYTES = 8192
 hardware does not recognise although the rows together are one stream."""
 
 CACHE_LINE = 64
+
+ROWS_AT_ONCE = 4096
+"""Rows of a weight that are rounded at once: what bounds the memory that rounding takes."""
 
 
 def dot_tile(num_rows: int, num_columns: int) -> Any:
@@ -328,13 +332,13 @@ def write_weight(
     int8 is symmetric: the largest magnitude of each row becomes 127. `scale` is written for int8
     only.
     """
-    if dtype == torch.int8:
-        weight = weight.float()
-        largest = weight.abs().amax(dim=1)
-        row_scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
-        weight = (weight / row_scale[:, None]).round_()
-        scale[:] = row_scale.numpy()
-    values[:] = weight.to(dtype).contiguous().view(BITS[dtype]).numpy()
+    for begin in range(0, len(weight), ROWS_AT_ONCE):
+        rows = slice(begin, begin + ROWS_AT_ONCE)
+        part = weight[rows]
+        if dtype == torch.int8:
+            part, part_scale = quantize_rows(part)
+            scale[rows] = part_scale.numpy()
+        values[rows] = part.to(dtype).contiguous().view(BITS[dtype]).numpy()
 
 
 def linear(x: Float[Tensor, "rows inputs"], weight: PackedWeight) -> Float[Tensor, "rows outputs"]:
