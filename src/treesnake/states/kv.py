@@ -94,6 +94,13 @@ class KvLayer(CacheLayerMixin):
         """Returns -1: the cache grows as it must."""
         return -1
 
+    def batch_select_indices(self, indices: Int[Tensor, " kept"]) -> None:
+        """Keeps the rows of these texts of a batch."""
+        if self.is_initialized:
+            self._key_storage = self._key_storage[indices]
+            self._value_storage = self._value_storage[indices]
+            self._show(self._num_rows)
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Refuses: the cache holds one text."""
         raise NotImplementedError("a cache of one text has no beams")
