@@ -88,6 +88,17 @@ def test_a_text_longer_than_the_first_cache_is_kept(network: Transformer) -> Non
     assert torch.equal(after(state, 5), after(fresh(network, text), 5))
 
 
+def test_a_tree_that_outgrows_the_cache_level_by_level_keeps_its_nodes(
+    network: Transformer,
+) -> None:
+    text = [index * 7 % VOCAB_SIZE for index in range(SMALLEST_CAPACITY - 2)]
+    tokens = [7, 8, 9, 10]
+    at_once = fresh(network, text).extend(tokens, [-1, 0, 1, 2])
+    state = fresh(network, text)
+    levels = [state.extend([token], [depth - 1]) for depth, token in enumerate(tokens)]
+    assert torch.equal(torch.cat(levels), at_once)
+
+
 def test_states_share_weights_and_nothing_else(network: Transformer) -> None:
     first, second = fresh(network, TEXT), fresh(network, TEXT[::-1])
     first.extend([7, 8], [-1, 0])

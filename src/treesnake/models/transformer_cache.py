@@ -72,14 +72,13 @@ class TransformerCache:
         self.length = end
 
     def grown(self, capacity: int) -> "TransformerCache":
-        """Returns a copy of the committed tokens with room for more."""
+        """Returns a copy with a larger capacity, the nodes of a tree that is growing included."""
         layers, heads, _, head_dim = self.keys.shape
         grown = TransformerCache(
             layers, heads, capacity, head_dim, self.keys.dtype, self.keys.device
         )
-        grown.check_room(self.length)
-        grown.keys[:, :, : self.length] = self.keys[:, :, : self.length]
-        grown.values[:, :, : self.length] = self.values[:, :, : self.length]
+        grown.keys[:, :, : self.capacity] = self.keys[:, :, : self.capacity]
+        grown.values[:, :, : self.capacity] = self.values[:, :, : self.capacity]
         grown.length = self.length
         return grown
 
