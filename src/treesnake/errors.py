@@ -27,3 +27,7 @@ class UnsupportedModelError(TreesnakeError):
 
 class LoadError(TreesnakeError):
     """A model or tokenizer could not be loaded."""
+
+
+class TrainingError(TreesnakeError):
+    """Training cannot go on; the message says where it stands and what to try."""
