@@ -6,7 +6,6 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from treesnake.drafters.composite import CompositeDrafterModel
@@ -22,11 +21,12 @@ from treesnake.drafters.vocabulary import (
     read_draft_vocabulary,
     share_tokens,
 )
-from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
+from treesnake.errors import InvalidInputError, LoadError
 from treesnake.loading.checkpoint import DEFAULT_MODEL, Checkpoint, locate
 from treesnake.loading.networks import load_attention_network
 from treesnake.loading.pretrained import DtypeName, check_options, resolve_device
-from treesnake.models.checkpoint import CONFIG_FILE, TOKENIZER_FILES, load_network
+from treesnake.loading.state_space import load_state_space_network
+from treesnake.models.checkpoint import CONFIG_FILE, TOKENIZER_FILES, read_config
 from treesnake.protocols import DrafterModel
 
 PROMPT_LOOKUP = "prompt-lookup"
@@ -58,7 +58,8 @@ def load_drafter(
             at the hub, of a Mamba, Mamba-2 or Transformer; or one of these and prompt lookup, as in
             "state-spaces/mamba-130m-hf+prompt-lookup".
         target: what it drafts for; without it the drafter's tokens are taken for the target's.
-        dtype: of the weights. "auto" is the checkpoint's own, but float32 where a CPU wants it.
+        dtype: of the weights. "auto" is int8 for a Mamba on a CPU, else the checkpoint's own. What
+            is drafted depends on it, and so does the speed; the text does not.
         device: "cpu", "cuda", "cuda:1", "mps" or "auto" for the best there is.
         window: how many tokens a Transformer sees at most; others have no use for it.
         tokens: "same" checks that the tokenizer is the target's; "shared" drafts what two different
@@ -129,16 +130,14 @@ def _load_model(
 def _load_mamba(
     folder: Path, target: Checkpoint | None, dtype: DtypeName, device: str, tokens: Tokens
 ) -> MambaDrafterModel:
-    place = resolve_device(device)
-    network = load_network(folder, _mamba_dtype(folder, dtype, place), place)
-    network_size = network.config.vocab_size
+    network_size = read_config(folder).vocab_size
     tokenizer = _read_tokenizer(folder) if target is not None else None
     vocabulary = _vocabulary(tokenizer, network_size, target, tokens)
-    kept = read_draft_vocabulary(folder)
-    if kept is not None and tokens == "same":
-        network.restrict_output(kept)
+    kept = read_draft_vocabulary(folder) if tokens == "same" else None
+    if kept is not None:
         target_size = _vocab_size(target) if target is not None else network_size
         vocabulary = DraftVocabulary(kept, network_size, target_size)
+    network = load_state_space_network(folder, dtype, resolve_device(device), kept)
     return MambaDrafterModel(network, vocabulary)
 
 
@@ -188,16 +187,6 @@ def _is_state_space(path: Path) -> bool:
         return False
     config = _read_json(path / CONFIG_FILE)
     return config.get("model_type") in ("mamba", "mamba2") or "ssm_cfg" in config
-
-
-def _mamba_dtype(folder: Path, dtype: DtypeName, device: torch.device) -> torch.dtype:
-    if dtype == "int8":
-        raise UnsupportedModelError("a Mamba drafter has no int8 weights; choose bfloat16")
-    if dtype != "auto":
-        return getattr(torch, dtype)
-    config = _read_json(folder / CONFIG_FILE)
-    stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
-    return stored if device.type != "cpu" and isinstance(stored, torch.dtype) else torch.float32
 
 
 def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:

@@ -62,14 +62,13 @@ class MambaDrafterModel:
     @property
     def state_bytes(self) -> int:
         """The bytes of a session's state between drafts, however long the text is."""
-        return self.network.config.state_shape.committed_bytes
+        return self.network.new_state(self.branching).shape.committed_bytes
 
     @property
     def bytes_per_node(self) -> int:
         """The bytes that each node of a tree adds while it is drafted."""
-        shape = self.network.config.state_shape
-        branching = self.branching or type(self.network.new_state().branching)
-        return shape.conv_bytes + branching.bytes_per_node(shape)
+        state = self.network.new_state(self.branching)
+        return state.shape.conv_bytes + state.branching.bytes_per_node(state.shape)
 
 
 class MambaState:

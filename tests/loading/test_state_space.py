@@ -1,0 +1,85 @@
+"""Mamba networks in memory: packed on a CPU, in a dtype of choice, and nothing of them twice."""
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+
+from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
+from treesnake.loading.pretrained import DtypeName
+from treesnake.loading.state_space import load_state_space_network
+from treesnake.models.checkpoint import Network, load_network, save_network
+from treesnake.models.mamba import Mamba, MambaConfig
+from treesnake.models.mamba2 import Mamba2, Mamba2Config
+from treesnake.models.state_space_cpu import CpuNetwork
+
+VOCAB = 64
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["mamba", "mamba2"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "num_layers": 2, "state_dim": 16}
+    if request.param == "mamba":
+        network: Mamba | Mamba2 = Mamba(MambaConfig(**sizes))
+    else:
+        network = Mamba2(Mamba2Config(**sizes, num_heads=4, head_dim=16))
+    save_network(network, tmp_path)
+    return tmp_path
+
+
+def load(
+    folder: Path, dtype: DtypeName = "auto", draft_vocab: torch.Tensor | None = None
+) -> CpuNetwork:
+    network = load_state_space_network(folder, dtype, CPU, draft_vocab)
+    assert isinstance(network, CpuNetwork)
+    return network
+
+
+def first_logits(network: CpuNetwork) -> torch.Tensor:
+    return network.extend([3], [-1], network.new_state())
+
+
+def test_a_cpu_gets_weights_of_8_bits_unless_told_otherwise(folder: Path) -> None:
+    chosen, rounded, exact = (load(folder, dtype) for dtype in ("auto", "int8", "float32"))
+    assert chosen.num_bytes == rounded.num_bytes < exact.num_bytes
+    assert torch.equal(first_logits(chosen), first_logits(rounded))
+    torch.testing.assert_close(first_logits(chosen), first_logits(exact), rtol=0, atol=0.05)
+
+
+def test_a_draft_vocabulary_has_the_only_rows_of_the_output_layer(folder: Path) -> None:
+    kept = torch.tensor([7, 3, 60])
+    whole, restricted = first_logits(load(folder)), first_logits(load(folder, draft_vocab=kept))
+    assert torch.equal(restricted, whole[:, kept])
+    with pytest.raises(InvalidInputError, match=f"within the network's {VOCAB} tokens"):
+        load(folder, draft_vocab=torch.tensor([VOCAB]))
+
+
+def test_the_packed_weights_are_the_only_ones(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[Network]] = []
+
+    def load_and_watch(folder: Path, dtype: torch.dtype) -> Network:
+        network = load_network(folder, dtype)
+        loaded.append(weakref.ref(network))
+        return network
+
+    monkeypatch.setattr("treesnake.loading.state_space.load_network", load_and_watch)
+    packed = load(folder)
+    gc.collect()
+    assert packed.num_bytes > 0
+    assert [network() for network in loaded] == [None]
+
+
+def test_8_bits_are_refused_on_other_devices(folder: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"int8 weights on a CPU only.*bfloat16"):
+        load_state_space_network(folder, "int8", torch.device("meta"))
+
+
+def test_a_folder_without_a_network_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=r"config\.json"):
+        load(tmp_path)
