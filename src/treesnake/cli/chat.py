@@ -6,7 +6,7 @@ from rich.console import Console
 
 from treesnake.cli import options
 from treesnake.cli.opening import open_decoder
-from treesnake.cli.report import Comparison, print_statistics
+from treesnake.cli.statistics import Comparison, print_statistics
 from treesnake.cli.streaming import run_stream
 from treesnake.decoder import Message, SpeculativeDecoder
 from treesnake.errors import ContextLengthError, InvalidInputError

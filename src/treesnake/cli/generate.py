@@ -8,7 +8,7 @@ import typer
 
 from treesnake.cli import options
 from treesnake.cli.opening import open_decoder
-from treesnake.cli.report import Comparison, print_statistics, statistics
+from treesnake.cli.statistics import Comparison, print_statistics, statistics
 from treesnake.cli.streaming import run_stream
 from treesnake.decoder import DecoderSession, PromptLike, TextStream
 from treesnake.errors import InvalidInputError
