@@ -5,16 +5,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treesnake.errors import InvalidInputError
-from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain, parse_shape
+from treesnake.shape import (
+    OFF,
+    BestFirst,
+    FixedTree,
+    LevelWidths,
+    Priced,
+    Shape,
+    chain,
+    parse_shape,
+)
 from treesnake.tree import level_parents
 
 LEVEL_WIDTHS = st.builds(
     LevelWidths, st.lists(st.integers(1, 4), max_size=5).map(tuple), st.booleans()
 )
 BEST_FIRST = st.builds(BestFirst, st.integers(1, 9), st.integers(0, 9), st.integers(0, 99))
+FIXED_TREES = st.builds(
+    FixedTree,
+    st.lists(st.integers(0, 3), min_size=1, max_size=8).map(
+        lambda steps: tuple(min(sum(steps[: node + 1]), node) for node in range(len(steps)))
+    ),
+    st.booleans(),
+)
+PRICES = st.lists(st.floats(0, 2), max_size=4).map(tuple)
+PRICED = st.builds(Priced, st.integers(1, 4), PRICES, PRICES)
 
 
-@given(LEVEL_WIDTHS.filter(lambda shape: shape.widths) | BEST_FIRST)
+@given(LEVEL_WIDTHS.filter(lambda shape: shape.widths) | BEST_FIRST | FIXED_TREES | PRICED)
 def test_a_shape_is_read_as_it_was_written(shape: Shape) -> None:
     assert parse_shape(str(shape)) == shape
 
@@ -35,6 +53,8 @@ def test_a_tree_without_levels_is_written_off(shape: Shape) -> None:
         ("chain(2) chosen", chain(2, sampled=False)),
         ("best_first(4, 6, 24)", BestFirst(4, 6, 24)),
         ("best_first(4,6,24)", BestFirst(4, 6, 24)),
+        ("tree(0, 0, 1) chosen", FixedTree((0, 0, 1), sampled=False)),
+        ("priced(2; 0.5, 0.25; )", Priced(2, (0.5, 0.25), ())),
     ],
 )
 def test_people_may_write_shapes_too(text: str, shape: Shape) -> None:
@@ -53,6 +73,11 @@ def test_people_may_write_shapes_too(text: str, shape: Shape) -> None:
         "best_first(1, 2)",
         "best_first(0, 1, 1)",
         "best_first(4, 6, 24) chosen",
+        "tree(1)",
+        "tree(0, 1, 0)",
+        "priced(2; 0.5)",
+        "priced(0; 0.5; 0.5)",
+        "priced(1; -0.5; 0.5)",
     ],
 )
 def test_text_that_is_no_shape_is_refused_with_examples(text: str) -> None:
@@ -66,7 +91,7 @@ def test_level_widths_know_the_size_of_their_tree(shape: LevelWidths) -> None:
     assert shape.depth == len(shape.widths)
 
 
-@given(LEVEL_WIDTHS | BEST_FIRST, st.integers(-1, 9))
+@given(LEVEL_WIDTHS | BEST_FIRST | FIXED_TREES | PRICED, st.integers(-1, 9))
 def test_a_clipped_shape_is_no_deeper_than_the_room(shape: Shape, depth: int) -> None:
     clipped = shape.clipped(depth)
     assert clipped.depth == max(min(depth, shape.depth), 0)

@@ -24,11 +24,14 @@ class Draft:
             vocabulary. Rows of trailing leaves may be missing. None if no node was sampled and the
             drafter has no probabilities.
         sampled_mask: True where a node was sampled, on the host. The anchor's entry is False.
+        node_probs: the probability of the path to each node by the drafter's own account, nan where
+            it has none, or None if it has none at all. A search may learn from it; no rule looks.
     """
 
     tree: TokenTree
     draft_probs: Float[Tensor, "inner vocab"] | None
     sampled_mask: Bool[Tensor, " nodes"]
+    node_probs: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.sampled_mask.shape != self.tree.parents.shape or bool(self.sampled_mask[0]):
@@ -59,10 +62,13 @@ class Draft:
 
     @classmethod
     def chosen(
-        cls, tree: TokenTree, draft_probs: Float[Tensor, "inner vocab"] | None = None
+        cls,
+        tree: TokenTree,
+        draft_probs: Float[Tensor, "inner vocab"] | None = None,
+        node_probs: tuple[float, ...] | None = None,
     ) -> "Draft":
         """Makes a draft of which every node was chosen without chance."""
-        return cls(tree, draft_probs, torch.zeros(len(tree), dtype=torch.bool))
+        return cls(tree, draft_probs, torch.zeros(len(tree), dtype=torch.bool), node_probs)
 
     @property
     def is_sampled(self) -> bool:

@@ -88,6 +88,7 @@ def generate(
             tuple(emitted),
             seconds,
             cut.reason if cut else None,
+            draft.node_probs,
         )
         search.observe(step)
         yield step

@@ -64,6 +64,7 @@ class Step:
         emitted: the tokens that became output; fewer than accepted where a stop rule cut them.
         seconds: where the time went.
         finish_reason: set on the last step if a stop rule ended it.
+        node_probs: those of the draft.
     """
 
     shape: Shape
@@ -72,6 +73,7 @@ class Step:
     emitted: tuple[int, ...]
     seconds: StepSeconds
     finish_reason: FinishReason | None = None
+    node_probs: tuple[float, ...] | None = None
 
     @property
     def num_drafted(self) -> int:

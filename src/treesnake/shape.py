@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from treesnake.errors import InvalidInputError
 
@@ -80,7 +81,122 @@ class BestFirst:
         return f"best_first({self.width}, {self.depth}, {self.num_drafted})"
 
 
-Shape = LevelWidths | BestFirst
+@dataclass(frozen=True)
+class FixedTree:
+    """Any tree that is known before it is drafted: each node's place in it, and no token yet.
+
+    The first child of a node takes the drafter's first token there, the second its second. This is
+    how a search draws a tree that has more nodes where they are accepted more often (Sequoia, Chen
+    et al. 2024).
+
+    Attributes:
+        parents: the parent of each drafted node, numbered from 1 on; 0 is the anchor. Level by
+            level, and the children of a node come in a row.
+        sampled: as in `LevelWidths`.
+    """
+
+    parents: tuple[int, ...]
+    sampled: bool = True
+
+    def __post_init__(self) -> None:
+        for node, parent in enumerate(self.parents, start=1):
+            if not (self.parents[node - 2] if node > 1 else 0) <= parent < node:
+                raise InvalidInputError(
+                    "the parents of a fixed tree must not decrease and must come before their "
+                    f"children, got {self.parents}"
+                )
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """The depth of each node, the anchor's first."""
+        depths = [0]
+        for parent in self.parents:
+            depths.append(depths[parent] + 1)
+        return tuple(depths)
+
+    @cached_property
+    def children(self) -> tuple[tuple[int, ...], ...]:
+        """The children of each node, the anchor's first."""
+        children: list[list[int]] = [[] for _ in range(len(self.parents) + 1)]
+        for node, parent in enumerate(self.parents, start=1):
+            children[parent].append(node)
+        return tuple(map(tuple, children))
+
+    @property
+    def depth(self) -> int:
+        """The depth of the deepest node."""
+        return self.depths[-1]
+
+    @property
+    def num_drafted(self) -> int:
+        """The number of nodes without the anchor."""
+        return len(self.parents)
+
+    def clipped(self, depth: int) -> "FixedTree":
+        """Returns the shape without its levels below `depth`."""
+        if depth >= self.depth:
+            return self
+        num_kept = sum(0 < level <= depth for level in self.depths)
+        return replace(self, parents=self.parents[:num_kept])
+
+    def __str__(self) -> str:
+        if not self.parents:
+            return "off"
+        text = f"tree({', '.join(map(str, self.parents))})"
+        return text if self.sampled else f"{text} chosen"
+
+
+@dataclass(frozen=True)
+class Priced:
+    """The nodes that are worth what they cost, by the drafter's own probabilities.
+
+    A best-first tree whose size follows the drafter's confidence. Where the drafter is sure the
+    tree becomes deep, where it wavers it becomes wide or stays small. Children are chosen, never
+    drawn, so any such tree is exact.
+
+    Attributes:
+        width: how many nodes of a level are expanded, and into how many children each.
+        level_prices: one for each level. A level is drafted if the nodes to be expanded for it have
+            at least so much probability together.
+        node_prices: one for each node. The n-th most probable node is kept if it has at least so
+            much probability, given that all before it were kept.
+    """
+
+    width: int
+    level_prices: tuple[float, ...]
+    node_prices: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or any(price < 0 for price in self.level_prices + self.node_prices):
+            raise InvalidInputError(
+                "a priced shape needs a width of at least 1 and no negative price, got "
+                f"{self.width}, {self.level_prices} and {self.node_prices}"
+            )
+
+    @property
+    def depth(self) -> int:
+        """The depth that no node exceeds."""
+        return len(self.level_prices)
+
+    @property
+    def num_drafted(self) -> int:
+        """The number of nodes, the anchor left out, that no tree exceeds."""
+        return len(self.node_prices)
+
+    def clipped(self, depth: int) -> "Priced":
+        """Returns the shape without its levels below `depth`."""
+        if depth >= self.depth:
+            return self
+        return replace(self, level_prices=self.level_prices[: max(depth, 0)])
+
+    def __str__(self) -> str:
+        levels, nodes = (
+            ", ".join(map(repr, prices)) for prices in (self.level_prices, self.node_prices)
+        )
+        return f"priced({self.width}; {levels}; {nodes})"
+
+
+Shape = LevelWidths | BestFirst | FixedTree | Priced
 
 OFF = LevelWidths(())
 """Plain decoding: the target scores the anchor alone."""
@@ -96,7 +212,8 @@ def chain(length: int, *, sampled: bool = True) -> LevelWidths:
 def parse_shape(text: str) -> Shape:
     """Reads a shape as `str` writes it: "off", "chain(4)", "3x2x2x1" or "best_first(4, 6, 24)".
 
-    Children are sampled unless " chosen" comes after a chain or level widths.
+    Also "tree(0, 0, 1)", a fixed tree by its parents, and "priced(4; 0.3, 0.4; 0.1, 0.1, 0.2)".
+    Children are sampled unless " chosen" comes after a chain, level widths or a fixed tree.
 
     Raises:
         InvalidInputError: if the text is none of these.
@@ -107,10 +224,15 @@ def parse_shape(text: str) -> Shape:
             return OFF
         if text.startswith("best_first(") and text.endswith(")"):
             return BestFirst(*_integers(text[len("best_first(") : -1].split(",")))
+        if text.startswith("priced(") and text.endswith(")"):
+            width, levels, nodes = text[len("priced(") : -1].split(";")
+            return Priced(int(width), _prices(levels), _prices(nodes))
         levels = text.removesuffix(" chosen")
         sampled = levels == text
         if levels.startswith("chain(") and levels.endswith(")"):
             return chain(int(levels[len("chain(") : -1]), sampled=sampled)
+        if levels.startswith("tree(") and levels.endswith(")"):
+            return FixedTree(_integers(levels[len("tree(") : -1].split(",")), sampled)
         return LevelWidths(_integers(levels.split("x")), sampled)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
@@ -120,3 +242,7 @@ def parse_shape(text: str) -> Shape:
 
 def _integers(parts: Sequence[str]) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
+
+
+def _prices(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(",") if part.strip())

@@ -15,9 +15,10 @@ from treesnake.draft import Draft
 from treesnake.drafters.growing import grow
 from treesnake.models.tree_model import TreeModel
 from treesnake.sampling import Rng, SamplingParams, TorchRng, to_probs
-from treesnake.shape import OFF, BestFirst, LevelWidths, Shape
+from treesnake.shape import OFF, BestFirst, FixedTree, LevelWidths, Priced, Shape
 from treesnake.testing import RecurrentModel, enumerate_outcomes
 from treesnake.testing.tiny import TinyState
+from treesnake.tree import level_parents
 
 VOCAB_SIZE = 5
 ANCHOR = 2
@@ -131,7 +132,8 @@ def test_the_model_runs_once_a_level_and_never_on_the_deepest() -> None:
 def test_best_first_runs_no_more_than_its_width_a_level() -> None:
     recording = Recording(model())
     grow(ANCHOR, BestFirst(2, 4, 5), SamplingParams(), TorchRng(0), recording.extend)
-    assert recording.sizes == [1, 2, 2, 2]
+    assert len(recording.sizes) == 4
+    assert max(recording.sizes) == 2
 
 
 def reference_best_first(shape: BestFirst, seed: int) -> set[tuple[int, ...]]:
@@ -176,3 +178,80 @@ def test_grown_nodes_are_the_models_own_numbers(shape: Shape, seed: int) -> None
             alone = model(seed)
             alone.extend(tree.path_tokens(node), list(range(-1, len(tree.path(node)) - 1)))
             torch.testing.assert_close(after, alone.nodes[-1][1])
+
+
+TREE = FixedTree((0, 0, 0, 1, 1, 2, 4, 7))
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SAMPLING], ids=["chosen", "sampled"])
+def test_a_fixed_tree_is_filled_as_it_stands(params: SamplingParams) -> None:
+    recording = Recording(model(1))
+    draft = grow(ANCHOR, TREE, params, TorchRng(0), recording.extend).draft
+    assert draft.tree.parent_list[1:] == list(TREE.parents)
+    assert recording.sizes == [1, 2, 1, 1], "leaves are not run"
+    assert draft.is_chosen == params.is_greedy
+
+
+def test_a_fixed_trees_children_are_the_most_probable_tokens_in_their_order() -> None:
+    tree = draft_of(TREE, SamplingParams(), 3).tree
+    for node, children in enumerate(tree.children):
+        if children:
+            logits = logits_after(3, tree.path_tokens(node))
+            best = logits.topk(len(children)).indices.tolist()
+            assert [tree.tokens[child] for child in children] == best
+
+
+@given(WIDTHS, SEEDS, st.booleans())
+def test_level_widths_are_a_fixed_tree(widths: tuple[int, ...], seed: int, is_greedy: bool) -> None:
+    params = SamplingParams() if is_greedy else SAMPLING
+    levels = draft_of(LevelWidths(widths), params, seed)
+    fixed = draft_of(FixedTree(tuple(level_parents(widths)[1:])), params, seed)
+    assert levels.tree.tokens == fixed.tree.tokens
+    assert levels.tree.parent_list == fixed.tree.parent_list
+
+
+def test_below_a_token_that_could_not_be_drawn_nothing_is_drafted() -> None:
+    params = SamplingParams(temperature=1.0, top_k=1)
+    draft = draft_of(FixedTree((0, 0, 1, 2, 3)), params)
+    assert draft.tree.parent_list == [-1, 0, 1, 2]
+
+
+@given(st.integers(1, 3), st.integers(0, 4), st.integers(0, 8), SEEDS)
+def test_best_first_is_a_priced_tree_that_costs_nothing(
+    width: int, depth: int, num_drafted: int, seed: int
+) -> None:
+    best = draft_of(BestFirst(width, depth, num_drafted), SamplingParams(), seed)
+    priced = draft_of(Priced(width, (0.0,) * depth, (0.0,) * num_drafted), SamplingParams(), seed)
+    assert best.tree.tokens == priced.tree.tokens
+    assert best.tree.parent_list == priced.tree.parent_list
+
+
+@given(SEEDS, st.floats(0.01, 0.9), st.floats(0.0, 1.0))
+def test_a_priced_tree_keeps_the_nodes_that_are_worth_their_price(
+    seed: int, node_price: float, level_price: float
+) -> None:
+    shape = Priced(VOCAB_SIZE, (level_price,) * 3, (node_price,) * 200)
+    draft = draft_of(shape, SamplingParams(), seed)
+    assert draft.node_probs is not None
+    assert draft.node_probs[0] == 1
+    for node in range(1, len(draft.tree)):
+        path = draft.tree.path_tokens(node)
+        logits = logits_after(seed, path[:-1])
+        parent = draft.node_probs[draft.tree.parent_list[node]]
+        expected = parent * float(logits.softmax(-1)[path[-1]])
+        assert draft.node_probs[node] == pytest.approx(expected, rel=1e-4)
+        assert draft.node_probs[node] >= node_price
+    everything = draft_of(Priced(VOCAB_SIZE, (0.0,) * 3, (0.0,) * 200), SamplingParams(), seed)
+    assert everything.node_probs is not None
+    if level_price == 0:
+        worth = sum(prob >= node_price for prob in everything.node_probs)
+        assert len(draft.tree) == worth
+
+
+def test_a_level_is_drafted_if_the_one_above_it_is_probable_enough() -> None:
+    everything = draft_of(Priced(1, (0.0, 0.0, 0.0), (0.0,) * 3), SamplingParams())
+    assert everything.node_probs is not None
+    second = everything.node_probs[1]
+    for price, depth in ((second * 0.99, 2), (second * 1.01, 1)):
+        draft = draft_of(Priced(1, (0.0, price), (0.0,) * 3), SamplingParams())
+        assert int(draft.tree.depths.max()) == depth

@@ -19,7 +19,7 @@ from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule
 from treesnake.sampling import Rng, SamplingParams, TorchRng, to_probs
 from treesnake.search.static import StaticSearch
-from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
+from treesnake.shape import OFF, BestFirst, FixedTree, LevelWidths, Priced, Shape, chain
 from treesnake.stopping import EndTokens, StopRule
 from treesnake.testing import (
     AttentionModel,
@@ -104,6 +104,9 @@ EXACT_CASES = [
     (LevelWidths((1, 2)), traversal),
     (LevelWidths((2, 1), sampled=False), None),
     (BestFirst(2, 2, 3), None),
+    (FixedTree((0, 0, 2)), None),
+    (FixedTree((0, 0, 2)), traversal),
+    (Priced(2, (0.0, 0.6), (0.1, 0.2, 0.3)), None),
 ]
 
 

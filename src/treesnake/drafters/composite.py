@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 
 import torch
 
@@ -60,7 +61,8 @@ class CompositeDrafter:
         tree, _ = merge(first.tree, second.tree)
         num_chosen = len(tree) - len(first.tree)
         sampled_mask = torch.cat([first.sampled_mask, torch.zeros(num_chosen, dtype=torch.bool)])
-        return Draft(tree, first.draft_probs, sampled_mask)
+        node_probs = first.node_probs and (*first.node_probs, *(nan,) * num_chosen)
+        return Draft(tree, first.draft_probs, sampled_mask, node_probs)
 
     def commit(self, token_ids: Sequence[int]) -> None:
         """Commits to both."""

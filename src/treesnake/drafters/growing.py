@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
+from functools import lru_cache
+from itertools import takewhile
+from math import exp, inf
 
 import torch
 from jaxtyping import Float
@@ -10,8 +12,8 @@ from torch import Tensor
 
 from treesnake.draft import Draft
 from treesnake.sampling import Rng, SamplingParams, to_probs
-from treesnake.shape import BestFirst, LevelWidths, Shape
-from treesnake.tree import TokenTree
+from treesnake.shape import BestFirst, FixedTree, LevelWidths, Priced, Shape
+from treesnake.tree import TokenTree, level_parents
 
 Extend = Callable[[Sequence[int], Sequence[int]], Float[Tensor, "new_nodes vocab"]]
 """`TreeModel.extend`, or something like it."""
@@ -40,68 +42,151 @@ def grow(anchor: int, shape: Shape, params: SamplingParams, rng: Rng, extend: Ex
         tree = TokenTree(torch.tensor([anchor]), torch.tensor([-1]))
         return GrownDraft(Draft.chosen(tree), (-1,))
     if isinstance(shape, BestFirst):
-        return _grow_best_first(anchor, shape, params, extend)
-    return _grow_levels(anchor, shape, params, rng, extend)
+        free = (0.0,) * shape.depth, (0.0,) * shape.num_drafted
+        return _grow_priced(anchor, Priced(shape.width, *free), extend)
+    if isinstance(shape, Priced):
+        return _grow_priced(anchor, shape, extend)
+    return _grow_fixed(anchor, _as_fixed(shape), params, rng, extend)
 
 
-def _grow_levels(
-    anchor: int, shape: LevelWidths, params: SamplingParams, rng: Rng, extend: Extend
+@lru_cache
+def _as_fixed(shape: LevelWidths | FixedTree) -> FixedTree:
+    if isinstance(shape, FixedTree):
+        return shape
+    return FixedTree(tuple(level_parents(shape.widths)[1:]), shape.sampled)
+
+
+def _grow_fixed(
+    anchor: int, shape: FixedTree, params: SamplingParams, rng: Rng, extend: Extend
 ) -> GrownDraft:
+    """Grows the tree node by node as the shape has it; nodes without children are not run.
+
+    Where a node has fewer tokens than the shape gives it children, those are missing, and all that
+    would be below them.
+    """
     sampled = shape.sampled and not params.is_greedy
     tokens, parents = [anchor], [-1]
-    level = [0]
-    rows = []
-    num_grown = 0
-    for width in shape.widths:
-        logits = extend([tokens[node] for node in level], [parents[node] for node in level])
-        num_grown += len(level)
-        if sampled:
-            probs = to_probs(logits, params)
-            rows.append(probs)
-            drawn = [rng.draw_distinct(row, width) for row in probs]
-        else:
-            drawn = [[token for token, _ in row] for row in _best_tokens(logits, width)]
-        first = len(tokens)
-        for node, children in zip(level, drawn, strict=True):
-            tokens += children
-            parents += [node] * len(children)
-        level = list(range(first, len(tokens)))
-    tree = TokenTree(torch.tensor(tokens), torch.tensor(parents))
-    draft = Draft.sampled(tree, torch.cat(rows)) if sampled else Draft.chosen(tree)
-    unseen = (-1,) * (len(tokens) - num_grown)
-    return GrownDraft(draft, (*range(num_grown), *unseen))
-
-
-def _grow_best_first(
-    anchor: int, shape: BestFirst, params: SamplingParams, extend: Extend
-) -> GrownDraft:
-    tokens, parents, scores = [anchor], [-1], [0.0]
+    places = [0]  # of each node in the shape
     grown: dict[int, int] = {}
-    level = [0]
-    for _ in range(shape.depth):
+    rows: dict[int, Float[Tensor, " vocab"]] = {}
+    newest = [0]
+    while level := [node for node in newest if shape.children[places[node]]]:
         logits = extend(
             [tokens[node] for node in level],
             [grown.get(parents[node], -1) for node in level],
         )
         grown |= {node: len(grown) + index for index, node in enumerate(level)}
+        widths = [len(shape.children[places[node]]) for node in level]
+        if sampled:
+            probs = to_probs(logits, params)
+            rows |= dict(zip(level, probs, strict=True))
+            drawn = [
+                rng.draw_distinct(row, width) for row, width in zip(probs, widths, strict=True)
+            ]
+        else:
+            best = _best_tokens(logits, max(widths))
+            drawn = [
+                [token for token, _ in row[:width]] for row, width in zip(best, widths, strict=True)
+            ]
         first = len(tokens)
-        for node, best in zip(
-            level, _best_tokens(logits.log_softmax(-1), shape.width), strict=True
-        ):
+        for node, children in zip(level, drawn, strict=True):
+            tokens += children
+            parents += [node] * len(children)
+            places += shape.children[places[node]][: len(children)]
+        newest = list(range(first, len(tokens)))
+    tree = TokenTree(torch.tensor(tokens), torch.tensor(parents))
+    draft = Draft.sampled(tree, _rows_by_node(rows)) if sampled else Draft.chosen(tree)
+    return GrownDraft(draft, tuple(grown.get(node, -1) for node in range(len(tokens))))
+
+
+def _rows_by_node(rows: dict[int, Float[Tensor, " vocab"]]) -> Float[Tensor, "inner vocab"]:
+    """Returns the rows in the order of the nodes; a leaf among them has a row of zeros."""
+    nothing = torch.zeros_like(rows[0])
+    return torch.stack([rows.get(node, nothing) for node in range(max(rows) + 1)])
+
+
+def _grow_priced(anchor: int, shape: Priced, extend: Extend) -> GrownDraft:
+    def best_children(
+        nodes: Sequence[int], tokens: Sequence[int], parents: Sequence[int]
+    ) -> list[list[tuple[int, float]]]:
+        logits = extend(
+            [tokens[node] for node in nodes], [grown.get(parents[node], -1) for node in nodes]
+        )
+        grown.update({node: len(grown) + index for index, node in enumerate(nodes)})
+        return _best_tokens(logits.log_softmax(-1), shape.width)
+
+    grown: dict[int, int] = {}
+    tree = grow_best(anchor, shape, best_children)
+    draft = Draft.chosen(
+        TokenTree(torch.tensor(tree.tokens), torch.tensor(tree.parents)), node_probs=tree.probs
+    )
+    return GrownDraft(draft, tuple(grown.get(node, -1) for node in tree.grown_as))
+
+
+BestChildren = Callable[
+    [Sequence[int], Sequence[int], Sequence[int]], Sequence[Sequence[tuple[int, float]]]
+]
+"""Gives the best tokens below some nodes with their log-probabilities there, best first.
+
+It is told the nodes, and the tokens and parents of all nodes so far.
+"""
+
+
+@dataclass(frozen=True)
+class BestTree:
+    """A tree of the drafter's most probable nodes.
+
+    Attributes:
+        tokens: of each node.
+        parents: of each node.
+        probs: of the path to each node, by the drafter.
+        grown_as: the number of each node while the tree was grown.
+        num_expanded: how many nodes of each level were expanded.
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    probs: tuple[float, ...]
+    grown_as: tuple[int, ...]
+    num_expanded: tuple[int, ...]
+
+
+def grow_best(anchor: int, shape: Priced, best_children: BestChildren) -> BestTree:
+    """Grows a priced tree level by level, from whatever tells a node's best children."""
+    tokens, parents, probs = [anchor], [-1], [1.0]
+    level, kept, num_expanded = [0], list[int](), list[int]()
+    for price in shape.level_prices:
+        if not level or sum(probs[node] for node in level) < price:
+            break
+        num_expanded.append(len(level))
+        first = len(tokens)
+        for node, best in zip(level, best_children(level, tokens, parents), strict=True):
             for token, log_prob in best:
                 tokens.append(token)
                 parents.append(node)
-                scores.append(scores[node] + log_prob)
-        newest = range(first, len(tokens))
-        level = sorted(sorted(newest, key=lambda node: -scores[node])[: shape.width])
-    drafted = sorted(range(1, len(tokens)), key=lambda node: -scores[node])
-    kept = [0, *sorted(drafted[: shape.num_drafted])]
-    renumbered = {node: index for index, node in enumerate(kept)}
-    tree = TokenTree(
-        torch.tensor([tokens[node] for node in kept]),
-        torch.tensor([-1, *(renumbered[parents[node]] for node in kept[1:])]),
+                probs.append(probs[node] * exp(log_prob))
+        # No node below one that is left out here can be worth its price: it is less probable.
+        candidates = [*kept, *range(first, len(tokens))]
+        candidates.sort(key=lambda node: -probs[node])
+        kept = _worth_their_price(candidates, probs, shape.node_prices)
+        level = sorted([node for node in kept if node >= first][: shape.width])
+    order = [0, *sorted(kept)]
+    renumbered = {node: index for index, node in enumerate(order)}
+    return BestTree(
+        tokens=tuple(tokens[node] for node in order),
+        parents=(-1, *(renumbered[parents[node]] for node in order[1:])),
+        probs=tuple(probs[node] for node in order),
+        grown_as=tuple(order),
+        num_expanded=tuple(num_expanded),
     )
-    return GrownDraft(Draft.chosen(tree), tuple(grown.get(node, -1) for node in kept))
+
+
+def _worth_their_price(
+    candidates: Sequence[int], probs: Sequence[float], prices: Sequence[float]
+) -> list[int]:
+    """Returns the first candidates, up to one that is not worth its price."""
+    pairs = zip(candidates, prices, strict=False)
+    return [node for node, _ in takewhile(lambda pair: probs[pair[0]] >= pair[1], pairs)]
 
 
 def _best_tokens(

@@ -11,7 +11,7 @@ from treesnake.draft import Draft
 from treesnake.errors import InvalidInputError
 from treesnake.prompt import Prompt, missing_tokens
 from treesnake.sampling import Rng, SamplingParams
-from treesnake.shape import LevelWidths, Shape
+from treesnake.shape import FixedTree, LevelWidths, Shape
 from treesnake.tree import TreeBuilder
 
 
@@ -104,4 +104,6 @@ class NgramDrafter:
 
 def _width(shape: Shape) -> int:
     """Returns how many children the anchor may have."""
-    return shape.widths[0] if isinstance(shape, LevelWidths) else shape.width
+    if isinstance(shape, LevelWidths):
+        return shape.widths[0]
+    return len(shape.children[0]) if isinstance(shape, FixedTree) else shape.width

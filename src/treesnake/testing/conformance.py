@@ -17,7 +17,7 @@ from treesnake.drafters.growing import grow
 from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule, Drafter, DrafterModel, Target, TargetModel
 from treesnake.sampling import Rng, SamplingParams, TorchRng, to_probs
-from treesnake.shape import BestFirst, LevelWidths, Shape, chain
+from treesnake.shape import BestFirst, FixedTree, LevelWidths, Priced, Shape, chain
 from treesnake.testing.enumeration import enumerate_outcomes
 from treesnake.testing.tiny import TableModel, TinyState
 from treesnake.tree import TokenTree, TreeBuilder
@@ -28,6 +28,8 @@ SHAPES: tuple[Shape, ...] = (
     chain(4),
     LevelWidths((2, 2, 1)),
     BestFirst(2, 3, 4),
+    FixedTree((0, 0, 2, 3)),
+    Priced(2, (0.0, 0.3, 0.3), (0.1, 0.1, 0.2)),
 )
 
 
