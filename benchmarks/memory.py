@@ -28,8 +28,8 @@ from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.prompt import Prompt
 from treesnake.protocols import Target
+from treesnake.targets.attention import AttentionTargetModel
 from treesnake.targets.load import load_target
-from treesnake.targets.native import NativeTargetModel
 from treesnake.tree import TokenTree
 
 RUNS = (
@@ -116,7 +116,7 @@ def _run_tiny(dtype: str) -> None:
     network = Transformer(
         TransformerConfig.from_hf(config), tensors, getattr(torch, dtype), torch.device("cpu")
     )
-    _run(NativeTargetModel(network).new_session(), [1, 2, 3])
+    _run(AttentionTargetModel(network).new_session(), [1, 2, 3])
     module(torch.tensor([[1, 2, 3]]))
 
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from treesnake.models.transformer import Transformer
+from treesnake.models.transformer import SMALLEST_CAPACITY, Transformer, TransformerState
 from treesnake.models.transformer_config import TransformerConfig
-from treesnake.models.transformer_state import SMALLEST_CAPACITY, TransformerState
 
 VOCAB_SIZE = 31
 TEXT = [3, 1, 4, 1, 5, 9, 2, 6]

@@ -21,9 +21,9 @@ from treesnake import SpeculativeDecoder
 from treesnake.errors import InvalidInputError, LoadError, TreesnakeError, UnsupportedModelError
 from treesnake.loading.checkpoint import find_checkpoint
 from treesnake.models.gguf import GgufFile
-from treesnake.targets.attention import AttentionTargetModel
+from treesnake.models.hf_attention import HfAttention
+from treesnake.models.transformer import Transformer
 from treesnake.targets.load import load_target
-from treesnake.targets.native import NativeTargetModel
 
 VOCABULARY = {letter: index for index, letter in enumerate("abcdefghijklmnop")}
 
@@ -64,7 +64,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_native_engine_runs_what_it_knows(llama: str) -> None:
     model, loaded = load_target(llama, device="cpu")
-    assert isinstance(model, NativeTargetModel)
+    assert isinstance(model.network, Transformer)
     assert loaded.description["engine"] == "native (fastest for llama)"
     assert loaded.description["dtype"] == "float32"
     assert loaded.description["context"] == 64
@@ -73,7 +73,7 @@ def test_the_native_engine_runs_what_it_knows(llama: str) -> None:
 
 def test_the_generic_engine_runs_the_rest_and_says_why(gpt2: str) -> None:
     model, loaded = load_target(gpt2, device="cpu")
-    assert isinstance(model, AttentionTargetModel)
+    assert isinstance(model.network, HfAttention)
     assert loaded.engine == "generic"
     assert "gpt2" in loaded.why
 

@@ -6,10 +6,7 @@ from treesnake.drafters.model_drafter import ModelDrafter
 from treesnake.drafters.vocabulary import VocabularyMap, mapped
 from treesnake.drafters.window import WindowedDrafter
 from treesnake.errors import InvalidInputError
-from treesnake.models.hf_attention import HfAttention, HfAttentionState
-from treesnake.models.transformer import Transformer
-from treesnake.models.transformer_state import TransformerState
-from treesnake.models.tree_model import TreeModel
+from treesnake.models.attention_network import AttentionNetwork
 
 MOST_ROOM = 64
 """Positions of the context that are kept free for trees, if it is long enough."""
@@ -32,7 +29,7 @@ class TransformerDrafterModel:
         InvalidInputError: if the window is too small, or larger than the context.
     """
 
-    network: Transformer | HfAttention
+    network: AttentionNetwork
     vocabulary: VocabularyMap | None = None
     window: int | None = None
 
@@ -50,29 +47,19 @@ class TransformerDrafterModel:
     @property
     def max_depth(self) -> int | None:
         """How deep a tree may be, so that it fits into the context behind the window."""
-        context_length = self._context_length
+        context_length = self.network.context_length
         return None if context_length is None else min(MOST_ROOM, context_length // 4)
 
     @property
     def largest_window(self) -> int | None:
         """How many tokens the context holds in front of a tree; None if it has no limit."""
-        if self._context_length is None or self.max_depth is None:
+        context_length, max_depth = self.network.context_length, self.max_depth
+        if context_length is None or max_depth is None:
             return None
-        return self._context_length - self.max_depth
+        return context_length - max_depth
 
     def new_session(self) -> ModelDrafter | WindowedDrafter:
         """Returns a session with an empty cache."""
-        drafter = ModelDrafter(mapped(self._new_state(), self.vocabulary), self.max_depth)
+        drafter = ModelDrafter(mapped(self.network.new_state(), self.vocabulary), self.max_depth)
         window = self.window or self.largest_window
         return drafter if window is None else WindowedDrafter(drafter, window)
-
-    @property
-    def _context_length(self) -> int | None:
-        if isinstance(self.network, Transformer):
-            return self.network.config.context_length
-        return self.network.context_length
-
-    def _new_state(self) -> TreeModel:
-        if isinstance(self.network, Transformer):
-            return TransformerState(self.network)
-        return HfAttentionState(self.network)

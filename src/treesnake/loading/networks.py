@@ -19,16 +19,13 @@ from treesnake.loading.pretrained import (
     load_checkpoint,
     resolve_device,
 )
+from treesnake.models.attention_network import AttentionNetwork
 from treesnake.models.gguf import GgufFile
 from treesnake.models.hf_attention import HfAttention
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig, unsupported_reason
 
 EngineName = Literal["auto", "native", "generic"]
-
-
-AttentionNetwork = Transformer | HfAttention
-"""What offers the state of a text with a tree on it to targets and drafters."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from treesnake.errors import BrokenModelError
+from treesnake.models.hf_diagnosis import broken_model_error
 from treesnake.models.hf_families import (
     VERIFIED_FAMILIES,
     activation_width,
@@ -58,7 +60,11 @@ class HfAttention:
         self.context_length = context_length(self.config)
         self._can_skip_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         if self.config.model_type not in VERIFIED_FAMILIES:
-            check_scores(model, HfAttentionState(self))
+            check_scores(model, self.new_state())
+
+    def new_state(self) -> "HfAttentionState":
+        """Returns the state of an empty text."""
+        return HfAttentionState(self)
 
     @torch.no_grad()
     def forward(
@@ -164,6 +170,17 @@ class HfAttentionState:
         self._cache.keep(len(self._held), path)
         self._held += tokens
         self._forget_tree()
+
+    def broken_model_error(
+        self, token_ids: Sequence[int], parents: Sequence[int]
+    ) -> BrokenModelError:
+        """Returns the error for a model whose logits are no numbers, naming weights or module."""
+
+        def rerun() -> None:
+            self._forget_tree()
+            self.extend(token_ids, parents)
+
+        return broken_model_error(self.network.model, rerun)
 
     def _forget_tree(self) -> None:
         self._cache.keep(len(self._held))

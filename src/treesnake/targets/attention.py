@@ -1,4 +1,4 @@
-"""Any attention model of transformers as a target; a tree is scored in one forward pass."""
+"""Any attention model as a target; a tree is scored in one forward pass."""
 
 from collections.abc import Sequence
 
@@ -7,38 +7,44 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from treesnake.errors import ContextLengthError, InvalidInputError
-from treesnake.models.hf_attention import HfAttention, HfAttentionState
-from treesnake.models.hf_diagnosis import broken_model_error
+from treesnake.models.attention_network import AttentionNetwork, AttentionState
+from treesnake.models.hf_attention import HfAttention
 from treesnake.prompt import Prompt
 from treesnake.tree import TokenTree
 
 
 class AttentionTargetModel:
-    """The weights of a transformers model, shared by its sessions.
+    """The weights of an attention model, shared by its sessions.
 
     Args:
-        model: a decoder with a language-model head; see `HfAttention` for what else it must be.
-            Or the network that was made of it already.
+        model: a network, of either engine; or a model of transformers, which becomes an
+            `HfAttention`; see there for what it must be.
 
     Raises:
         UnsupportedModelError: if the model cannot score trees, with the reason.
         InvalidInputError: if the model is in training mode.
     """
 
-    def __init__(self, model: PreTrainedModel | HfAttention) -> None:
-        self.network = model if isinstance(model, HfAttention) else HfAttention(model)
+    def __init__(self, model: AttentionNetwork | PreTrainedModel) -> None:
+        self.network: AttentionNetwork = (
+            HfAttention(model) if isinstance(model, PreTrainedModel) else model
+        )
 
     def new_session(self) -> "AttentionTarget":
         """Returns a session with an empty cache."""
-        return AttentionTarget(HfAttentionState(self.network))
+        return AttentionTarget(self.network, self.network.new_state())
 
 
 class AttentionTarget:
-    """A target session over the state of one text."""
+    """A target session: a network and the state of one text.
 
-    def __init__(self, state: HfAttentionState) -> None:
+    On a CPU our own networks give a node the same bits however many nodes are scored with it, so
+    that greedy decoding by trees equals plain decoding in every dtype, to the last tie.
+    """
+
+    def __init__(self, network: AttentionNetwork, state: AttentionState) -> None:
+        self._network = network
         self._state = state
-        self._network = state.network
 
     @property
     def vocab_size(self) -> int:
@@ -72,18 +78,16 @@ class AttentionTarget:
             BrokenModelError: if the logits are no numbers.
         """
         self._check_tree(tree)
-        logits = self._run(tree)
+        self._state.commit([])
+        logits = self._state.extend(tree.tokens, tree.parent_list)
         if not bool(logits.amax(-1).isfinite().all()):
-            raise broken_model_error(self._network.model, lambda: self._run(tree))
+            self._state.commit([])
+            raise self._state.broken_model_error(tree.tokens, tree.parent_list)
         return logits
 
     def commit(self, path: Sequence[int]) -> None:
         """Takes the tokens of a path of the scored tree into the state."""
         self._state.commit(path)
-
-    def _run(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
-        self._state.commit([])
-        return self._state.extend(tree.tokens, tree.parent_list)
 
     def _check_tree(self, tree: TokenTree) -> None:
         if max(tree.tokens) >= self.vocab_size:

@@ -3,10 +3,7 @@
 from treesnake.loading.checkpoint import DEFAULT_MODEL
 from treesnake.loading.networks import EngineName, LoadedNetwork, load_attention_network
 from treesnake.loading.pretrained import DeviceMap, DtypeName
-from treesnake.models.transformer import Transformer
-from treesnake.protocols import TargetModel
 from treesnake.targets.attention import AttentionTargetModel
-from treesnake.targets.native import NativeTargetModel
 
 
 def load_target(
@@ -18,7 +15,7 @@ def load_target(
     device_map: DeviceMap | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-) -> tuple[TargetModel, LoadedNetwork]:
+) -> tuple[AttentionTargetModel, LoadedNetwork]:
     """Loads a target.
 
     Options and errors are those of `treesnake.loading.networks.load_attention_network`.
@@ -35,7 +32,4 @@ def load_target(
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
-    network = loaded.network
-    if isinstance(network, Transformer):
-        return NativeTargetModel(network), loaded
-    return AttentionTargetModel(network), loaded
+    return AttentionTargetModel(loaded.network), loaded

@@ -1,4 +1,4 @@
-"""Our own decoder in the target role, beside the generic engine on the same weights."""
+"""Both engines in the target role, on the same weights."""
 
 import copy
 
@@ -13,7 +13,6 @@ from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.protocols import TargetModel
 from treesnake.targets.attention import AttentionTargetModel
-from treesnake.targets.native import NativeTargetModel
 from treesnake.testing import check_target
 
 VOCAB_SIZE = 31
@@ -42,7 +41,7 @@ def llama() -> LlamaForCausalLM:
 def native(model: LlamaForCausalLM) -> TargetModel:
     config = TransformerConfig.from_hf(model.config)
     network = Transformer(config, model.state_dict(), torch.float32, torch.device("cpu"))
-    return NativeTargetModel(network)
+    return AttentionTargetModel(network)
 
 
 ENGINES = pytest.mark.parametrize("engine", [native, AttentionTargetModel])
@@ -89,3 +88,12 @@ def test_a_prompt_that_fills_the_context_is_refused(engine: type, llama: LlamaFo
     session = engine(llama).new_session()
     with pytest.raises(ContextLengthError, match="the prompt has 64 tokens and the context holds"):
         session.prefill(Prompt((1,) * CONTEXT))
+
+
+@ENGINES
+def test_a_tree_beyond_the_context_is_refused(engine: type, llama: LlamaForCausalLM) -> None:
+    session = engine(llama).new_session()
+    session.prefill(Prompt((1,) * (CONTEXT - 2)))
+    session.score(TokenTree.chain(torch.tensor([1, 2, 3])))
+    with pytest.raises(ContextLengthError, match=r"reaches token 65 .* the context holds 64"):
+        session.score(TokenTree.chain(torch.tensor([1, 2, 3, 4])))
