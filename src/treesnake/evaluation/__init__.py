@@ -1,0 +1,1 @@
+"""What anyone can rerun: is it lossless, does it pay, and why."""

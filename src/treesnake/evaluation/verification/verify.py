@@ -1,0 +1,79 @@
+"""Both experiments on one decoder."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from treesnake.decoder import PromptLike, SpeculativeDecoder
+from treesnake.errors import InvalidInputError
+from treesnake.evaluation.verification.evidence import Verdict
+from treesnake.evaluation.verification.greedy import Report, verify_greedy
+from treesnake.evaluation.verification.sampling import SamplingPlan, verify_sampling
+
+PROMPTS = (
+    "Why is the sky blue?",
+    "Write a haiku about a heron.",
+    "List three uses of a paper clip.",
+    "Translate to French: The train leaves at nine.",
+    "What is 17 times 23? Explain each step.",
+    "Write a Python function that reverses a string.",
+    "Summarize: The cat sat on the mat. The mat was red. The cat was not. The cat slept.",
+    "Who are you?",
+)
+"""What is asked where nobody says what to ask."""
+
+
+@dataclass(frozen=True)
+class VerifyPlan:
+    """What is looked at.
+
+    Attributes:
+        max_new_tokens: of each greedy text; 0 leaves greedy decoding out.
+        sampling: None leaves sampling out.
+        num_sampled_prompts: sampling continues so many of the prompts, each many times.
+    """
+
+    max_new_tokens: int = 64
+    sampling: SamplingPlan | None = field(default_factory=SamplingPlan)
+    num_sampled_prompts: int = 4
+
+
+def verify(
+    decoder: SpeculativeDecoder,
+    prompts: Sequence[PromptLike] = PROMPTS,
+    plan: VerifyPlan | None = None,
+    *,
+    subject: Mapping[str, str] | None = None,
+    report: Report | None = None,
+) -> Verdict:
+    """Looks for anything by which decoding differs from its target's own.
+
+    Args:
+        decoder: what is verified.
+        prompts: texts become the first turn of a conversation where there is a chat template.
+        plan: how much is looked at.
+        subject: what the verdict says about whom it judges.
+        report: is told of the progress.
+
+    Raises:
+        InvalidInputError: if there is nothing to look at.
+    """
+    plan = plan or VerifyPlan()
+    if not prompts or (not plan.max_new_tokens and plan.sampling is None):
+        raise InvalidInputError("there is nothing to verify: give prompts, and ask for something")
+    started = perf_counter()
+    asked = [decoder.encode(_as_conversation(decoder, prompt)) for prompt in prompts]
+    greedy = None
+    if plan.max_new_tokens:
+        greedy = verify_greedy(decoder, asked, max_new_tokens=plan.max_new_tokens, report=report)
+    sampling = None
+    if plan.sampling is not None:
+        chosen = asked[: plan.num_sampled_prompts]
+        sampling = verify_sampling(decoder, chosen, plan.sampling, report=report)
+    return Verdict(dict(subject or {}), greedy, sampling, perf_counter() - started)
+
+
+def _as_conversation(decoder: SpeculativeDecoder, prompt: PromptLike) -> PromptLike:
+    if isinstance(prompt, str) and decoder.has_chat_template:
+        return [{"role": "user", "content": prompt}]
+    return prompt
