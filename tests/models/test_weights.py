@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from treesnake.errors import LoadError
-from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, open_weights, read_header
+from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, open_weights, read_blocks, read_header
 
 
 @pytest.fixture
@@ -50,6 +50,17 @@ def test_every_tensor_is_read_bit_for_bit(tmp_path: Path, tensors: dict[str, tor
         assert read.dtype == tensor.dtype
         assert read.shape == tensor.shape
         assert torch.equal(read.reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 4, 9])
+@pytest.mark.parametrize("name", ["float32", "float16", "int64", "empty"])
+def test_blocks_of_rows_are_the_tensor(
+    sharded: Path, tensors: dict[str, torch.Tensor], name: str, num_rows: int
+) -> None:
+    for mapping in (open_weights(sharded), tensors):
+        blocks = list(read_blocks(mapping, name, num_rows))
+        assert all(len(block) <= num_rows for block in blocks)
+        assert torch.equal(torch.cat([tensors[name][:0], *blocks]), tensors[name])
 
 
 def test_shards_are_read_as_one(sharded: Path, tensors: dict[str, torch.Tensor]) -> None:

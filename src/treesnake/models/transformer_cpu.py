@@ -2,7 +2,7 @@
 
 import dataclasses
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.attention import SEES_ALL, SPARE_ROWS
 from treesnake.kernels.cpu.linear import (
     BITS,
+    ROWS_AT_ONCE,
     STORAGE,
     padded,
     padded_rows,
@@ -32,12 +33,13 @@ from treesnake.kernels.cpu.transformer import (
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_layers import (
+    EMBEDDING,
+    HEAD,
     LayerTensors,
-    read_embedding,
     read_final_norm,
-    read_head,
     read_layer,
 )
+from treesnake.models.weights import read_blocks
 
 CPU_DTYPES = tuple(STORAGE)
 """The dtypes that weights can have. Activations are float32 with all of them."""
@@ -186,7 +188,10 @@ class CpuEngine:
 def _pack_weights(
     config: TransformerConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Weights:
-    """Reads and rounds one layer after another, so that the model is never in memory twice."""
+    """Reads and rounds a layer or some rows at a time, so that the model is never in memory twice.
+
+    Embeddings are the largest matrices of small models by far, hence the rows.
+    """
     layers, hidden, stride = config.num_layers, config.hidden_size, padded(config.head_dim)
     qkv_width = (config.num_heads + 2 * config.num_kv_heads) * stride
     gated = padded(config.mlp_size)
@@ -205,11 +210,11 @@ def _pack_weights(
             else:
                 vectors.setdefault(name, []).append(tensor.float())
     embedding = _Stack(1, config.vocab_size, hidden, dtype)
-    embedding.write(0, read_embedding(tensors))
+    embedding.write_blocks(0, read_blocks(tensors, EMBEDDING, ROWS_AT_ONCE))
     head = embedding
     if not config.tied_embeddings:
         head = _Stack(1, config.vocab_size, hidden, dtype)
-        head.write(0, read_head(tensors))
+        head.write_blocks(0, read_blocks(tensors, HEAD, ROWS_AT_ONCE))
     return Weights(
         embedding=embedding.values[0],
         embedding_scale=embedding.scale[0],
@@ -235,8 +240,15 @@ class _Stack:
         self.scale = np.ones((layers, outputs), np.float32)
 
     def write(self, layer: int, weight: Float[Tensor, "outputs inputs"]) -> None:
-        values = self.values[layer, :, : weight.shape[1]]
-        write_weight(weight, self.dtype, values, self.scale[layer])
+        self.write_blocks(layer, [weight])
+
+    def write_blocks(self, layer: int, blocks: Iterable[Float[Tensor, "rows inputs"]]) -> None:
+        begin = 0
+        for block in blocks:
+            rows = slice(begin, begin + len(block))
+            values = self.values[layer, rows, : block.shape[1]]
+            write_weight(block, self.dtype, values, self.scale[layer, rows])
+            begin = rows.stop
 
 
 def _pad_layer(layer: LayerTensors, config: TransformerConfig) -> LayerTensors:

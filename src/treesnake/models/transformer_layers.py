@@ -9,6 +9,12 @@ from torch import Tensor
 
 from treesnake.models.transformer_config import TransformerConfig
 
+EMBEDDING = "model.embed_tokens.weight"
+"""The embedding, which is the output layer as well in a model with tied embeddings."""
+
+HEAD = "lm_head.weight"
+"""The output layer of a model whose embeddings are not tied."""
+
 
 @dataclass(frozen=True, eq=False)
 class LayerTensors:
@@ -50,16 +56,6 @@ def read_layer(
         gate_up=_read_fused(tensors, prefix + "mlp.", "gate_up_proj", ("gate_proj", "up_proj")),
         down=tensors[f"{prefix}mlp.down_proj.weight"],
     )
-
-
-def read_embedding(tensors: Mapping[str, Tensor]) -> Float[Tensor, "vocab hidden"]:
-    """Reads the embedding, which is the output layer as well in a model with tied embeddings."""
-    return tensors["model.embed_tokens.weight"]
-
-
-def read_head(tensors: Mapping[str, Tensor]) -> Float[Tensor, "vocab hidden"]:
-    """Reads the output layer of a model whose embeddings are not tied."""
-    return tensors["lm_head.weight"]
 
 
 def read_final_norm(tensors: Mapping[str, Tensor]) -> Float[Tensor, " hidden"]:

@@ -19,10 +19,10 @@ from treesnake.kernels.reference.norm import gate, rms_norm, rotate, rotation
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_layers import (
+    EMBEDDING,
+    HEAD,
     LayerTensors,
-    read_embedding,
     read_final_norm,
-    read_head,
     read_layer,
 )
 
@@ -112,10 +112,10 @@ class TorchEngine:
         self._layers = [
             self._placed(read_layer(tensors, config, layer)) for layer in range(config.num_layers)
         ]
-        self._embedding = read_embedding(tensors).to(device, dtype)
+        self._embedding = tensors[EMBEDDING].to(device, dtype)
         self._head = self._embedding
         if not config.tied_embeddings:
-            self._head = read_head(tensors).to(device, dtype)
+            self._head = tensors[HEAD].to(device, dtype)
         self._final_norm = read_final_norm(tensors).to(device, dtype)
         self._inverse_frequencies = torch.tensor(config.inverse_frequencies, device=device)
         self._graphs: WeakKeyDictionary[TransformerCache, dict[Size, _Graph]]

@@ -1,4 +1,4 @@
-"""Reads safetensors checkpoints one tensor at a time, so that no more than one is in memory twice.
+"""Reads safetensors checkpoints a tensor or a block of rows at a time: no more is in memory twice.
 
 Files are read, not mapped: the pages of a mapped file count as resident memory until the system
 wants them back, which would add the size of the file to the peak of a conversion.
@@ -7,7 +7,7 @@ wants them back, which would add the size of the file to the peak of a conversio
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,14 @@ class TensorEntry:
         """The size as stored."""
         return self.num_elements * self.dtype.itemsize
 
+    def rows(self, begin: int, end: int) -> "TensorEntry":
+        """Returns where some of the rows lie, as if they were a tensor of their own."""
+        length, *axes = self.shape
+        begin, end = min(begin, length), min(end, length)
+        row_bytes = math.prod(axes) * self.dtype.itemsize
+        shape = (end - begin, *axes)
+        return replace(self, shape=shape, start=self.start + begin * row_bytes)
+
 
 class Weights(Mapping[str, Tensor]):
     """The tensors of a checkpoint by name, each read from disk whenever it is asked for.
@@ -70,6 +78,10 @@ class Weights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Shaped[Tensor, "..."]:
         return _read_tensor(name, self.entries[name])
+
+    def rows(self, name: str, begin: int, end: int) -> Shaped[Tensor, " rows *axes"]:
+        """Reads some rows of a tensor."""
+        return _read_tensor(name, self.entries[name].rows(begin, end))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -104,6 +116,17 @@ def open_weights(folder: Path) -> Weights:
     if (folder / SINGLE_FILE).is_file():
         return Weights(read_header(folder / SINGLE_FILE))
     raise LoadError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}")
+
+
+def read_blocks(
+    tensors: Mapping[str, Tensor], name: str, num_rows: int
+) -> Iterator[Shaped[Tensor, " rows *axes"]]:
+    """Yields a tensor `num_rows` rows at a time; of one on disk only these are read at once."""
+    if not isinstance(tensors, Weights):
+        yield from tensors[name].split(num_rows)
+        return
+    for begin in range(0, tensors.entries[name].shape[0], num_rows):
+        yield tensors.rows(name, begin, begin + num_rows)
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:

@@ -52,7 +52,7 @@ hardware does not recognise although the rows together are one stream."""
 
 CACHE_LINE = 64
 
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 1024
 """Rows of a weight that are rounded at once: what bounds the memory that rounding takes."""
 
 
