@@ -1,0 +1,101 @@
+"""Shapes to choose from, for the searches that pick one of a list, and what each of them earned."""
+
+from collections.abc import Sequence
+from math import sqrt
+
+from treesnake.errors import InvalidInputError
+from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
+
+PAPER_ARMS: tuple[Shape, ...] = (
+    chain(5),
+    LevelWidths((3, 2, 2, 1, 1)),
+    LevelWidths((3, 3, 2, 1)),
+    LevelWidths((2, 2, 2, 1, 1, 1)),
+)
+"""The trees that Mamba Drafters (Choi et al. 2025) names, and a sequence."""
+
+ARMS: tuple[Shape, ...] = (
+    OFF,
+    chain(1),
+    chain(2),
+    chain(3),
+    chain(5),
+    chain(8),
+    LevelWidths((2, 1, 1)),
+    LevelWidths((3, 2, 2, 1, 1)),
+    LevelWidths((2, 2, 2, 1, 1, 1)),
+    BestFirst(2, 4, 6),
+    BestFirst(4, 6, 16),
+    BestFirst(8, 8, 60),
+)
+"""From plain decoding to more than sixty nodes: one of them is not far from the best anywhere."""
+
+USUAL_DEVIATION = 0.5
+"""The deviation of a step's tokens per second from their mean, in parts of it, before it is
+measured."""
+
+
+def check_arms(arms: Sequence[Shape]) -> tuple[Shape, ...]:
+    """Returns the arms as a tuple.
+
+    Raises:
+        InvalidInputError: if there is none, or one is there twice.
+    """
+    if not arms or len(set(arms)) < len(arms):
+        raise InvalidInputError(
+            f"a search needs at least one shape to choose from, each once, got {list(arms)}"
+        )
+    return tuple(arms)
+
+
+class MeasuredRate:
+    """Emitted tokens per measured second, as a ratio of sums, and how sure it is.
+
+    Sums decay, so that what was seen `1 / (1 - discount)` steps ago counts a third.
+    """
+
+    __slots__ = ("_seconds", "_squares", "_tokens", "_tokens_seconds", "_tokens_squares", "num")
+
+    def __init__(self) -> None:
+        self.num = 0.0
+        self._tokens = self._seconds = 0.0
+        self._tokens_squares = self._tokens_seconds = self._squares = 0.0
+
+    def decay(self, discount: float) -> None:
+        """Makes everything so far count less."""
+        self.num *= discount
+        self._tokens *= discount
+        self._seconds *= discount
+        self._tokens_squares *= discount
+        self._tokens_seconds *= discount
+        self._squares *= discount
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """Takes a step into account."""
+        self.num += 1
+        self._tokens += tokens
+        self._seconds += seconds
+        self._tokens_squares += tokens * tokens
+        self._tokens_seconds += tokens * seconds
+        self._squares += seconds * seconds
+
+    @property
+    def mean(self) -> float:
+        """Tokens per second; 0 before the first step."""
+        return self._tokens / self._seconds if self._seconds else 0.0
+
+    @property
+    def seconds_per_step(self) -> float:
+        """The mean seconds of a step; 0 before the first."""
+        return self._seconds / self.num if self.num else 0.0
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, by the residuals of the ratio, with two steps of the usual deviation."""
+        if not self._seconds:
+            return 0.0
+        rate = self.mean
+        residuals = self._tokens_squares - 2 * rate * self._tokens_seconds + rate**2 * self._squares
+        usual = 2 * (USUAL_DEVIATION * self._tokens / self.num) ** 2
+        variance = (max(residuals, 0.0) + usual) / (self.num + 2)
+        return sqrt(variance / self.num) * self.num / self._seconds

@@ -1,0 +1,142 @@
+"""What is believed of the drafter: how often a node is accepted, by place and by confidence.
+
+Every step tells about the same few numbers, whatever its shape. Counts decay, so that what was not
+seen for long is hoped for again, and will be tried again.
+"""
+
+from collections.abc import Sequence
+from math import exp, log
+
+from treesnake.tree import TokenTree
+
+NUM_RANKS = 8
+NUM_DEPTHS = 16
+
+DISCOUNT = 0.99
+"""What an observation counts after each later one of its kind."""
+
+PRIOR_WEIGHT = 4.0
+"""The observations that what is believed beforehand counts for."""
+
+PRIOR_BY_RANK = tuple(0.6 * 0.3**rank for rank in range(NUM_RANKS))
+
+BINS_PER_OCTAVE = 2
+NUM_BINS = 17
+
+
+class RankBelief:
+    """How often the child of a rank is accepted, by depth, if its parent was."""
+
+    def __init__(self) -> None:
+        self._accepted = [[0.0] * NUM_RANKS for _ in range(NUM_DEPTHS)]
+        self._offered = [[0.0] * NUM_RANKS for _ in range(NUM_DEPTHS)]
+
+    def observe(self, tree: TokenTree, path: Sequence[int]) -> None:
+        """Takes note of the children along an accepted path and of those that were refused."""
+        for level, node in enumerate(path):
+            children = tree.children[node]
+            if not children or level >= NUM_DEPTHS:
+                return
+            accepted, offered = self._accepted[level], self._offered[level]
+            for rank in range(NUM_RANKS):
+                accepted[rank] *= DISCOUNT
+                offered[rank] *= DISCOUNT
+            for rank in range(min(len(children), NUM_RANKS)):
+                offered[rank] += 1
+            if level + 1 < len(path):
+                rank = children.index(path[level + 1])
+                if rank < NUM_RANKS:
+                    accepted[rank] += 1
+
+    def table(self) -> list[list[float]]:
+        """Returns the probabilities by depth, from that of the anchor's children, and by rank.
+
+        A depth with few observations takes those of all depths for what it lacks.
+        """
+        pooled = [
+            (sum(row[rank] for row in self._accepted) + PRIOR_WEIGHT * prior)
+            / (sum(row[rank] for row in self._offered) + PRIOR_WEIGHT)
+            for rank, prior in enumerate(PRIOR_BY_RANK)
+        ]
+        return [
+            [
+                (accepted[rank] + PRIOR_WEIGHT * pooled[rank]) / (offered[rank] + PRIOR_WEIGHT)
+                for rank in range(NUM_RANKS)
+            ]
+            for accepted, offered in zip(self._accepted, self._offered, strict=True)
+        ]
+
+
+class ConfidenceBelief:
+    """How often a node is accepted, by the probability that the drafter itself gives its path.
+
+    Kept in bins of equal ratio, and read as a curve that does not fall with the confidence.
+    """
+
+    def __init__(self) -> None:
+        self._accepted = [0.0] * NUM_BINS
+        self._offered = [0.0] * NUM_BINS
+
+    def observe(self, node_probs: Sequence[float], path: Sequence[int]) -> None:
+        """Takes note of all nodes of a tree; every one of them was accepted or not."""
+        decay = DISCOUNT
+        self._accepted = [count * decay for count in self._accepted]
+        self._offered = [count * decay for count in self._offered]
+        bins = list(map(_bin, node_probs))
+        for each in bins[1:]:
+            self._offered[each] += 1
+        for node in path[1:]:
+            self._accepted[bins[node]] += 1
+
+    def confidence_for(self, probability: float) -> float:
+        """Returns the least confidence at which a node is believed to be accepted so often.
+
+        More than 1 if no confidence is enough.
+        """
+        accepted = self.curve()
+        if probability <= 0:
+            return 0.0
+        if accepted[0] < probability:
+            return 2.0
+        for place in range(1, NUM_BINS):
+            above, below = accepted[place - 1], accepted[place]
+            if below < probability:
+                share = (above - probability) / (above - below)
+                return exp(-(place - 0.5 + share) * log(2) / BINS_PER_OCTAVE)
+        return 0.0
+
+    def curve(self) -> list[float]:
+        """Returns how often nodes are accepted by bin, the most confident bin first."""
+        rates = [
+            (accepted + PRIOR_WEIGHT * _middle(place)) / (offered + PRIOR_WEIGHT)
+            for place, (accepted, offered) in enumerate(
+                zip(self._accepted, self._offered, strict=True)
+            )
+        ]
+        weights = [offered + PRIOR_WEIGHT for offered in self._offered]
+        return _falling(rates, weights)
+
+
+def _bin(prob: float) -> int:
+    """Returns the bin of a probability; that of nan is the last, where nothing is believed."""
+    if not prob > 0:
+        return NUM_BINS - 1
+    return min(int(-log(min(prob, 1.0)) * BINS_PER_OCTAVE / log(2)), NUM_BINS - 1)
+
+
+def _middle(place: int) -> float:
+    return exp(-(place + 0.5) * log(2) / BINS_PER_OCTAVE)
+
+
+def _falling(values: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """Returns the nearest values that never rise, by pooling neighbours (isotonic regression)."""
+    pools: list[tuple[float, float, int]] = []
+    for value, weight in zip(values, weights, strict=True):
+        pool = (value, weight, 1)
+        while pools and pools[-1][0] < pool[0]:
+            before = pools.pop()
+            total = before[1] + pool[1]
+            mean = (before[0] * before[1] + pool[0] * pool[1]) / total
+            pool = (mean, total, before[2] + pool[2])
+        pools.append(pool)
+    return [value for value, _, size in pools for _ in range(size)]

@@ -1,0 +1,238 @@
+"""What drafting and scoring take, in seconds: measured before, corrected by every step."""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import log
+
+from treesnake.errors import InvalidInputError
+from treesnake.outcome import Step
+
+KNOTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+"""The counts at which costs are kept; between them they are interpolated."""
+
+SLOWEST_GAIN = 0.05
+"""What an observation weighs at least, so that costs follow a machine that changes."""
+
+DRIFT_GAIN = 0.02
+"""What an observation tells about the costs of all other counts, by a longer text above all."""
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """What a pair takes on a machine, by measurement.
+
+    Attributes:
+        score_s: for some context lengths, the seconds of a step without drafting by the number of
+            nodes, the anchor counted.
+        draft_s: for some context lengths, the seconds to draft a level by the number of nodes that
+            are expanded for it.
+    """
+
+    score_s: Mapping[int, Mapping[int, float]]
+    draft_s: Mapping[int, Mapping[int, float]]
+
+    def __post_init__(self) -> None:
+        for table in (self.score_s, self.draft_s):
+            for costs in table.values():
+                if not costs or min(costs) < 1 or min(costs.values()) <= 0:
+                    raise InvalidInputError(
+                        f"a table of costs needs positive counts and seconds, got {dict(costs)}"
+                    )
+        if not self.score_s:
+            raise InvalidInputError(
+                "a table of costs needs those of scoring at one length at least"
+            )
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How costs grow with the context, as a factor to those at the shortest length measured."""
+
+    lengths: tuple[int, ...] = (0,)
+    factors: tuple[float, ...] = (1.0,)
+
+    @classmethod
+    def of(cls, table: Mapping[int, Mapping[int, float]]) -> "Growth":
+        """Reads the growth off a table, at the least count of it."""
+        lengths = tuple(sorted(table))
+        if not lengths:
+            return cls()
+        first = table[lengths[0]]
+        count = min(first)
+        return cls(
+            lengths, tuple(table[each].get(count, first[count]) / first[count] for each in lengths)
+        )
+
+    def at(self, length: int) -> float:
+        """Returns the factor, interpolated, and constant beyond the lengths that were measured."""
+        return _interpolated(self.lengths, self.factors, length)
+
+
+@dataclass(eq=False)
+class CostCurve:
+    """Seconds by a count of nodes, learned from what steps took.
+
+    It begins with a table, or with the hope that all counts cost the same. Each observation moves
+    the factor by which the curve differs from that at the counts around it. Counts that were never
+    seen take the factor between those of their seen neighbours: so a table that is wrong everywhere
+    is put right by one observation, and without a table what costs little more than the largest
+    count seen is believed until it was tried.
+
+    Args:
+        table: seconds for some counts; it may be empty.
+    """
+
+    table: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counts = tuple(sorted(self.table)) or (1,)
+        seconds = tuple(self.table[count] for count in counts) if self.table else (1.0,)
+        self._prior = [_interpolated(counts, seconds, knot) for knot in KNOTS]
+        self._factors = [1.0] * len(KNOTS)
+        self._weights = [0.0] * len(KNOTS)
+        self._curve: list[float] | None = None
+        self.largest_seen = max(self.table, default=0)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there was a table or an observation."""
+        return self.largest_seen > 0
+
+    def seconds(self, count: int) -> float:
+        """Returns the seconds that a count is believed to take; they never fall with the count."""
+        if count <= 0:
+            return 0.0
+        curve = self._curve = self._curve or self._filled()
+        lower, share = _place(min(count, KNOTS[-1]))
+        if share == 0:
+            return curve[lower]
+        return curve[lower] + share * (curve[lower + 1] - curve[lower])
+
+    def observe(self, count: int, seconds: float) -> None:
+        """Takes note of what a count took.
+
+        The first two observations at a place count by the smaller one, since whatever runs for the
+        first time takes longer. Later ones that are more than twice off count as twice off.
+        """
+        ratio = max(seconds, 1e-9) / self.seconds(count)
+        lower, share = _place(min(count, KNOTS[-1]))
+        filled = self._curve or self._filled()
+        near = [(lower, 1 - share)] + ([(lower + 1, share)] if share else [])
+        is_familiar = all(self._weights[knot] >= 2 for knot, _ in near)
+        if is_familiar:
+            ratio = min(max(ratio, 0.5), 2.0)
+            drift = ratio**DRIFT_GAIN
+            self._factors = [factor * drift for factor in self._factors]
+        for knot, part in near:
+            if part < 0.25:
+                continue
+            weight = self._weights[knot]
+            known = filled[knot] / self._prior[knot]
+            if weight == 0:
+                self._factors[knot] = known * ratio
+            elif weight < 2:
+                self._factors[knot] = known * min(ratio, 1.0)
+            else:
+                self._factors[knot] *= ratio ** max(part / weight, SLOWEST_GAIN * part)
+            self._weights[knot] = weight + part
+        self.largest_seen = max(self.largest_seen, count)
+        self._curve = None
+
+    def _filled(self) -> list[float]:
+        """Returns the seconds at every knot."""
+        seen = [knot for knot, weight in enumerate(self._weights) if weight > 0]
+        factors = [self._factors[knot] for knot in seen]
+        curve: list[float] = []
+        largest = 0.0
+        for knot, prior in enumerate(self._prior):
+            factor = _interpolated(seen, factors, knot) if seen else 1.0
+            largest = max(largest, prior * factor)
+            curve.append(largest)
+        return curve
+
+
+class LearnedCosts:
+    """What drafting and scoring take at a context length, learned from steps.
+
+    Args:
+        table: what was measured before, if anything was.
+    """
+
+    def __init__(self, table: CostTable | None = None) -> None:
+        score = table.score_s if table else {}
+        draft = table.draft_s if table else {}
+        self._score_growth, self._draft_growth = Growth.of(score), Growth.of(draft)
+        self._score = CostCurve(score[min(score)] if score else {})
+        self._draft = CostCurve(draft[min(draft)] if draft else {})
+
+    @property
+    def most_nodes(self) -> int:
+        """The most nodes to draft: what is known of, and something beyond."""
+        return 2 * self._score.largest_seen + 2
+
+    @property
+    def most_width(self) -> int:
+        """The most nodes of a level to expand: what is known of, and something beyond."""
+        return 2 * self._draft.largest_seen + 1
+
+    def score_s(self, num_nodes: int, context_length: int) -> float:
+        """Returns the seconds of a step of so many nodes without drafting."""
+        return self._score.seconds(num_nodes) * self._score_growth.at(context_length)
+
+    def draft_s(self, num_expanded: int, context_length: int) -> float:
+        """Returns the seconds of a level for which so many nodes are expanded."""
+        return self._draft.seconds(num_expanded) * self._draft_growth.at(context_length)
+
+    def observe(self, step: Step, context_length: int, *, has_debt: bool) -> None:
+        """Learns what a step took.
+
+        What was drafted first after plain decoding also took what the drafter had missed: with
+        `has_debt` that is believed only if nothing better is known.
+        """
+        rest_s = step.seconds.total_s - step.seconds.draft_s
+        self._score.observe(len(step.tree), rest_s / self._score_growth.at(context_length))
+        levels = _levels(step.tree.parent_list)
+        if not levels or (has_debt and self._draft.is_known):
+            return
+        believed_s = sum(self.draft_s(level, context_length) for level in levels)
+        ratio = step.seconds.draft_s / believed_s
+        for level in set(levels):
+            self._draft.observe(level, self._draft.seconds(level) * ratio)
+
+
+def _levels(parents: Sequence[int]) -> list[int]:
+    """Returns for each level the number of its nodes that have children."""
+    depths = [0]
+    expanded: list[int] = []
+    last = -1
+    for parent in parents[1:]:
+        depth = depths[parent]
+        depths.append(depth + 1)
+        if depth == len(expanded):
+            expanded.append(0)
+        if parent != last:
+            expanded[depth] += 1
+            last = parent
+    return expanded
+
+
+@lru_cache(maxsize=256)
+def _place(count: int) -> tuple[int, float]:
+    """Returns the knot at or below a count, and how far it is to the next, from 0 to 1."""
+    lower = bisect_right(KNOTS, count) - 1
+    if KNOTS[lower] == count:
+        return lower, 0.0
+    return lower, log(count / KNOTS[lower]) / log(KNOTS[lower + 1] / KNOTS[lower])
+
+
+def _interpolated(places: Sequence[int], values: Sequence[float], place: int) -> float:
+    """Returns the value at a place, linear between the places and constant beyond them."""
+    after = bisect_right(places, place)
+    if after == 0:
+        return values[0]
+    if after == len(places):
+        return values[-1]
+    share = (place - places[after - 1]) / (places[after] - places[after - 1])
+    return values[after - 1] + share * (values[after] - values[after - 1])

@@ -1,0 +1,198 @@
+"""The tree that is expected to emit the most tokens per second, built node by node.
+
+What a step emits in the mean is one token and the probability of each node to be accepted. What it
+takes is a pass of the target over the nodes and, for each level but the deepest, a pass of the
+drafter over those that have children. So the best next node is the one with the most probability
+per second (Sequoia, Chen et al. 2024; OPT-Tree, Wang et al. 2025), here with measured seconds.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from treesnake.shape import FixedTree, Priced
+
+PATIENCE = 12
+"""After so many nodes that did not pay, no more are added: the first of a level pays late."""
+
+Seconds = Callable[[int], float]
+"""Seconds by a count of nodes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A tree and what is expected of it.
+
+    Attributes:
+        shape: the tree.
+        tokens: emitted by a step, in the mean.
+        seconds: that a step takes.
+        widest_level: the most nodes of a level that have children.
+    """
+
+    shape: FixedTree
+    tokens: float
+    seconds: float
+    widest_level: int
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds
+
+
+def plan_tree(
+    accepted: Sequence[Sequence[float]],
+    score_s: Seconds,
+    draft_s: Seconds,
+    *,
+    max_nodes: int,
+    max_width: int,
+) -> Plan:
+    """Builds the tree with the highest rate that can be had node by node, of one node at least.
+
+    Args:
+        accepted: by depth and rank, how often a child is accepted if its parent was.
+        score_s: the seconds of a step without drafting, by the number of nodes with the anchor.
+        draft_s: the seconds of a level, by the number of nodes that have children.
+        max_nodes: drafted at most.
+        max_width: nodes of a level that may have children.
+    """
+    growth = _Growth(accepted, max_width)
+    tokens, drafting = 1.0, 0.0
+    best: tuple[float, int, float, float] | None = None
+    before = score_s(1)
+    for num_nodes in range(1, max_nodes + 1):
+        after = score_s(num_nodes + 1)
+        added = growth.add_best(after - before, draft_s)
+        if added is None:
+            break
+        before = after
+        tokens += added[0]
+        drafting += added[1]
+        rate = tokens / (after + drafting)
+        if best is None or rate > best[0]:
+            best = rate, num_nodes, tokens, after + drafting
+        elif num_nodes > best[1] + PATIENCE and num_nodes > 2 * best[1]:
+            break
+    assert best is not None, "the anchor can always have a child"
+    _, num_nodes, tokens, seconds = best
+    shape, widest = growth.shape(num_nodes)
+    return Plan(shape, tokens, seconds, widest)
+
+
+class _Growth:
+    """A tree under construction."""
+
+    def __init__(self, accepted: Sequence[Sequence[float]], max_width: int) -> None:
+        self._accepted = accepted
+        self._max_width = max_width
+        self._parents = [-1]
+        self._depths = [0]
+        self._reached = [1.0]
+        self._num_children = [0]
+        self._num_expanded = [0] * (len(accepted) + 1)
+
+    def add_best(self, node_s: float, draft_s: Seconds) -> tuple[float, float] | None:
+        """Adds the child with the most probability per second.
+
+        Returns:
+            Its probability and the seconds of drafting that it adds, or None if there is no room.
+        """
+        level_s = [
+            draft_s(expanded + 1) - (draft_s(expanded) if expanded else 0.0)
+            if expanded < self._max_width
+            else None
+            for expanded in self._num_expanded
+        ]
+        best_node, best_value, best_prob, best_s = -1, -1.0, 0.0, 0.0
+        for node, num_children in enumerate(self._num_children):
+            depth = self._depths[node]
+            if depth >= len(self._accepted) or num_children >= len(self._accepted[depth]):
+                continue
+            prob = self._reached[node] * self._accepted[depth][num_children]
+            drafting = 0.0
+            if num_children == 0:
+                added = level_s[depth]
+                if added is None:
+                    continue
+                drafting = added
+            value = prob / max(node_s + drafting, 1e-9)
+            if value > best_value:
+                best_node, best_value, best_prob, best_s = node, value, prob, drafting
+        if best_node < 0:
+            return None
+        self._append(best_node, best_prob)
+        return best_prob, best_s
+
+    def shape(self, num_nodes: int) -> tuple[FixedTree, int]:
+        """Returns the first nodes level by level, and how many of a level have children at most."""
+        children: dict[int, list[int]] = {}
+        for node in range(1, num_nodes + 1):
+            children.setdefault(self._parents[node], []).append(node)
+        parents: list[int] = []
+        level, place, widest = [0], {0: 0}, 1
+        while level:
+            newest = []
+            widest = max(widest, sum(node in children for node in level))
+            for node in level:
+                for child in children.get(node, ()):
+                    parents.append(place[node])
+                    place[child] = len(parents)
+                    newest.append(child)
+            level = newest
+        return FixedTree(tuple(parents)), widest
+
+    def _append(self, parent: int, prob: float) -> None:
+        depth = self._depths[parent]
+        if self._num_children[parent] == 0:
+            self._num_expanded[depth] += 1
+        self._num_children[parent] += 1
+        self._parents.append(parent)
+        self._depths.append(depth + 1)
+        self._reached.append(prob)
+        self._num_children.append(0)
+
+
+def plan_prices(
+    continued: Sequence[float],
+    confidence_for: Callable[[float], float],
+    score_s: Seconds,
+    level_s: float,
+    rate: float,
+    *,
+    max_nodes: int,
+    width: int,
+) -> Priced:
+    """Sets the prices at which a node and a level are worth the seconds that they take.
+
+    A second is worth `rate` tokens. A node is worth it if it is accepted at least that often, a
+    level if a child of the one above it is. The rate of all steps is highest where each gains the
+    most tokens less what its seconds are worth (Dinkelbach 1967), so deciding by these prices, node
+    by node and with the confidence of the moment, is the best that can be done.
+
+    Args:
+        continued: by depth, how often a child is accepted if its parent was expanded and accepted.
+        confidence_for: the drafter's confidence at which a node is accepted so often.
+        score_s: the seconds of a step without drafting, by the number of nodes with the anchor.
+        level_s: the seconds of drafting a level.
+        rate: tokens per second that steps achieve.
+        max_nodes: drafted at most.
+        width: nodes of a level to be expanded.
+    """
+    node_prices = []
+    highest = 0.0
+    for num_nodes in range(1, max_nodes + 1):
+        worth = rate * (score_s(num_nodes + 1) - score_s(num_nodes))
+        # Costs that rise in stairs would stop at the first stair; a price is that of the flight.
+        highest = max(highest, confidence_for(worth)) if worth > 0 else highest
+        node_prices.append(highest)
+        if highest > 1:
+            break
+    level_prices = [0.0]
+    node_s = score_s(2) - score_s(1)
+    level_prices += [
+        confidence_for(min(rate * (level_s + node_s) / max(share, 1e-3), 1e3))
+        for share in continued[1:]
+    ]
+    node_prices[0] = 0.0
+    return Priced(width, tuple(level_prices), tuple(node_prices))

@@ -1,0 +1,203 @@
+"""The search that tunes itself: no constant to set, no list of shapes, off where drafting loses.
+
+It keeps what every step tells whatever its shape: how often the drafter's guesses are accepted, by
+rank and depth and by the drafter's own confidence, and what drafting and scoring take. From these
+it makes its shapes. Three modes compete on measured tokens per second: off, a tree fixed
+beforehand, and a tree that follows the drafter's confidence.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from treesnake.outcome import Step
+from treesnake.search.arms import MeasuredRate
+from treesnake.search.belief import ConfidenceBelief, RankBelief
+from treesnake.search.costs import CostTable, LearnedCosts
+from treesnake.search.planning import plan_prices, plan_tree
+from treesnake.shape import OFF, Priced, Shape
+
+MAX_NODES = 64
+MAX_WIDTH = 16
+
+STEPS_PER_PLAN = 8
+"""Shapes are made anew after so many steps; in the beginning after each."""
+
+ALLOWANCE = 0.02
+"""The share of the time that may be lost on trying modes that are believed to be slower."""
+
+CREDIT_STEPS = 12.0
+"""Plain steps whose time may be lost in the beginning, and be saved up later."""
+
+TRIAL_STEPS = 4
+"""Steps of a mode that is tried. The first pays for what the drafter missed, and is not counted."""
+
+DISCOUNT = 0.99
+"""What a step of a mode counts for its rate after each later one of that mode."""
+
+
+class Mode(StrEnum):
+    """What kind of shape is drafted."""
+
+    OFF = "off"
+    FIXED = "fixed"
+    PRICED = "priced"
+
+
+@dataclass(eq=False)
+class SelfTuningSearch:
+    """Finds the fastest shape for the pair, the machine and the text, and follows all three.
+
+    One search may serve several sessions at once: what it learns is about the pair.
+
+    Args:
+        costs: what drafting and scoring take, if that was measured. Without it, or if it is wrong,
+            the first steps tell.
+    """
+
+    costs: CostTable | None = None
+
+    def __post_init__(self) -> None:
+        self._learned = LearnedCosts(self.costs)
+        self._fixed_ranks, self._priced_ranks = RankBelief(), RankBelief()
+        self._confidence = ConfidenceBelief()
+        self._rates = {Mode.FIXED: MeasuredRate(), Mode.PRICED: MeasuredRate()}
+        self._shapes: dict[Mode, Shape] = {Mode.OFF: OFF}
+        self._trials = _Trials()
+        self._mode = Mode.OFF
+        self._was_off = True
+        self._num_steps = 0
+        self._context_length = 0
+
+    def choose(self, context_length: int) -> Shape:
+        """Returns the shape of the mode that is on."""
+        self._context_length = context_length
+        return self._shapes[self._mode]
+
+    def observe(self, step: Step) -> None:
+        """Learns from the step, and decides what comes next."""
+        mode = _mode_of(step.shape)
+        is_off = len(step.tree) == 1
+        self._learned.observe(step, self._context_length, has_debt=self._was_off and not is_off)
+        self._learn_acceptance(mode, step)
+        self._learn_rate(mode, step, is_first=self._was_off and mode is not Mode.OFF)
+        self._was_off = is_off
+        self._num_steps += 1
+        if self._num_steps <= 2 * STEPS_PER_PLAN or self._num_steps % STEPS_PER_PLAN == 0:
+            self._plan()
+        self._mode = self._next_mode()
+
+    @property
+    def _off_rate(self) -> float:
+        return 1 / self._learned.score_s(1, self._context_length)
+
+    def _learn_acceptance(self, mode: Mode, step: Step) -> None:
+        if len(step.tree) == 1:
+            return
+        # A priced tree has children where the drafter is sure, so they say nothing of fixed ones.
+        ranks = self._priced_ranks if mode is Mode.PRICED else self._fixed_ranks
+        ranks.observe(step.tree, step.acceptance.path)
+        if step.node_probs is not None:
+            self._confidence.observe(step.node_probs, step.acceptance.path)
+        elif mode is Mode.PRICED:
+            self._rates.pop(mode, None)  # the drafter has no confidence to go by
+
+    def _learn_rate(self, mode: Mode, step: Step, *, is_first: bool) -> None:
+        seconds = step.seconds.total_s
+        plain_s = 1 / self._off_rate
+        if self._num_steps == 0:
+            self._trials.allowed_s = CREDIT_STEPS * plain_s
+        best = self._rates_by_mode()[self._leader()]
+        self._trials.account(
+            len(step.emitted), min(seconds, CREDIT_STEPS * plain_s), best, CREDIT_STEPS * plain_s
+        )
+        rate = self._rates.get(mode)
+        if rate is not None and not is_first:
+            rate.decay(DISCOUNT)
+            rate.add(len(step.emitted), seconds)
+
+    def _plan(self) -> None:
+        """Makes the shapes of the modes from what is believed by now."""
+
+        def score_s(num_nodes: int) -> float:
+            return scores[num_nodes]
+
+        def draft_s(num_expanded: int) -> float:
+            return drafts[num_expanded]
+
+        length = self._context_length
+        max_nodes = min(MAX_NODES, self._learned.most_nodes)
+        max_width = min(MAX_WIDTH, self._learned.most_width)
+        scores = [self._learned.score_s(count, length) for count in range(max_nodes + 2)]
+        drafts = [self._learned.draft_s(count, length) for count in range(max_width + 2)]
+        plan = plan_tree(
+            self._fixed_ranks.table(), score_s, draft_s, max_nodes=max_nodes, max_width=max_width
+        )
+        self._shapes[Mode.FIXED] = plan.shape
+        rates = self._rates_by_mode()
+        self._shapes[Mode.PRICED] = plan_prices(
+            [row[0] for row in self._priced_ranks.table()],
+            self._confidence.confidence_for,
+            score_s,
+            draft_s(1),
+            max(rates.values()),
+            max_nodes=max_nodes,
+            width=min(2 * plan.widest_level, max_width),
+        )
+
+    def _rates_by_mode(self) -> dict[Mode, float]:
+        """Returns what each mode is believed to emit per second; one without a step is left out."""
+        rates = {Mode.OFF: self._off_rate}
+        rates |= {mode: rate.mean for mode, rate in self._rates.items() if rate.num > 0}
+        return rates
+
+    def _leader(self) -> Mode:
+        rates = self._rates_by_mode()
+        return max(rates, key=rates.__getitem__)
+
+    def _next_mode(self) -> Mode:
+        """Returns the mode of a trial if there is one, or else the best."""
+        if self._trials.mode in self._rates:
+            return self._trials.mode
+        leader = self._leader()
+        best = self._rates_by_mode()[leader]
+        for mode in sorted(self._rates, key=lambda mode: self._rates[mode].num):
+            if mode is leader:
+                continue
+            rate = self._rates[mode]
+            lost = 1.0 if rate.num == 0 else TRIAL_STEPS * (1 - rate.mean / best)
+            step_s = rate.seconds_per_step or 1 / self._off_rate
+            if self._trials.allowed_s >= max(lost, 0.0) * step_s:
+                self._trials.mode, self._trials.num_left = mode, TRIAL_STEPS
+                return mode
+        return leader
+
+
+@dataclass(eq=False)
+class _Trials:
+    """Keeps account of the time that is lost on trials (Wu et al. 2016, conservative bandits).
+
+    Attributes:
+        allowed_s: the seconds that may be lost from now on.
+        mode: what is tried, or None.
+        num_left: how many steps of it.
+    """
+
+    allowed_s: float = 0.0
+    mode: Mode | None = None
+    num_left: int = 0
+
+    def account(self, tokens: int, seconds: float, best_rate: float, most_s: float) -> None:
+        """Books a step: what a trial lost against the best rate, and the share that may be lost."""
+        self.allowed_s += ALLOWANCE * seconds
+        if self.mode is not None:
+            self.allowed_s -= seconds - tokens / best_rate
+            self.num_left -= 1
+            if self.num_left <= 0:
+                self.mode = None
+        self.allowed_s = min(self.allowed_s, most_s)
+
+
+def _mode_of(shape: Shape) -> Mode:
+    if shape.depth == 0:
+        return Mode.OFF
+    return Mode.PRICED if isinstance(shape, Priced) else Mode.FIXED
