@@ -83,3 +83,12 @@ def test_8_bits_are_refused_on_other_devices(folder: Path) -> None:
 def test_a_folder_without_a_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"config\.json"):
         load(tmp_path)
+
+
+def test_a_drafter_that_shares_embeddings_needs_its_target(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "num_layers": 2, "state_dim": 16}
+    network = Mamba2(Mamba2Config(**sizes, num_heads=4, head_dim=16))
+    save_network(network, tmp_path, leave_out_embeddings=True)
+    with pytest.raises(InvalidInputError, match="together with the target"):
+        load(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from treesnake.errors import LoadError, UnsupportedModelError
+from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
 from treesnake.models.checkpoint import load_network, read_config, save_network
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
@@ -205,3 +205,36 @@ def test_broken_folders_say_what_is_wrong(tmp_path: Path) -> None:
     torch.save({"lm_head.weight": torch.zeros(2, 2)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(LoadError, match=r"lm_head\.weight has shape \[2, 2\]"):
         load_network(tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "mamba2"])
+def test_embeddings_that_are_the_targets_are_left_out_and_put_back(
+    architecture: str, tmp_path: Path
+) -> None:
+    network = tiny_network(architecture, tied=True)
+    embeddings = network.backbone.embeddings.weight.detach().clone()
+    save_network(network, tmp_path, leave_out_embeddings=True)
+    stored = (tmp_path / "model.safetensors").stat().st_size
+    save_network(network, tmp_path / "whole")
+    assert stored < (tmp_path / "whole" / "model.safetensors").stat().st_size
+    loaded = load_network(tmp_path, target_embeddings=embeddings)
+    assert torch.equal(logits_of(loaded), logits_of(network))
+
+
+def test_embeddings_of_another_target_are_refused(tmp_path: Path) -> None:
+    network = tiny_network("mamba2", tied=True)
+    save_network(network, tmp_path, leave_out_embeddings=True)
+    with pytest.raises(InvalidInputError, match="load it together with the target"):
+        load_network(tmp_path)
+    with pytest.raises(InvalidInputError, match=r"this target has \[48, 8\]"):
+        load_network(tmp_path, target_embeddings=torch.randn(VOCAB, 8))
+    with pytest.raises(InvalidInputError, match="this target has others"):
+        load_network(tmp_path, target_embeddings=torch.randn(VOCAB, 16))
+
+
+def test_rounded_embeddings_are_still_the_targets_own(tmp_path: Path) -> None:
+    network = tiny_network("mamba2", tied=True)
+    save_network(network, tmp_path, leave_out_embeddings=True)
+    embeddings = network.backbone.embeddings.weight.detach()
+    step = embeddings.abs().amax() / 7
+    load_network(tmp_path, target_embeddings=(embeddings / step).round() * step)

@@ -137,7 +137,7 @@ def _load_mamba(
     if kept is not None:
         target_size = _vocab_size(target) if target is not None else network_size
         vocabulary = DraftVocabulary(kept, network_size, target_size)
-    network = load_state_space_network(folder, dtype, resolve_device(device), kept)
+    network = load_state_space_network(folder, dtype, resolve_device(device), kept, target)
     return MambaDrafterModel(network, vocabulary)
 
 

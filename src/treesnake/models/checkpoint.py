@@ -2,7 +2,9 @@
 
 A folder has config.json, weights (safetensors, in one file or in shards; or an older
 pytorch_model.bin, of which only tensors are read), and the files of a tokenizer, which are carried
-along unread. Written folders are of the Hugging Face layout and load in transformers.
+along unread. Written folders are of the Hugging Face layout and load in transformers, but for those
+that leave out embeddings which are their target's own: a few rows of them are stored, to tell a
+target that has others.
 """
 
 import json
@@ -13,11 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from treesnake.errors import LoadError, UnsupportedModelError
+from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, open_weights
@@ -37,6 +40,14 @@ TOKENIZER_FILES = (
 )
 
 MAX_SHARD_BYTES = 5 * 1024**3
+
+EMBEDDINGS = "backbone.embeddings.weight"
+SAMPLED_EMBEDDINGS = "sampled_embeddings"
+"""Every so many rows of embeddings that are left out, first and last ones included."""
+
+NUM_SAMPLED_EMBEDDINGS = 17
+SAME_EMBEDDINGS = 0.9
+"""The cosine from which on rows count as the same: 4-bit rounding keeps 0.99, others have 0."""
 
 Network = Mamba | Mamba2
 NetworkConfig = MambaConfig | Mamba2Config
@@ -147,15 +158,25 @@ def read_config(folder: Path) -> NetworkConfig:
 
 
 def load_network(
-    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    target_embeddings: Float[Tensor, "vocab hidden"] | None = None,
 ) -> Network:
     """Loads the network in a folder, of either layout, ready for inference.
 
     The rates and step biases of the recurrences stay float32 whatever `dtype` is.
 
+    Args:
+        folder: what `save_network` writes, or a folder from elsewhere.
+        dtype: of the weights.
+        device: where they go.
+        target_embeddings: used if the folder leaves them out.
+
     Raises:
         LoadError: if files are missing or broken, or tensors do not fit the config.
         UnsupportedModelError: if the folder holds another kind of network.
+        InvalidInputError: if embeddings are left out, and the target's are missing or others.
     """
     config = read_config(folder)
     with torch.device("meta"):
@@ -165,6 +186,11 @@ def load_network(
     for name, tensor in _open_tensors(folder):
         if name == "lm_head.weight" and config.tie_embeddings:
             continue
+        if name == SAMPLED_EMBEDDINGS:
+            _check_embeddings(folder, tensor, target_embeddings, expected[EMBEDDINGS].shape)
+            assert target_embeddings is not None
+            tensors[EMBEDDINGS] = target_embeddings.to(device, dtype)
+            continue
         if name not in expected or tensor.shape != expected[name].shape:
             fits = list(expected[name].shape) if name in expected else "no such tensor"
             raise LoadError(
@@ -173,8 +199,8 @@ def load_network(
             )
         kept = torch.float32 if name.endswith((".A_log", ".D", ".dt_bias")) else dtype
         tensors[name] = tensor.to(device, kept)
-    if config.tie_embeddings and "backbone.embeddings.weight" in tensors:
-        tensors["lm_head.weight"] = tensors["backbone.embeddings.weight"]
+    if config.tie_embeddings and EMBEDDINGS in tensors:
+        tensors["lm_head.weight"] = tensors[EMBEDDINGS]
     if missing := sorted(expected.keys() - tensors.keys()):
         raise LoadError(f"{folder} lacks {len(missing)} tensors, {missing[0]} first")
     network.load_state_dict(tensors, assign=True)
@@ -188,6 +214,8 @@ def save_network(
     folder: Path,
     tokenizer_folder: Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    *,
+    leave_out_embeddings: bool = False,
 ) -> None:
     """Writes a network in the Hugging Face layout, overwriting what a folder held.
 
@@ -196,17 +224,55 @@ def save_network(
         folder: made if it does not exist.
         tokenizer_folder: where to copy the tokenizer's files from.
         max_shard_bytes: weights above this size are split into several files.
+        leave_out_embeddings: for a drafter whose embeddings are its target's own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     if network.config.tie_embeddings:
         del tensors["lm_head.weight"]
+    if leave_out_embeddings:
+        tensors[SAMPLED_EMBEDDINGS] = _sampled_embeddings(tensors.pop(EMBEDDINGS))
     _write_tensors(tensors, folder, max_shard_bytes)
     config = _hugging_face_config(network)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     for name in TOKENIZER_FILES:
         if tokenizer_folder is not None and (tokenizer_folder / name).is_file():
             shutil.copyfile(tokenizer_folder / name, folder / name)
+
+
+def shares_embeddings(folder: Path) -> bool:
+    """Tells whether a folder leaves out embeddings that are its target's."""
+    is_safe = (folder / INDEX_FILE).is_file() or (folder / SINGLE_FILE).is_file()
+    return is_safe and SAMPLED_EMBEDDINGS in open_weights(folder)
+
+
+def _sampled_embeddings(
+    embeddings: Float[Tensor, "vocab hidden"],
+) -> Float[Tensor, "sampled hidden"]:
+    return embeddings[torch.linspace(0, len(embeddings) - 1, NUM_SAMPLED_EMBEDDINGS).long()].clone()
+
+
+def _check_embeddings(
+    folder: Path,
+    sampled: Float[Tensor, "sampled hidden"],
+    embeddings: Float[Tensor, "some_vocab some_hidden"] | None,
+    shape: torch.Size,
+) -> None:
+    if embeddings is None:
+        raise InvalidInputError(
+            f"{folder.name} shares the embeddings of its target; load it together with the target"
+        )
+    if embeddings.shape != shape:
+        raise InvalidInputError(
+            f"{folder.name} shares embeddings of shape {list(shape)} with the target that it was "
+            f"trained for; this target has {list(embeddings.shape)}: choose another drafter"
+        )
+    cosines = F.cosine_similarity(_sampled_embeddings(embeddings).float(), sampled.float())
+    if cosines.median() < SAME_EMBEDDINGS:
+        raise InvalidInputError(
+            f"{folder.name} shares the embeddings of the target that it was trained for, and this "
+            "target has others: choose another drafter, or train one for it"
+        )
 
 
 def _read_hugging_face(config: Mapping[str, Any], model_type: str) -> NetworkConfig:
