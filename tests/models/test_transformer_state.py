@@ -98,6 +98,10 @@ def test_a_tree_that_outgrows_the_cache_level_by_level_keeps_its_nodes(
     assert torch.equal(torch.cat(levels), at_once)
 
 
+def test_a_state_takes_bytes_for_each_token_of_the_text(network: Transformer) -> None:
+    assert fresh(network, TEXT * 3).num_bytes == 3 * fresh(network, TEXT).num_bytes > 0
+
+
 def test_states_share_weights_and_nothing_else(network: Transformer) -> None:
     first, second = fresh(network, TEXT), fresh(network, TEXT[::-1])
     first.extend([7, 8], [-1, 0])

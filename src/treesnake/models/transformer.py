@@ -144,6 +144,11 @@ class TransformerState:
         """The number of tokens in the text."""
         return len(self._held)
 
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of the text's keys and values."""
+        return self._cache.num_bytes
+
     def prefill(self, token_ids: Sequence[int]) -> None:
         """Makes the state hold exactly these tokens; those that it holds already are kept."""
         num_kept = num_shared(self._held, token_ids)

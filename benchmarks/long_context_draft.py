@@ -1,0 +1,169 @@
+"""What does it cost to draft, and what must be held, when the text is long?
+
+    python benchmarks/long_context_draft.py --threads 2 --output results/long_context_draft.json
+
+Drafts a chain of 5 below texts of 1k, 4k and 16k tokens with a Mamba-2 and with a Transformer that
+has as many weights in its layers and the same vocabulary, once as it is and once with a window on
+the end of the text. Weights and texts are random, which changes neither times nor bytes. At each
+length the drafters run in turn in every round; minimum and median are reported, and the bytes that
+each holds of the text, for the Mamba with the room for the chain.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from facts import facts, write_result
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from treesnake.drafters.mamba import MambaState
+from treesnake.drafters.model_drafter import ModelDrafter
+from treesnake.drafters.window import WindowedDrafter
+from treesnake.models.mamba2 import Mamba2, Mamba2Config
+from treesnake.models.state_space_cpu import to_cpu
+from treesnake.models.transformer import Transformer, TransformerState
+from treesnake.models.transformer_config import TransformerConfig
+from treesnake.prompt import Prompt
+from treesnake.protocols import Drafter
+from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.shape import chain
+
+SIZES = {
+    "130M": Mamba2Config(),
+    "20M": Mamba2Config(vocab_size=16384, hidden_size=384, num_layers=12, num_heads=12),
+}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+CONTEXTS = (1024, 4096, 16384)
+SHAPE = chain(5, sampled=False)
+HEAD_DIM = 64
+WINDOW = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Drafting:
+    """A drafter's session, and the state that it drafts from."""
+
+    session: Drafter
+    state: MambaState | TransformerState
+
+
+def main() -> None:
+    """Measures, prints tables and writes the result if a path is given."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["int8"])
+    parser.add_argument("--contexts", nargs="+", type=int, default=list(CONTEXTS))
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    result: dict[str, Any] = {"facts": facts(), "window": WINDOW, "weights": {}, "drafting": {}}
+    for size in arguments.sizes:
+        mamba, transformer = Mamba2(SIZES[size]), _equal_transformer(SIZES[size])
+        result["weights"][size] = {
+            "mamba2": _num_weights(mamba),
+            "transformer": _num_weights(transformer),
+        }
+        for dtype in arguments.dtypes:
+            drafters = _drafters(mamba, transformer, DTYPES[dtype])
+            result["drafting"][f"{size}, {dtype}"] = {
+                str(length): _measure(drafters, length, SIZES[size].vocab_size, arguments.rounds)
+                for length in sorted(arguments.contexts)
+            }
+    result["facts"]["load_average_after"] = facts()["load_average"]
+    _print(result)
+    if arguments.output:
+        write_result(arguments.output, result)
+
+
+def _equal_transformer(config: Mamba2Config) -> LlamaForCausalLM:
+    """Makes a Transformer of half as many layers, its MLPs as wide as the Mamba's weights allow."""
+    hidden, num_layers = config.hidden_size, config.num_layers // 2
+    # Two layers of a Mamba-2: what is projected in (gate, input, B, C, dt), and out.
+    projected = 2 * config.num_channels + 2 * config.num_groups * config.state_dim
+    budget = 2 * hidden * (projected + config.num_heads + config.num_channels)
+    mlp_size = (budget - 4 * hidden**2) // (3 * hidden)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=hidden,
+            intermediate_size=mlp_size,
+            num_hidden_layers=num_layers,
+            num_attention_heads=hidden // HEAD_DIM,
+            num_key_value_heads=hidden // HEAD_DIM,
+            max_position_embeddings=2 * max(CONTEXTS),
+            tie_word_embeddings=config.tie_embeddings,
+        )
+    )
+
+
+def _num_weights(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _drafters(
+    mamba: Mamba2, transformer: LlamaForCausalLM, dtype: torch.dtype
+) -> dict[str, Drafting]:
+    recurrent = MambaState(to_cpu(mamba, dtype))
+    config = TransformerConfig.from_hf(transformer.config)
+    network = Transformer(config, transformer.state_dict(), dtype, torch.device("cpu"))
+    whole, windowed = network.new_state(), network.new_state()
+    return {
+        "mamba2": Drafting(ModelDrafter(recurrent), recurrent),
+        "transformer": Drafting(ModelDrafter(whole), whole),
+        f"transformer, window of {WINDOW}": Drafting(
+            WindowedDrafter(ModelDrafter(windowed), WINDOW), windowed
+        ),
+    }
+
+
+def _measure(
+    drafters: Mapping[str, Drafting], length: int, vocab_size: int, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Returns milliseconds and bytes of each drafter; texts of growing length are prefixes."""
+    text = [index * 7919 % vocab_size for index in range(length)]
+    times: dict[str, list[float]] = {name: [] for name in drafters}
+    for drafting in drafters.values():
+        drafting.session.prefill(Prompt.of(text))
+    for number in range(rounds + 1):
+        for name, drafting in drafters.items():
+            start = time.perf_counter()
+            drafting.session.draft(text[-1], SHAPE, SamplingParams(), TorchRng(0))
+            if number > 0:  # the first round compiles and makes room
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {
+        name: {
+            "ms": round(min(times[name]), 2),
+            "median_ms": round(statistics.median(times[name]), 2),
+            "state_bytes": drafting.state.num_bytes,
+        }
+        for name, drafting in drafters.items()
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    console = Console()
+    load = result["facts"]["load_average"]
+    console.print(f"{result['facts']['threads']} threads, load average {load}")
+    for title, lengths in result["drafting"].items():
+        table = Table(title=f"{title}: chain of {SHAPE.depth}")
+        for column in ("context", "drafter", "ms, minimum (median)", "state, MB"):
+            table.add_column(column, justify="right")
+        for length, drafters in lengths.items():
+            for name, cost in drafters.items():
+                taken = f"{cost['ms']:.1f} ({cost['median_ms']:.1f})"
+                table.add_row(length, name, taken, f"{cost['state_bytes'] / 1e6:.2f}")
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
