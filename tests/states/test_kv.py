@@ -109,3 +109,23 @@ def test_the_dtype_is_that_of_the_model():
     keys, values = rows(0, 3)
     cache.update(keys.bfloat16(), values.bfloat16(), 0)
     assert cache.layers[0].keys.dtype == torch.bfloat16
+
+
+def test_texts_leave_a_batch_and_the_others_keep_their_rows():
+    cache = KvCache([True])
+    texts = torch.arange(3.0)[:, None, None, None]
+    cache.update(
+        texts.expand(3, HEADS, 4, KEY_DIM), texts.expand(3, HEADS, 4, VALUE_DIM), layer_idx=0
+    )
+    cache.batch_select_indices(torch.tensor([2, 0]))
+    (layer,) = cache.layers
+    assert layer.keys[:, 0, :, 0].tolist() == [[2.0] * 4, [0.0] * 4]
+    assert layer.values[:, 0, :, 0].tolist() == [[2.0] * 4, [0.0] * 4]
+    keys, _ = cache.update(torch.ones(2, HEADS, 1, KEY_DIM), torch.ones(2, HEADS, 1, VALUE_DIM), 0)
+    assert keys[:, 0, :, 0].tolist() == [[2.0] * 4 + [1.0], [0.0] * 4 + [1.0]]
+
+
+def test_a_cache_without_rows_can_lose_texts():
+    cache = KvCache([True])
+    cache.batch_select_indices(torch.tensor([0]))
+    assert cache.get_seq_length() == 0

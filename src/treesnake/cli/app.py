@@ -8,9 +8,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from treesnake.cli.calibrate import calibrate
 from treesnake.cli.chat import chat
 from treesnake.cli.generate import generate
 from treesnake.cli.info import info
+from treesnake.cli.train import train
 from treesnake.errors import TreesnakeError
 
 app = typer.Typer(
@@ -23,6 +25,8 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(chat)
 app.command()(info)
+app.command()(calibrate)
+app.command()(train)
 
 
 def main() -> None:

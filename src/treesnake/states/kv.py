@@ -20,9 +20,9 @@ ROWS_PER_BLOCK = 256
 
 
 class KvLayer(CacheLayerMixin):
-    """The rows of one attention layer and one text.
+    """The rows of one attention layer and one text, or of several texts of one length.
 
-    `keys` and `values` are views of the rows in use, `[1, heads, rows, head_dim]`; the storage
+    `keys` and `values` are views of the rows in use, `[batch, heads, rows, head_dim]`; the storage
     behind them grows by a quarter of what it must hold, so that each row is copied a few times at
     most, however long the text becomes.
     """
@@ -36,8 +36,8 @@ class KvLayer(CacheLayerMixin):
 
     def lazy_initialization(
         self,
-        key_states: Float[Tensor, "1 heads new key_dim"],
-        value_states: Float[Tensor, "1 heads new value_dim"],
+        key_states: Float[Tensor, "batch heads new key_dim"],
+        value_states: Float[Tensor, "batch heads new value_dim"],
     ) -> None:
         """Learns the number of heads, their widths, dtype and device."""
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -47,11 +47,13 @@ class KvLayer(CacheLayerMixin):
 
     def update(
         self,
-        key_states: Float[Tensor, "1 heads new key_dim"],
-        value_states: Float[Tensor, "1 heads new value_dim"],
+        key_states: Float[Tensor, "batch heads new key_dim"],
+        value_states: Float[Tensor, "batch heads new value_dim"],
         *args: object,
         **kwargs: object,
-    ) -> tuple[Float[Tensor, "1 heads rows key_dim"], Float[Tensor, "1 heads rows value_dim"]]:
+    ) -> tuple[
+        Float[Tensor, "batch heads rows key_dim"], Float[Tensor, "batch heads rows value_dim"]
+    ]:
         """Appends rows and returns all rows in use; further arguments are for other caches."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -107,7 +109,9 @@ class KvLayer(CacheLayerMixin):
 
     def _show(
         self, num_rows: int
-    ) -> tuple[Float[Tensor, "1 heads rows key_dim"], Float[Tensor, "1 heads rows value_dim"]]:
+    ) -> tuple[
+        Float[Tensor, "batch heads rows key_dim"], Float[Tensor, "batch heads rows value_dim"]
+    ]:
         self._num_rows = num_rows
         keys = self.keys = self._key_storage[:, :, :num_rows]
         values = self.values = self._value_storage[:, :, :num_rows]
@@ -152,8 +156,8 @@ class KvCache(Cache):
 
 
 def _extended(
-    storage: Shaped[Tensor, "1 heads rows width"], num_used: int, capacity: int
-) -> Shaped[Tensor, "1 heads capacity width"]:
+    storage: Shaped[Tensor, "batch heads rows width"], num_used: int, capacity: int
+) -> Shaped[Tensor, "batch heads capacity width"]:
     batch, heads, _, width = storage.shape
     extended = storage.new_empty(batch, heads, capacity, width)
     extended[:, :, :num_used] = storage[:, :, :num_used]

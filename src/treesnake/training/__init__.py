@@ -1,0 +1,1 @@
+"""Training of drafters: from text and prompts to a folder that `--drafter` takes."""

@@ -6,6 +6,7 @@ Sequences that have ended leave the batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -55,9 +56,16 @@ def answer(
     options: AnswerOptions,
     generator: torch.Generator,
 ) -> list[Answer]:
-    """Answers one batch of prompts, in their order."""
+    """Answers one batch of prompts, in their order.
+
+    Args:
+        model: the target, on any device.
+        prompts: token ids; each has one at least.
+        options: how it answers.
+        generator: on the model's device.
+    """
     batch = _Batch(model, prompts, options.max_new_tokens)
-    ends = torch.tensor(options.end_tokens)
+    ends = torch.tensor(options.end_tokens, device=model.device)
     steps: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in prompts]
     logits = batch.prefill()
     for _ in range(options.max_new_tokens):
@@ -71,7 +79,7 @@ def answer(
             break
         logits = batch.step(chosen, alive)
     return [
-        Answer(prompt, *(torch.stack(column) for column in zip(*rows, strict=True)))
+        Answer(prompt, *(torch.stack(column).cpu() for column in zip(*rows, strict=True)))
         for prompt, rows in zip(prompts, steps, strict=True)
     ]
 
@@ -102,14 +110,17 @@ class _Batch:
         for row, prompt in enumerate(prompts):
             self._tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
             self._visible[row, : longest - len(prompt)] = False
+        self._tokens = self._tokens.to(model.device)
+        self._visible = self._visible.to(model.device)
         self._cache = KvCache([True] * model.config.get_text_config().num_hidden_layers)
 
     def prefill(self) -> Float[Tensor, "rows vocab"]:
         """Runs the prompts; returns the logits after each."""
         length = self._tokens.shape[1]
         visible = self._visible[:, :length]
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        mask = causal & visible[:, None, None] | torch.eye(length, dtype=torch.bool)
+        square = torch.ones(length, length, dtype=torch.bool, device=visible.device)
+        # A filled-up place looks at itself, for a row that sees nothing has no softmax.
+        mask = square.tril() & visible[:, None, None] | square.tril() & square.triu()
         return self._run(self._tokens, (visible.cumsum(1) - 1).clamp_min(0), mask)
 
     def step(

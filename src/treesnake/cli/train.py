@@ -1,0 +1,46 @@
+"""`treesnake train`: a drafter by recipe."""
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import transformers
+import typer
+
+from treesnake.cli import options
+from treesnake.errors import LoadError
+from treesnake.training.recipe import read_recipe
+from treesnake.training.reporting import TerminalReporter
+
+PACKAGES = ("accelerate", "datasets", "tensorboard")
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Of all runs.")
+    ] = Path("runs"),
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write logs for it.")] = False,
+    threads: options.Threads = None,
+) -> None:
+    """Train a drafter for your target.
+
+    The drafter is in FOLDER/NAME/drafter when all is done. A run that ended goes on when the same
+    command is given. For many devices: accelerate launch -m treesnake.cli train RECIPE.
+    """
+    if missing := [package for package in PACKAGES if find_spec(package) is None]:
+        raise LoadError(f"training needs {', '.join(missing)}; install treesnake[train]")
+    from treesnake.training.run import train_drafter  # noqa: PLC0415, for it needs the extra
+
+    parsed = read_recipe(recipe)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    folder = train_drafter(
+        parsed, output / parsed.name, TerminalReporter(), tensorboard=tensorboard
+    )
+    print(folder)

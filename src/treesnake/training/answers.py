@@ -1,0 +1,120 @@
+"""The target answers prompts, shard by shard, until all are answered.
+
+Which prompts a shard has depends on the list of prompts alone: windows of the list are sorted by
+length and cut into batches. So a run that ended goes on with the shards that are missing, and
+several processes each take every so many-th batch.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from treesnake.errors import InvalidInputError
+from treesnake.training.answering import AnswerOptions, answer
+from treesnake.training.corpus import prompt_tokens
+from treesnake.training.recipe import AnswersStage
+from treesnake.training.reporting import Reporter
+from treesnake.training.shards import answers_shard, write_shard
+
+WINDOW = 1024
+"""Prompts that are sorted by length at once."""
+
+SHARDS_PER_WINDOW = 100
+"""Numbers of files that a window has at its disposal, if its batches are not smaller than that."""
+
+
+@dataclass(frozen=True)
+class AnswerBatch:
+    """Prompts that are answered at once, into one shard."""
+
+    number: int
+    prompt_index: tuple[int, ...]
+    prompts: tuple[tuple[int, ...], ...]
+
+
+def read_prompts(files: Sequence[Path]) -> list[str]:
+    """Returns the prompts of some JSONL files, each once.
+
+    Raises:
+        InvalidInputError: if a file cannot be read, or has a row without a "prompt".
+    """
+    prompts: dict[str, None] = {}
+    for path in files:
+        try:
+            for line in path.read_text("utf-8").splitlines():
+                prompts[json.loads(line)["prompt"]] = None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InvalidInputError(
+                f'{path} is no JSONL file whose rows have a "prompt": {error!r}'
+            ) from error
+    return list(prompts)
+
+
+def answer_batches(
+    prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, stage: AnswersStage
+) -> Iterator[AnswerBatch]:
+    """Yields the batches in order; prompts that are too long are in none."""
+    per_window = max(SHARDS_PER_WINDOW, -(-WINDOW // stage.batch_size))
+    for number, start in enumerate(range(0, len(prompts), WINDOW)):
+        tokenized = [
+            (tuple(prompt_tokens(tokenizer, prompt)), start + index)
+            for index, prompt in enumerate(prompts[start : start + WINDOW])
+        ]
+        short = [pair for pair in tokenized if 0 < len(pair[0]) <= stage.max_prompt_tokens]
+        short.sort(key=lambda pair: (len(pair[0]), pair[1]))
+        for first in range(0, len(short), stage.batch_size):
+            part = short[first : first + stage.batch_size]
+            yield AnswerBatch(
+                number=number * per_window + first // stage.batch_size,
+                prompt_index=tuple(index for _, index in part),
+                prompts=tuple(tokens for tokens, _ in part),
+            )
+
+
+def answer_prompts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    end_tokens: Sequence[int],
+    stage: AnswersStage,
+    folder: Path,
+    *,
+    seed: int,
+    share: tuple[int, int],
+    reporter: Reporter,
+) -> None:
+    """Answers the prompts that have no answers yet.
+
+    Args:
+        model: the target, on any device.
+        tokenizer: the target's.
+        prompts: as text, each once.
+        end_tokens: what ends an answer.
+        stage: how it answers.
+        folder: of the shards.
+        seed: of sampled answers.
+        share: this process's number, and the number of processes.
+        reporter: is told the number of prompts.
+
+    Raises:
+        TrainingError: if a shard cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    options = AnswerOptions(
+        stage.max_new_tokens, stage.temperature, stage.num_top, tuple(sorted(end_tokens))
+    )
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    generator = torch.Generator(model.device)
+    for place, batch in enumerate(answer_batches(prompts, tokenizer, stage)):
+        path = folder / f"{batch.number:06}.safetensors"
+        if place % share[1] != share[0]:
+            continue
+        if not path.exists():
+            generator.manual_seed(seed * 1_000_003 + batch.number)
+            answers = answer(model, batch.prompts, options, generator)
+            write_shard(path, answers_shard(batch.prompt_index, answers), vocab_size)
+        reporter.advance(len(batch.prompts) * share[1], {})

@@ -1,0 +1,35 @@
+"""One process or many, on CPUs or GPUs: Hugging Face Accelerate knows which.
+
+`accelerate launch -m treesnake.cli train RECIPE.toml` starts as many processes as it was told to;
+started plainly there is one, on the best device.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+PATIENCE = timedelta(hours=24)
+"""How long processes wait for the one that collects a corpus."""
+
+
+def new_accelerator(
+    precision: Literal["auto", "float32", "bfloat16"], log_folder: Path | None = None
+) -> Accelerator:
+    """Returns this process's part of the run.
+
+    Args:
+        precision: of matrix products; "auto" is bfloat16 on GPUs that have it.
+        log_folder: where TensorBoard finds its logs; None for no logs.
+    """
+    has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    is_mixed = precision == "bfloat16" or (precision == "auto" and has_bfloat16)
+    return Accelerator(
+        mixed_precision="bf16" if is_mixed else "no",
+        log_with=None if log_folder is None else "tensorboard",
+        project_dir=log_folder,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )

@@ -1,0 +1,63 @@
+"""Judges a drafter by text that it did not learn from.
+
+Where the target's text is greedy, the drafter that reads it token by token guesses in every place
+what it would guess in a chain whose earlier tokens were accepted. So one pass over the text tells
+exactly what speculative decoding with chains would have done on it, step by step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+NUM_BINS = 15
+"""Of confidence, for the calibration error."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a drafter is worth on some texts.
+
+    Attributes:
+        num_texts: how many.
+        num_tokens: of the target's answers in them.
+        loss: what training minimises, a token.
+        agreement: the part of the tokens that are the drafter's most probable ones.
+        tokens_per_step: emitted by a step of greedy decoding with chains of the drafter's.
+        calibration_error: between the drafter's confidence in its guesses and how often they are
+            right; the expected calibration error over 15 bins of equal width.
+    """
+
+    num_texts: int
+    num_tokens: int
+    loss: float
+    agreement: float
+    tokens_per_step: float
+    calibration_error: float
+
+
+def emitted_tokens(is_right: Sequence[bool], draft_length: int) -> list[int]:
+    """Returns what each step emits over a text, given where the drafter guesses right.
+
+    A step emits the guesses up to the first wrong one, at most `draft_length`, and one token of the
+    target's own; the last step ends with the text.
+    """
+    emitted = []
+    place = 0
+    while place < len(is_right):
+        drafted = is_right[place : place + draft_length]
+        accepted = drafted.index(False) if False in drafted else len(drafted)
+        emitted.append(min(accepted + 1, len(is_right) - place))
+        place += emitted[-1]
+    return emitted
+
+
+def calibration_error(
+    confidence: Float[Tensor, " places"], is_right: Float[Tensor, " places"]
+) -> float:
+    """Returns the expected calibration error (Guo et al. 2017)."""
+    bins = (confidence * NUM_BINS).long().clamp(0, NUM_BINS - 1)
+    gaps = torch.zeros(NUM_BINS).index_add_(0, bins, (confidence - is_right).float())
+    return float(gaps.abs().sum() / max(len(confidence), 1))

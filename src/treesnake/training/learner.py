@@ -1,0 +1,175 @@
+"""The network that is trained: built as a recipe says, and written as a drafter is loaded."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from treesnake.errors import InvalidInputError
+from treesnake.loading.checkpoint import Checkpoint, end_token_ids, locate
+from treesnake.models.checkpoint import load_network, save_network
+from treesnake.models.mamba import Mamba, MambaConfig
+from treesnake.models.mamba2 import Mamba2, Mamba2Config
+from treesnake.training.recipe import (
+    DrafterSizes,
+    Mamba2Sizes,
+    MambaSizes,
+    TrainedBefore,
+    TransformerSizes,
+)
+
+
+class Learner(nn.Module):
+    """A drafter's network of any architecture, as training sees it.
+
+    Args:
+        network: a Mamba, a Mamba-2 or a Llama.
+    """
+
+    def __init__(self, network: Mamba | Mamba2 | LlamaForCausalLM) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, token_ids: Int[Tensor, "texts tokens"]
+    ) -> Float[Tensor, "texts tokens hidden"]:
+        """Returns what the output layer sees, after each token of each text."""
+        if isinstance(self.network, LlamaForCausalLM):
+            return self.network.model(input_ids=token_ids, use_cache=False).last_hidden_state
+        return self.network.features(token_ids)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens that it reads."""
+        return self.embeddings.shape[0]
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of its embeddings."""
+        return self.embeddings.shape[1]
+
+    @property
+    def embeddings(self) -> nn.Parameter:
+        """The weight of the embeddings."""
+        if isinstance(self.network, LlamaForCausalLM):
+            return self.network.model.embed_tokens.weight
+        return _parameter(self.network.backbone.embeddings.weight)
+
+    @property
+    def final_norm(self) -> nn.Parameter:
+        """The weight of the last norm."""
+        if isinstance(self.network, LlamaForCausalLM):
+            return self.network.model.norm.weight
+        return self.network.backbone.norm_f.weight
+
+    @property
+    def output_weight(self) -> nn.Parameter:
+        """The weight of the output layer, which may be that of the embeddings."""
+        return _parameter(self.network.lm_head.weight)
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of its weights; what is shared is counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """Writes the network into a folder in the Hugging Face layout."""
+        network: Any = copy.deepcopy(self.network)
+        network.to("cpu", dtype)
+        if isinstance(network, LlamaForCausalLM):
+            network.config.dtype = dtype
+            network.save_pretrained(folder)
+        else:
+            save_network(network, folder)
+
+
+def build_learner(sizes: DrafterSizes, target: Checkpoint, seed: int) -> Learner:
+    """Returns a network of random weights, or one that was trained before.
+
+    Raises:
+        InvalidInputError: if the sizes do not fit each other.
+    """
+    build: dict[type[Any], Callable[[Any, Checkpoint], Learner]] = {
+        MambaSizes: _build_mamba,
+        Mamba2Sizes: _build_mamba2,
+        TransformerSizes: _build_transformer,
+        TrainedBefore: _load_trained,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        learner = build[type(sizes)](sizes, target)
+    return learner.float().train()
+
+
+def _build_mamba(sizes: MambaSizes, target: Checkpoint) -> Learner:
+    config = MambaConfig(
+        hidden_size=sizes.hidden_size,
+        num_layers=sizes.num_layers,
+        state_dim=sizes.state_dim,
+        expand=sizes.expand,
+        conv_width=sizes.conv_width,
+        **_tokens(target),
+    )
+    return Learner(Mamba(config))
+
+
+def _build_mamba2(sizes: Mamba2Sizes, target: Checkpoint) -> Learner:
+    config = Mamba2Config(
+        hidden_size=sizes.hidden_size,
+        num_layers=sizes.num_layers,
+        num_heads=sizes.num_heads,
+        head_dim=sizes.head_dim,
+        num_groups=sizes.num_groups,
+        state_dim=sizes.state_dim,
+        conv_width=sizes.conv_width,
+        **_tokens(target),
+    )
+    return Learner(Mamba2(config))
+
+
+def _build_transformer(sizes: TransformerSizes, target: Checkpoint) -> Learner:
+    if sizes.hidden_size % sizes.num_heads or sizes.num_heads % sizes.num_kv_heads:
+        raise InvalidInputError(
+            f"{sizes.num_heads} heads must divide the hidden size {sizes.hidden_size} and be a "
+            f"multiple of {sizes.num_kv_heads} heads of keys and values"
+        )
+    text = target.config.get_text_config(decoder=True)
+    tokens = _tokens(target)
+    config = LlamaConfig(
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_heads,
+        num_key_value_heads=sizes.num_kv_heads,
+        max_position_embeddings=text.max_position_embeddings,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        **(tokens | {"eos_token_id": list(tokens["eos_token_id"])}),
+    )
+    return Learner(LlamaForCausalLM(config))
+
+
+def _load_trained(before: TrainedBefore, target: Checkpoint) -> Learner:
+    folder = locate(before.source, revision=None, with_code=False)
+    return Learner(load_network(folder).requires_grad_(True))
+
+
+def _tokens(target: Checkpoint) -> dict[str, Any]:
+    ends = tuple(sorted(end_token_ids(target)))
+    start = target.tokenizer.bos_token_id
+    return {
+        "vocab_size": target.config.get_text_config(decoder=True).vocab_size,
+        "eos_token_id": ends,
+        "bos_token_id": start if isinstance(start, int) else None,
+        "pad_token_id": ends[0] if ends else None,
+    }
+
+
+def _parameter(weight: Tensor) -> nn.Parameter:
+    assert isinstance(weight, nn.Parameter)
+    return weight

@@ -1,0 +1,138 @@
+"""One forward pass of training: what the drafter says where the target spoke, and how far off."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from treesnake.training.learner import Learner
+from treesnake.training.losses import all_outcomes, cross_entropy, divergence, stored_outcomes
+from treesnake.training.recipe import Divergence
+from treesnake.training.texts import Batch
+
+PLACES_PER_PART = 1024
+"""The logits of so many places exist at once; those of the others are made again for gradients."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised.
+
+    Attributes:
+        divergence: from the target's distribution; None where only the tokens are learned.
+        cross_entropy_weight: how much the cross-entropy of the tokens counts.
+    """
+
+    divergence: Divergence | None
+    cross_entropy_weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """How a drafter did at some places; each is a column of what `Lesson` returns.
+
+    Attributes:
+        loss: what is minimised.
+        is_right: 1 where its most probable token is the text's.
+        confidence: the probability that it gave to that token.
+    """
+
+    loss: Float[Tensor, " places"]
+    is_right: Float[Tensor, " places"]
+    confidence: Float[Tensor, " places"]
+
+    @classmethod
+    def of(cls, columns: Float[Tensor, "places marks"]) -> "Marks":
+        """Names the columns."""
+        return cls(*columns.unbind(-1))
+
+
+class Lesson(nn.Module):
+    """A learner, the tokens that it may say and what it is to minimise.
+
+    The loss is made inside of `forward`, where wrappers for many devices have all weights in place.
+
+    Args:
+        learner: the network.
+        objective: what is minimised.
+        target_size: the number of the target's tokens.
+        draft_vocabulary: the tokens that the learner may say; None for all that it knows.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        objective: Objective,
+        target_size: int,
+        draft_vocabulary: Int[Tensor, " drafted"] | None,
+    ) -> None:
+        super().__init__()
+        self.learner = learner
+        self._objective = objective
+        drafted = draft_vocabulary
+        if drafted is None:
+            drafted = torch.arange(min(learner.vocab_size, target_size))
+        columns = torch.full((target_size,), len(drafted))
+        columns[drafted] = torch.arange(len(drafted))
+        self.drafted: Tensor
+        self._columns: Tensor
+        self.register_buffer("drafted", drafted, persistent=False)
+        self.register_buffer("_columns", columns, persistent=False)
+
+    def forward(
+        self, batch: Batch, target_logits: Float[Tensor, "places vocab"] | None = None
+    ) -> Float[Tensor, "places 3"]:
+        """Returns the columns of `Marks`.
+
+        Args:
+            batch: texts, and the places where they are learned.
+            target_logits: where the target was run along; else those stored with the batch are
+                used, if the objective needs any.
+        """
+        # A token that the learner does not know is read as token 0, as `PaddedVocabulary` has it.
+        known = batch.tokens.masked_fill(batch.tokens >= self.learner.vocab_size, 0)
+        features = self.learner(known).flatten(0, 1)[batch.places]
+        weight = self.learner.output_weight
+        if len(self.drafted) < len(weight):
+            weight = weight[self.drafted]
+        if not len(features):
+            # A device without places takes part in the sum of gradients all the same.
+            return (features.sum() + weight.sum()).expand(0, 3)
+        parts = [
+            checkpoint(
+                self._mark, features[part], weight, batch, target_logits, part, use_reentrant=False
+            )
+            for start in range(0, len(features), PLACES_PER_PART)
+            if (part := slice(start, start + PLACES_PER_PART))
+        ]
+        return torch.cat(parts)
+
+    def _mark(
+        self,
+        features: Float[Tensor, "places hidden"],
+        weight: Float[Tensor, "drafted hidden"],
+        batch: Batch,
+        target_logits: Float[Tensor, "all_places vocab"] | None,
+        part: slice,
+    ) -> Float[Tensor, "places 3"]:
+        logits = F.linear(features, weight).float()
+        labels = self._columns[batch.labels[part]]
+        loss = torch.zeros(len(logits), device=logits.device)
+        if self._objective.cross_entropy_weight:
+            loss = loss + self._objective.cross_entropy_weight * cross_entropy(logits, labels)
+        if self._objective.divergence is not None:
+            if target_logits is not None:
+                log_probs = target_logits[part].float().log_softmax(-1)
+                outcomes = all_outcomes(logits, log_probs[:, self.drafted])
+            else:
+                assert batch.top_ids is not None
+                assert batch.top_log_probs is not None
+                columns = self._columns[batch.top_ids[part]]
+                outcomes = stored_outcomes(logits, columns, batch.top_log_probs[part])
+            loss = loss + divergence(self._objective.divergence, outcomes)
+        best = logits.detach().max(-1)
+        confidence = (best.values - logits.detach().logsumexp(-1)).exp()
+        return torch.stack([loss, (best.indices == labels).float(), confidence], -1)

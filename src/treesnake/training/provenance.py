@@ -1,0 +1,92 @@
+"""Where a drafter comes from: a file beside its weights that says all that made them."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from treesnake.training.recipe import Recipe
+from treesnake.training.trainer import Evaluation
+
+PROVENANCE_FILE = "provenance.json"
+
+PACKAGES = ("treesnake", "torch", "transformers", "accelerate", "datasets")
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What a learning stage did.
+
+    Attributes:
+        name: of the stage.
+        num_texts: that it could learn from, those held out included.
+        num_answer_tokens: of them that are learned or judged.
+        num_tokens_run: prompts and every epoch included.
+        hours: that training took.
+        evaluations: the curve of loss and acceptance.
+    """
+
+    name: str
+    num_texts: int
+    num_answer_tokens: int
+    num_tokens_run: int
+    hours: float
+    evaluations: Sequence[Evaluation]
+
+
+def write_provenance(
+    folder: Path,
+    recipe: Recipe,
+    records: Sequence[StageRecord],
+    num_parameters: int,
+    num_processes: int,
+) -> None:
+    """Writes the file into a drafter's folder."""
+    facts = {
+        "recipe": asdict(recipe),
+        "commit": _commit(),
+        "packages": {package: version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+        "device": _device(),
+        "processes": num_processes,
+        "parameters": num_parameters,
+        "sources": _sources(recipe),
+        "stages": [asdict(record) for record in records],
+    }
+    (folder / PROVENANCE_FILE).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+
+
+def _sources(recipe: Recipe) -> Mapping[str, Any]:
+    """Returns where the data of each stage came from."""
+    sources: dict[str, Any] = {}
+    for stage in recipe.stages:
+        if stage.kind == "corpus":
+            sources[stage.name] = stage.source
+        elif stage.kind == "answers":
+            sources[stage.name] = {"answered_by": recipe.target, "prompts": stage.prompts}
+        else:
+            sources[stage.name] = stage.data
+    return sources
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _commit() -> str | None:
+    """Returns the commit of the source that runs, or None if it runs from no repository."""
+    command = ["git", "rev-parse", "HEAD"]
+    folder = Path(__file__).parent
+    try:
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return result.stdout.strip() or None
