@@ -3,9 +3,10 @@
     uv run python benchmarks/greedy_equality.py --questions FILE.jsonl ... --output OUT.json
 
 Runs the first turn of every question through transformers' own greedy generate in float32, and
-through each engine, plainly and speculatively. A line is appended to a log beside the output for
-every generation, so that a run that was stopped continues. Where tokens differ, the result names
-the position and the gap between the two logits.
+through each engine, plainly and speculatively, with prompt lookup or another drafter. A line is
+appended to a log beside the output for every generation, so that a run that was stopped continues,
+and a run with another drafter adds to the result. Where tokens differ, the result names the
+position and the gap between the two logits.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from facts import facts, read_questions, write_result
 from transformers import PreTrainedModel
 
 from treesnake import SpeculativeDecoder
+from treesnake.drafters.load import PROMPT_LOOKUP
 from treesnake.loading.pretrained import load_pretrained
 from treesnake.search.static import StaticSearch
 from treesnake.shape import Shape, parse_shape
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--target", default="smollm2")
     parser.add_argument("--engines", nargs="*", default=["native", "generic"])
     parser.add_argument("--shapes", nargs="+", default=["off", "chain(4)", "2x1x1"])
+    parser.add_argument("--drafter", default=PROMPT_LOOKUP, help="a name or the folder of a model")
     parser.add_argument("--limit", type=int, help="only so many questions")
     arguments = parser.parse_args()
     questions = read_questions(arguments.questions)[: arguments.limit]
@@ -47,8 +50,9 @@ def main() -> None:
     log.run(REFERENCE, prompts, partial(_reference, model))
     for engine in arguments.engines:
         for shape in arguments.shapes:
-            decoder = _decoder(arguments.target, engine, parse_shape(shape))
-            log.run(f"{engine} {shape}", prompts, partial(_generate, decoder))
+            decoder = _decoder(arguments.target, arguments.drafter, engine, parse_shape(shape))
+            method = _method(engine, shape, arguments.drafter)
+            log.run(method, prompts, partial(_generate, decoder))
     write_result(arguments.output, _summary(log, prompts, model))
 
 
@@ -92,13 +96,20 @@ def _reference(model: PreTrainedModel, prompt: list[int]) -> list[int]:
     return output[0, len(prompt) :].tolist()
 
 
-def _decoder(target: str, engine: str, shape: Shape) -> SpeculativeDecoder:
+def _method(engine: str, shape: str, drafter: str) -> str:
+    """Returns what a run is called; a folder goes by its own name, wherever it is."""
+    name = f"{engine} {shape}"
+    return name if drafter == PROMPT_LOOKUP else f"{name} {Path(drafter).name}"
+
+
+def _decoder(target: str, drafter: str, engine: str, shape: Shape) -> SpeculativeDecoder:
     return SpeculativeDecoder.from_pretrained(
         target,
+        drafter,
         dtype="float32",
         device="cpu",
         engine=engine,
-        new_search=lambda: StaticSearch(shape),
+        search=StaticSearch(shape),
     )
 
 
