@@ -3,6 +3,7 @@
 import gc
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,8 +64,8 @@ def test_the_packed_weights_are_the_only_ones(
 ) -> None:
     loaded: list[weakref.ref[Network]] = []
 
-    def load_and_watch(folder: Path, dtype: torch.dtype) -> Network:
-        network = load_network(folder, dtype)
+    def load_and_watch(*arguments: Any) -> Network:
+        network = load_network(*arguments)
         loaded.append(weakref.ref(network))
         return network
 
