@@ -10,6 +10,7 @@ from treesnake.drafters.load import PROMPT_LOOKUP, check_drafter_name, load_draf
 from treesnake.errors import InvalidInputError
 from treesnake.generate import generate
 from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
+from treesnake.loading.cost_files import CostKey, read_costs
 from treesnake.loading.networks import EngineName
 from treesnake.loading.pretrained import DeviceMap, DtypeName
 from treesnake.outcome import FinishReason, Generation, Step
@@ -23,14 +24,16 @@ from treesnake.protocols import (
     TreeSearch,
 )
 from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.search.by_name import SELF_TUNING, search_by_name
+from treesnake.search.self_tuning import SelfTuningSearch
 from treesnake.search.static import StaticSearch
 from treesnake.shape import chain
 from treesnake.stopping import EndTokens, StopRule, StopStrings
 from treesnake.targets.load import load_target
 from treesnake.text import TextAssembler
 
-DEFAULT_SHAPE = chain(4)
-"""What is drafted where no search is given."""
+SEEDED_SHAPE = chain(4)
+"""What is drafted for a seeded sample in place of trees that depend on measured times."""
 
 Message = Mapping[str, Any]
 """A turn of a conversation: {"role": "user", "content": "..."}."""
@@ -155,7 +158,8 @@ class SpeculativeDecoder:
         drafter: the model that guesses.
         tokenizer: a tokenizer of transformers, needed for text in and text out.
         end_token_ids: the tokens after which a text ends.
-        new_search: makes the tree search of a session.
+        new_search: makes the tree search of a session; by default all share one that tunes itself,
+            for what it learns is about the pair.
         accept: the acceptance rule; by default the best that is exact for each draft.
     """
 
@@ -166,14 +170,14 @@ class SpeculativeDecoder:
         *,
         tokenizer: Tokenizer | None = None,
         end_token_ids: Collection[int] = (),
-        new_search: Callable[[], TreeSearch] = lambda: StaticSearch(DEFAULT_SHAPE),
+        new_search: Callable[[], TreeSearch] | None = None,
         accept: AcceptanceRule | None = None,
     ) -> None:
         self.target = target
         self.drafter = drafter
         self.tokenizer = tokenizer
         self.end_token_ids = frozenset(end_token_ids)
-        self._new_search = new_search
+        self._new_search = new_search or _sharing(search_by_name(SELF_TUNING))
         self._accept = accept
 
     @classmethod
@@ -188,7 +192,7 @@ class SpeculativeDecoder:
         device_map: DeviceMap | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
-        new_search: Callable[[], TreeSearch] = lambda: StaticSearch(DEFAULT_SHAPE),
+        search: str | TreeSearch = SELF_TUNING,
     ) -> Self:
         """Loads a target and a drafter by name.
 
@@ -202,7 +206,9 @@ class SpeculativeDecoder:
             device_map: spreads the layers over several devices, as in accelerate.
             revision: of a model on the hub.
             trust_remote_code: runs code that comes with the model.
-            new_search: makes the tree search of a session.
+            search: what chooses the trees of all sessions: "self-tuning", another one by name, or
+                a shape such as "chain(4)", see `treesnake.search.by_name.search_by_name`; or a
+                search of your own.
 
         Raises:
             LoadError: if the model cannot be had.
@@ -210,6 +216,8 @@ class SpeculativeDecoder:
             InvalidInputError: for names and options that do not exist or contradict each other.
         """
         check_drafter_name(drafter)
+        if isinstance(search, str):
+            search_by_name(search)  # a wrong name need not wait for the models
         model, loaded = load_target(
             target,
             dtype=dtype,
@@ -219,12 +227,15 @@ class SpeculativeDecoder:
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
+        drafter_model = load_drafter(drafter, target=loaded.checkpoint, device=device)
+        if isinstance(search, str):
+            search = search_by_name(search, read_costs(CostKey.of(loaded, drafter)))
         return cls(
             model,
-            load_drafter(drafter, target=loaded.checkpoint, device=device),
+            drafter_model,
             tokenizer=cast(Tokenizer, loaded.checkpoint.tokenizer),
             end_token_ids=end_token_ids(loaded.checkpoint),
-            new_search=new_search,
+            new_search=_sharing(search),
         )
 
     @property
@@ -303,7 +314,7 @@ class SpeculativeDecoder:
             session.target,
             session.drafter,
             tokens,
-            search=session.search,
+            search=_search_for(params, session.search),
             params=params,
             rng=TorchRng(params.seed),
             max_length=max_length,
@@ -363,3 +374,18 @@ class SpeculativeDecoder:
         if self.tokenizer is None:
             raise InvalidInputError(f"{purpose} needs a tokenizer: give token ids or a tokenizer")
         return self.tokenizer
+
+
+def _search_for(params: SamplingParams, search: TreeSearch) -> TreeSearch:
+    """Returns the search, or a static one where a seed promises the same sample again.
+
+    Which sample a seed gives depends on the shapes, and those of the self-tuning search on the
+    clock.
+    """
+    if isinstance(search, SelfTuningSearch) and params.seed is not None and not params.is_greedy:
+        return StaticSearch(SEEDED_SHAPE)
+    return search
+
+
+def _sharing(search: TreeSearch) -> Callable[[], TreeSearch]:
+    return lambda: search

@@ -23,7 +23,7 @@ def chat(
     threads: options.Threads = None,
     trust_remote_code: options.TrustRemoteCode = False,
     drafter: options.Drafter = "prompt-lookup",
-    shape: options.Shape = "chain(4)",
+    search: options.Search = "self-tuning",
     max_new_tokens: options.MaxNewTokens = 512,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = None,
@@ -42,7 +42,7 @@ def chat(
         dtype=dtype,
         device=device,
         engine=engine,
-        shape=shape,
+        search=search,
         threads=threads,
         trust_remote_code=trust_remote_code,
     )

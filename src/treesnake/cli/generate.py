@@ -32,7 +32,7 @@ def generate(
     threads: options.Threads = None,
     trust_remote_code: options.TrustRemoteCode = False,
     drafter: options.Drafter = "prompt-lookup",
-    shape: options.Shape = "chain(4)",
+    search: options.Search = "self-tuning",
     max_new_tokens: options.MaxNewTokens = 256,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = None,
@@ -60,7 +60,7 @@ def generate(
         dtype=dtype,
         device=device,
         engine=engine,
-        shape=shape,
+        search=search,
         threads=threads,
         trust_remote_code=trust_remote_code,
     )

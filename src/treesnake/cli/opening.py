@@ -14,8 +14,7 @@ from rich.segment import ControlType
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.loading.networks import EngineName
 from treesnake.loading.pretrained import DtypeName
-from treesnake.search.static import StaticSearch
-from treesnake.shape import parse_shape
+from treesnake.search.by_name import search_by_name
 
 
 def open_decoder(
@@ -25,12 +24,12 @@ def open_decoder(
     dtype: DtypeName,
     device: str,
     engine: EngineName,
-    shape: str,
+    search: str,
     threads: int | None,
     trust_remote_code: bool,
 ) -> SpeculativeDecoder:
     """Loads what a command needs; the options are checked before anything is loaded."""
-    chosen_shape = parse_shape(shape)
+    search_by_name(search)
     if threads is not None:
         torch.set_num_threads(threads)
     with loading(target):
@@ -41,7 +40,7 @@ def open_decoder(
             device=device,
             engine=engine,
             trust_remote_code=trust_remote_code,
-            new_search=lambda: StaticSearch(chosen_shape),
+            search=search,
         )
 
 

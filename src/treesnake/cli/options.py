@@ -56,14 +56,15 @@ Drafter = Annotated[
         help="prompt-lookup, the default, or none for plain decoding.",
     ),
 ]
-Shape = Annotated[
+Search = Annotated[
     str,
     typer.Option(
-        "--shape",
+        "--search",
         "-s",
-        metavar="SHAPE",
+        metavar="SEARCH",
         show_default=False,
-        help='Of the drafted tree: "chain(4)", the default, 3x2x2, "best_first(4, 6, 24)", off.',
+        help="What chooses the trees: self-tuning, the default, ucb, discounted-ucb, thompson, "
+        'moving-average, trial; or one shape for all: "chain(4)", 3x2x2, off.',
     ),
 ]
 MaxNewTokens = Annotated[

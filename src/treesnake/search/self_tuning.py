@@ -61,6 +61,7 @@ class SelfTuningSearch:
         self._fixed_ranks, self._priced_ranks = RankBelief(), RankBelief()
         self._confidence = ConfidenceBelief()
         self._rates = {Mode.FIXED: MeasuredRate(), Mode.PRICED: MeasuredRate()}
+        self._modes: tuple[Mode, ...] = (Mode.FIXED, Mode.PRICED)
         self._shapes: dict[Mode, Shape] = {Mode.OFF: OFF}
         self._trials = _Trials()
         self._mode = Mode.OFF
@@ -99,7 +100,7 @@ class SelfTuningSearch:
         if step.node_probs is not None:
             self._confidence.observe(step.node_probs, step.acceptance.path)
         elif mode is Mode.PRICED:
-            self._rates.pop(mode, None)  # the drafter has no confidence to go by
+            self._modes = (Mode.FIXED,)  # the drafter has no confidence to go by
 
     def _learn_rate(self, mode: Mode, step: Step, *, is_first: bool) -> None:
         seconds = step.seconds.total_s
@@ -147,7 +148,7 @@ class SelfTuningSearch:
     def _rates_by_mode(self) -> dict[Mode, float]:
         """Returns what each mode is believed to emit per second; one without a step is left out."""
         rates = {Mode.OFF: self._off_rate}
-        rates |= {mode: rate.mean for mode, rate in self._rates.items() if rate.num > 0}
+        rates |= {mode: self._rates[mode].mean for mode in self._modes if self._rates[mode].num}
         return rates
 
     def _leader(self) -> Mode:
@@ -156,11 +157,11 @@ class SelfTuningSearch:
 
     def _next_mode(self) -> Mode:
         """Returns the mode of a trial if there is one, or else the best."""
-        if self._trials.mode in self._rates:
+        if self._trials.mode in self._modes:
             return self._trials.mode
         leader = self._leader()
         best = self._rates_by_mode()[leader]
-        for mode in sorted(self._rates, key=lambda mode: self._rates[mode].num):
+        for mode in sorted(self._modes, key=lambda mode: self._rates[mode].num):
             if mode is leader:
                 continue
             rate = self._rates[mode]

@@ -1,0 +1,85 @@
+"""`treesnake calibrate`: what drafting and scoring take on this machine."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from treesnake.cli import options
+from treesnake.cli.opening import loading
+from treesnake.drafters.load import check_drafter_name, load_drafter
+from treesnake.evaluation.calibration import measure_costs
+from treesnake.loading.cost_files import CostKey, write_costs
+from treesnake.prompt import Prompt
+from treesnake.search.costs import CostTable
+from treesnake.targets.load import load_target
+
+BAR_WIDTH = 24
+TEXT = "The quick brown fox jumps over the lazy dog, and then again it does. "
+
+
+def calibrate(
+    target: options.Target = "smollm2",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    engine: options.Engine = "auto",
+    threads: options.Threads = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    drafter: options.Drafter = "prompt-lookup",
+    as_json: options.Json = False,
+) -> None:
+    """Measure what drafting and scoring take here, for the self-tuning search to begin with.
+
+    The costs are kept for this pair, machine, dtype and number of threads. Without them the search
+    learns as it goes.
+    """
+    check_drafter_name(drafter)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with loading(target):
+        target_model, loaded = load_target(
+            target,
+            dtype=dtype,
+            device=device,
+            engine=engine,
+            trust_remote_code=trust_remote_code,
+        )
+        drafter_model = load_drafter(drafter, target=loaded.checkpoint, device=device)
+    prompt = Prompt.of(loaded.checkpoint.tokenizer.encode(TEXT))
+    key = CostKey.of(loaded, drafter)
+    costs = measure_costs(target_model, drafter_model, prompt)
+    path = write_costs(key, costs)
+    if as_json:
+        print(json.dumps({"key": asdict(key), "costs": asdict(costs)}))
+        return
+    _show(costs)
+    Console(stderr=True, highlight=False).print(f"Kept in {path}", style="dim", soft_wrap=True)
+
+
+def _show(costs: CostTable) -> None:
+    """Prints both tables, with bars of one scale."""
+    console = Console(highlight=False)
+    longest = max(next(iter(costs.score_s.values())).values())
+    console.print(_table("Scoring, by nodes", costs.score_s, longest))
+    console.print()
+    console.print(_table("Drafting a level, by nodes expanded", costs.draft_s, longest))
+
+
+def _table(title: str, costs: Mapping[int, Mapping[int, float]], longest: float) -> Table:
+    table = Table(title=title, title_justify="left", box=None, header_style="dim", pad_edge=False)
+    table.add_column("", justify="right")
+    for length in costs:
+        table.add_column(f"ms at {length} tokens", justify="right")
+    table.add_column("")
+    first = next(iter(costs.values()))
+    for count, seconds in first.items():
+        times = [f"{each[count] * 1e3:.2f}" for each in costs.values()]
+        table.add_row(str(count), *times, _bar(seconds / longest))
+    return table
+
+
+def _bar(share: float) -> str:
+    return "█" * round(share * BAR_WIDTH)
