@@ -52,12 +52,6 @@ def test_rules_for_sampled_tokens_refuse_chosen_ones(rule: AcceptanceRule, draft
         rule(draft, uniform(), TorchRng(0))
 
 
-@pytest.mark.parametrize("draft", [Draft.sampled(BRANCHED, uniform()), mixed(BRANCHED)])
-def test_the_rule_for_chosen_tokens_refuses_sampled_ones(draft: Draft) -> None:
-    with pytest.raises(LosslessnessError, match="accept sampled ones with tree_rejection"):
-        point_mass(draft, uniform(), TorchRng(0))
-
-
 @pytest.mark.parametrize("rule", SAMPLED_RULES)
 def test_another_vocabulary_is_refused(rule: AcceptanceRule) -> None:
     draft = Draft.sampled(CHAIN, uniform(vocab_size=5))

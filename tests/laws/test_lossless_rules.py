@@ -18,7 +18,6 @@ from treesnake.acceptance.rejection import rejection
 from treesnake.acceptance.traversal import traversal
 from treesnake.acceptance.tree_rejection import tree_rejection
 from treesnake.draft import Draft
-from treesnake.drafters.growing import grow
 from treesnake.outcome import Acceptance
 from treesnake.protocols import AcceptanceRule
 from treesnake.sampling import Rng, SamplingParams, to_probs
@@ -289,19 +288,10 @@ def test_the_rule_that_the_wrong_ones_were_made_from_is_right() -> None:
 
 
 def test_matching_the_targets_own_draws_is_exact_for_any_tree() -> None:
-    """A draft that chance had a part in, and even pruned, passed off as chosen.
-
-    What `point_mass` emits is drawn from the target at every node, whatever the tree. It refuses
-    sampled drafts, for they have rules that accept more.
-    """
-
-    def pruned(drafter: TableModel) -> Drafting:
-        return lambda rng: Draft.chosen(pruned_children(drafter)(rng).tree)
+    """A draft that chance had a part in, and one that was even pruned by what chance gave."""
 
     def sampled(drafter: TableModel) -> Drafting:
-        return lambda rng: Draft.chosen(
-            grow(0, LevelWidths((2, 1)), SAMPLING, rng, TinyState(drafter).extend).draft.tree
-        )
+        return drafting(drafter, LevelWidths((2, 1)), SAMPLING)
 
-    for make_drafting in (pruned, sampled):
+    for make_drafting in (sampled, pruned_children):
         assert max(distance(point_mass, make_drafting, trial) for trial in range(3)) < 1e-5
