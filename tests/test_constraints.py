@@ -15,6 +15,7 @@ from treesnake.constraints import (
     Constraint,
     RepetitionPenalty,
     constrain,
+    num_allowed,
 )
 from treesnake.errors import InvalidInputError
 from treesnake.tree import TokenTree
@@ -93,9 +94,31 @@ def test_constraints_that_together_allow_nothing_are_refused() -> None:
         constrain(logits, TREE, CONTEXT, [BannedTokens([0, 2, 4]), even])
 
 
+def test_a_dead_end_of_a_branch_is_noted_and_keeps_its_logits() -> None:
+    """Node 1 and node 4 have the text (4, 2, 0, 1) and one that begins so."""
+
+    def allowed(prefix: Sequence[int]) -> Tensor:
+        assert len(prefix) < 5, "nothing below a dead end is asked about"
+        return torch.full((VOCAB_SIZE,), prefix[-1] != 1)
+
+    logits = random_logits(0, len(TREE), VOCAB_SIZE)
+    constrained, dead_ends = constrain(logits, TREE, CONTEXT, [AllowedTokens(allowed)])
+    assert dead_ends == {1}
+    assert torch.equal(constrained, logits)
+
+
+def test_tokens_are_emitted_up_to_the_first_dead_end() -> None:
+    assert num_allowed((0, 1, 4), ()) == 3
+    assert num_allowed((0, 1, 4), {4}) == 2
+    assert num_allowed((0, 1, 4), {1, 4}) == 1
+    assert num_allowed((0, 2), {1, 4}) == 2
+
+
 def test_no_constraint_leaves_the_logits_as_they_are() -> None:
     logits = random_logits(0, len(TREE), VOCAB_SIZE)
-    assert constrain(logits, TREE, CONTEXT, []) is logits
+    constrained, dead_ends = constrain(logits, TREE, CONTEXT, [])
+    assert constrained is logits
+    assert not dead_ends
 
 
 def test_each_node_is_constrained_by_its_own_text() -> None:
@@ -107,7 +130,7 @@ def test_each_node_is_constrained_by_its_own_text() -> None:
 def test_constraints_apply_one_after_the_other() -> None:
     logits = random_logits(0, len(TREE), VOCAB_SIZE)
     penalty, banned = RepetitionPenalty(2.0), BannedTokens([4])
-    constrained = constrain(logits, TREE, CONTEXT, [penalty, banned])
+    constrained, _ = constrain(logits, TREE, CONTEXT, [penalty, banned])
     for node in range(len(TREE)):
         prefix = [*CONTEXT[:-1], *TREE.path_tokens(node)]
         assert torch.equal(constrained[node], banned(prefix, penalty(prefix, logits[node])))

@@ -90,11 +90,15 @@ def constrain(
     context: Sequence[int],
     constraints: Sequence[Constraint],
     find_end: Callable[[Sequence[int]], object] = lambda drafted: None,
-) -> Float[Tensor, "nodes vocab"]:
-    """Applies the constraints one after the other at every node.
+) -> tuple[Float[Tensor, "nodes vocab"], frozenset[int]]:
+    """Applies the constraints one after the other at every node; also returns the dead ends.
 
     They never see a text that they forbid, nor one that has ended: a node that cannot be accepted,
     or after which nothing will be emitted, keeps its logits, and so does all below it.
+
+    A dead end is a node after which no token is left. It keeps its logits too, since the drafter
+    may have gone where the target never does; what is accepted may go up to it and not beyond, see
+    `num_allowed`. The next tree begins there, if it was, and is refused.
 
     Args:
         logits: what the target gave.
@@ -104,10 +108,11 @@ def constrain(
         find_end: takes the drafted tokens on the way to a node; true where they end the text.
 
     Raises:
-        InvalidInputError: if no token is left at some node.
+        InvalidInputError: if no token is left after the text, the anchor being a dead end.
     """
     if not constraints:
-        return logits
+        return logits, frozenset()
+    dead_ends: set[int] = set()
     rows: list[Float[Tensor, " vocab"]] = []
     is_open: list[bool] = []
     for node, (parent, token) in enumerate(zip(tree.parent_list, tree.tokens, strict=True)):
@@ -118,9 +123,27 @@ def constrain(
             or (is_open[parent] and bool(rows[parent][token] > FORBIDDEN) and not find_end(drafted))
         )
         if is_open[node]:
-            row = _constrain_row(row, [*context, *drafted], constraints)
+            constrained = _constrain_row(row, [*context, *drafted], constraints)
+            if bool((constrained > FORBIDDEN).any()):
+                row = constrained
+            else:
+                dead_ends.add(node)
+                is_open[node] = False
         rows.append(row)
-    return torch.stack(rows)
+    if 0 in dead_ends:
+        raise InvalidInputError(
+            f"the constraints allow no token after {len(context)} tokens; allow at least an end "
+            "token there"
+        )
+    return torch.stack(rows), frozenset(dead_ends)
+
+
+def num_allowed(path: Sequence[int], dead_ends: Collection[int]) -> int:
+    """Returns how many tokens of an accepted path and the target's own may be emitted.
+
+    All of them, or those up to the first dead end: the text comes to it as plain decoding would.
+    """
+    return next((index for index, node in enumerate(path) if node in dead_ends), len(path))
 
 
 def _constrain_row(
@@ -128,9 +151,4 @@ def _constrain_row(
 ) -> Float[Tensor, " vocab"]:
     for constraint in constraints:
         logits = constraint(prefix, logits)
-    if bool((logits == FORBIDDEN).all()):
-        raise InvalidInputError(
-            f"the constraints allow no token after {len(prefix)} tokens; allow at least an end "
-            "token there"
-        )
     return logits

@@ -9,7 +9,7 @@ from functools import partial
 from time import perf_counter
 
 from treesnake.acceptance.exact import rule_for
-from treesnake.constraints import Constraint, constrain
+from treesnake.constraints import Constraint, constrain, num_allowed
 from treesnake.outcome import Step, StepSeconds
 from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule, Drafter, Target, TreeSearch
@@ -60,11 +60,12 @@ def generate(
         drafted = perf_counter()
         find_cut = partial(first_cut, stop_rules, context[len(prompt) :])
         logits = target.score(draft.tree)
-        logits = constrain(logits, draft.tree, context, constraints, find_cut)
+        logits, dead_ends = constrain(logits, draft.tree, context, constraints, find_cut)
 
         scored = perf_counter()
         acceptance = accept(draft, to_probs(logits, params), rng)
-        emitted = acceptance.emitted(draft.tree)[:room]
+        num_emitted = min(room, num_allowed(acceptance.path, dead_ends))
+        emitted = acceptance.emitted(draft.tree)[:num_emitted]
         cut = find_cut(emitted)
         if cut:
             emitted = emitted[: cut.num_kept]

@@ -1,6 +1,6 @@
 """Constrained generation is as exact as free generation, and constraints see no other texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from hypothesis import given, settings
@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from treesnake.constraints import AllowedTokens, BannedTokens, Constraint, RepetitionPenalty
+from treesnake.errors import InvalidInputError
 from treesnake.generate import generate
 from treesnake.outcome import Step
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams, TorchRng, to_probs
 from treesnake.search.static import StaticSearch
-from treesnake.shape import BestFirst, LevelWidths, Shape, chain
+from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
 from treesnake.stopping import EndTokens, StopRule
 from treesnake.testing import (
     AttentionModel,
@@ -63,24 +64,22 @@ def run(
     temperature: float = 0.0,
     seed: int = 0,
     stop_rules: Sequence[StopRule] = (EndTokens([END]),),
-) -> list[Step]:
+) -> Iterator[Step]:
     target, drafter = models
-    return list(
-        generate(
-            TinyTargetModel(target).new_session(),
-            TinyDrafterModel(drafter).new_session(),
-            Prompt(PROMPT),
-            search=StaticSearch(shape),
-            params=SamplingParams(temperature=temperature),
-            rng=TorchRng(seed),
-            max_length=len(PROMPT) + 12,
-            constraints=constraints,
-            stop_rules=stop_rules,
-        )
+    return generate(
+        TinyTargetModel(target).new_session(),
+        TinyDrafterModel(drafter).new_session(),
+        Prompt(PROMPT),
+        search=StaticSearch(shape),
+        params=SamplingParams(temperature=temperature),
+        rng=TorchRng(seed),
+        max_length=len(PROMPT) + 12,
+        constraints=constraints,
+        stop_rules=stop_rules,
     )
 
 
-def emitted_by(steps: Sequence[Step]) -> list[int]:
+def emitted_by(steps: Iterator[Step]) -> list[int]:
     return [token for step in steps for token in step.emitted]
 
 
@@ -139,8 +138,28 @@ def test_constraints_see_texts_that_can_still_come_about(seed: int, shape: Shape
         seen.append(tuple(prefix))
         return BannedTokens([OPEN])(prefix, logits)
 
-    run(toy_models(seed), shape, [noting], temperature=1.0, seed=seed)
+    emitted_by(run(toy_models(seed), shape, [noting], temperature=1.0, seed=seed))
     assert all(OPEN not in prefix and END not in prefix for prefix in seen)
+
+
+@settings(max_examples=60)
+@given(SEEDS, SHAPES)
+def test_a_dead_end_is_met_where_plain_decoding_meets_it(seed: int, shape: Shape) -> None:
+    """After two brackets of one text nothing is allowed; a branch may go there for nothing."""
+
+    def until_open(prefix: Sequence[int]) -> Tensor:
+        return torch.full((VOCAB_SIZE,), prefix.count(OPEN) < 2)
+
+    def text_of(shape: Shape) -> tuple[list[int], bool]:
+        tokens: list[int] = []
+        try:
+            for step in run(toy_models(seed), shape, [AllowedTokens(until_open)]):
+                tokens += step.emitted
+        except InvalidInputError:
+            return tokens, True
+        return tokens, False
+
+    assert text_of(shape) == text_of(OFF)
 
 
 def test_what_comes_after_a_text_depends_on_the_constraint_and_not_on_the_draft() -> None:
