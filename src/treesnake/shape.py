@@ -27,6 +27,8 @@ class LevelWidths:
     def __post_init__(self) -> None:
         if any(width < 1 for width in self.widths):
             raise InvalidInputError(f"level widths must be at least 1, got {self.widths}")
+        if not self.widths:  # plain decoding is one shape, not two
+            object.__setattr__(self, "sampled", True)
 
     @property
     def depth(self) -> int:
