@@ -1,5 +1,7 @@
 """A model that cannot score trees is refused, by what it says of itself or by what it does."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -61,6 +63,28 @@ def test_a_family_that_nobody_verified_may_pass(tiny_model):
     model = tiny_model("bert", is_decoder=True)
     assert model.config.model_type not in VERIFIED_FAMILIES
     HfAttention(model)
+
+
+def test_a_model_is_tried_once_for_each_way_to_attend(tiny_model):
+    model = tiny_model("bert", is_decoder=True)
+    runs: list[int] = []
+    model.register_forward_pre_hook(lambda module, inputs: runs.append(1))
+    HfAttention(model)
+    num_runs = len(runs)
+    HfAttention(model)
+    assert len(runs) == num_runs > 0
+    model.set_attn_implementation("eager")
+    HfAttention(model)
+    assert len(runs) == 2 * num_runs
+
+
+def test_a_model_that_was_tried_can_be_forgotten(tiny_model):
+    model = tiny_model("bert", is_decoder=True)
+    HfAttention(model)
+    forgotten = weakref.ref(model)
+    del model
+    gc.collect()
+    assert forgotten() is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -24,7 +24,7 @@ from treesnake.models.hf_families import (
     read_layout,
 )
 from treesnake.models.hf_masks import tree_mask
-from treesnake.models.hf_probe import check_scores
+from treesnake.models.hf_probe import check_scores_once
 from treesnake.prompt import num_shared
 from treesnake.states.kv import KvCache
 from treesnake.states.topology import Topology, topology
@@ -39,8 +39,8 @@ Masks = Tensor | dict[str, Tensor] | None
 class HfAttention:
     """The weights of a transformers model, shared by the states of many texts.
 
-    A model of a family that is not among `VERIFIED_FAMILIES` runs one small tree first and is
-    refused if the result is not that of its own plain forward passes.
+    A model of a family that is not among `VERIFIED_FAMILIES` runs one small tree first, once, and
+    is refused if the result is not that of its own plain forward passes.
 
     Args:
         model: a decoder with a language-model head, in evaluation mode, that attends with "sdpa" or
@@ -60,7 +60,7 @@ class HfAttention:
         self.context_length = context_length(self.config)
         self._can_skip_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         if self.config.model_type not in VERIFIED_FAMILIES:
-            check_scores(model, self.new_state())
+            check_scores_once(model, self.new_state())
 
     def new_state(self) -> "HfAttentionState":
         """Returns the state of an empty text."""
