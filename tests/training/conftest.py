@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from treesnake.loading.conversion import build_tokenizer
+from treesnake.loading.pretrained import load_pretrained
+from treesnake.training.answers import answer_prompts, read_prompts
 from treesnake.training.recipe import (
     AnswersStage,
     DistilStage,
     Mamba2Sizes,
     Recipe,
 )
+from treesnake.training.reporting import NoReporter
 
 VOCAB_SIZE = 272
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -79,33 +83,60 @@ def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+ANSWERS = AnswersStage(name="answers", prompts=(), max_new_tokens=12, num_top=4, batch_size=16)
+DISTIL = DistilStage(
+    name="distil",
+    data=("answers",),
+    batch_tokens=300,
+    pass_tokens=200,
+    epochs=2,
+    max_updates=9,
+    learning_rate=1e-2,
+    cross_entropy_weight=0.5,
+    held_out=0.15,
+    evaluate_every=4,
+    checkpoint_every=2,
+)
+
+
 @pytest.fixture
 def recipe(target_folder: Path, prompts_file: Path) -> Recipe:
     """Answers, then a few updates of distillation."""
-    answers = AnswersStage(
-        name="answers", prompts=(str(prompts_file),), max_new_tokens=12, num_top=4, batch_size=16
-    )
-    distil = DistilStage(
-        name="distil",
-        data=("answers",),
-        batch_tokens=300,
-        pass_tokens=200,
-        epochs=2,
-        max_updates=9,
-        learning_rate=1e-2,
-        cross_entropy_weight=0.5,
-        held_out=0.15,
-        evaluate_every=4,
-        checkpoint_every=2,
-    )
     return Recipe(
         name="tiny",
         target=str(target_folder),
         drafter=SIZES,
         draft_vocabulary=96,
-        stages=(answers, distil),
+        stages=(replace(ANSWERS, prompts=(str(prompts_file),)), DISTIL),
         stored_dtype="float32",
     )
+
+
+@pytest.fixture(scope="session")
+def answers_folder(
+    target_folder: Path, prompts_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """What the target answers."""
+    folder = tmp_path_factory.mktemp("answers")
+    target = load_pretrained(str(target_folder), dtype="float32", device="cpu")
+    answer_prompts(
+        target.model,
+        target.tokenizer,
+        read_prompts([prompts_file]),
+        [2],
+        ANSWERS,
+        folder,
+        seed=0,
+        share=(0, 1),
+        reporter=NoReporter(),
+    )
+    return folder
+
+
+@pytest.fixture
+def distillation(recipe: Recipe, answers_folder: Path) -> Recipe:
+    """The same without the answers, which are there."""
+    return replace(recipe, stages=(replace(DISTIL, data=(str(answers_folder),)),))
 
 
 def _toml(value: Any) -> str:
@@ -119,20 +150,20 @@ def _toml(value: Any) -> str:
 
 
 @pytest.fixture
-def write_recipe(tmp_path: Path) -> Callable[[Any], Path]:
+def write_recipe() -> Callable[[Recipe, Path], Path]:
     """Writes a recipe as the TOML file that it could have been read from."""
 
-    def without_nothing(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: without_nothing(each) for key, each in value.items() if each is not None}
-        if isinstance(value, (list, tuple)):
-            return [without_nothing(each) for each in value]
-        return value
-
-    def write(table: Any) -> Path:
-        path = tmp_path / "recipe.toml"
-        lines = [f"{key} = {_toml(each)}" for key, each in without_nothing(table).items()]
-        path.write_text("\n".join(lines) + "\n")
+    def write(recipe: Recipe, path: Path) -> Path:
+        table = _without_nothing(asdict(recipe))
+        path.write_text("".join(f"{key} = {_toml(each)}\n" for key, each in table.items()))
         return path
 
     return write
+
+
+def _without_nothing(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nothing(each) for key, each in value.items() if each is not None}
+    if isinstance(value, (list, tuple)):
+        return [_without_nothing(each) for each in value]
+    return value

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 from transformers import PreTrainedTokenizerBase
 
 from treesnake.errors import InvalidInputError
@@ -74,6 +73,8 @@ def open_rows(stage: CorpusStage, first_row: int = 0) -> Iterator[dict[str, Any]
     Raises:
         InvalidInputError: if there is no such data set, or it has no such column.
     """
+    import datasets  # noqa: PLC0415, for it takes seconds, and few stages need it
+
     path = Path(stage.source).expanduser()
     local_format = FORMATS.get(path.suffix)
     try:
