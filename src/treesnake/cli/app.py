@@ -8,11 +8,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from treesnake.cli.bench import bench
 from treesnake.cli.calibrate import calibrate
 from treesnake.cli.chat import chat
 from treesnake.cli.generate import generate
 from treesnake.cli.info import info
 from treesnake.cli.train import train
+from treesnake.cli.verify import verify_command
 from treesnake.errors import TreesnakeError
 
 app = typer.Typer(
@@ -27,6 +29,8 @@ app.command()(chat)
 app.command()(info)
 app.command()(calibrate)
 app.command()(train)
+app.command()(bench)
+app.command("verify")(verify_command)
 
 
 def main() -> None:

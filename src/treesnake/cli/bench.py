@@ -1,0 +1,118 @@
+"""`treesnake bench`: methods compared on the same questions."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from treesnake.cli import options
+from treesnake.cli.opening import loading
+from treesnake.errors import InvalidInputError
+from treesnake.evaluation.bench import (
+    BenchRecipe,
+    ResultFiles,
+    read_recipe,
+    run_recipe,
+    to_markdown,
+    write_results,
+)
+from treesnake.evaluation.bench.recipe import PairTable, SamplingTable, TaskTable
+from treesnake.evaluation.environment import describe_environment
+
+METHODS = ["plain", "transformers", "transformers prompt lookup", "chain(4)"]
+
+
+def bench(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="A TOML file; other options then rest.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="results/NAME.json if left out."),
+    ] = None,
+    target: options.Target = "smollm2",
+    drafter: options.Drafter = "prompt-lookup",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    engine: options.Engine = "auto",
+    threads: options.Threads = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METHOD", help="plain, transformers, a search, DRAFTER@SEARCH, ..."),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="A JSONL file, or gsm8k, mt-bench, xsum, humaneval, ..."),
+    ] = None,
+    per_category: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only N questions of each category.")
+    ] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option(metavar="T", help="0 is greedy; may be given again.")
+    ] = None,
+    max_new_tokens: options.MaxNewTokens = 128,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Make every run N times.")] = 1,
+    assisted_by: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A Transformer for transformers' assisted generation."),
+    ] = None,
+) -> None:
+    """Compare methods on the same questions, in turn.
+
+    Results are written after every answer, and a run that was stopped continues.
+    """
+    if recipe is not None:
+        wanted = read_recipe(recipe)
+    else:
+        wanted = BenchRecipe(
+            name="bench",
+            pairs={
+                target: PairTable(
+                    target, drafter, assisted_by, dtype, device, engine, trust_remote_code
+                )
+            },
+            methods=tuple(method or METHODS),
+            tasks=tuple(TaskTable(source, per_category=per_category) for source in task or ()),
+            sampling=tuple(SamplingTable(value) for value in temperature or (0.0,)),
+            max_new_tokens=max_new_tokens,
+            repeats=repeats,
+            threads=threads,
+        )
+    files = ResultFiles(output or Path("results") / f"{wanted.name}.json")
+    if files.summary.suffix != ".json":
+        raise InvalidInputError(f"the output is a .json file, got {files.summary}")
+    console = Console(stderr=True, highlight=False)
+    environment = {"before": describe_environment()}
+    with loading("models"), _progress(console) as bar:
+        line = bar.add_task("starting", total=None)
+
+        def progress(num_done: int, num_runs: int, what: str) -> None:
+            bar.update(line, completed=num_done - 1, total=num_runs, description=what)
+
+        run_recipe(wanted, files.journal, progress=progress)
+    summary = write_results(files, environment | {"after": describe_environment()})
+    Console(highlight=False).print(Markdown(to_markdown(summary)))
+    console.print(f"Written to {files.summary}, {files.tables} and {files.journal}", style="dim")
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<40.40}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )

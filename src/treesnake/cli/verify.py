@@ -1,0 +1,123 @@
+"""`treesnake verify`: is decoding lossless on this pair, this machine, these settings?"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from treesnake.cli import options
+from treesnake.cli.opening import open_decoder
+from treesnake.evaluation.tasks import load_questions
+from treesnake.evaluation.verification import SamplingPlan, VerifyPlan, verify
+from treesnake.evaluation.verification.page import to_page
+from treesnake.evaluation.verification.verify import PROMPTS
+from treesnake.sampling import SamplingParams
+
+NOT_LOSSLESS = 1
+"""The exit status of a verdict against it."""
+
+
+def verify_command(
+    target: options.Target = "smollm2",
+    drafter: options.Drafter = "prompt-lookup",
+    search: options.Search = "self-tuning",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    engine: options.Engine = "auto",
+    threads: options.Threads = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="TASK", help="A JSONL file or a task of the hub, as in bench."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", min=0, metavar="N", help="Of greedy texts.")
+    ] = 64,
+    temperature: Annotated[
+        float, typer.Option(metavar="T", help="Of samples; 0 leaves sampling out.")
+    ] = 1.0,
+    top_k: options.TopK = None,
+    top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
+    samples: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Short texts for each of 4 prompts.")
+    ] = 300,
+    alpha: Annotated[
+        float, typer.Option(metavar="P", help="How often correct sampling may fail.")
+    ] = 0.01,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Sample the same; not with self-tuning trees.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the evidence as Markdown.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Look for anything that speculation changes.
+
+    Greedy texts are compared with plain decoding token by token, samples with the target's own
+    probabilities. The exit status is 0 if nothing was found and 1 if something was.
+    """
+    sampling = None
+    if temperature > 0:
+        params = SamplingParams(temperature, top_k, top_p, min_p)
+        sampling = SamplingPlan(params, num_samples=samples, alpha=alpha, seed=seed)
+    questions = load_questions(prompts, per_category=1) if prompts else []
+    decoder = open_decoder(
+        target=target,
+        drafter=drafter,
+        dtype=dtype,
+        device=device,
+        engine=engine,
+        search=search,
+        threads=threads,
+        trust_remote_code=trust_remote_code,
+    )
+    subject = {
+        "target": target,
+        "drafter": drafter,
+        "search": search,
+        "dtype": dtype,
+        "device": device,
+        "engine": engine,
+    }
+    console = Console(stderr=True, highlight=False)
+    with _progress(console) as bar:
+        lines: dict[str, int] = {}
+
+        def report(what: str, num_done: int, num_all: int) -> None:
+            if what not in lines:
+                lines[what] = int(bar.add_task(what, total=num_all))
+            bar.update(bar.tasks[lines[what]].id, completed=num_done)
+
+        verdict = verify(
+            decoder,
+            [question.turns[0] for question in questions] or PROMPTS,
+            VerifyPlan(max_new_tokens, sampling),
+            subject=subject,
+            report=report,
+        )
+    text = to_page(verdict, decoder)
+    if page is not None:
+        page.write_text(text, "utf-8")
+    if as_json:
+        print(json.dumps(verdict.as_json()))
+    else:
+        Console(highlight=False).print(Markdown(text))
+    if not verdict.is_lossless:
+        raise typer.Exit(NOT_LOSSLESS)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )

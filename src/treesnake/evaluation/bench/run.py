@@ -1,0 +1,263 @@
+"""Runs a recipe: every method on a question before the next question, each result on disk."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from treesnake.decoder import Message, PromptLike, SpeculativeDecoder
+from treesnake.evaluation.agreement import compare_models
+from treesnake.evaluation.bench.documents import long_questions
+from treesnake.evaluation.bench.journal import Journal
+from treesnake.evaluation.bench.methods import Method
+from treesnake.evaluation.bench.recipe import BenchRecipe, SamplingTable
+from treesnake.evaluation.bench.record import AgreementRecord, RunRecord, TurnRecord, with_texts
+from treesnake.evaluation.bench.runners import Runner
+from treesnake.evaluation.bench.workshop import Workshop
+from treesnake.evaluation.memory import watch_growth
+from treesnake.evaluation.tasks import Question, load_questions
+from treesnake.prompt import Prompt
+from treesnake.sampling import SamplingParams
+
+WARM_UP_TOKENS = 16
+MOST_ASKED = 400
+"""Characters of a question that are kept."""
+
+Progress = Callable[[int, int, str], None]
+"""Is told how many runs are done, of how many, and what comes next."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A question in a recipe.
+
+    Attributes:
+        pair: name of the pair.
+        task: name of the task.
+        question: the question.
+        is_shown: whether every step is kept.
+        is_compared: whether drafters are compared with the target on it.
+    """
+
+    pair: str
+    task: str
+    question: Question
+    is_shown: bool
+    is_compared: bool
+
+
+def run_recipe(
+    recipe: BenchRecipe, journal_path: Path, *, progress: Progress | None = None
+) -> Journal:
+    """Makes all runs of a recipe that its journal lacks.
+
+    All methods answer a question before the next one is asked, each time in another order, so that
+    a machine that becomes slower or hotter does so for all of them. A method runs warm: its first
+    run is thrown away. A method that cannot run is recorded with its error.
+
+    Args:
+        recipe: what to run.
+        journal_path: the file of records, which is continued.
+        progress: is told how far it is.
+
+    Raises:
+        InvalidInputError: if the journal is another recipe's.
+        LoadError: if a target or a task cannot be had.
+    """
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    journal = Journal(journal_path, recipe.as_json())
+    bench = _Bench(recipe, journal, progress)
+    for pair in recipe.pairs:
+        bench.run_pair(pair)
+    return journal
+
+
+class _Bench:
+    """A recipe under way."""
+
+    def __init__(self, recipe: BenchRecipe, journal: Journal, progress: Progress | None) -> None:
+        self._recipe = recipe
+        self._journal = journal
+        self._progress = progress
+        self._methods = recipe.parsed_methods
+        self._broken: set[tuple[str, str]] = set()
+        self._num_done = 0
+        self._num_runs = 0
+
+    def run_pair(self, pair: str) -> None:
+        """Runs all methods of a pair; its models are let go of afterwards."""
+        workshop = Workshop(self._recipe.pairs[pair], self._recipe.drafters)
+        places = list(self._places(pair, workshop.decoder))
+        per_question = len(self._methods) * len(self._recipe.sampling) * self._recipe.repeats
+        self._num_runs = len(self._recipe.pairs) * len(places) * per_question
+        warm: set[str] = set()
+        for number, place in enumerate(places):
+            for sampling in self._recipe.sampling:
+                for repeat in range(self._recipe.repeats):
+                    for method in _rotated(list(self._methods.values()), number + repeat):
+                        self._run(workshop, method, place, sampling, repeat, warm)
+            if place.is_compared:
+                self._compare(workshop, place)
+
+    def _places(self, pair: str, decoder: SpeculativeDecoder) -> Iterator[_Place]:
+        recipe = self._recipe
+        tasks: list[tuple[str, list[Question]]] = [
+            (task.name or task.source, load_questions(task.source, per_category=task.per_category))
+            for task in recipe.tasks
+        ]
+        assert decoder.tokenizer is not None
+        tasks += [
+            (task.name, long_questions(task, decoder.tokenizer)) for task in recipe.long_context
+        ]
+        for task, questions in tasks:
+            for index, question in enumerate(questions):
+                yield _Place(
+                    pair, task, question, index < recipe.num_shown, index < recipe.num_agreement
+                )
+
+    def _run(
+        self,
+        workshop: Workshop,
+        method: Method,
+        place: _Place,
+        sampling: SamplingTable,
+        repeat: int,
+        warm: set[str],
+    ) -> None:
+        """Makes one run, unless it was made before."""
+        self._num_done += 1
+        blank = RunRecord(
+            pair=place.pair,
+            method=method.name,
+            task=place.task,
+            question=place.question.name,
+            category=place.question.category,
+            sampling=sampling.name,
+            repeat=repeat,
+        )
+        if blank.key in self._journal or (place.pair, method.name) in self._broken:
+            return
+        if self._progress:
+            self._progress(self._num_done, self._num_runs, f"{method.name}, {blank.category}")
+        params = sampling.params(self._recipe.seed + repeat)
+        try:
+            runner = workshop.runner(method)
+            if method.name not in warm:
+                first = _first_prompt(workshop.decoder, place.question)
+                runner.run(first, params, WARM_UP_TOKENS, is_shown=False)
+                warm.add(method.name)
+            record = self._answer(workshop, runner, blank, place, params)
+        except Exception as error:  # noqa: BLE001 - a method that cannot run is a result
+            record = replace(blank, error=_describe(error))
+            if method.name not in warm:
+                self._broken.add((place.pair, method.name))
+        self._journal.append(record)
+
+    def _answer(
+        self,
+        workshop: Workshop,
+        runner: Runner,
+        blank: RunRecord,
+        place: _Place,
+        params: SamplingParams,
+    ) -> RunRecord:
+        """Answers every turn of a question."""
+        decoder = workshop.decoder
+        conversation: list[Message] = []
+        turns: list[TurnRecord] = []
+        target_bytes = drafter_bytes = None
+        with watch_growth(workshop.device) as growth:
+            for text in place.question.turns:
+                conversation.append({"role": "user", "content": text})
+                prompt = decoder.encode(_as_prompt(decoder, conversation))
+                answer = runner.run(
+                    prompt, params, self._recipe.max_new_tokens, is_shown=place.is_shown
+                )
+                turns.append(with_texts(answer.turn, partial(_decode, decoder)))
+                target_bytes, drafter_bytes = answer.target_bytes, answer.drafter_bytes
+                conversation.append(
+                    {"role": "assistant", "content": _answer_text(decoder, answer.turn)}
+                )
+        return replace(
+            blank,
+            turns=tuple(turns),
+            growth_bytes=growth.num_bytes,
+            target_bytes=target_bytes,
+            drafter_bytes=drafter_bytes,
+            asked=place.question.turns[0][:MOST_ASKED] if place.is_shown else None,
+        )
+
+    def _compare(self, workshop: Workshop, place: _Place) -> None:
+        """Compares each drafter of the methods with the target along the target's own text."""
+        drafters = {
+            workshop.drafter_name(method) for method in self._methods.values() if not method.peer
+        }
+        for drafter in sorted(drafters - {"none", "prompt-lookup"}):
+            blank = AgreementRecord(
+                place.pair, drafter, place.task, place.question.name, place.question.category
+            )
+            if blank.key not in self._journal:
+                self._journal.append(self._agreement(workshop, place, drafter, blank))
+
+    def _agreement(
+        self, workshop: Workshop, place: _Place, drafter: str, blank: AgreementRecord
+    ) -> AgreementRecord:
+        params = SamplingParams(temperature=1.0, seed=self._recipe.seed)
+        prompt = _first_prompt(workshop.decoder, place.question)
+        try:
+            text = workshop.decoder.generate(
+                prompt, params, max_new_tokens=self._recipe.max_new_tokens
+            )
+            found = compare_models(
+                workshop.target_model().new_session(),
+                workshop.drafter(drafter).new_session(),
+                prompt,
+                text.token_ids,
+                params,
+            )
+        except Exception as error:  # noqa: BLE001 - a drafter without probabilities is a result
+            return replace(blank, error=_describe(error))
+        return replace(
+            blank,
+            num_positions=found.num_positions,
+            total_variation=found.total_variation,
+            num_same_choice=found.num_same_choice,
+            bin_counts=tuple(found.bin_counts.tolist()),
+            bin_confidence=tuple(found.bin_confidence.tolist()),
+            bin_target_probs=tuple(found.bin_target_probs.tolist()),
+        )
+
+
+def _rotated(methods: Sequence[Method], number: int) -> list[Method]:
+    start = number % len(methods)
+    return [*methods[start:], *methods[:start]]
+
+
+def _as_prompt(decoder: SpeculativeDecoder, conversation: Sequence[Message]) -> PromptLike:
+    """Returns a conversation, or its texts one below the other where there is no chat template."""
+    if decoder.has_chat_template:
+        return conversation
+    return "\n\n".join(str(message["content"]) for message in conversation)
+
+
+def _first_prompt(decoder: SpeculativeDecoder, question: Question) -> Prompt:
+    return decoder.encode(_as_prompt(decoder, [{"role": "user", "content": question.turns[0]}]))
+
+
+def _decode(decoder: SpeculativeDecoder, token_ids: Sequence[int]) -> str:
+    assert decoder.tokenizer is not None
+    return decoder.tokenizer.decode(token_ids)
+
+
+def _answer_text(decoder: SpeculativeDecoder, turn: TurnRecord) -> str:
+    """Returns an answer as the next turn has it, without the token that ended it."""
+    assert decoder.tokenizer is not None
+    return decoder.tokenizer.decode(turn.token_ids, skip_special_tokens=True)
+
+
+def _describe(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:400]

@@ -1,0 +1,98 @@
+"""What runs a prompt and says what it took."""
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol, runtime_checkable
+
+from treesnake.decoder import SpeculativeDecoder
+from treesnake.evaluation.bench.record import TurnRecord, add_up, show
+from treesnake.evaluation.memory import held_bytes
+from treesnake.generate import generate
+from treesnake.prompt import Prompt
+from treesnake.protocols import TreeSearch
+from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.stopping import EndTokens
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a runner made of a prompt.
+
+    Attributes:
+        turn: what came out and what it took.
+        target_bytes: the state of the target at the end, where it is known.
+        drafter_bytes: the state of the drafter.
+    """
+
+    turn: TurnRecord
+    target_bytes: int | None = None
+    drafter_bytes: int | None = None
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """A method that is ready to run."""
+
+    def run(
+        self, prompt: Prompt, params: SamplingParams, max_new_tokens: int, *, is_shown: bool
+    ) -> Answer:
+        """Continues a prompt; `is_shown` keeps every step."""
+        ...
+
+
+class SpeculativeRunner:
+    """Our own decoding: the loop itself, so that no text is made while the clock runs.
+
+    Every prompt has a session of its own, and all share one search, as those of a server do: what
+    it learns is about the pair.
+
+    Args:
+        decoder: target, drafter and end tokens.
+        search: chooses the trees, also of seeded samples.
+    """
+
+    def __init__(self, decoder: SpeculativeDecoder, search: TreeSearch) -> None:
+        self._decoder = decoder
+        self._search = search
+
+    def run(
+        self, prompt: Prompt, params: SamplingParams, max_new_tokens: int, *, is_shown: bool
+    ) -> Answer:
+        """Continues a prompt in a new session."""
+        target, drafter = self._decoder.target.new_session(), self._decoder.drafter.new_session()
+        max_length = len(prompt) + max_new_tokens
+        if target.context_length is not None:
+            max_length = min(max_length, target.context_length)
+        emissions = []
+        steps = []
+        started = perf_counter()
+        for step in generate(
+            target,
+            drafter,
+            prompt,
+            search=self._search,
+            params=params,
+            rng=TorchRng(params.seed),
+            max_length=max_length,
+            stop_rules=[EndTokens(self._decoder.end_token_ids)],
+        ):
+            emissions.append(perf_counter() - started)
+            steps.append(step)
+        total_s = perf_counter() - started
+        tokens = tuple(token for step in steps for token in step.emitted)
+        turn = TurnRecord(
+            num_prompt=len(prompt),
+            num_new=len(tokens),
+            num_emissions=len(steps),
+            num_first=len(steps[0].emitted) if steps else 0,
+            first_s=emissions[0] if emissions else total_s,
+            total_s=total_s,
+            token_ids=tokens,
+            steps=add_up(steps),
+            shown=tuple(map(show, steps)) if is_shown else (),
+        )
+        return Answer(
+            turn,
+            held_bytes(target, self._decoder.target),
+            held_bytes(drafter, self._decoder.drafter),
+        )

@@ -1,0 +1,111 @@
+"""A verdict and its evidence on one page, as Markdown."""
+
+from collections.abc import Sequence
+
+from treesnake.decoder import SpeculativeDecoder
+from treesnake.evaluation.verification.evidence import (
+    Difference,
+    FrequencyTest,
+    GreedyEvidence,
+    SamplingEvidence,
+    Verdict,
+)
+
+MOST_SHOWN = 10
+FINDS = (
+    "*Finds* is the total variation from the target's distribution, over the cells, that the test "
+    "finds nine times in ten, however it is spread."
+)
+
+
+def to_page(verdict: Verdict, decoder: SpeculativeDecoder | None = None) -> str:
+    """Returns the page; tokens appear as text if the decoder has a tokenizer."""
+    headline = "Nothing was found" if verdict.is_lossless else "Not lossless"
+    subject = " · ".join(f"{name} {value}" for name, value in verdict.subject.items())
+    parts = [f"# {headline}", *([subject] if subject else [])]
+    if verdict.greedy is not None:
+        parts += _greedy(verdict.greedy, decoder)
+    if verdict.sampling is not None:
+        parts += _sampling(verdict.sampling)
+    parts.append(f"It took {verdict.seconds:.0f} s.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _greedy(evidence: GreedyEvidence, decoder: SpeculativeDecoder | None) -> list[str]:
+    num_same = evidence.num_tokens - len(evidence.differences)
+    found = (
+        f"{num_same} of {evidence.num_tokens} tokens in {evidence.num_prompts} texts are those of "
+        f"plain decoding. {len(evidence.ties)} differ by a tie within rounding, "
+        f"{len(evidence.errors)} by more."
+    )
+    parts = ["## Greedy decoding", found]
+    shown = [*evidence.errors, *evidence.ties][:MOST_SHOWN]
+    if shown:
+        heads = ("prompt", "position", "emitted", "plain", "logits", "gap", "rounding", "verdict")
+        parts.append(_table(heads, [_difference(one, decoder) for one in shown]))
+    return parts
+
+
+def _difference(difference: Difference, decoder: SpeculativeDecoder | None) -> list[str]:
+    return [
+        str(difference.prompt_index + 1),
+        str(difference.position),
+        _token(difference.emitted_token, decoder),
+        _token(difference.plain_token, decoder),
+        f"{difference.emitted_logit:.4f}, {difference.plain_logit:.4f}",
+        f"{difference.gap:.2g}",
+        f"{difference.rounding:.2g}",
+        "tie" if difference.is_tie else "error",
+    ]
+
+
+def _sampling(evidence: SamplingEvidence) -> list[str]:
+    parts = [
+        f"## Sampling at temperature {evidence.temperature:g}",
+        f"Correct sampling fails with a probability of {evidence.alpha:g} at most.",
+        _table(
+            ("test", "samples", "cells", "p-value", "fails below", "finds", "verdict"),
+            [_test(test) for test in evidence.tests],
+        ),
+        FINDS,
+    ]
+    if evidence.impossible_tokens:
+        parts.append(f"{evidence.impossible_tokens} tokens came out that have no probability.")
+    cells = [cell for test in evidence.tests if not test.is_passed for cell in test.most_deviant]
+    if cells:
+        heads = ("prompt", "what", "observed", "expected", "deviation")
+        rows = [
+            [
+                "all" if cell.prompt_index is None else str(cell.prompt_index + 1),
+                cell.label.replace("|", "\\|"),
+                str(cell.observed),
+                f"{cell.expected:.1f}",
+                f"{cell.deviation:+.1f}",
+            ]
+            for cell in cells
+        ]
+        parts += ["What deviates most:", _table(heads, rows)]
+    return parts
+
+
+def _test(test: FrequencyTest) -> list[str]:
+    return [
+        test.name,
+        str(test.num_samples),
+        str(test.num_cells),
+        f"{test.p_value:.4f}",
+        f"{test.alpha:g}",
+        f"{test.detectable_variation:.3f}",
+        "passed" if test.is_passed else "failed",
+    ]
+
+
+def _token(token: int, decoder: SpeculativeDecoder | None) -> str:
+    if decoder is None or decoder.tokenizer is None:
+        return str(token)
+    return f"`{decoder.tokenizer.decode([token])!r}`".replace("|", "\\|")
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
