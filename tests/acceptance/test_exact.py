@@ -6,7 +6,7 @@ import torch
 from treesnake.acceptance.block import block
 from treesnake.acceptance.exact import exact
 from treesnake.acceptance.point_mass import point_mass
-from treesnake.acceptance.tree_rejection import tree_rejection
+from treesnake.acceptance.traversal import traversal
 from treesnake.draft import Draft
 from treesnake.protocols import AcceptanceRule
 from treesnake.sampling import TorchRng
@@ -24,8 +24,8 @@ DRAFT_PROBS = torch.tensor([[0.3, 0.5, 0.2], [0.2, 0.2, 0.6], [0.8, 0.1, 0.1]])
         (Draft.sampled(CHAIN, DRAFT_PROBS), block),
         (Draft.chosen(CHAIN), point_mass),
         (Draft.chosen(BRANCHED), point_mass),
-        (Draft.sampled(BRANCHED, DRAFT_PROBS), tree_rejection),
-        (Draft(CHAIN, DRAFT_PROBS, torch.tensor([False, True, False])), tree_rejection),
+        (Draft.sampled(BRANCHED, DRAFT_PROBS), traversal),
+        (Draft(CHAIN, DRAFT_PROBS, torch.tensor([False, True, False])), traversal),
     ],
     ids=["sampled chain", "chosen chain", "chosen tree", "sampled tree", "mixed chain"],
 )

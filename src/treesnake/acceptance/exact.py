@@ -6,7 +6,7 @@ from torch import Tensor
 from treesnake.acceptance.block import block
 from treesnake.acceptance.greedy import greedy
 from treesnake.acceptance.point_mass import point_mass
-from treesnake.acceptance.tree_rejection import tree_rejection
+from treesnake.acceptance.traversal import traversal
 from treesnake.draft import Draft
 from treesnake.outcome import Acceptance
 from treesnake.protocols import AcceptanceRule
@@ -16,13 +16,13 @@ from treesnake.sampling import Rng, SamplingParams
 def exact(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -> Acceptance:
     """Accepts any draft by the rule that is exact for it and accepts the most.
 
-    Chosen trees go to `point_mass`, sampled chains to `block`, all others to `tree_rejection`.
+    Chosen trees go to `point_mass`, sampled chains to `block`, all others to `traversal`.
     """
     if draft.is_chosen:
         return point_mass(draft, target_probs, rng)
     if draft.is_sampled and draft.tree.is_chain:
         return block(draft, target_probs, rng)
-    return tree_rejection(draft, target_probs, rng)
+    return traversal(draft, target_probs, rng)
 
 
 def rule_for(params: SamplingParams) -> AcceptanceRule:
