@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from treesnake.drafters.vocabulary import read_draft_vocabulary, save_draft_vocabulary
 from treesnake.errors import InvalidInputError, TrainingError
-from treesnake.loading.checkpoint import Checkpoint, end_token_ids, find_checkpoint
+from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
 from treesnake.loading.pretrained import load_checkpoint
 from treesnake.training.answers import answer_prompts, read_prompts
 from treesnake.training.checkpoints import fault, find_folder, write_folder
@@ -80,6 +80,7 @@ class _Run:
         tensorboard: bool,
     ) -> None:
         self._recipe = recipe
+        self._checkpoint = find_checkpoint(recipe.target)
         self._folder = folder
         self._accelerator = accelerator
         self._reporter = reporter
@@ -100,11 +101,6 @@ class _Run:
             write_folder(self._folder / DRAFTER_FOLDER, self._write_drafter)
         self._accelerator.wait_for_everyone()
         return self._folder / DRAFTER_FOLDER
-
-    @cached_property
-    def _checkpoint(self) -> Checkpoint:
-        with self._accelerator.main_process_first():
-            return find_checkpoint(self._recipe.target)
 
     @cached_property
     def _target(self) -> PreTrainedModel:

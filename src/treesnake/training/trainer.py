@@ -336,13 +336,16 @@ class Trainer:
         partial = partial_folder(folder)
         try:
             accelerator.save_state(str(partial))
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                (partial / POSITION_FILE).write_text(json.dumps(asdict(self._position)), "utf-8")
-                finish_folder(folder)
-                remove_old_checkpoints(self._checkpoints)
         except WRITE_ERRORS as error:
             abandon_folder(folder, error)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            try:
+                (partial / POSITION_FILE).write_text(json.dumps(asdict(self._position)), "utf-8")
+                finish_folder(folder)
+            except WRITE_ERRORS as error:
+                abandon_folder(folder, error)
+            remove_old_checkpoints(self._checkpoints)
         accelerator.wait_for_everyone()
 
     def _resume(self) -> None:

@@ -1,0 +1,129 @@
+"""Several processes learn what one does."""
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grad_norm_
+
+from treesnake.loading.checkpoint import find_checkpoint
+from treesnake.training.devices import new_accelerator
+from treesnake.training.learner import build_learner
+from treesnake.training.lesson import Lesson, Objective
+from treesnake.training.recipe import DistilStage, Recipe
+from treesnake.training.reporting import NoReporter
+from treesnake.training.run import train_drafter
+from treesnake.training.texts import Batch, read_texts
+
+Run = Callable[[Recipe, Path], None]
+
+
+def run_as(rank: int, environment: dict[str, str], run: Run, recipe: Recipe, folder: Path) -> None:
+    """Is what `accelerate launch` starts so many times."""
+    os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    run(recipe, folder)
+
+
+def run_together(run: Run, recipe: Recipe, folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    context = get_context("fork")
+    processes = [
+        context.Process(target=run_as, args=(rank, environment, run, recipe, folder))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def train(recipe: Recipe, folder: Path) -> None:
+    train_drafter(recipe, folder, NoReporter())
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    provenance = json.loads((folder / "drafter" / "provenance.json").read_text())
+    return provenance["stages"][0]["evaluations"]
+
+
+def assert_same_curve(one: Path, other: Path) -> None:
+    for first, second in zip(curve(one), curve(other), strict=True):
+        assert first["num_tokens"] == second["num_tokens"]
+        assert first["training_loss"] == pytest.approx(second["training_loss"], rel=1e-4)
+        assert first["judgement"]["loss"] == pytest.approx(second["judgement"]["loss"], rel=1e-4)
+
+
+def test_two_processes_have_the_loss_curve_of_one(distillation: Recipe, tmp_path: Path) -> None:
+    train(distillation, tmp_path / "one")
+    run_together(train, distillation, tmp_path / "two")
+    assert_same_curve(tmp_path / "one", tmp_path / "two")
+    weights = [load_file(tmp_path / name / "drafter/model.safetensors") for name in ("one", "two")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-2, atol=1e-3)
+
+
+def test_two_processes_answer_the_prompts_together(recipe: Recipe, tmp_path: Path) -> None:
+    answers = replace(recipe, stages=recipe.stages[:1])
+    train(answers, tmp_path / "one")
+    run_together(train, answers, tmp_path / "two")
+    files = sorted((tmp_path / "one" / "answers").iterdir())
+    assert len(files) > 2
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "two" / "answers" / path.name).read_bytes()
+
+
+def lose_sharded(recipe: Recipe, folder: Path) -> None:
+    """Writes the norm of the gradient of a lesson whose weights are shared out to two processes."""
+    lesson, batch = new_lesson(recipe)
+    accelerator = new_accelerator("float32")
+    fully_shard(lesson, mesh=init_device_mesh("cpu", (2,)))
+    loss = lesson(batch)[:, 0].sum()
+    loss.backward()
+    norm = clip_grad_norm_(lesson.parameters(), 1e9)
+    assert isinstance(norm, DTensor)
+    norm = norm.full_tensor()
+    if accelerator.is_main_process:
+        torch.save((loss.detach(), norm), folder / "sharded.pt")
+
+
+def new_lesson(recipe: Recipe) -> tuple[Lesson, Batch]:
+    (stage,) = recipe.stages
+    assert isinstance(stage, DistilStage)
+    target = find_checkpoint(recipe.target)
+    learner = build_learner(recipe.drafter, target, recipe.seed)
+    texts = read_texts([Path(stage.data[0])], stage.max_tokens)
+    lesson = Lesson(learner, Objective("forward_kl", 0.5), 272, None)
+    return lesson, texts.batch(range(8))
+
+
+def test_weights_can_be_shared_out_as_fsdp_does(distillation: Recipe, tmp_path: Path) -> None:
+    run_together(lose_sharded, distillation, tmp_path)
+    sharded_loss, sharded_norm = torch.load(tmp_path / "sharded.pt")
+    lesson, batch = new_lesson(distillation)
+    loss = lesson(batch)[:, 0].sum()
+    loss.backward()
+    torch.testing.assert_close(sharded_loss, loss.detach())
+    torch.testing.assert_close(sharded_norm, clip_grad_norm_(lesson.parameters(), 1e9))
