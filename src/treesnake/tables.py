@@ -1,4 +1,4 @@
-"""Tables of a TOML file as frozen dataclasses: what is unknown, missing or of another type is told.
+"""Tables of TOML or JSON as frozen dataclasses: what does not fit is told.
 
 A field's type is one of: str, int, float, bool, `None | ...`, a `Literal`, a tuple of one type, a
 dict of names and one type, a dataclass, or a union of dataclasses that are told apart by a field
@@ -23,7 +23,7 @@ def read_table(kind: type[Data], table: Mapping[str, Any], where: str) -> Data:
 
     Args:
         kind: the dataclass.
-        table: keys and values as tomllib gives them.
+        table: keys and values as tomllib or json give them.
         where: what the table is called in messages.
 
     Raises:
@@ -49,6 +49,8 @@ def _is_required(field: Field[Any]) -> bool:
 
 
 def _read_value(hint: Any, value: Any, where: str) -> Any:
+    if hint is Any:
+        return value
     if get_origin(hint) is UnionType:
         return _read_union(get_args(hint), value, where)
     if get_origin(hint) is Literal:
@@ -69,6 +71,8 @@ def _read_value(hint: Any, value: Any, where: str) -> Any:
 
 
 def _read_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and NoneType in members:
+        return None
     present = [member for member in members if member is not NoneType]
     if len(present) == 1:
         return _read_value(present[0], value, where)

@@ -13,6 +13,7 @@ from treesnake.cli.calibrate import calibrate
 from treesnake.cli.chat import chat
 from treesnake.cli.generate import generate
 from treesnake.cli.info import info
+from treesnake.cli.report import report
 from treesnake.cli.train import train
 from treesnake.cli.verify import verify_command
 from treesnake.errors import TreesnakeError
@@ -31,6 +32,7 @@ app.command()(calibrate)
 app.command()(train)
 app.command()(bench)
 app.command("verify")(verify_command)
+app.command()(report)
 
 
 def main() -> None:

@@ -1,0 +1,325 @@
+"""One HTML page with everything in it: it loads nothing, so it can be kept and sent."""
+
+from collections.abc import Callable, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from treesnake.evaluation.bench.measures import Measures
+from treesnake.evaluation.bench.summary import COLUMNS, cells
+from treesnake.evaluation.report.charts import (
+    Bar,
+    Line,
+    Stack,
+    bar_chart,
+    line_chart,
+    stack_chart,
+)
+from treesnake.evaluation.report.results import LENGTH, Result
+from treesnake.evaluation.report.steps import steps_json
+
+PHASES = ("draft", "score", "accept", "commit")
+
+
+Value = Callable[[Measures], float | None]
+
+
+def _draft_ms(measures: Measures) -> float | None:
+    return None if measures.phases is None else 1e3 * measures.phases.draft_s
+
+
+def _score_ms(measures: Measures) -> float | None:
+    return None if measures.phases is None else 1e3 * measures.phases.score_s
+
+
+def _drafter_megabytes(measures: Measures) -> float | None:
+    return None if measures.drafter_bytes is None else measures.drafter_bytes / 1e6
+
+
+def _tokens_per_step(measures: Measures) -> float | None:
+    return measures.tokens_per_step
+
+
+BY_LENGTH: tuple[tuple[str, str, Value], ...] = (
+    ("Tokens per step", "tokens per step", _tokens_per_step),
+    ("Drafting", "milliseconds of drafting per step", _draft_ms),
+    ("Scoring", "milliseconds of scoring per step", _score_ms),
+    ("Memory of the drafter's state", "megabytes", _drafter_megabytes),
+)
+"""What is drawn against the length of the context."""
+
+
+def to_html(results: Sequence[Result]) -> str:
+    """Returns the page about one or more benchmarks."""
+    name = ", ".join(result.summary.recipe["name"] for result in results)
+    shown = [run for result in results for run in result.shown]
+    body = "".join(_result(result) for result in results) + (_part("steps.html") if shown else "")
+    script = f"<script>{_part('steps.js')}</script>" if shown else ""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(name)}: treesnake</title><style>{_part('style.css')}</style></head>"
+        f'<body><main>{body}</main><script type="application/json" id="runs">'
+        f"{steps_json(shown)}</script>{script}</body></html>\n"
+    )
+
+
+def _part(name: str) -> str:
+    return files("treesnake.evaluation.report").joinpath(name).read_text("utf-8")
+
+
+def _result(result: Result) -> str:
+    recipe = result.summary.recipe
+    parts = [
+        f"<h1>{escape(recipe['name'])}</h1>",
+        f'<p class="lead">{escape(recipe["description"])}</p>' if recipe["description"] else "",
+        f'<p class="facts">{escape(_facts(result.summary.environment))}</p>',
+    ]
+    for pair, sampling in result.groups:
+        parts.append(f"<h2>{escape(pair)}, {escape(sampling)}</h2>")
+        parts.append(_speed(result, pair, sampling))
+        parts.append(_by_category(result, pair, sampling))
+        parts.append(_acceptance(result, pair, sampling))
+        parts.append(_time(result, pair, sampling))
+        parts.append(_long_context(result, pair, sampling))
+    parts += [_drafters(result), _failures(result)]
+    return "".join(parts)
+
+
+def _facts(environment: dict[str, Any]) -> str:
+    """Returns what the measuring machine was, in one line."""
+    facts = environment.get("before", environment)
+    if not facts:
+        return ""
+    devices = ", ".join(facts.get("gpus") or []) or facts.get("processor", "")
+    versions = " ".join(f"{name} {value}" for name, value in facts["versions"].items() if value)
+    load = " to ".join(
+        str(environment[when]["load_average"][0])
+        for when in ("before", "after")
+        if when in environment
+    )
+    return (
+        f"{devices} \N{MIDDLE DOT} {facts['threads']} threads \N{MIDDLE DOT} load {load} "
+        f"\N{MIDDLE DOT} {facts['date']} \N{MIDDLE DOT} commit {facts['commit'] or 'unknown'} "
+        f"\N{MIDDLE DOT} {versions}"
+    )
+
+
+def _speed(result: Result, pair: str, sampling: str) -> str:
+    rows = result.rows(pair, sampling)
+    reference = result.summary.recipe["methods"][0]
+    bars = [
+        Bar(row.method, one.value, one.low, one.high, f"{one.value:.2f}x")
+        for row in rows
+        if (one := row.measures.speedup) is not None
+    ]
+    chart = bar_chart(bars, "Speed of each method", mark=1.0) if bars else ""
+    note = (
+        f"Tokens per second of decoding, {escape(reference)} is 1. Whiskers hold 95 % of what "
+        "other questions of this kind would give."
+    )
+    return (
+        f'<p>{note}</p><div class="panel">{chart}</div>'
+        f'<div class="panel">{_table(COLUMNS, [cells(row) for row in rows])}</div>'
+    )
+
+
+def _by_category(result: Result, pair: str, sampling: str) -> str:
+    categories = result.categories(pair, sampling)
+    if len(categories) < 2 or result.lengths(pair, sampling):
+        return ""
+    by_place = {
+        (row.method, row.category): row.measures.speedup
+        for category in categories
+        for row in result.rows(pair, sampling, category)
+    }
+    lines = []
+    for row in result.rows(pair, sampling):
+        places = [by_place.get((row.method, category)) for category in categories]
+        heat = "".join("<td></td>" if place is None else _heat(place.value) for place in places)
+        lines.append(f"<tr><td>{escape(row.method)}</td>{heat}</tr>")
+    heads = "".join(f"<th>{escape(name)}</th>" for name in ("", *categories))
+    return (
+        "<h3>By category</h3><p>Times as fast as the first method.</p>"
+        f'<div class="panel"><table><tr>{heads}</tr>{"".join(lines)}</table></div>'
+    )
+
+
+def _heat(value: float) -> str:
+    """Returns a cell that is the more coloured the farther from 1 it is."""
+    colour = "--drafter-wash" if value >= 1 else "--target-wash"
+    share = min(abs(value - 1) * 100, 100)
+    style = f"background:color-mix(in srgb, var({colour}) {share:.0f}%, transparent)"
+    return f'<td class="heat" style="{style}">{value:.2f}</td>'
+
+
+def _acceptance(result: Result, pair: str, sampling: str) -> str:
+    rows = [row for row in result.rows(pair, sampling) if row.measures.acceptance_by_position]
+    if not rows:
+        return ""
+    positions = line_chart(
+        [_numbered(row.method, row.measures.acceptance_by_position) for row in rows],
+        "Acceptance by position",
+        x_label="depth",
+        y_label="share of steps that accepted at this depth, of those that drafted there",
+        largest=1.0,
+    )
+    branched = [row for row in rows if len(row.measures.acceptance_by_rank) > 1]
+    ranks = ""
+    if branched:
+        ranks = line_chart(
+            [_numbered(row.method, row.measures.acceptance_by_rank) for row in branched],
+            "Acceptance by rank",
+            x_label="rank among siblings",
+            y_label="share accepted, of the nodes of this rank below accepted ones",
+            largest=1.0,
+        )
+    panels = "".join(f'<div class="panel">{chart}</div>' for chart in (positions, ranks) if chart)
+    return f"<h3>Acceptance</h3>{panels}"
+
+
+def _numbered(label: str, values: Sequence[float]) -> Line:
+    return Line(label, tuple((float(index), value) for index, value in enumerate(values, 1)))
+
+
+def _time(result: Result, pair: str, sampling: str) -> str:
+    rows = [row for row in result.rows(pair, sampling) if row.measures.phases is not None]
+    if not rows:
+        return ""
+    stacks = [Stack(row.method, _phase_ms(row.measures)) for row in rows]
+    chart = stack_chart(stacks, PHASES, "Milliseconds per step by phase", "ms")
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row.measures.time_by_shape))
+    learned = [row for row in rows if len(row.measures.time_by_shape) > 1]
+    shapes = ""
+    if learned:
+        used = [
+            kind for kind in kinds if any(kind in row.measures.time_by_shape for row in learned)
+        ]
+        shares = [
+            Stack(
+                row.method,
+                tuple(100 * row.measures.time_by_shape.get(kind, 0.0) for kind in used),
+            )
+            for row in learned
+        ]
+        shapes = "".join(
+            [
+                "<p>Of methods that choose their shapes, the share of time under each.</p>",
+                '<div class="panel">',
+                stack_chart(shares, used, "Share of time by shape", "%"),
+                "</div>",
+            ]
+        )
+    return (
+        "<h3>Where the time goes</h3><p>Milliseconds per step.</p>"
+        f'<div class="panel">{chart}</div>{shapes}'
+    )
+
+
+def _phase_ms(measures: Measures) -> tuple[float, ...]:
+    phases = measures.phases
+    assert phases is not None
+    return tuple(
+        1e3 * seconds
+        for seconds in (phases.draft_s, phases.score_s, phases.accept_s, phases.commit_s)
+    )
+
+
+def _long_context(result: Result, pair: str, sampling: str) -> str:
+    lengths = result.lengths(pair, sampling)
+    if len(lengths) < 2:
+        return ""
+    panels = [
+        f'<div class="panel">{_by_length(result, pair, sampling, title, label, value)}</div>'
+        for title, label, value in BY_LENGTH
+    ]
+    return f"<h3>By context length</h3>{''.join(panels)}"
+
+
+def _by_length(
+    result: Result,
+    pair: str,
+    sampling: str,
+    title: str,
+    label: str,
+    value: Value,
+) -> str:
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for length in result.lengths(pair, sampling):
+        for row in result.rows(pair, sampling, f"{length}{LENGTH}"):
+            number = value(row.measures)
+            if number is not None:
+                lines.setdefault(row.method, []).append((float(length), number))
+    if not lines:
+        return ""
+    return line_chart(
+        [Line(method, tuple(points)) for method, points in lines.items()],
+        title,
+        x_label="tokens of context",
+        y_label=label,
+        is_log=True,
+    )
+
+
+def _drafters(result: Result) -> str:
+    rows = result.summary.drafters
+    if not rows:
+        return ""
+    lines = [
+        Line(
+            row.drafter,
+            tuple(
+                (confidence, hit)
+                for confidence, hit in zip(
+                    row.measures.confidence, row.measures.target_probs, strict=True
+                )
+                if confidence is not None and hit is not None
+            ),
+        )
+        for row in rows
+    ]
+    chart = line_chart(
+        [*lines],
+        "Calibration of drafters",
+        x_label="the drafter's highest probability",
+        y_label="the target's probability of that token",
+        largest=1.0,
+        is_diagonal=True,
+    )
+    heads = ("drafter", "positions", "total variation", "same choice", "calibration error")
+    table = _table(
+        heads,
+        [
+            [
+                row.drafter,
+                str(row.measures.num_positions),
+                f"{row.measures.total_variation:.3f}",
+                f"{row.measures.same_choice:.0%}",
+                f"{row.measures.calibration_error:.3f}",
+            ]
+            for row in rows
+        ],
+    )
+    return (
+        "<h2>Drafters beside their targets</h2><p>At temperature 1, along texts of the target.</p>"
+        f'<div class="panel">{chart}</div><div class="panel">{table}</div>'
+    )
+
+
+def _failures(result: Result) -> str:
+    rows = [
+        [failure.method, failure.pair, str(failure.num_questions), failure.error[:160]]
+        for failure in result.summary.failures
+    ]
+    if not rows:
+        return ""
+    table = _table(("method", "pair", "runs", "error"), rows)
+    return f'<h2>What could not run</h2><div class="panel">{table}</div>'
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"

@@ -1,0 +1,77 @@
+"""Reads what a benchmark wrote."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from treesnake.errors import InvalidInputError
+from treesnake.evaluation.bench.journal import Journal
+from treesnake.evaluation.bench.record import RunRecord
+from treesnake.evaluation.bench.results import ResultFiles
+from treesnake.evaluation.bench.summary import ALL, Row, Summary
+from treesnake.tables import read_table
+
+LENGTH = " tokens"
+"""How the categories of long contexts end."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A benchmark's measures, and the runs whose steps can be shown.
+
+    Attributes:
+        summary: the measures.
+        shown: runs with every step; none where only the measures are at hand.
+    """
+
+    summary: Summary
+    shown: tuple[RunRecord, ...]
+
+    @property
+    def groups(self) -> list[tuple[str, str]]:
+        """Pairs and samplings, each of which has a table of its own."""
+        return list(dict.fromkeys((row.pair, row.sampling) for row in self.summary.rows))
+
+    def rows(self, pair: str, sampling: str, category: str = ALL) -> list[Row]:
+        """Returns the rows of a table."""
+        return [
+            row
+            for row in self.summary.rows
+            if (row.pair, row.sampling, row.category) == (pair, sampling, category)
+        ]
+
+    def categories(self, pair: str, sampling: str) -> list[str]:
+        """Returns the categories of questions, without the one of all."""
+        found = dict.fromkeys(
+            row.category
+            for row in self.summary.rows
+            if (row.pair, row.sampling) == (pair, sampling) and row.category != ALL
+        )
+        return list(found)
+
+    def lengths(self, pair: str, sampling: str) -> list[int]:
+        """Returns the context lengths that are categories, in order."""
+        names = self.categories(pair, sampling)
+        return sorted(
+            int(name.removesuffix(LENGTH))
+            for name in names
+            if name.endswith(LENGTH) and name.removesuffix(LENGTH).isdigit()
+        )
+
+
+def read_result(path: Path) -> Result:
+    """Reads the summary of a benchmark, and its journal where that lies beside it.
+
+    Raises:
+        InvalidInputError: if the file is no such summary.
+    """
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"the results {path} cannot be read: {error}") from error
+    if not isinstance(data, dict) or "rows" not in data:
+        raise InvalidInputError(f"{path} holds no results of treesnake bench")
+    journal = ResultFiles(path).journal
+    runs = Journal(journal).runs if journal.exists() else []
+    shown = tuple(run for run in runs if any(turn.shown for turn in run.turns))
+    return Result(read_table(Summary, data, str(path)), shown)

@@ -1,0 +1,58 @@
+"""Real steps, for the part of the page that draws trees."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from treesnake.evaluation.bench.record import RunRecord, ShownStep
+from treesnake.shape import BestFirst, FixedTree, LevelWidths, Priced, parse_shape
+
+
+def steps_json(runs: Sequence[RunRecord]) -> str:
+    """Returns the runs as JSON that may stand in a script element."""
+    data = [_run(run) for run in runs if any(turn.shown for turn in run.turns)]
+    return json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+
+
+def why(shape: str) -> str:
+    """Says what a shape stands for: why the tree looks as it does."""
+    parsed = parse_shape(shape)
+    if parsed.depth == 0 or parsed.num_drafted == 0:
+        return "Plain decoding: drafting was not worth its time, or there was no room for it."
+    if isinstance(parsed, BestFirst):
+        return "The paths that the drafter holds most probable, up to a number of nodes."
+    if isinstance(parsed, Priced):
+        return "Nodes were drafted as long as their probability was worth their time."
+    if isinstance(parsed, FixedTree):
+        return "Wider where tokens of that rank and depth had been accepted more often."
+    assert isinstance(parsed, LevelWidths)
+    return "A tree of a form that is always the same." if max(parsed.widths) > 1 else "A chain."
+
+
+def _run(run: RunRecord) -> dict[str, Any]:
+    return {
+        "question": f"{run.task}, {run.category} {run.question}, {run.sampling}, {run.pair}",
+        "method": run.method,
+        "asked": run.asked or "",
+        "steps": [_step(step) for turn in run.turns for step in turn.shown],
+    }
+
+
+def _step(step: ShownStep) -> dict[str, Any]:
+    parsed = parse_shape(step.shape)
+    name = step.shape
+    if isinstance(parsed, Priced):
+        name = "by confidence"
+    if isinstance(parsed, FixedTree):
+        name = f"tree of {parsed.num_drafted} nodes"
+    return {
+        "shape": name,
+        "why": why(step.shape),
+        "tokens": step.texts or [str(token) for token in step.tokens],
+        "parents": step.parents,
+        "path": step.path,
+        "emitted": step.emitted_texts or [str(token) for token in step.emitted],
+        "draft_s": round(step.draft_s, 6),
+        "score_s": round(step.score_s, 6),
+        "probs": step.probs or [-1] * len(step.tokens),
+    }
