@@ -26,8 +26,13 @@ def test_names_give_drafters() -> None:
 
 
 def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(TreesnakeError, match=r"prompt-lookup (or|and) none"):
+    with pytest.raises(TreesnakeError, match="auto, treesnake-smol, prompt-lookup, none"):
         load_drafter("oracle")
+
+
+def test_auto_is_prompt_lookup_where_no_drafter_was_trained_for_the_target() -> None:
+    assert isinstance(load_drafter("auto"), NgramDrafterModel)
+    assert isinstance(load_drafter("auto+prompt-lookup"), NgramDrafterModel)
 
 
 def test_no_drafter_drafts_nothing() -> None:

@@ -29,8 +29,16 @@ from treesnake.loading.state_space import load_state_space_network
 from treesnake.models.checkpoint import CONFIG_FILE, TOKENIZER_FILES, read_config
 from treesnake.protocols import DrafterModel
 
+AUTO = "auto"
 PROMPT_LOOKUP = "prompt-lookup"
 NO_DRAFTER = "none"
+
+SHIPPED_FOLDER = Path(__file__).parent / "shipped"
+SHIPPED_FOR = {
+    DEFAULT_MODEL: "treesnake-smol",
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "treesnake-smol",
+}
+"""The trained drafters that come with the package, by the targets that they were trained for."""
 
 WEIGHTLESS: dict[str, Callable[[], DrafterModel]] = {
     PROMPT_LOOKUP: NgramDrafterModel,
@@ -54,8 +62,10 @@ def load_drafter(
     """Returns a drafter.
 
     Args:
-        name: "prompt-lookup"; "none", which never drafts anything; a folder, a GGUF file or a name
-            at the hub, of a Mamba, Mamba-2 or Transformer; or one of these and prompt lookup, as in
+        name: "auto", the trained drafter that comes with the package if it is one for this target
+            ("treesnake-smol" for "smollm2"), else prompt lookup; "prompt-lookup"; "none", which
+            never drafts anything; a folder, a GGUF file or a name at the hub, of a Mamba, Mamba-2
+            or Transformer; or one of these and prompt lookup, as in
             "state-spaces/mamba-130m-hf+prompt-lookup".
         target: what it drafts for; without it the drafter's tokens are taken for the target's.
         dtype: of the weights. "auto" is int8 for a Mamba on a CPU, else the checkpoint's own. What
@@ -77,11 +87,18 @@ def load_drafter(
     load = partial(
         _load_model, target=target, dtype=dtype, device=device, window=window, tokens=tokens
     )
-    parts = _parts(name)
+    parts = [default_drafter(target) if part == AUTO else part for part in _parts(name)]
+    parts = list(dict.fromkeys(parts))
     models = [part for part in parts if part not in WEIGHTLESS]
     # The model comes first: its nodes are drawn, and what is drawn must precede what is chosen.
     drafters = [*map(load, models), *(WEIGHTLESS[part]() for part in parts if part in WEIGHTLESS)]
     return reduce(CompositeDrafterModel, drafters)
+
+
+def default_drafter(target: Checkpoint | None) -> str:
+    """Returns what "auto" stands for: a drafter that was trained for the target, if one is here."""
+    name = target.name if target is not None else ""
+    return SHIPPED_FOR.get(name, PROMPT_LOOKUP)
 
 
 def check_drafter_name(name: str) -> None:
@@ -91,11 +108,13 @@ def check_drafter_name(name: str) -> None:
         InvalidInputError: if it can be no drafter.
     """
     models = [part for part in _parts(name) if part not in WEIGHTLESS]
+    known = {AUTO, DEFAULT_MODEL, *SHIPPED_FOR.values()}
     for model in models:
-        if model != DEFAULT_MODEL and "/" not in model and not Path(model).exists():
+        if model not in known and "/" not in model and not Path(model).exists():
+            choice = ", ".join([AUTO, *dict.fromkeys(SHIPPED_FOR.values()), *WEIGHTLESS])
             raise InvalidInputError(
-                f"there is no drafter {model!r}; choose {' or '.join(WEIGHTLESS)}, a folder, or a "
-                "model at the hub as owner/name"
+                f"there is no drafter {model!r}; choose one of {choice}, a folder, or a model at "
+                "the hub as owner/name"
             )
     if len(models) > 1:
         raise InvalidInputError(
@@ -117,7 +136,8 @@ def _load_model(
     window: int | None,
     tokens: Tokens,
 ) -> DrafterModel:
-    path = locate(name, revision=None, with_code=False)
+    is_shipped = name in SHIPPED_FOR.values()
+    path = SHIPPED_FOLDER / name if is_shipped else locate(name, revision=None, with_code=False)
     if _is_state_space(path):
         if window is not None:
             raise InvalidInputError(
