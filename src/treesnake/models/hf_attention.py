@@ -100,9 +100,7 @@ class HfAttention:
         return outputs.logits[0]
 
     def masks(self, tree: Topology, num_new: int, num_held: int) -> Masks:
-        """Returns what the newest nodes of a tree may see. A chain needs only the model's own."""
-        if tree.parent_list == tuple(range(-1, len(tree) - 1)):
-            return None
+        """Returns what the newest nodes of a tree may see."""
         visible, depths = tree.ancestor_mask[-num_new:], depths_of(tree)
         masks = {
             kind: tree_mask(visible, depths, num_held, span, self.model.dtype)
@@ -157,7 +155,8 @@ class HfAttentionState:
         self._cache.keep(num_held + len(self._tokens))
         grown = (*self._parents, *parents)
         tree = topology(grown, conv_width=1, device=self.network.model.device)
-        masks = self.network.masks(tree, num_new, num_held)
+        is_chain = grown == tuple(range(-1, len(grown) - 1))  # for which the model has masks
+        masks = None if is_chain else self.network.masks(tree, num_new, num_held)
         positions = num_held + depths_of(tree)[-num_new:]
         logits = self.network.forward(self._cache, token_ids, positions, masks)
         self._tokens += token_ids

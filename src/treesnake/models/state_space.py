@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from treesnake.errors import InvalidInputError
 from treesnake.kernels.dispatch import SsmKernels, conv_kernels
 from treesnake.kernels.reference.conv import next_history
+from treesnake.models.level_graphs import LevelGraphs
 from treesnake.states.branching import PathSums, Selected, StateCopies, StateShape
 from treesnake.states.ssm import SsmState
+from treesnake.states.topology import Topology
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that are run at once: enough for matrix products, little memory."""
@@ -157,10 +159,13 @@ class Mixer(nn.Module, ABC):
         return self.finish(y, projected.gate), next_history(conv_inputs, history), state
 
     def run_nodes(
-        self, hidden: Float[Tensor, "new hidden"], sequence: SsmState, layer: int
+        self,
+        hidden: Float[Tensor, "new hidden"],
+        topology: Topology,
+        sequence: SsmState,
+        layer: int,
     ) -> Float[Tensor, "new hidden"]:
         """Returns the outputs of the newest nodes of a tree and keeps what their children need."""
-        topology = sequence.topology
         num_nodes, num_new = len(topology), hidden.shape[0]
         projected = self.project(hidden)
         conv_inputs = projected.conv_inputs
@@ -225,6 +230,7 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         self._branching = branching
         self._shape = config.state_shape
         self._output_rows: Float[Tensor, "kept hidden"] | None = None
+        self._graphs = LevelGraphs()
         nn.init.normal_(self.backbone.embeddings.weight, std=0.02)
         if config.tie_embeddings:
             self.tie_embeddings()
@@ -264,6 +270,7 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         if token_ids is not None:
             check_vocabulary(token_ids, len(weight))
         self._output_rows = None if token_ids is None else weight[token_ids.to(weight.device)]
+        self._graphs.forget()
 
     def new_state(self, branching: type[StateCopies] | type[PathSums] | None = None) -> SsmState:
         """Returns the state of an empty text.
@@ -321,12 +328,21 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         """
         check_growth(token_ids, parents)
         tokens = self._with_pending(state.append(parents), token_ids)
-        hidden = self.backbone.embeddings(tokens).float()
+        if self._graphs.serve(state, len(tokens)):
+            logits = self._graphs.run(self.run_level, tokens, state)
+        else:
+            logits = self.run_level(tokens, state.topology, state)
+        return logits[-len(parents) :]
+
+    def run_level(
+        self, token_ids: Int[Tensor, " new"], topology: Topology, state: SsmState
+    ) -> Float[Tensor, "new vocab"]:
+        """Runs the newest nodes of a tree, on tensors alone and without waiting for the device."""
+        hidden = self.backbone.embeddings(token_ids).float()
         for layer, block in enumerate(self.backbone.blocks):
-            hidden = hidden + block.mixer.run_nodes(block.norm(hidden), state, layer)
-        features = self.backbone.norm_f(hidden[-len(parents) :])
+            hidden = hidden + block.mixer.run_nodes(block.norm(hidden), topology, state, layer)
         rows = self.lm_head.weight if self._output_rows is None else self._output_rows
-        return F.linear(features, rows).float()
+        return F.linear(self.backbone.norm_f(hidden), rows).float()
 
     def _with_pending(
         self, pending: tuple[int, ...], token_ids: Sequence[int] | Int[Tensor, " tokens"]

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from treesnake.kernels.reference.norm import gate, rms_norm, rotate, rotation
+from treesnake.models.cuda_graphs import capture
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_layers import (
@@ -299,7 +300,7 @@ def _seen_rows(inputs: Inputs, num_rows: int, window: int | None) -> Bool[Tensor
 
 
 class _Graph:
-    """A forward pass of one size, captured for one cache."""
+    """A forward pass of one size, captured for one cache, with what it reads."""
 
     def __init__(self, engine: TorchEngine, size: Size, cache: TransformerCache) -> None:
         self.inputs = Inputs.of_size(size, engine.device)
@@ -310,17 +311,4 @@ class _Graph:
             hidden = engine._run(self.inputs, size.rows, cache, engine.config.num_layers)
             return engine._logits(hidden)
 
-        # Libraries choose algorithms and allocate at their first calls, which cannot be captured.
-        side = torch.cuda.Stream(engine.device)
-        side.wait_stream(torch.cuda.current_stream(engine.device))
-        with torch.cuda.stream(side):
-            run()
-        torch.cuda.current_stream(engine.device).wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._logits = run()
-
-    def replay(self) -> Float[Tensor, "nodes vocab"]:
-        """Runs the graph on what the inputs hold; the result is overwritten by the next call."""
-        self._graph.replay()
-        return self._logits
+        self.replay = capture(run, engine.device)

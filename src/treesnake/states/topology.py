@@ -14,21 +14,31 @@ class Topology:
     """The parents of some nodes and what follows from them, computed once for every shape of tree.
 
     Attributes:
-        parent_list: the parents on the host; -1 continues the committed state, else a parent comes
-            before its children.
-        parents: the same on the device.
+        parents: -1 continues the committed state, else a parent comes before its children.
         ancestor_mask: `[t, s]` is True where s is t or an ancestor of t.
         windows: for each node the rows of [history | inputs of all nodes] that its convolution
             sees, its own row last.
     """
 
-    parent_list: tuple[int, ...]
     parents: Int[Tensor, " nodes"]
     ancestor_mask: Bool[Tensor, "nodes nodes"]
     windows: Int[Tensor, "nodes conv_width"]
 
     def __len__(self) -> int:
-        return len(self.parent_list)
+        return len(self.parents)
+
+    def clone(self) -> "Topology":
+        """Returns a copy to be overwritten."""
+        return Topology(self.parents.clone(), self.ancestor_mask.clone(), self.windows.clone())
+
+    def overwrite(self, other: "Topology") -> None:
+        """Makes this the topology of another tree with as many nodes, at the same addresses.
+
+        Only for what `clone` returned: others share what `topology` returns.
+        """
+        self.parents.copy_(other.parents)
+        self.ancestor_mask.copy_(other.ancestor_mask)
+        self.windows.copy_(other.windows)
 
 
 @lru_cache(maxsize=1024)
@@ -45,7 +55,6 @@ def topology(parents: tuple[int, ...], conv_width: int, device: torch.device) ->
         windows[node, :-1] = windows[parent, 1:]
         windows[node, -1] = num_history + node
     return Topology(
-        parents,
         torch.tensor(parents, dtype=torch.int64, device=device),
         torch.from_numpy(mask[:-1]).to(device),
         torch.from_numpy(windows[:-1]).to(device),
