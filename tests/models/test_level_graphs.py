@@ -3,6 +3,7 @@
 Here a capture is the pass itself, run again at every replay, so that all but CUDA is tested.
 """
 
+import copy
 import gc
 import weakref
 from collections.abc import Sequence
@@ -137,6 +138,15 @@ def test_graphs_are_forgotten_with_their_state() -> None:
     del state
     gc.collect()
     assert forgotten() is None
+
+
+def test_a_copy_of_a_network_has_graphs_of_its_own() -> None:
+    model, recorder = network("mamba"), Recorder()
+    graphs, state = LevelGraphs(recorder), model.new_state()
+    extend(graphs, model, [4], [-1], state)
+    state.commit([])
+    extend(copy.deepcopy(graphs), model, [4], [-1], state)
+    assert recorder.num_captured == 2
 
 
 def test_a_cpu_needs_no_graphs() -> None:

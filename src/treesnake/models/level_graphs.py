@@ -10,6 +10,7 @@ Source: Mamba Drafters (Choi et al. 2025), "graph caching".
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -92,6 +93,10 @@ class LevelGraphs:
     def forget(self) -> None:
         """Drops all graphs, because weights have moved."""
         self._levels.clear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LevelGraphs":
+        """Returns one without graphs, which read the weights that they were captured from."""
+        return LevelGraphs(self._capture)
 
     def _captured(self, step: Step, token_ids: Int[Tensor, " new"], state: SsmState) -> _Level:
         tokens, topology = token_ids.clone(), state.topology.clone()
