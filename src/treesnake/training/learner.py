@@ -73,19 +73,38 @@ class Learner(nn.Module):
         return _parameter(self.network.lm_head.weight)
 
     @property
+    def output_projections(self) -> list[nn.Parameter]:
+        """The weights by which each layer adds to the residual stream what it mixed."""
+        ends = ("mixer.out_proj.weight", "self_attn.o_proj.weight", "mlp.down_proj.weight")
+        return [weight for name, weight in self.named_parameters() if name.endswith(ends)]
+
+    @property
+    def num_channels(self) -> int:
+        """The channels of a layer's recurrence; 0 where there is none."""
+        if isinstance(self.network, LlamaForCausalLM):
+            return 0
+        return self.network.config.num_channels
+
+    @property
     def num_parameters(self) -> int:
         """The number of its weights; what is shared is counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """Writes the network into a folder in the Hugging Face layout."""
+    def save(self, folder: Path, dtype: torch.dtype, *, leave_out_embeddings: bool = False) -> None:
+        """Writes the network into a folder in the Hugging Face layout.
+
+        Args:
+            folder: where to.
+            dtype: of what is written.
+            leave_out_embeddings: for a Mamba whose embeddings are its target's own.
+        """
         network: Any = copy.deepcopy(self.network)
         network.to("cpu", dtype)
         if isinstance(network, LlamaForCausalLM):
             network.config.dtype = dtype
             network.save_pretrained(folder)
         else:
-            save_network(network, folder)
+            save_network(network, folder, leave_out_embeddings=leave_out_embeddings)
 
 
 def build_learner(sizes: DrafterSizes, target: Checkpoint, seed: int) -> Learner:

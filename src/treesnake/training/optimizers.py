@@ -3,9 +3,10 @@
 import math
 
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from treesnake.training.learner import Learner
+from treesnake.training.muon import Muon, fused_parts
 from treesnake.training.recipe import LearningStage
 
 BETAS = (0.9, 0.98)
@@ -15,8 +16,8 @@ BETAS = (0.9, 0.98)
 def new_optimizers(learner: Learner, stage: LearningStage) -> list[Optimizer]:
     """Returns what updates a learner: matrices of its layers, and all else.
 
-    Vectors, convolutions and rates are not drawn to zero. With Muon (Jordan et al. 2024) updates
-    of matrices have the size of AdamW's, so that one learning rate serves both.
+    Vectors, convolutions and rates are not drawn to zero. Updates by Muon have the size of AdamW's,
+    so that one learning rate serves both.
     """
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     tables = {id(learner.embeddings), id(learner.output_weight)}
@@ -26,7 +27,7 @@ def new_optimizers(learner: Learner, stage: LearningStage) -> list[Optimizer]:
     rate, decay = stage.learning_rate, stage.weight_decay
     if stage.optimizer == "muon":
         rest = _groups((others, 0.0), (embeddings, decay))
-        muon = Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        muon = Muon(matrices, fused_parts(learner), lr=rate, weight_decay=decay)
         return [muon, AdamW(rest, lr=rate, betas=BETAS)]
     groups = _groups((others, 0.0), (embeddings + matrices, decay))
     return [AdamW(groups, lr=rate, betas=BETAS)]

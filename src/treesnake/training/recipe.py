@@ -66,6 +66,9 @@ class Start:
     Attributes:
         embeddings: the target's; where the drafter is narrower, on their principal directions.
         final_norm: the weight of the target's last norm; needs equal widths.
+        final_norm_scale: what that weight is multiplied by; a young drafter's logits are too large
+            for a large one.
+        output_scale: what the output projections of all layers are multiplied by.
         frozen: parts that are not trained.
         attention_layers: layers of the target whose attention a Mamba-2's layers begin as, in
             order (Wang et al. 2024, "The Mamba in the Llama").
@@ -73,6 +76,8 @@ class Start:
 
     embeddings: Literal["random", "target"] = "random"
     final_norm: Literal["ones", "target"] = "ones"
+    final_norm_scale: float = 1.0
+    output_scale: float = 1.0
     frozen: tuple[Literal["embeddings", "final_norm"], ...] = ()
     attention_layers: tuple[int, ...] = ()
 
@@ -268,6 +273,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise InvalidInputError(f'two stages are called "{repeated[0]}"; each has its own folder')
     if recipe.start.attention_layers and not isinstance(recipe.drafter, Mamba2Sizes):
         raise InvalidInputError("attention_layers is for a drafter of kind mamba2")
+    if recipe.draft_vocabulary is not None and isinstance(recipe.drafter, TransformerSizes):
+        raise InvalidInputError("draft_vocabulary is for a Mamba; leave it out for a Transformer")
     for stage in recipe.stages:
         _check_ranges(stage)
 

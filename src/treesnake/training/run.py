@@ -39,7 +39,7 @@ from treesnake.training.recipe import (
 )
 from treesnake.training.reporting import NoReporter, Reporter
 from treesnake.training.shards import read_shard, shard_files
-from treesnake.training.start import prepare
+from treesnake.training.start import prepare, shares_embeddings
 from treesnake.training.texts import Texts, read_texts
 from treesnake.training.trainer import BEST_FOLDER, WEIGHTS_FILE, Evaluation, Trainer
 
@@ -208,7 +208,9 @@ class _Run:
 
     def _write_drafter(self, folder: Path) -> None:
         learner = self._new_learner()
-        learner.save(folder, getattr(torch, self._recipe.stored_dtype))
+        dtype = getattr(torch, self._recipe.stored_dtype)
+        is_shared = shares_embeddings(learner, self._recipe.start, self._checkpoint)
+        learner.save(folder, dtype, leave_out_embeddings=is_shared)
         self._checkpoint.tokenizer.save_pretrained(folder)
         if self._recipe.draft_vocabulary is not None:
             vocabulary = read_draft_vocabulary(self._folder / VOCABULARY_FOLDER)

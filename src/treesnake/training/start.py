@@ -38,8 +38,18 @@ def prepare(learner: Learner, start: Start, target: Checkpoint) -> None:
         _copy(_find(target, FINAL_NORMS), learner.final_norm, "the weight of the last norm")
     if start.attention_layers:
         _take_attention(learner, start.attention_layers, target)
+    learner.final_norm.mul_(start.final_norm_scale)
+    for weight in learner.output_projections:
+        weight.mul_(start.output_scale)
     for part in start.frozen:
         getattr(learner, part).requires_grad_(False)
+
+
+def shares_embeddings(learner: Learner, start: Start, target: Checkpoint) -> bool:
+    """Tells whether a drafter's embeddings are its target's and stay so, and need not be stored."""
+    if start.embeddings != "target" or "embeddings" not in start.frozen or not learner.num_channels:
+        return False
+    return learner.embeddings.shape == _find(target, EMBEDDINGS).shape
 
 
 def narrowed(
