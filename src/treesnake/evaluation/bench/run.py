@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from treesnake.decoder import Message, PromptLike, SpeculativeDecoder
+from treesnake.drafters.load import WEIGHTLESS
 from treesnake.evaluation.agreement import compare_models
 from treesnake.evaluation.bench.documents import long_questions
 from treesnake.evaluation.bench.journal import Journal
-from treesnake.evaluation.bench.methods import Method
+from treesnake.evaluation.bench.methods import JOIN, Method
 from treesnake.evaluation.bench.recipe import BenchRecipe, SamplingTable
 from treesnake.evaluation.bench.record import AgreementRecord, RunRecord, TurnRecord, with_texts
 from treesnake.evaluation.bench.runners import Runner
@@ -192,10 +193,11 @@ class _Bench:
 
     def _compare(self, workshop: Workshop, place: _Place) -> None:
         """Compares each drafter of the methods with the target along the target's own text."""
+        names = [workshop.drafter_name(one) for one in self._methods.values() if not one.peer]
         drafters = {
-            workshop.drafter_name(method) for method in self._methods.values() if not method.peer
-        }
-        for drafter in sorted(drafters - {"none", "prompt-lookup"}):
+            name.partition(JOIN)[0] for name in names
+        }  # what is joined has no probabilities
+        for drafter in sorted(drafters - {*WEIGHTLESS}):
             blank = AgreementRecord(
                 place.pair, drafter, place.task, place.question.name, place.question.category
             )

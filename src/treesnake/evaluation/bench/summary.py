@@ -196,7 +196,7 @@ def interval(estimate: Estimate | None) -> str:
     """Returns a ratio with its interval."""
     if estimate is None:
         return ""
-    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
+    return f"{estimate.value:.2f} ({estimate.low:.2f}\N{EN DASH}{estimate.high:.2f})"
 
 
 def _drafter_table(rows: Sequence[DrafterRow]) -> str:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
 
-WIDTH = 760
-LABEL_WIDTH = 210
+WIDTH = 820
+LABEL_WIDTH = 260
+MOST_LEFT = 38
+MOST_RIGHT = 23
 ROW_HEIGHT = 26
 NUM_COLOURS = 8
 
@@ -32,10 +34,17 @@ class Bar:
 
 @dataclass(frozen=True)
 class Line:
-    """Points that belong together, from left to right."""
+    """Points that belong together, from left to right.
+
+    Attributes:
+        label: what they are of.
+        points: x and y of each.
+        colour: number of a colour, the same in all charts of a page.
+    """
 
     label: str
     points: tuple[tuple[float, float], ...]
+    colour: int
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ def bar_chart(bars: Sequence[Bar], title: str, *, mark: float | None = None) -> 
     for index, bar in enumerate(bars):
         top = 8 + index * ROW_HEIGHT
         middle = top + ROW_HEIGHT / 2 - 3
-        parts.append(_text(LABEL_WIDTH - 10, middle + 4, bar.label, "label end"))
+        parts.append(_label(LABEL_WIDTH - 10, middle + 4, bar.label, "label end", MOST_LEFT))
         parts.append(
             f'<rect class="bar" x="{LABEL_WIDTH}" y="{top}" rx="2" height="{ROW_HEIGHT - 8}" '
             f'width="{max(x.at(bar.value) - LABEL_WIDTH, 0):.1f}"/>'
@@ -92,7 +101,7 @@ def stack_chart(stacks: Sequence[Stack], legend: Sequence[str], title: str, unit
     ]
     for index, stack in enumerate(stacks):
         top = top_of_rows + index * ROW_HEIGHT
-        parts.append(_text(LABEL_WIDTH - 10, top + 14, stack.label, "label end"))
+        parts.append(_label(LABEL_WIDTH - 10, top + 14, stack.label, "label end", MOST_LEFT))
         start = 0.0
         for number, part in enumerate(stack.parts):
             left, end = x.at(start), x.at(start + part)
@@ -129,12 +138,13 @@ def line_chart(
         is_diagonal: draws the line where both axes are equal.
     """
     points = [point for line in lines for point in line.points]
-    top, bottom, left, right = 34, 250, 52, WIDTH - 220
+    top, bottom, left, right = 34, 250, 52, WIDTH - 210
     x_values = sorted({x for x, _ in points})
     x = _Scale(x_values[0], x_values[-1], left, right, is_log=is_log)
     high = largest if largest is not None else max((y for _, y in points), default=1) or 1
     y = _Scale(0, high, bottom, top)
-    ticks = x_values if is_log or len(x_values) <= 10 else _ticks(x_values[0], x_values[-1])
+    is_whole = all(value == int(value) for value in x_values)
+    ticks = x_values if is_log or is_whole else _ticks(x_values[0], x_values[-1])
     parts = [_text(left - 40, 16, y_label, "axis")]
     for tick in _ticks(0, high):
         parts += [
@@ -151,7 +161,7 @@ def line_chart(
     for number, line in enumerate(lines):
         places = [(x.at(a), y.at(min(b, high))) for a, b in line.points]
         path = "L".join(f"{a:.1f} {b:.1f}" for a, b in places)
-        colour = number % NUM_COLOURS
+        colour = line.colour % NUM_COLOURS
         parts.append(f'<path class="line stroke{colour}" d="M{path}"/>')
         for (a, b), (value_x, value_y) in zip(places, line.points, strict=True):
             name = escape(f"{line.label}, {value_x:g}: {value_y:.3g}")
@@ -162,7 +172,7 @@ def line_chart(
         row = top + 4 + number * 20
         parts += [
             f'<rect class="fill{colour}" x="{right + 20}" y="{row - 8}" width="12" height="4"/>',
-            _text(right + 38, row - 2, line.label, "label"),
+            _label(right + 38, row - 1, line.label, "label", MOST_RIGHT),
         ]
     height = max(bottom + 46, top + 20 * len(lines) + 8)
     return _svg(height, title, parts)
@@ -222,10 +232,16 @@ def _legend(names: Sequence[str], left: float) -> str:
     return "".join(parts)
 
 
-def _text(x: float, y: float, text: str, kind: str) -> str:
-    shown = text if len(text) <= 34 else text[:33] + "\N{HORIZONTAL ELLIPSIS}"
-    title = "" if shown == text else f"<title>{escape(text)}</title>"
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(shown)}{title}</text>'
+def _label(x: float, y: float, text: str, kind: str, most: int) -> str:
+    """Returns a name, cut if it is too long for its place."""
+    if len(text) <= most:
+        return _text(x, y, text, kind)
+    shown = text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return _text(x, y, shown, kind, f"<title>{escape(text)}</title>")
+
+
+def _text(x: float, y: float, text: str, kind: str, title: str = "") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(text)}{title}</text>'
 
 
 def _svg(height: float, title: str, parts: Sequence[str]) -> str:

@@ -6,8 +6,9 @@ from importlib.resources import files
 from typing import Any
 
 from treesnake.evaluation.bench.measures import Measures
-from treesnake.evaluation.bench.summary import COLUMNS, cells
+from treesnake.evaluation.bench.summary import COLUMNS, Row, cells
 from treesnake.evaluation.report.charts import (
+    NUM_COLOURS,
     Bar,
     Line,
     Stack,
@@ -18,6 +19,7 @@ from treesnake.evaluation.report.charts import (
 from treesnake.evaluation.report.results import LENGTH, Result
 from treesnake.evaluation.report.steps import steps_json
 
+RARE_SHARE = 0.03
 PHASES = ("draft", "score", "accept", "commit")
 
 
@@ -158,7 +160,7 @@ def _acceptance(result: Result, pair: str, sampling: str) -> str:
     if not rows:
         return ""
     positions = line_chart(
-        [_numbered(row.method, row.measures.acceptance_by_position) for row in rows],
+        [_numbered(result, row, row.measures.acceptance_by_position) for row in rows],
         "Acceptance by position",
         x_label="depth",
         y_label="share of steps that accepted at this depth, of those that drafted there",
@@ -168,7 +170,7 @@ def _acceptance(result: Result, pair: str, sampling: str) -> str:
     ranks = ""
     if branched:
         ranks = line_chart(
-            [_numbered(row.method, row.measures.acceptance_by_rank) for row in branched],
+            [_numbered(result, row, row.measures.acceptance_by_rank) for row in branched],
             "Acceptance by rank",
             x_label="rank among siblings",
             y_label="share accepted, of the nodes of this rank below accepted ones",
@@ -178,8 +180,13 @@ def _acceptance(result: Result, pair: str, sampling: str) -> str:
     return f"<h3>Acceptance</h3>{panels}"
 
 
-def _numbered(label: str, values: Sequence[float]) -> Line:
-    return Line(label, tuple((float(index), value) for index, value in enumerate(values, 1)))
+def _numbered(result: Result, row: Row, values: Sequence[float]) -> Line:
+    points = tuple((float(index), value) for index, value in enumerate(values, 1))
+    return Line(row.method, points, _colour(result, row.method))
+
+
+def _colour(result: Result, method: str) -> int:
+    return result.summary.recipe["methods"].index(method)
 
 
 def _time(result: Result, pair: str, sampling: str) -> str:
@@ -188,32 +195,29 @@ def _time(result: Result, pair: str, sampling: str) -> str:
         return ""
     stacks = [Stack(row.method, _phase_ms(row.measures)) for row in rows]
     chart = stack_chart(stacks, PHASES, "Milliseconds per step by phase", "ms")
-    kinds = list(dict.fromkeys(kind for row in rows for kind in row.measures.time_by_shape))
-    learned = [row for row in rows if len(row.measures.time_by_shape) > 1]
-    shapes = ""
-    if learned:
-        used = [
-            kind for kind in kinds if any(kind in row.measures.time_by_shape for row in learned)
-        ]
-        shares = [
-            Stack(
-                row.method,
-                tuple(100 * row.measures.time_by_shape.get(kind, 0.0) for kind in used),
-            )
-            for row in learned
-        ]
-        shapes = "".join(
-            [
-                "<p>Of methods that choose their shapes, the share of time under each.</p>",
-                '<div class="panel">',
-                stack_chart(shares, used, "Share of time by shape", "%"),
-                "</div>",
-            ]
-        )
+    learned = [row for row in rows if max(row.measures.time_by_shape.values(), default=1) < 0.9]
+    shapes = (
+        f"<p>The share of time under each shape.</p>{_shape_shares(learned)}" if learned else ""
+    )
     return (
         "<h3>Where the time goes</h3><p>Milliseconds per step.</p>"
         f'<div class="panel">{chart}</div>{shapes}'
     )
+
+
+def _shape_shares(rows: Sequence[Row]) -> str:
+    """Draws the shares of shapes; all that come up little are one."""
+    shares = [row.measures.time_by_shape for row in rows]
+    kinds = list(
+        dict.fromkeys(kind for one in shares for kind, share in one.items() if share > RARE_SHARE)
+    )[: NUM_COLOURS - 1]
+    stacks = [
+        Stack(row.method, tuple(100 * part for part in (*known, 1 - sum(known))))
+        for row, one in zip(rows, shares, strict=True)
+        if (known := [one.get(kind, 0.0) for kind in kinds])
+    ]
+    chart = stack_chart(stacks, [*kinds, "others"], "Share of time by shape", "%")
+    return f'<div class="panel">{chart}</div>'
 
 
 def _phase_ms(measures: Measures) -> tuple[float, ...]:
@@ -253,7 +257,7 @@ def _by_length(
     if not lines:
         return ""
     return line_chart(
-        [Line(method, tuple(points)) for method, points in lines.items()],
+        [Line(name, tuple(points), _colour(result, name)) for name, points in lines.items()],
         title,
         x_label="tokens of context",
         y_label=label,
@@ -275,8 +279,9 @@ def _drafters(result: Result) -> str:
                 )
                 if confidence is not None and hit is not None
             ),
+            number,
         )
-        for row in rows
+        for number, row in enumerate(rows)
     ]
     chart = line_chart(
         [*lines],

@@ -25,6 +25,12 @@
     return element;
   }
 
+  // What is worth seeing first: a tree with branches of which several tokens were accepted.
+  function interest(step) {
+    const isBranched = new Set(step.parents).size < step.parents.length;
+    return (isBranched ? 100 : 0) + 10 * Math.min(step.path.length, 4) + Math.min(step.parents.length, 20);
+  }
+
   function chooseQuestion() {
     const wanted = method.value;
     const methods = runs.filter((one) => one.question === question.value).map((one) => one.method);
@@ -35,8 +41,8 @@
 
   function chooseMethod() {
     run = runs.find((one) => one.question === question.value && one.method === method.value);
-    const branched = run.steps.findIndex((step) => step.path.length > 2);
-    here = Math.max(0, branched);
+    here = run.steps.reduce((best, step, number) =>
+      interest(step) > interest(run.steps[best]) ? number : best, 0);
     drawText();
     drawTree();
   }
@@ -45,6 +51,9 @@
     asked.textContent = run.asked;
     text.replaceChildren();
     run.steps.forEach((step, number) => {
+      if (number && step.turn !== run.steps[number - 1].turn) {
+        text.append(document.createElement("hr"));
+      }
       step.emitted.forEach((token, index) => {
         const span = document.createElement("span");
         const isDrafted = index < step.path.length - 1;
@@ -163,9 +172,10 @@
     if (event.key === "ArrowLeft") go(here - 1);
     if (event.key === "ArrowRight") go(here + 1);
   });
-  const tuned = runs.find((one) => one.steps.some((step) => step.tokens.length > step.path.length + 2));
-  question.value = (tuned || runs[0]).question;
-  fill(method, runs.filter((one) => one.question === question.value).map((one) => one.method));
-  method.value = (tuned || runs[0]).method;
+  const most = (one) => Math.max(...one.steps.map(interest));
+  const first = runs.reduce((best, one) => (most(one) > most(best) ? one : best));
+  question.value = first.question;
+  chooseQuestion();
+  method.value = first.method;
   chooseMethod();
 })();

@@ -34,7 +34,11 @@ def _run(run: RunRecord) -> dict[str, Any]:
         "question": f"{run.task}, {run.category} {run.question}, {run.sampling}, {run.pair}",
         "method": run.method,
         "asked": run.asked or "",
-        "steps": [_step(step) for turn in run.turns for step in turn.shown],
+        "steps": [
+            {"turn": number, **_step(step)}
+            for number, turn in enumerate(run.turns)
+            for step in turn.shown
+        ],
     }
 
 
