@@ -25,13 +25,3 @@ def device() -> torch.device:
 @pytest.fixture(scope="session")
 def conv() -> ModuleType:
     return importlib.import_module("treesnake.kernels.triton.conv")
-
-
-@pytest.fixture(scope="session")
-def ssm() -> ModuleType:
-    return importlib.import_module("treesnake.kernels.triton.ssm")
-
-
-@pytest.fixture(scope="session")
-def ssd() -> ModuleType:
-    return importlib.import_module("treesnake.kernels.triton.ssd")
