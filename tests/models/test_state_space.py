@@ -1,56 +1,67 @@
-"""Mamba2 against transformers' Mamba2ForCausalLM on the same weights."""
+"""Mamba and Mamba-2 against the networks of transformers on the same weights."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import transformers
+import transformers as hf
 
+from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.states.branching import PathSums, StateCopies
 
 VOCAB = 61
-BRANCHINGS = [StateCopies, PathSums]
+
+Pair = tuple[Mamba | Mamba2, Any]
+"""Our network and transformers', with the same weights."""
+
+
+def mamba_pair(*, biased: bool) -> Pair:
+    sizes = {"vocab_size": VOCAB, "hidden_size": 40, "time_step_rank": 5, **bias_options(biased)}
+    config = hf.MambaConfig(
+        **sizes, num_hidden_layers=3, state_size=8, tie_word_embeddings=not biased
+    )
+    ours = MambaConfig(**sizes, num_layers=3, state_dim=8, tie_embeddings=not biased)
+    return same_weights(Mamba(ours), hf.MambaForCausalLM(config))
+
+
+def mamba2_pair(*, biased: bool) -> Pair:
+    sizes = {"vocab_size": VOCAB, "hidden_size": 40, "num_heads": 4, "head_dim": 20}
+    sizes |= bias_options(biased)
+    config = hf.Mamba2Config(
+        **sizes,
+        num_hidden_layers=3,
+        state_size=8,
+        n_groups=2,
+        chunk_size=32,
+        tie_word_embeddings=not biased,
+    )
+    ours = Mamba2Config(**sizes, num_layers=3, state_dim=8, num_groups=2, tie_embeddings=not biased)
+    return same_weights(Mamba2(ours), hf.Mamba2ForCausalLM(config))
+
+
+def bias_options(biased: bool) -> dict[str, Any]:
+    return {"use_bias": biased, "use_conv_bias": not biased}
+
+
+def same_weights(ours: Mamba | Mamba2, theirs: hf.PreTrainedModel) -> Pair:
+    torch.manual_seed(0)
+    for parameter in theirs.parameters():  # zeros and ones would hide mistakes
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs.eval()
 
 
 @pytest.fixture(scope="module", params=["plain", "biased"])
-def pair(request: pytest.FixtureRequest) -> tuple[Mamba2, transformers.Mamba2ForCausalLM]:
-    """Our network and transformers', with the same weights."""
-    use_bias = request.param == "biased"
-    torch.manual_seed(0)
-    theirs = transformers.Mamba2ForCausalLM(
-        transformers.Mamba2Config(
-            vocab_size=VOCAB,
-            hidden_size=40,
-            num_hidden_layers=3,
-            state_size=8,
-            num_heads=4,
-            head_dim=20,
-            n_groups=2,
-            chunk_size=32,
-            use_bias=use_bias,
-            use_conv_bias=not use_bias,
-            tie_word_embeddings=not use_bias,
-        )
-    ).eval()
-    for parameter in theirs.parameters():  # zeros and ones would hide mistakes
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    ours = Mamba2(
-        Mamba2Config(
-            vocab_size=VOCAB,
-            hidden_size=40,
-            num_layers=3,
-            state_dim=8,
-            num_heads=4,
-            head_dim=20,
-            num_groups=2,
-            use_bias=use_bias,
-            use_conv_bias=not use_bias,
-            tie_embeddings=not use_bias,
-        )
-    )
-    ours.load_state_dict(theirs.state_dict())
-    return ours, theirs
+def biased(request: pytest.FixtureRequest) -> bool:
+    return request.param == "biased"
+
+
+@pytest.fixture(scope="module", params=[mamba_pair, mamba2_pair], ids=["mamba", "mamba2"])
+def pair(request: pytest.FixtureRequest, biased: bool) -> Pair:
+    make_pair: Callable[..., Pair] = request.param
+    return make_pair(biased=biased)
 
 
 def random_tokens(*shape: int) -> torch.Tensor:
@@ -58,23 +69,20 @@ def random_tokens(*shape: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_logits_of_whole_texts_are_transformers_own(
-    pair: tuple[Mamba2, transformers.Mamba2ForCausalLM],
-) -> None:
+def test_logits_of_whole_texts_are_transformers_own(pair: Pair) -> None:
     ours, theirs = pair
     token_ids = random_tokens(2, 75)
     torch.testing.assert_close(ours(token_ids), theirs(token_ids).logits, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("branching", BRANCHINGS)
+@pytest.mark.parametrize("branching", [StateCopies, PathSums])
 def test_stepping_after_a_prompt_is_transformers_own(
-    pair: tuple[Mamba2, transformers.Mamba2ForCausalLM],
-    branching: type[StateCopies] | type[PathSums],
+    pair: Pair, branching: type[StateCopies] | type[PathSums]
 ) -> None:
     ours, theirs = pair
     token_ids = random_tokens(1, 50)
-    cache = transformers.DynamicCache(config=theirs.config)
+    cache = hf.DynamicCache(config=theirs.config)
     theirs(token_ids[:, :30], cache_params=cache, use_cache=True)
     state = ours.new_state(branching)
     ours.prefill(token_ids[0, :30], state)
@@ -85,13 +93,10 @@ def test_stepping_after_a_prompt_is_transformers_own(
         torch.testing.assert_close(logits, expected.logits[0], rtol=0, atol=1e-4)
 
 
-def test_greedy_text_is_transformers_own(
-    pair: tuple[Mamba2, transformers.Mamba2ForCausalLM],
-) -> None:
+def test_greedy_text_is_transformers_own(pair: Pair) -> None:
     ours, theirs = pair
     prompt = random_tokens(1, 12)
-    generate: Any = theirs.generate
-    expected = generate(prompt, max_new_tokens=40, do_sample=False, pad_token_id=0)[0]
+    expected = theirs.generate(prompt, max_new_tokens=40, do_sample=False, pad_token_id=0)[0]
     state = ours.new_state()
     ours.prefill(prompt[0, :-1], state)
     tokens = prompt[0].tolist()
@@ -101,9 +106,7 @@ def test_greedy_text_is_transformers_own(
     assert tokens == expected.tolist()
 
 
-def test_gradients_are_transformers_own(
-    pair: tuple[Mamba2, transformers.Mamba2ForCausalLM],
-) -> None:
+def test_gradients_are_transformers_own(pair: Pair) -> None:
     ours, theirs = pair
     token_ids = random_tokens(2, 40)
     names = [name for name, _ in ours.named_parameters()]
@@ -119,34 +122,21 @@ def test_gradients_are_transformers_own(
 
 def test_a_limit_of_step_sizes_holds_over_texts_and_not_in_trees() -> None:
     """As in transformers, whose stepping ignores it."""
-    torch.manual_seed(0)
-    theirs = transformers.Mamba2ForCausalLM(
-        transformers.Mamba2Config(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            num_hidden_layers=2,
-            state_size=8,
-            num_heads=4,
-            head_dim=16,
-            n_groups=1,
-            time_step_limit=(0.01, 0.02),
+    sizes = {"vocab_size": VOCAB, "hidden_size": 32, "num_heads": 4, "head_dim": 16}
+    limit = (0.01, 0.02)
+    theirs: Any = hf.Mamba2ForCausalLM(
+        hf.Mamba2Config(
+            **sizes, num_hidden_layers=2, state_size=8, n_groups=1, time_step_limit=limit
         )
     ).eval()
     ours = Mamba2(
         Mamba2Config(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            num_layers=2,
-            state_dim=8,
-            num_heads=4,
-            head_dim=16,
-            time_step_limit=(0.01, 0.02),
-            tie_embeddings=False,
+            **sizes, num_layers=2, state_dim=8, time_step_limit=limit, tie_embeddings=False
         )
     )
     ours.load_state_dict(theirs.state_dict())
     token_ids = random_tokens(1, 21)
-    cache = transformers.DynamicCache(config=theirs.config)
+    cache = hf.DynamicCache(config=theirs.config)
     with torch.no_grad():
         theirs(token_ids[:, :20], cache_params=cache, use_cache=True)
         expected = theirs(token_ids[:, 20:], cache_params=cache, use_cache=True).logits[0]
@@ -156,13 +146,11 @@ def test_a_limit_of_step_sizes_holds_over_texts_and_not_in_trees() -> None:
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
 
 
-def test_half_precision_weights_give_nearly_the_same_logits() -> None:
-    torch.manual_seed(0)
-    network = Mamba2(
-        Mamba2Config(
-            vocab_size=VOCAB, hidden_size=32, num_layers=2, num_heads=4, head_dim=16, state_dim=8
-        )
-    )
+@pytest.mark.parametrize("make_pair", [mamba_pair, mamba2_pair], ids=["mamba", "mamba2"])
+def test_half_precision_weights_give_nearly_the_same_logits(
+    make_pair: Callable[..., Pair],
+) -> None:
+    network, _ = make_pair(biased=False)
     token_ids = random_tokens(1, 30)
     expected = network(token_ids)
     half = network.bfloat16()
