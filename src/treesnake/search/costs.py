@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from math import log
+from math import inf, log
 
 from treesnake.errors import InvalidInputError
 from treesnake.outcome import Step
@@ -141,15 +141,21 @@ class CostCurve:
         self._curve = None
 
     def _filled(self) -> list[float]:
-        """Returns the seconds at every knot."""
+        """Returns the seconds at every knot.
+
+        A count that was seen cannot take longer than a larger one did; if it seemed to, something
+        else was slow.
+        """
         seen = [knot for knot, weight in enumerate(self._weights) if weight > 0]
-        factors = [self._factors[knot] for knot in seen]
+        factors: list[float] = []
+        least = inf
+        for knot in reversed(seen):
+            least = min(least, self._prior[knot] * self._factors[knot])
+            factors.insert(0, least / self._prior[knot])
         curve: list[float] = []
-        largest = 0.0
         for knot, prior in enumerate(self._prior):
-            factor = _interpolated(seen, factors, knot) if seen else 1.0
-            largest = max(largest, prior * factor)
-            curve.append(largest)
+            seconds = prior * (_interpolated(seen, factors, knot) if seen else 1.0)
+            curve.append(max(seconds, curve[-1]) if curve else seconds)
         return curve
 
 
@@ -185,8 +191,8 @@ class LearnedCosts:
         """Returns the seconds of a level for which so many nodes are expanded."""
         return self._draft.seconds(num_expanded) * self._draft_growth.at(context_length)
 
-    def observe(self, step: Step, context_length: int, *, has_debt: bool) -> None:
-        """Learns what a step took.
+    def observe(self, step: Step, context_length: int, *, has_debt: bool) -> float:
+        """Learns what a step took, and returns the seconds of drafting beyond what was believed.
 
         What was drafted first after plain decoding also took what the drafter had missed: with
         `has_debt` that is believed only if nothing better is known.
@@ -194,12 +200,13 @@ class LearnedCosts:
         rest_s = step.seconds.total_s - step.seconds.draft_s
         self._score.observe(len(step.tree), rest_s / self._score_growth.at(context_length))
         levels = _levels(step.tree.parent_list)
-        if not levels or (has_debt and self._draft.is_known):
-            return
         believed_s = sum(self.draft_s(level, context_length) for level in levels)
-        ratio = step.seconds.draft_s / believed_s
-        for level in set(levels):
-            self._draft.observe(level, self._draft.seconds(level) * ratio)
+        extra_s = max(step.seconds.draft_s - believed_s, 0.0)
+        if levels and not (has_debt and self._draft.is_known):
+            ratio = step.seconds.draft_s / believed_s
+            for level in set(levels):
+                self._draft.observe(level, self._draft.seconds(level) * ratio)
+        return extra_s
 
 
 def _levels(parents: Sequence[int]) -> list[int]:

@@ -22,17 +22,20 @@ MAX_WIDTH = 16
 STEPS_PER_PLAN = 8
 """Shapes are made anew after so many steps; in the beginning after each."""
 
-ALLOWANCE = 0.02
+ALLOWANCE = 0.015
 """The share of the time that may be lost on trying modes that are believed to be slower."""
 
-CREDIT_STEPS = 12.0
+CREDIT_STEPS = 10.0
 """Plain steps whose time may be lost in the beginning, and be saved up later."""
 
 TRIAL_STEPS = 4
-"""Steps of a mode that is tried. The first pays for what the drafter missed, and is not counted."""
+"""Steps of a mode that is tried."""
 
 DISCOUNT = 0.99
-"""What a step of a mode counts for its rate after each later one of that mode."""
+"""What a step counts for the rate of its mode after each later one, so that doubt comes back."""
+
+DOUBT = 2.0
+"""The standard errors by which a mode must be slower than the best one for not being tried."""
 
 
 class Mode(StrEnum):
@@ -65,23 +68,33 @@ class SelfTuningSearch:
         self._shapes: dict[Mode, Shape] = {Mode.OFF: OFF}
         self._trials = _Trials()
         self._mode = Mode.OFF
-        self._was_off = True
         self._num_steps = 0
+        self._num_missed = 0
+        self._catch_up_s = 0.0
         self._context_length = 0
+        self._expected_length = 0
 
     def choose(self, context_length: int) -> Shape:
         """Returns the shape of the mode that is on."""
+        if context_length != self._expected_length:
+            self._num_missed = 0  # another text, which the drafter was given as a prompt
         self._context_length = context_length
         return self._shapes[self._mode]
 
     def observe(self, step: Step) -> None:
         """Learns from the step, and decides what comes next."""
         mode = _mode_of(step.shape)
-        is_off = len(step.tree) == 1
-        self._learned.observe(step, self._context_length, has_debt=self._was_off and not is_off)
+        has_debt = self._num_missed > 0 and len(step.tree) > 1
+        extra_s = self._learned.observe(step, self._context_length, has_debt=has_debt)
+        if has_debt:
+            # Reading many tokens at once takes no longer than one after the other.
+            one_s = self._learned.draft_s(1, self._context_length)
+            self._catch_up_s = min(extra_s / self._num_missed, one_s)
         self._learn_acceptance(mode, step)
-        self._learn_rate(mode, step, is_first=self._was_off and mode is not Mode.OFF)
-        self._was_off = is_off
+        self._learn_rate(mode, step, is_counted=not has_debt)
+        num_emitted = len(step.emitted)
+        self._num_missed = self._num_missed + num_emitted if len(step.tree) == 1 else 0
+        self._expected_length = self._context_length + num_emitted
         self._num_steps += 1
         if self._num_steps <= 2 * STEPS_PER_PLAN or self._num_steps % STEPS_PER_PLAN == 0:
             self._plan()
@@ -102,19 +115,17 @@ class SelfTuningSearch:
         elif mode is Mode.PRICED:
             self._modes = (Mode.FIXED,)  # the drafter has no confidence to go by
 
-    def _learn_rate(self, mode: Mode, step: Step, *, is_first: bool) -> None:
+    def _learn_rate(self, mode: Mode, step: Step, *, is_counted: bool) -> None:
         seconds = step.seconds.total_s
-        plain_s = 1 / self._off_rate
+        most_s = CREDIT_STEPS / self._off_rate
         if self._num_steps == 0:
-            self._trials.allowed_s = CREDIT_STEPS * plain_s
-        best = self._rates_by_mode()[self._leader()]
-        self._trials.account(
-            len(step.emitted), min(seconds, CREDIT_STEPS * plain_s), best, CREDIT_STEPS * plain_s
-        )
-        rate = self._rates.get(mode)
-        if rate is not None and not is_first:
+            self._trials.allowed_s = most_s
+        best = max(self._rates_by_mode().values())
+        self._trials.account(len(step.emitted), min(seconds, most_s), best, most_s)
+        for rate in self._rates.values():
             rate.decay(DISCOUNT)
-            rate.add(len(step.emitted), seconds)
+        if mode in self._rates and is_counted:
+            self._rates[mode].add(len(step.emitted), seconds)
 
     def _plan(self) -> None:
         """Makes the shapes of the modes from what is believed by now."""
@@ -151,26 +162,32 @@ class SelfTuningSearch:
         rates |= {mode: self._rates[mode].mean for mode in self._modes if self._rates[mode].num}
         return rates
 
-    def _leader(self) -> Mode:
-        rates = self._rates_by_mode()
-        return max(rates, key=rates.__getitem__)
-
     def _next_mode(self) -> Mode:
         """Returns the mode of a trial if there is one, or else the best."""
         if self._trials.mode in self._modes:
             return self._trials.mode
-        leader = self._leader()
-        best = self._rates_by_mode()[leader]
+        rates = self._rates_by_mode()
+        leader = max(rates, key=rates.__getitem__)
         for mode in sorted(self._modes, key=lambda mode: self._rates[mode].num):
-            if mode is leader:
+            if mode is leader or not self._may_be_best(mode, rates[leader]):
                 continue
-            rate = self._rates[mode]
-            lost = 1.0 if rate.num == 0 else TRIAL_STEPS * (1 - rate.mean / best)
-            step_s = rate.seconds_per_step or 1 / self._off_rate
-            if self._trials.allowed_s >= max(lost, 0.0) * step_s:
+            if self._trials.allowed_s >= self._trial_s(mode, leader, rates[leader]):
                 self._trials.mode, self._trials.num_left = mode, TRIAL_STEPS
                 return mode
         return leader
+
+    def _may_be_best(self, mode: Mode, best: float) -> bool:
+        rate = self._rates[mode]
+        return rate.num == 0 or rate.mean + DOUBT * rate.standard_error > best
+
+    def _trial_s(self, mode: Mode, leader: Mode, best: float) -> float:
+        """Returns the seconds that a trial is expected to lose."""
+        rate = self._rates[mode]
+        catching_up_s = self._num_missed * self._catch_up_s if leader is Mode.OFF else 0.0
+        if rate.num == 0:
+            return 1 / self._off_rate + catching_up_s
+        slower = max(1 - rate.mean / best, 0.0)
+        return TRIAL_STEPS * slower * rate.seconds_per_step + catching_up_s
 
 
 @dataclass(eq=False)
@@ -188,7 +205,7 @@ class _Trials:
     num_left: int = 0
 
     def account(self, tokens: int, seconds: float, best_rate: float, most_s: float) -> None:
-        """Books a step: what a trial lost against the best rate, and the share that may be lost."""
+        """Books a step: what a trial lost against the best rate, and the share that may be."""
         self.allowed_s += ALLOWANCE * seconds
         if self.mode is not None:
             self.allowed_s -= seconds - tokens / best_rate

@@ -8,7 +8,7 @@ from treesnake.drafters.growing import grow_best
 from treesnake.evaluation.simulation.trace import RecordedTree, Trace
 from treesnake.shape import Priced
 
-TREE = Priced(4, (0.0,) * 8, (0.0,) * 64)
+TREE = Priced(4, (0.0,) * 6, (0.0,) * 32)
 NUM_RANKS = 4
 
 Confidence = Callable[[random.Random], float]

@@ -90,7 +90,7 @@ def read_traces(paths: Sequence[Path]) -> list[Trace]:
         try:
             with gzip.open(path, "rt", encoding="utf-8") as file:
                 traces += [_trace(line) for line in file]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise LoadError(f"{path} holds no traces: {error}; record them first") from error
     return traces
 

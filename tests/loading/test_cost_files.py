@@ -1,0 +1,48 @@
+"""Measured costs are kept for what they were measured of, and for nothing else."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from treesnake.loading.cost_files import CostKey, machine_name, read_costs, write_costs
+from treesnake.search.costs import CostTable
+
+KEY = CostKey("target", "drafter", "int8", "native", "a processor", 2, "0.1")
+COSTS = CostTable({64: {1: 0.5, 2: 0.75}, 512: {1: 0.6, 2: 0.8}}, {64: {1: 0.1}})
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TREESNAKE_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_costs_are_read_as_they_were_written() -> None:
+    assert read_costs(KEY) is None
+    path = write_costs(KEY, COSTS)
+    assert read_costs(KEY) == COSTS
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "change", [{"threads": 1}, {"dtype": "float32"}, {"drafter": "x"}, {"version": "0.2"}]
+)
+def test_other_keys_have_costs_of_their_own(change: dict[str, Any]) -> None:
+    write_costs(KEY, COSTS)
+    assert read_costs(replace(KEY, **change)) is None
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"key": 1}', '{"key": 1, "costs": {}}'])
+def test_a_broken_file_is_no_file(content: str) -> None:
+    path = write_costs(KEY, COSTS)
+    path.write_text(content)
+    assert read_costs(KEY) is None
+    text = write_costs(KEY, COSTS).read_text()
+    path.write_text(text.replace("0.5", "-1"))
+    assert read_costs(KEY) is None
+
+
+def test_this_machine_has_a_name() -> None:
+    assert machine_name("cpu")

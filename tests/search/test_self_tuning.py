@@ -1,0 +1,166 @@
+"""The search that tunes itself, in simulated time, where the best is known."""
+
+import random
+from dataclasses import replace
+from functools import lru_cache
+
+import pytest
+
+from treesnake.evaluation.simulation.comparison import best_fixed, rate, run
+from treesnake.evaluation.simulation.machines import BIG_GPU, CPU, MACHINES
+from treesnake.evaluation.simulation.replay import Machine, replay
+from treesnake.evaluation.simulation.synthetic import synthetic_trace
+from treesnake.evaluation.simulation.trace import Trace
+from treesnake.outcome import Step, StepSeconds
+from treesnake.protocols import TreeSearch
+from treesnake.search.arms import ARMS
+from treesnake.search.costs import CostTable
+from treesnake.search.self_tuning import SelfTuningSearch
+from treesnake.search.static import StaticSearch
+from treesnake.shape import OFF, FixedTree, Priced, Shape
+
+
+def confident(chance: random.Random) -> float:
+    return chance.betavariate(2, 1)
+
+
+def doubtful(chance: random.Random) -> float:
+    return chance.betavariate(0.6, 1.6)
+
+
+GOOD = [synthetic_trace(120, confident, truth=0.9, seed=seed) for seed in range(2)]
+POOR = [synthetic_trace(120, doubtful, truth=0.9, seed=seed) for seed in range(2)]
+USELESS = [synthetic_trace(120, confident, truth=0.0, seed=seed) for seed in range(2)] * 5
+
+
+def rate_of(traces: list[Trace], costs: CostTable, search: TreeSearch) -> float:
+    machine = Machine(costs, noise=0.03)
+    return rate([replay(trace, search, machine) for trace in traces])
+
+
+def scaled(costs: CostTable, *, score: float = 1.0, draft: float = 1.0) -> CostTable:
+    return CostTable(
+        *(
+            {length: {count: each * factor for count, each in table.items()}}
+            for factor, tables in ((score, costs.score_s), (draft, costs.draft_s))
+            for length, table in tables.items()
+        )
+    )
+
+
+@lru_cache
+def best_rate(machine: str) -> float:
+    """Returns the rate of the best fixed shape in hindsight."""
+    searches = {str(shape): lambda shape=shape: StaticSearch(shape) for shape in ARMS}
+    results = run(GOOD + POOR, searches, MACHINES[machine], noise=0.0)
+    return rate(results[best_fixed(results, list(searches))])
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("is_calibrated", [True, False], ids=["calibrated", "learning"])
+def test_it_is_as_fast_as_the_best_fixed_shape_in_hindsight(
+    machine: str, is_calibrated: bool
+) -> None:
+    costs = MACHINES[machine]
+    tuned = rate_of(GOOD + POOR, costs, SelfTuningSearch(costs if is_calibrated else None))
+    assert tuned >= 0.97 * best_rate(machine)
+
+
+@pytest.mark.parametrize(("machine", "is_calibrated"), [("cpu", True), ("big gpu", False)])
+def test_with_a_useless_drafter_it_is_as_fast_as_plain_decoding(
+    machine: str, is_calibrated: bool
+) -> None:
+    costs = MACHINES[machine]
+    plain = rate_of(USELESS, costs, StaticSearch(OFF))
+    tuned = rate_of(USELESS, costs, SelfTuningSearch(costs if is_calibrated else None))
+    assert tuned >= 0.97 * plain
+
+
+WRONG = {
+    "scoring ten times too slow": scaled(CPU, score=10),
+    "scoring ten times too fast": scaled(CPU, score=0.1),
+    "drafting ten times too slow": scaled(CPU, draft=10),
+    "drafting ten times too fast": scaled(CPU, draft=0.1),
+    "another machine's": BIG_GPU,
+}
+
+
+@pytest.mark.parametrize("table", WRONG.values(), ids=WRONG)
+def test_a_table_that_is_wrong_does_not_hurt_for_long(table: CostTable) -> None:
+    right = rate_of(GOOD, CPU, SelfTuningSearch(CPU))
+    assert rate_of(GOOD, CPU, SelfTuningSearch(table)) >= 0.9 * right
+
+
+def test_it_follows_a_text_that_changes() -> None:
+    search = SelfTuningSearch(CPU)
+    rate_of(USELESS[:2], CPU, search)
+    after = rate_of(GOOD, CPU, search)
+    assert after >= 0.85 * rate_of(GOOD, CPU, SelfTuningSearch(CPU))
+
+
+class Watched:
+    """A search whose steps can be looked at."""
+
+    def __init__(self, search: TreeSearch) -> None:
+        self._search = search
+        self.steps: list[Step] = []
+
+    def choose(self, context_length: int) -> Shape:
+        return self._search.choose(context_length)
+
+    def observe(self, step: Step) -> None:
+        self.steps.append(step)
+        self._search.observe(step)
+
+
+def steps_of(costs: CostTable | None, traces: list[Trace], machine: CostTable) -> list[Step]:
+    watched = Watched(SelfTuningSearch(costs))
+    rate_of(traces, machine, watched)
+    return watched.steps
+
+
+def test_it_is_off_nearly_always_where_drafting_loses() -> None:
+    sizes = [step.num_drafted for step in steps_of(None, USELESS[:4], CPU)]
+    assert sizes.count(0) > 0.8 * len(sizes)
+    assert any(sizes[len(sizes) // 2 :]), "it looks now and then"
+
+
+def test_large_trees_are_for_machines_on_which_nodes_are_free() -> None:
+    on_gpu, on_cpu = (
+        [step.num_drafted for step in steps_of(costs, POOR, costs)[-40:]]
+        for costs in (BIG_GPU, CPU)
+    )
+    assert max(on_cpu) < 12
+    assert sum(on_gpu) > 3 * sum(on_cpu)
+
+
+def test_it_follows_the_drafters_confidence_where_there_is_any() -> None:
+    steps = steps_of(BIG_GPU, GOOD + POOR, BIG_GPU)
+    assert sum(isinstance(step.shape, Priced) for step in steps) > len(steps) / 2
+
+
+def test_without_confidence_it_draws_fixed_trees() -> None:
+    search = SelfTuningSearch(CPU)
+
+    class Unsure(Watched):
+        def observe(self, step: Step) -> None:
+            super().observe(replace(step, node_probs=None))
+
+    unsure = Unsure(search)
+    rate_of(GOOD, CPU, unsure)
+    kinds = [type(step.shape) for step in unsure.steps]
+    assert kinds.count(Priced) <= 4, "only until it was seen that there is none"
+    assert kinds.count(FixedTree) > len(kinds) / 2
+
+
+def test_a_first_step_that_compiles_for_long_is_forgotten() -> None:
+    class Slow(Watched):
+        def observe(self, step: Step) -> None:
+            if len(self.steps) < 2:
+                step = replace(step, seconds=StepSeconds(20.0, 10.0, 0.0, 0.0))
+            super().observe(step)
+
+    slow = Slow(SelfTuningSearch())
+    rate_of(GOOD, CPU, slow)
+    late = slow.steps[len(slow.steps) // 2 :]
+    assert sum(step.num_drafted > 0 for step in late) > len(late) / 2
