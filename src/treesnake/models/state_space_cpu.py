@@ -15,8 +15,8 @@ from treesnake.kernels.cpu import mamba as mamba_kernels
 from treesnake.kernels.cpu import mamba2 as mamba2_kernels
 from treesnake.kernels.cpu import ssd, ssm
 from treesnake.kernels.cpu.linear import STORAGE, TILES, padded, write_weight
-from treesnake.kernels.cpu.mamba import COPIES, SUMS, TEXT, Memory, Tokens
 from treesnake.kernels.cpu.ssm_rows import REPLAYED_CHANNELS
+from treesnake.kernels.cpu.state_space import COPIES, SUMS, TEXT, Memory, Tokens
 from treesnake.kernels.cpu.team import TEAM
 from treesnake.kernels.dispatch import SsmKernels
 from treesnake.models.mamba import Mamba, MambaMixer

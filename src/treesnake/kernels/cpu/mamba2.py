@@ -14,12 +14,20 @@ import numpy as np
 
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.activations import skip_gate_range, soften_range
-from treesnake.kernels.cpu.conv import convolve_range, copy_range, keep_history
+from treesnake.kernels.cpu.conv import copy_range
 from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
-from treesnake.kernels.cpu.mamba import SUMS, TEXT, Memory, Tokens
 from treesnake.kernels.cpu.norm import inverse_rms, scale_range
 from treesnake.kernels.cpu.ssd import Selection, run_rows, run_sums, score_row
-from treesnake.kernels.cpu.steps import add_projection, block_size, embed, norm, project
+from treesnake.kernels.cpu.state_space import (
+    SUMS,
+    Memory,
+    Tokens,
+    convolve,
+    embed_tokens,
+    enter_layer,
+    leave_layer,
+    write_logits,
+)
 from treesnake.kernels.cpu.team import enter, finish, take, wait
 
 STEPS_PER_LAYER = 8
@@ -96,71 +104,19 @@ def count_steps(num_layers: int) -> int:
 @entry_point
 def run_mamba2(crew, run):
     """Runs the tokens: changes what is remembered, and writes the logits of the last ones."""
-    weights, work = run.weights, run.work
-    num_rows = run.tokens.token_ids.shape[0]
     enter(crew)
-    tokens, scale = run.tokens.token_ids, weights.embedding_scale
-    step = embed(crew, 0, tokens, weights.embedding, scale, work.residual)
-    for layer in range(weights.norm.shape[0]):
-        step = _layer(crew, step, run, layer)
-    final = weights.final_norm
-    step = norm(crew, step, work.residual, num_rows, final, run.epsilon, work.normed)
-    last, bias = work.normed[num_rows - run.num_logits :], weights.conv_bias[0, :0]
-    if run.num_logits > 0:
-        head, scale = weights.head, weights.head_scale
-        project(crew, step, last, run.num_logits, head, scale, bias, run.logits)
-
-
-@inlined
-def _layer(crew, step, run, layer):
-    weights, work = run.weights, run.work
-    num_rows = run.tokens.token_ids.shape[0]
-    weight = weights.norm[layer]
-    step = norm(crew, step, work.residual, num_rows, weight, run.epsilon, work.normed)
-    weight, scale, bias = (
-        weights.enter[layer],
-        weights.enter_scale[layer],
-        weights.enter_bias[layer],
-    )
-    step = project(crew, step, work.normed, num_rows, weight, scale, bias, work.entered)
-    step = _convolve(crew, step, run, layer)
-    step = _select(crew, step, run, layer)
-    if run.tokens.task == SUMS:
-        step = _score(crew, step, run, layer)
-    step = _recur(crew, step, run, layer)
-    step = _gate(crew, step, run, layer)
-    weight, scale, bias = (
-        weights.leave[layer],
-        weights.leave_scale[layer],
-        weights.leave_bias[layer],
-    )
-    return add_projection(crew, step, work.y, num_rows, weight, scale, bias, work.residual)
-
-
-@inlined
-def _convolve(crew, step, run, layer):
-    """Keeps the inputs of the convolution and convolves them, some channels a unit."""
-    tokens, work = run.tokens, run.work
-    history = run.memory.history[layer]
-    weight, bias = run.weights.conv[layer], run.weights.conv_bias[layer]
-    num_rows, num_channels = tokens.token_ids.shape[0], weight.shape[1]
-    is_text = tokens.task == TEXT
-    inputs = work.conv_inputs if is_text else run.memory.conv_inputs[layer]
-    first = 0 if is_text else tokens.parents.shape[0] - num_rows
-    gates = work.y.shape[1]
-    block = block_size(num_channels, crew)
-    num_units = (num_channels + block - 1) // block
-    unit = take(crew, step)
-    while unit < num_units:
-        begin = unit * block
-        end = min(begin + block, num_channels)
-        for row in range(num_rows):
-            copy_range(work.entered, row, gates + begin, gates + end, inputs, first + row, begin)
-        convolve_range(inputs, history, tokens.windows, weight, bias, begin, end, work.convolved)
-        if is_text:
-            keep_history(inputs, num_rows, history, begin, end)
-        unit = finish(crew, step)
-    return wait(crew, step, num_units)
+    gates = run.work.y.shape[1]
+    step = embed_tokens(crew, run)
+    for layer in range(run.weights.norm.shape[0]):
+        step = enter_layer(crew, step, run, layer)
+        step = convolve(crew, step, run, layer, gates, run.work.convolved)
+        step = _select(crew, step, run, layer)
+        if run.tokens.task == SUMS:
+            step = _score(crew, step, run, layer)
+        step = _recur(crew, step, run, layer)
+        step = _gate(crew, step, run, layer)
+        step = leave_layer(crew, step, run, layer)
+    write_logits(crew, step, run)
 
 
 @inlined
