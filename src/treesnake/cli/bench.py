@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -14,6 +13,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from treesnake.cli import options
 from treesnake.cli.opening import loading
@@ -23,10 +23,10 @@ from treesnake.evaluation.bench import (
     ResultFiles,
     read_recipe,
     run_recipe,
-    to_markdown,
     write_results,
 )
 from treesnake.evaluation.bench.recipe import PairTable, SamplingTable, TaskTable
+from treesnake.evaluation.bench.summary import ALL, Summary, interval
 from treesnake.evaluation.environment import describe_environment
 
 METHODS = ["plain", "transformers", "transformers prompt lookup", "chain(4)"]
@@ -41,7 +41,7 @@ def bench(
         typer.Option("--output", "-o", metavar="FILE", help="results/NAME.json if left out."),
     ] = None,
     target: options.Target = "smollm2",
-    drafter: options.Drafter = "prompt-lookup",
+    drafter: options.Drafter = "auto",
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     engine: options.Engine = "auto",
@@ -102,8 +102,31 @@ def bench(
 
         run_recipe(wanted, files.journal, progress=progress)
     summary = write_results(files, environment | {"after": describe_environment()})
-    Console(highlight=False).print(Markdown(to_markdown(summary)))
+    _print(summary)
     console.print(f"Written to {files.summary}, {files.tables} and {files.journal}", style="dim")
+
+
+def _print(summary: Summary) -> None:
+    """Prints what matters most; the files hold the rest."""
+    console = Console(highlight=False, markup=False)
+    for pair, sampling in dict.fromkeys((row.pair, row.sampling) for row in summary.rows):
+        table = Table(title=f"{pair}, {sampling}", box=None, title_justify="left")
+        table.add_column("")
+        for heading in ("tokens/s", "times as fast", "tokens/step"):
+            table.add_column(heading, justify="right")
+        for row in summary.rows:
+            if (row.pair, row.sampling, row.category) == (pair, sampling, ALL):
+                rate = row.measures.tokens_per_s
+                table.add_row(
+                    row.method,
+                    "" if rate is None else f"{rate.value:.1f}",
+                    interval(row.measures.speedup),
+                    f"{row.measures.tokens_per_step:.2f}",
+                )
+        console.print(table)
+        console.print()
+    for failure in summary.failures:
+        console.print(f"{failure.method} could not run: {failure.error}")
 
 
 def _progress(console: Console) -> Progress:

@@ -23,7 +23,7 @@ NOT_LOSSLESS = 1
 
 def verify_command(
     target: options.Target = "smollm2",
-    drafter: options.Drafter = "prompt-lookup",
+    drafter: options.Drafter = "auto",
     search: options.Search = "self-tuning",
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",

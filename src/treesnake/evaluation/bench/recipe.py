@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from treesnake.drafters.load import AUTO
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench.methods import Method, parse_method
 from treesnake.loading.checkpoint import DEFAULT_MODEL
@@ -31,7 +32,7 @@ class PairTable:
     """
 
     target: str = DEFAULT_MODEL
-    drafter: str = "prompt-lookup"
+    drafter: str = AUTO
     assisted_by: str | None = None
     dtype: DtypeName = "auto"
     device: str = "auto"

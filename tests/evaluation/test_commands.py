@@ -1,0 +1,94 @@
+"""bench, verify and report as they are called, on a tiny model."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from treesnake.cli.app import app
+from treesnake.errors import InvalidInputError
+
+RUNNER = CliRunner()
+
+
+@pytest.mark.parametrize("command", ["bench", "verify", "report"])
+def test_help_fits_into_eighty_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = RUNNER.invoke(app, [command, "-h"])
+    assert result.exit_code == 0
+    assert max(map(len, result.output.splitlines())) <= 80
+
+
+def model_options(folder: Path) -> list[str]:
+    return ["-t", str(folder), "-d", str(folder), "--dtype", "float32", "--device", "cpu"]
+
+
+def test_a_benchmark_by_options_and_its_page(
+    tiny_folder: Path, question_file: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.json"
+    arguments = [
+        "bench", "-o", str(output), *model_options(tiny_folder),
+        "--method", "plain", "--method", "chain(2)", "--task", str(question_file),
+        "--per-category", "1", "--temperature", "0", "--temperature", "0.8", "-n", "6",
+    ]  # fmt: skip
+    result = RUNNER.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "| chain(2) |" in output.with_suffix(".md").read_text()
+    assert "times as fast" in result.output
+    assert {row["sampling"] for row in json.loads(output.read_text())["rows"]} == {
+        "greedy",
+        "temperature 0.8",
+    }
+    shown = RUNNER.invoke(app, ["report", str(output)])
+    assert shown.exit_code == 0
+    assert "Step by step" in output.with_suffix(".html").read_text()
+
+
+def test_a_benchmark_by_recipe(tiny_folder: Path, question_file: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(
+        'methods = ["plain"]\nmax_new_tokens = 2\n'
+        f'[pairs.a]\ntarget = "{tiny_folder}"\ndrafter = "none"\n'
+        f'[[tasks]]\nsource = "{question_file}"\n'
+    )
+    output = tmp_path / "small.json"
+    result = RUNNER.invoke(app, ["bench", str(recipe), "-o", str(output)])
+    assert result.exit_code == 0, result.output
+    assert json.loads(output.read_text())["recipe"]["name"] == "small"
+
+
+def test_a_benchmark_without_a_task_is_refused(tiny_folder: Path) -> None:
+    result = RUNNER.invoke(app, ["bench", *model_options(tiny_folder)])
+    assert isinstance(result.exception, InvalidInputError)
+
+
+def test_a_lossless_pair_is_verified(tiny_folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    arguments = [
+        "verify", *model_options(tiny_folder), "--search", "2x1", "--samples", "10", "-n", "8",
+        "--seed", "1", "--page", str(page), "--json",
+    ]  # fmt: skip
+    result = RUNNER.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    verdict = json.loads(result.stdout)
+    assert verdict["is_lossless"] is True
+    assert verdict["subject"]["search"] == "2x1"
+    assert "64 of 64 tokens" in page.read_text()
+
+
+def test_what_is_not_lossless_has_an_exit_status(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule takes the token after the most probable one."""
+
+    def next_token(values: object) -> object:
+        return (values.argmax(-1) + 1) % values.shape[-1]  # type: ignore[attr-defined]
+
+    monkeypatch.setattr("treesnake.acceptance.greedy.first_largest", next_token)
+    arguments = ["verify", *model_options(tiny_folder), "--temperature", "0", "-n", "2"]
+    result = RUNNER.invoke(app, [*arguments, "--search", "chain(2)"])
+    assert result.exit_code == 1
+    assert "Not lossless" in result.output
+    assert "error" in result.output
