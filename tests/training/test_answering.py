@@ -1,0 +1,124 @@
+"""The target answers in batches what it answers alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from treesnake.errors import InvalidInputError
+from treesnake.loading.pretrained import Pretrained, load_pretrained
+from treesnake.training import answers
+from treesnake.training.answering import AnswerOptions, answer
+from treesnake.training.answers import answer_batches, answer_prompts, read_prompts
+from treesnake.training.recipe import AnswersStage
+from treesnake.training.reporting import NoReporter
+from treesnake.training.shards import read_shard, shard_files
+
+PROMPTS = [[5, 6, 7], [9], [5, 6, 7, 8, 9, 10], [11, 12]]
+
+
+@pytest.fixture(scope="module")
+def pretrained(target_folder: Path) -> Pretrained:
+    return load_pretrained(str(target_folder), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def model(pretrained: Pretrained) -> PreTrainedModel:
+    return pretrained.model
+
+
+def greedy(model: PreTrainedModel, prompt: list[int], ends: tuple[int, ...]) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(10):
+        logits = model(input_ids=torch.tensor([tokens])).logits[0, -1]
+        tokens.append(int(logits.argmax()))
+        if tokens[-1] in ends:
+            break
+    return tokens[len(prompt) :]
+
+
+def test_batched_answers_are_those_of_one_prompt_alone(model: PreTrainedModel) -> None:
+    # Tokens that occur early end the texts at different places.
+    ends = tuple({greedy(model, prompt, ())[3 + row] for row, prompt in enumerate(PROMPTS[:2])})
+    options = AnswerOptions(10, temperature=0.0, num_top=3, end_tokens=ends)
+    found = answer(model, PROMPTS, options, torch.Generator())
+    expected = [greedy(model, prompt, ends) for prompt in PROMPTS]
+    assert [each.tokens.tolist() for each in found] == expected
+    assert len({len(each) for each in expected}) > 1
+
+
+def test_the_targets_probabilities_come_along(model: PreTrainedModel) -> None:
+    options = AnswerOptions(4, temperature=0.0, num_top=3, end_tokens=())
+    for each in answer(model, PROMPTS, options, torch.Generator()):
+        text = [*each.prompt, *each.tokens.tolist()]
+        logits = model(input_ids=torch.tensor([text])).logits[0, len(each.prompt) - 1 : -1]
+        expected = logits.log_softmax(-1).topk(3)
+        assert torch.equal(each.top_ids, expected.indices)
+        torch.testing.assert_close(each.top_log_probs, expected.values, atol=1e-4, rtol=1e-4)
+
+
+def test_sampled_answers_are_those_of_the_seed(model: PreTrainedModel) -> None:
+    options = AnswerOptions(6, temperature=1.5, num_top=1, end_tokens=())
+
+    def sample(seed: int) -> list[list[int]]:
+        found = answer(model, PROMPTS, options, torch.Generator().manual_seed(seed))
+        return [each.tokens.tolist() for each in found]
+
+    assert sample(0) == sample(0) != sample(1)
+
+
+def test_answers_that_are_there_are_not_made_again(
+    pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = AnswersStage(name="a", prompts=(), max_new_tokens=3, num_top=2, batch_size=2)
+    prompts = [f"number {index}" for index in range(7)]
+    asked = []
+
+    def counting(model: PreTrainedModel, batch: list[list[int]], *rest: object) -> object:
+        asked.append(len(batch))
+        return answer(model, batch, *rest)
+
+    def run() -> list[bytes]:
+        answer_prompts(
+            pretrained.model,
+            pretrained.tokenizer,
+            prompts,
+            [2],
+            stage,
+            tmp_path,
+            seed=0,
+            share=(0, 1),
+            reporter=NoReporter(),
+        )
+        return [path.read_bytes() for path in shard_files(tmp_path)]
+
+    monkeypatch.setattr(answers, "answer", counting)
+    first = run()
+    assert asked == [2, 2, 2, 1]
+    shard_files(tmp_path)[1].unlink()
+    assert run() == first
+    assert asked == [2, 2, 2, 1, 2]
+    indices = [read_shard(path).prompt_index.tolist() for path in shard_files(tmp_path)]
+    assert sorted(index for each in indices for index in each) == list(range(7))
+
+
+def test_prompts_are_sorted_by_length_within_windows_and_long_ones_left_out(
+    pretrained: Pretrained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "WINDOW", 4)
+    prompts = ["a" * length for length in (9, 3, 40, 5, 2, 8)]
+    stage = AnswersStage(name="a", prompts=(), max_prompt_tokens=20, batch_size=2)
+    batches = list(answer_batches(prompts, pretrained.tokenizer, stage))
+    assert [batch.prompt_index for batch in batches] == [(1, 3), (0,), (4, 5)]
+    assert [batch.number for batch in batches] == [0, 1, 100]
+
+
+def test_prompts_are_read_once_each_and_errors_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in "abab"))
+    assert read_prompts([path, path]) == ["a", "b"]
+    path.write_text('{"text": "a"}\n')
+    with pytest.raises(InvalidInputError, match='whose rows have a "prompt"'):
+        read_prompts([path])
