@@ -1,0 +1,201 @@
+"""Searches on a real pair, interleaved: what do they emit per second, and what do they cost?
+
+    uv run python benchmarks/searches.py --questions spec_bench_report.jsonl --drafter FOLDER \
+        --threads 2 --output results/searches.json
+
+Every prompt is decoded by all methods in turn, in an order that rotates from prompt to prompt, and
+greedily, so that all emit the same tokens. Searches keep what they learned from prompt to prompt,
+as in a server. "calibrated" begins with costs that were measured first. The last numbers are the
+microseconds that a search takes to choose and observe.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from facts import facts, read_questions, write_result
+from rich.console import Console
+from rich.table import Table
+
+from treesnake import SpeculativeDecoder
+from treesnake.decoder import DecoderSession
+from treesnake.evaluation.calibration import measure_costs
+from treesnake.evaluation.simulation.comparison import Interval, relative_rate
+from treesnake.evaluation.simulation.replay import Replayed
+from treesnake.outcome import Generation, Step
+from treesnake.protocols import TreeSearch
+from treesnake.search.by_name import search_by_name
+from treesnake.search.costs import CostTable
+from treesnake.shape import Shape
+
+PLAIN = "off"
+METHODS = (
+    PLAIN,
+    "self-tuning",
+    "calibrated",
+    "ucb",
+    "moving-average",
+    "trial",
+    "chain(1)",
+    "chain(2)",
+    "chain(3)",
+    "chain(5)",
+    "2x1x1",
+    "best_first(2, 4, 6)",
+)
+
+
+class Timed:
+    """A search, and the seconds that it takes itself."""
+
+    def __init__(self, search: TreeSearch) -> None:
+        self._search = search
+        self.seconds: list[float] = []
+
+    def choose(self, context_length: int) -> Shape:
+        started = time.perf_counter()
+        shape = self._search.choose(context_length)
+        self.seconds.append(time.perf_counter() - started)
+        return shape
+
+    def observe(self, step: Step) -> None:
+        started = time.perf_counter()
+        self._search.observe(step)
+        self.seconds[-1] += time.perf_counter() - started
+
+
+def main() -> None:
+    """Measures, prints a table and writes the result if a path is given."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--questions", type=Path, nargs="+", required=True)
+    parser.add_argument("--target", default="smollm2")
+    parser.add_argument("--drafter", required=True)
+    parser.add_argument("--dtype", default="int8")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--limit", type=int, help="only so many questions")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    decoder = SpeculativeDecoder.from_pretrained(
+        arguments.target, arguments.drafter, dtype=arguments.dtype
+    )
+    questions = read_questions(arguments.questions)[: arguments.limit]
+    before = facts()
+    prompt = decoder.encode([{"role": "user", "content": questions[0]["turns"][0]}])
+    costs = measure_costs(decoder.target, decoder.drafter, prompt)
+    searches = {method: Timed(_search(method, costs)) for method in arguments.methods}
+    generations = _run(decoder, questions, searches, arguments.tokens)
+    result = {
+        "before": before,
+        "after": facts(),
+        "target": arguments.target,
+        "dtype": arguments.dtype,
+        "drafter": Path(arguments.drafter).name,
+        "prompts": len(questions),
+        "tokens_per_prompt": arguments.tokens,
+        "costs": asdict(costs),
+        "methods": _summary(generations, searches, [each["category"] for each in questions]),
+    }
+    _print(result)
+    if arguments.output:
+        write_result(arguments.output, result)
+
+
+def _search(method: str, costs: CostTable) -> TreeSearch:
+    if method == "calibrated":
+        return search_by_name("self-tuning", costs)
+    return search_by_name(method)
+
+
+def _run(
+    decoder: SpeculativeDecoder,
+    questions: Sequence[dict[str, Any]],
+    searches: dict[str, Timed],
+    num_tokens: int,
+) -> dict[str, list[Generation]]:
+    methods = list(searches)
+    generations: dict[str, list[Generation]] = {method: [] for method in methods}
+    for number, question in enumerate(questions):
+        prompt = [{"role": "user", "content": question["turns"][0]}]
+        turn = number % len(methods)
+        for method in methods[turn:] + methods[:turn]:
+            session = decoder.new_session()
+            session = DecoderSession(session.target, session.drafter, searches[method])
+            generation = decoder.generate(prompt, max_new_tokens=num_tokens, session=session)
+            generations[method].append(generation)
+        texts = {generations[method][-1].token_ids for method in methods}
+        assert len(texts) == 1, f"question {question['question_id']} has {len(texts)} greedy texts"
+        print(f"\r{number + 1}/{len(questions)}", end="", flush=True)
+    print()
+    return generations
+
+
+def _summary(
+    generations: dict[str, list[Generation]], searches: dict[str, Timed], categories: list[str]
+) -> dict[str, Any]:
+    plain = [_replayed(each) for each in generations[PLAIN]]
+    summary = {}
+    for method, made in generations.items():
+        mine = [_replayed(each) for each in made]
+        steps = [step for each in made for step in each.steps]
+        summary[method] = {
+            "tokens_per_s": sum(each.tokens for each in mine) / sum(each.seconds for each in mine),
+            "speedup": asdict(relative_rate(mine, plain)),
+            "tokens_per_step": sum(each.tokens for each in mine) / len(steps),
+            "share_off": sum(len(step.tree) == 1 for step in steps) / len(steps),
+            "search_us": 1e6 * statistics.median(searches[method].seconds),
+            "search_mean_us": 1e6 * statistics.mean(searches[method].seconds),
+            "speedup_by_category": {
+                category: _speedup(mine, plain, categories, category).value
+                for category in sorted(set(categories))
+            },
+        }
+    return summary
+
+
+def _speedup(
+    mine: list[Replayed], plain: list[Replayed], categories: list[str], category: str
+) -> Interval:
+    chosen = [number for number, each in enumerate(categories) if each == category]
+    return relative_rate(
+        [mine[number] for number in chosen],
+        [plain[number] for number in chosen],
+        num_resamplings=50,
+    )
+
+
+def _replayed(generation: Generation) -> Replayed:
+    return Replayed(generation.num_emitted, generation.decode_s, len(generation.steps))
+
+
+def _print(result: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    console.print(
+        f"load average {result['before']['load_average']}, {result['after']['threads']} threads"
+    )
+    table = Table(box=None, header_style="dim")
+    for column in ("search", "tokens/s", "speed-up", "95 %", "tokens/step", "off", "search, us"):
+        table.add_column(column, justify="left" if column == "search" else "right")
+    for method, numbers in result["methods"].items():
+        speedup = numbers["speedup"]
+        table.add_row(
+            method,
+            f"{numbers['tokens_per_s']:.1f}",
+            f"{speedup['value']:.3f}",
+            f"{speedup['low']:.3f}-{speedup['high']:.3f}",
+            f"{numbers['tokens_per_step']:.2f}",
+            f"{numbers['share_off']:.0%}",
+            f"{numbers['search_us']:.0f} ({numbers['search_mean_us']:.0f})",
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

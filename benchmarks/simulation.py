@@ -1,0 +1,250 @@
+"""Compares searches on traces, on three machines, with the best fixed shape in hindsight.
+
+    uv run python benchmarks/simulation.py --traces traces/report.jsonl.gz \
+        --tune traces/tune.jsonl.gz --output results/searches_simulated.json --plot docs/images
+
+Traces come from `benchmarks/traces.py`. The lambdas of UCB are swept on the traces to tune on; UCB
+then runs with the best pair of each machine, which nobody else gets. Every search runs over all
+texts in one random order, once for each seed. The costs of "cpu" are those in `machines.py`, or
+those of `treesnake calibrate --json` if given.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from facts import facts, write_result
+from rich.console import Console
+from rich.table import Table
+
+from treesnake.evaluation.simulation.comparison import (
+    NewSearch,
+    best_fixed,
+    by_category,
+    rate,
+    relative_rate,
+    run,
+)
+from treesnake.evaluation.simulation.machines import MACHINES
+from treesnake.evaluation.simulation.replay import Replayed
+from treesnake.evaluation.simulation.synthetic import synthetic_trace
+from treesnake.evaluation.simulation.trace import Trace, read_traces
+from treesnake.search.arms import ARMS, PAPER_ARMS
+from treesnake.search.costs import CostTable
+from treesnake.search.moving_average import MovingAverageSearch
+from treesnake.search.self_tuning import SelfTuningSearch
+from treesnake.search.static import StaticSearch
+from treesnake.search.thompson import ThompsonSearch
+from treesnake.search.trial import TrialSearch
+from treesnake.search.ucb import DiscountedUcbSearch, UcbSearch
+from treesnake.shape import OFF, BestFirst, LevelWidths, Shape
+
+FIXED: tuple[Shape, ...] = (
+    *ARMS,
+    *(shape for shape in PAPER_ARMS if shape not in ARMS),
+    LevelWidths((2,)),
+    LevelWidths((4, 2, 1, 1)),
+    BestFirst(3, 3, 8),
+    BestFirst(4, 4, 12),
+    BestFirst(8, 6, 30),
+    BestFirst(6, 10, 48),
+)
+"""The fixed shapes among which hindsight chooses: more than any search has."""
+
+LAMBDAS_UCB = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+LAMBDAS_GAMMA = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+def main() -> None:
+    """Replays, prints tables and writes the result and its pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--traces", type=Path, nargs="+", required=True)
+    parser.add_argument("--tune", type=Path, nargs="+", help="traces to choose lambdas on")
+    parser.add_argument("--cpu-costs", type=Path, help="output of treesnake calibrate --json")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--without-sweep", action="store_true")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--plot", type=Path, help="a folder for pictures")
+    arguments = parser.parse_args()
+    traces = read_traces(arguments.traces)
+    tuning = read_traces(arguments.tune) if arguments.tune else traces
+    machines = MACHINES | _measured(arguments.cpu_costs)
+    result: dict[str, Any] = {
+        "facts": facts(),
+        "texts": len(traces),
+        "tokens": sum(map(len, traces)),
+        "machines": {},
+    }
+    for name, costs in machines.items():
+        sweep = {} if arguments.without_sweep else _sweep(tuning, costs)
+        result["machines"][name] = _compare(traces, costs, sweep, arguments.seeds)
+        _print(name, result["machines"][name])
+    if arguments.output:
+        write_result(arguments.output, result)
+    if arguments.plot:
+        _plot(result, arguments.plot)
+
+
+def _measured(path: Path | None) -> dict[str, CostTable]:
+    if path is None:
+        return {}
+    costs = json.loads(path.read_text())["costs"]
+    tables = (
+        {int(length): {int(count): each for count, each in table.items()} for length, table in half}
+        for half in (costs["score_s"].items(), costs["draft_s"].items())
+    )
+    return {"cpu": CostTable(*tables)}
+
+
+def _searches(costs: CostTable, sweep: Mapping[str, float]) -> dict[str, NewSearch]:
+    lambdas = max(sweep, key=sweep.__getitem__) if sweep else "0.5 0.1"
+    lambda_ucb, lambda_gamma = map(float, lambdas.split())
+    return {
+        "self-tuning, calibrated": lambda: SelfTuningSearch(costs),
+        "self-tuning": SelfTuningSearch,
+        "ucb": UcbSearch,
+        "ucb, tuned lambdas": lambda: UcbSearch(lambda_ucb=lambda_ucb, lambda_gamma=lambda_gamma),
+        "ucb, tuned lambdas, all arms": lambda: UcbSearch(
+            ARMS, lambda_ucb=lambda_ucb, lambda_gamma=lambda_gamma
+        ),
+        "discounted-ucb": DiscountedUcbSearch,
+        "thompson": ThompsonSearch,
+        "moving-average": MovingAverageSearch,
+        "trial": TrialSearch,
+    }
+
+
+def _compare(
+    traces: Sequence[Trace], costs: CostTable, sweep: Mapping[str, float], num_seeds: int
+) -> dict[str, Any]:
+    fixed: dict[str, NewSearch] = {str(shape): _static(shape) for shape in FIXED}
+    searches = _searches(costs, sweep)
+    runs = [run(traces, fixed | searches, costs, seed=seed) for seed in range(num_seeds)]
+    results = {name: [each for one in runs for each in one[name]] for name in runs[0]}
+    best = best_fixed(results, list(fixed))
+    categories = by_category(list(traces) * num_seeds, results)
+    return {
+        "best_fixed": best,
+        "tokens_per_s": {name: round(rate(results[name]), 2) for name in results},
+        "relative": {name: _relative(results[name], results[best]) for name in results},
+        "by_category": {
+            category: _category(part, list(fixed), list(searches))
+            for category, part in categories.items()
+        },
+        "useless_drafter": _useless(costs),
+        "ucb_sweep": dict(sweep),
+    }
+
+
+def _static(shape: Shape) -> NewSearch:
+    return lambda: StaticSearch(shape)
+
+
+def _relative(replayed: Sequence[Replayed], reference: Sequence[Replayed]) -> list[float]:
+    interval = relative_rate(replayed, reference)
+    return [round(each, 4) for each in (interval.value, interval.low, interval.high)]
+
+
+def _category(
+    results: Mapping[str, Sequence[Replayed]], fixed: list[str], searches: list[str]
+) -> dict[str, Any]:
+    best = best_fixed(results, fixed)
+    relative = {name: round(rate(results[name]) / rate(results[best]), 4) for name in searches}
+    return {"best_fixed": best, "relative": relative}
+
+
+def _useless(costs: CostTable) -> dict[str, float]:
+    """Returns how fast searches are with a drafter that is always wrong, in parts of plain."""
+    traces = [
+        synthetic_trace(100, lambda chance: chance.betavariate(2, 1), truth=0.0, seed=seed)
+        for seed in range(20)
+    ]
+    searches = _searches(costs, {}) | {"off": _static(OFF)}
+    results = run(traces, searches, costs)
+    return {name: round(rate(results[name]) / rate(results["off"]), 4) for name in searches}
+
+
+def _sweep(traces: Sequence[Trace], costs: CostTable) -> dict[str, float]:
+    """Returns UCB's tokens per second over both lambdas."""
+    searches = {
+        f"{lambda_ucb} {lambda_gamma}": _ucb(lambda_ucb, lambda_gamma)
+        for lambda_ucb in LAMBDAS_UCB
+        for lambda_gamma in LAMBDAS_GAMMA
+    }
+    results = run(traces, searches, costs)
+    return {name: round(rate(replayed), 2) for name, replayed in results.items()}
+
+
+def _ucb(lambda_ucb: float, lambda_gamma: float) -> NewSearch:
+    return lambda: UcbSearch(lambda_ucb=lambda_ucb, lambda_gamma=lambda_gamma)
+
+
+def _print(name: str, result: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    table = Table(title=f"{name}: the best fixed shape is {result['best_fixed']}", box=None)
+    for column in ("search", "tokens/s", "of the best fixed", "95 %", "worst category", "useless"):
+        table.add_column(column, justify="left" if column == "search" else "right")
+    for search, (value, low, high) in result["relative"].items():
+        shares = [part["relative"].get(search) for part in result["by_category"].values()]
+        worst = f"{min(shares):.3f}" if None not in shares else ""
+        useless = result["useless_drafter"].get(search, "")
+        rates = f"{result['tokens_per_s'][search]:.1f}", f"{value:.3f}", f"{low:.3f}-{high:.3f}"
+        table.add_row(search, *rates, worst, str(useless))
+    console.print(table)
+
+
+def _plot(result: dict[str, Any], folder: Path) -> None:
+    """Draws the searches on each machine, and UCB over its lambdas."""
+    import matplotlib.pyplot as plt  # noqa: PLC0415 - only pictures need it
+
+    folder.mkdir(parents=True, exist_ok=True)
+    machines = result["machines"]
+    figure, axes = plt.subplots(1, len(machines), figsize=(4.2 * len(machines), 3.6), sharey=True)
+    for axis, (machine, numbers) in zip(axes, machines.items(), strict=True):
+        names = [name for name in reversed(numbers["relative"]) if name in _searches_of(numbers)]
+        values = [numbers["relative"][name] for name in names]
+        errors = [
+            [value - low for value, low, _ in values],
+            [high - value for value, _, high in values],
+        ]
+        axis.barh(names, [value for value, _, _ in values], xerr=errors, color="#4a7", height=0.6)
+        axis.axvline(1.0, color="0.3", linewidth=1)
+        axis.set_title(f"{machine}: best fixed is {numbers['best_fixed']}", fontsize=9)
+        axis.set_xlabel("tokens/s, best fixed shape in hindsight = 1")
+    figure.tight_layout()
+    figure.savefig(folder / "searches.svg")
+    plt.close(figure)
+    if all(numbers["ucb_sweep"] for numbers in machines.values()):
+        _plot_sweep(machines, folder)
+
+
+def _plot_sweep(machines: Mapping[str, dict[str, Any]], folder: Path) -> None:
+    import matplotlib.pyplot as plt  # noqa: PLC0415 - only pictures need it
+
+    figure, axes = plt.subplots(1, len(machines), figsize=(4.2 * len(machines), 3.2))
+    for axis, (machine, numbers) in zip(axes, machines.items(), strict=True):
+        tuned = numbers["tokens_per_s"]["self-tuning"]
+        rows = [
+            [numbers["ucb_sweep"][f"{ucb} {gamma}"] / tuned for gamma in LAMBDAS_GAMMA]
+            for ucb in LAMBDAS_UCB
+        ]
+        picture = axis.imshow(rows, cmap="viridis", aspect="auto")
+        axis.set_xticks(range(len(LAMBDAS_GAMMA)), map(str, LAMBDAS_GAMMA))
+        axis.set_yticks(range(len(LAMBDAS_UCB)), map(str, LAMBDAS_UCB))
+        axis.set_xlabel("lambda_gamma")
+        axis.set_ylabel("lambda_ucb")
+        axis.set_title(f"{machine}: UCB / self-tuning", fontsize=9)
+        figure.colorbar(picture, ax=axis)
+    figure.tight_layout()
+    figure.savefig(folder / "ucb_lambdas.svg")
+    plt.close(figure)
+
+
+def _searches_of(numbers: dict[str, Any]) -> set[str]:
+    return {name for part in numbers["by_category"].values() for name in part["relative"]}
+
+
+if __name__ == "__main__":
+    main()
