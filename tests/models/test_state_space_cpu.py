@@ -207,6 +207,21 @@ def test_a_draft_vocabulary_gives_the_logits_of_its_tokens(architecture: str) ->
         to_cpu(network, draft_vocab=torch.tensor([-1]))
 
 
+@each_architecture
+@pytest.mark.parametrize("token", [-1, VOCAB])
+def test_a_token_that_does_not_exist_is_refused_and_changes_nothing(
+    architecture: str, token: int
+) -> None:
+    network = compiled(architecture)
+    state = network.new_state()
+    expected = network.extend([1], [-1], network.new_state())
+    with pytest.raises(InvalidInputError, match=f"tokens 0 to {VOCAB - 1}, got"):
+        network.prefill([2, token], state)
+    with pytest.raises(InvalidInputError, match=f"tokens 0 to {VOCAB - 1}, got"):
+        network.extend([token], [-1], state)
+    assert torch.equal(network.extend([1], [-1], state), expected)
+
+
 @each_way
 @each_architecture
 def test_the_bytes_of_a_draft_do_not_depend_on_the_length_of_the_text(

@@ -4,24 +4,26 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from treesnake.errors import InvalidInputError
 from treesnake.kernels.cpu import mamba as mamba_kernels
 from treesnake.kernels.cpu import mamba2 as mamba2_kernels
 from treesnake.kernels.cpu import ssd, ssm
-from treesnake.kernels.cpu.linear import STORAGE, TILES, padded, write_weight
+from treesnake.kernels.cpu.linear import TILES, padded
 from treesnake.kernels.cpu.ssm_rows import REPLAYED_CHANNELS
 from treesnake.kernels.cpu.state_space import COPIES, SUMS, TEXT, Memory, Tokens
 from treesnake.kernels.cpu.team import TEAM
 from treesnake.kernels.dispatch import SsmKernels
-from treesnake.models.mamba import Mamba, MambaMixer
-from treesnake.models.mamba2 import Mamba2, Mamba2Mixer
-from treesnake.models.state_space import StateSpaceNetwork, check_growth, check_vocabulary
+from treesnake.models.mamba import Mamba
+from treesnake.models.mamba2 import Mamba2
+from treesnake.models.state_space import StateSpaceNetwork, check_growth
+from treesnake.models.state_space_packing import pack_mamba, pack_mamba2
 from treesnake.states.branching import PathSums, StateCopies, StateShape
 from treesnake.states.ssm import SsmState
 from treesnake.states.topology import topology
@@ -82,9 +84,10 @@ class CpuNetwork(ABC):
 
         Pending tokens are run in front of it.
         """
+        known = self._known(token_ids)
         state.clear_tree()
         state.commit(())
-        tokens = _with_pending(state.take_pending(), token_ids)
+        tokens = np.array([*state.take_pending(), *known], np.int64)
         for part in np.split(tokens, range(chunk, len(tokens), chunk)) if len(tokens) else ():
             windows = np.arange(len(part))[:, None] + np.arange(self._shape.conv_width)
             nothing = topology((), self._shape.conv_width, CPU)
@@ -101,7 +104,8 @@ class CpuNetwork(ABC):
     ) -> Float[Tensor, "new vocab"]:
         """Appends nodes to the tree and returns the logits after each; see `StateSpaceNetwork`."""
         check_growth(token_ids, parents)
-        tokens = _with_pending(state.append(parents), token_ids)
+        known = self._known(token_ids)
+        tokens = np.array([*state.append(parents), *known], np.int64)
         tree = state.topology
         mask = tree.ancestor_mask.numpy()[-len(tokens) :]
         run = Tokens(
@@ -112,6 +116,16 @@ class CpuNetwork(ABC):
             np.logical_or.reduce(mask, axis=0),
         )
         return self._run(run, mask, state, num_logits=len(parents))
+
+    def _known(self, token_ids: Sequence[int] | Int[Tensor, " tokens"]) -> list[int]:
+        """Returns the tokens, which compiled code would look up without a check."""
+        known = torch.as_tensor(token_ids).tolist()
+        if known and not 0 <= min(known) <= max(known) < self.config.vocab_size:
+            raise InvalidInputError(
+                f"the network has tokens 0 to {self.config.vocab_size - 1}, got ids from "
+                f"{min(known)} to {max(known)}"
+            )
+        return known
 
     def _run(
         self, tokens: Tokens, ancestor_mask: np.ndarray, state: SsmState, num_logits: int
@@ -176,7 +190,7 @@ class CpuMamba(CpuNetwork):
             B=(state_dim,),
         )
         self._rank = padded(config.rank)
-        weights = _pack_mamba(network, dtype, draft_vocab)
+        weights = pack_mamba(network, dtype, draft_vocab)
         super().__init__(network, shape, weights, branching=StateCopies)
 
     def _new_workspace(self, num_rows: int, num_nodes: int) -> mamba_kernels.Workspace:
@@ -237,7 +251,7 @@ class CpuMamba2(CpuNetwork):
             dt=(padded(config.num_heads),),
             B=(config.num_groups, state_dim),
         )
-        weights = _pack_mamba2(network, dtype, draft_vocab)
+        weights = pack_mamba2(network, dtype, draft_vocab)
         super().__init__(network, shape, weights, branching=PathSums)
 
     def _new_workspace(self, num_rows: int, num_nodes: int) -> mamba2_kernels.Workspace:
@@ -283,12 +297,6 @@ def to_cpu(
     return CpuMamba2(network, dtype, draft_vocab)
 
 
-def _with_pending(
-    pending: tuple[int, ...], token_ids: Sequence[int] | Int[Tensor, " tokens"]
-) -> np.ndarray:
-    return np.array([*pending, *torch.as_tensor(token_ids).tolist()], np.int64)
-
-
 def _memory_of(state: SsmState) -> Memory:
     nothing = np.zeros
     branch, layers = state.branching, state.shape.num_layers
@@ -305,126 +313,3 @@ def _memory_of(state: SsmState) -> Memory:
 
 def _zeros(*axes: int) -> np.ndarray:
     return np.zeros(axes, np.float32)
-
-
-class _Stack:
-    """The same matrix of every layer, as the kernels read it."""
-
-    def __init__(self, matrices: Sequence[Float[Tensor, "outputs inputs"]], dtype: torch.dtype):
-        outputs, inputs = matrices[0].shape
-        self.values = np.zeros((len(matrices), outputs, padded(inputs)), STORAGE[dtype])
-        self.scale = np.ones((len(matrices), outputs), np.float32)
-        for layer, matrix in enumerate(matrices):
-            values = self.values[layer, :, :inputs]
-            write_weight(matrix.detach().cpu(), dtype, values, self.scale[layer])
-
-
-def _stacks(
-    network: StateSpaceNetwork[Any], dtype: torch.dtype, draft_vocab: Int[Tensor, " kept"] | None
-) -> dict[str, np.ndarray]:
-    """Packs what both architectures have outside of their layers, and the norms of layers."""
-    output = network.lm_head.weight
-    if draft_vocab is not None:
-        check_vocabulary(draft_vocab, network.config.vocab_size)
-        output = output[draft_vocab]
-    embedding = _Stack([network.backbone.embeddings.weight], dtype)
-    is_shared = network.config.tie_embeddings and draft_vocab is None
-    head = embedding if is_shared else _Stack([output], dtype)
-    return {
-        "embedding": embedding.values[0],
-        "embedding_scale": embedding.scale[0],
-        "norm": _vectors([block.norm.weight for block in network.backbone.blocks]),
-        "final_norm": _vectors([network.backbone.norm_f.weight])[0],
-        "head": head.values[0],
-        "head_scale": head.scale[0],
-    }
-
-
-def _matrices(name: str, matrices: list[Tensor], dtype: torch.dtype) -> dict[str, np.ndarray]:
-    stack = _Stack(matrices, dtype)
-    return {name: stack.values, f"{name}_scale": stack.scale}
-
-
-def _vectors(tensors: Sequence[Float[Tensor, "*axes"]]) -> np.ndarray:
-    return torch.stack([tensor.detach().float().cpu() for tensor in tensors]).numpy().copy()
-
-
-def _biases(tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> np.ndarray:
-    return _vectors(
-        [torch.zeros(0) if bias is None else _pad_parts(bias, sizes) for bias in tensors]
-    )
-
-
-def _pack_mamba(
-    network: Mamba, dtype: torch.dtype, draft_vocab: Tensor | None
-) -> mamba_kernels.Weights:
-    config = network.config
-    channels, rank, state_dim = config.num_channels, config.rank, config.state_dim
-    selected = [rank, state_dim, state_dim]
-    mixers = [cast("MambaMixer", block.mixer) for block in network.backbone.blocks]
-    # Step sizes are exponents of decays, and these two matrices are small: no 8 bits for them.
-    fine = torch.float16 if dtype == torch.int8 else dtype
-    entering = [_pad_parts(mixer.in_proj.weight, [channels] * 2) for mixer in mixers]
-    selecting = [_pad_parts(mixer.x_proj.weight, selected) for mixer in mixers]
-    width = selecting[0].shape[0]
-    stepping = []
-    for mixer in mixers:
-        weight = _pad_parts(mixer.dt_proj.weight, [channels])
-        stepping.append(torch.cat([weight, weight.new_zeros(len(weight), width - rank)], dim=1))
-    return mamba_kernels.Weights(
-        **_stacks(network, dtype, draft_vocab),
-        **_matrices("enter", entering, dtype),
-        enter_bias=_biases([mixer.in_proj.bias for mixer in mixers], [channels] * 2),
-        conv=_vectors([_conv_weight(mixer.conv1d, [channels]) for mixer in mixers]),
-        conv_bias=_vectors([_conv_bias(mixer.conv1d, [channels]) for mixer in mixers]),
-        **_matrices("select", selecting, fine),
-        **_matrices("steps", stepping, fine),
-        steps_bias=_biases([mixer.dt_proj.bias for mixer in mixers], [channels]),
-        rates=_vectors(
-            [_pad_parts(_pad_parts(mixer.rates, [channels]).T, [state_dim]).T for mixer in mixers]
-        ),
-        skip=_biases([mixer.D for mixer in mixers], [channels]),
-        **_matrices("leave", [mixer.out_proj.weight for mixer in mixers], dtype),
-        leave_bias=_biases([mixer.out_proj.bias for mixer in mixers], [config.hidden_size]),
-    )
-
-
-def _pack_mamba2(
-    network: Mamba2, dtype: torch.dtype, draft_vocab: Tensor | None
-) -> mamba2_kernels.Weights:
-    config = network.config
-    channels, heads = config.num_channels, config.num_heads
-    convolved = [channels, *[config.state_dim] * (2 * config.num_groups)]
-    entered = [channels, *convolved, heads]
-    mixers = [cast("Mamba2Mixer", block.mixer) for block in network.backbone.blocks]
-    entering = [_pad_parts(mixer.in_proj.weight, entered) for mixer in mixers]
-    return mamba2_kernels.Weights(
-        **_stacks(network, dtype, draft_vocab),
-        **_matrices("enter", entering, dtype),
-        enter_bias=_biases([mixer.in_proj.bias for mixer in mixers], entered),
-        conv=_vectors([_conv_weight(mixer.conv1d, convolved) for mixer in mixers]),
-        conv_bias=_vectors([_conv_bias(mixer.conv1d, convolved) for mixer in mixers]),
-        steps_bias=_biases([mixer.dt_bias for mixer in mixers], [heads]),
-        rates=_vectors([mixer.rates for mixer in mixers]),
-        skip=_biases([mixer.D.repeat_interleave(config.head_dim) for mixer in mixers], [channels]),
-        gated_norm=_vectors([mixer.norm.weight for mixer in mixers]),
-        **_matrices("leave", [mixer.out_proj.weight for mixer in mixers], dtype),
-        leave_bias=_biases([mixer.out_proj.bias for mixer in mixers], [config.hidden_size]),
-    )
-
-
-def _conv_weight(conv: torch.nn.Conv1d, sizes: Sequence[int]) -> Float[Tensor, "width channels"]:
-    return _pad_parts(conv.weight.squeeze(1), sizes).T
-
-
-def _conv_bias(conv: torch.nn.Conv1d, sizes: Sequence[int]) -> Float[Tensor, " channels"]:
-    bias = torch.zeros(sum(sizes)) if conv.bias is None else conv.bias
-    return _pad_parts(bias, sizes)
-
-
-def _pad_parts(rows: Float[Tensor, " rows *axes"], sizes: Sequence[int]) -> Tensor:
-    """Pads consecutive parts of the first axis with zeros, each to whole vectors."""
-    parts: list[Tensor] = []
-    for part in rows.detach().split(list(sizes)):
-        parts += [part, part.new_zeros(padded(len(part)) - len(part), *part.shape[1:])]
-    return torch.cat(parts)

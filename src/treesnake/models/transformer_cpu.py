@@ -2,7 +2,7 @@
 
 import dataclasses
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from treesnake.kernels.cpu.linear import (
     STORAGE,
     padded,
     padded_rows,
-    write_weight,
 )
 from treesnake.kernels.cpu.team import TEAM
 from treesnake.kernels.cpu.transformer import (
@@ -39,6 +38,7 @@ from treesnake.models.transformer_layers import (
     read_final_norm,
     read_layer,
 )
+from treesnake.models.weight_stack import WeightStack
 from treesnake.models.weights import read_blocks
 
 CPU_DTYPES = tuple(STORAGE)
@@ -196,10 +196,10 @@ def _pack_weights(
     qkv_width = (config.num_heads + 2 * config.num_kv_heads) * stride
     gated = padded(config.mlp_size)
     matrices = {
-        "qkv": _Stack(layers, qkv_width, hidden, dtype),
-        "attention_out": _Stack(layers, hidden, config.num_heads * stride, dtype),
-        "gate_up": _Stack(layers, 2 * gated, hidden, dtype),
-        "down": _Stack(layers, hidden, config.mlp_size, dtype),
+        "qkv": WeightStack(layers, qkv_width, hidden, dtype),
+        "attention_out": WeightStack(layers, hidden, config.num_heads * stride, dtype),
+        "gate_up": WeightStack(layers, 2 * gated, hidden, dtype),
+        "down": WeightStack(layers, hidden, config.mlp_size, dtype),
     }
     vectors: dict[str, list[Tensor]] = {}
     for layer in range(layers):
@@ -209,11 +209,11 @@ def _pack_weights(
                 matrices[name].write(layer, tensor)
             else:
                 vectors.setdefault(name, []).append(tensor.float())
-    embedding = _Stack(1, config.vocab_size, hidden, dtype)
+    embedding = WeightStack(1, config.vocab_size, hidden, dtype)
     embedding.write_blocks(0, read_blocks(tensors, EMBEDDING, ROWS_AT_ONCE))
     head = embedding
     if not config.tied_embeddings:
-        head = _Stack(1, config.vocab_size, hidden, dtype)
+        head = WeightStack(1, config.vocab_size, hidden, dtype)
         head.write_blocks(0, read_blocks(tensors, HEAD, ROWS_AT_ONCE))
     return Weights(
         embedding=embedding.values[0],
@@ -229,26 +229,6 @@ def _pack_weights(
         **{name: stack.values for name, stack in matrices.items()},
         **{f"{name}_scale": stack.scale for name, stack in matrices.items()},
     )
-
-
-class _Stack:
-    """The same matrix of every layer, as the kernels read it."""
-
-    def __init__(self, layers: int, outputs: int, inputs: int, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.values = np.zeros((layers, outputs, padded(inputs)), STORAGE[dtype])
-        self.scale = np.ones((layers, outputs), np.float32)
-
-    def write(self, layer: int, weight: Float[Tensor, "outputs inputs"]) -> None:
-        self.write_blocks(layer, [weight])
-
-    def write_blocks(self, layer: int, blocks: Iterable[Float[Tensor, "rows inputs"]]) -> None:
-        begin = 0
-        for block in blocks:
-            rows = slice(begin, begin + len(block))
-            values = self.values[layer, rows, : block.shape[1]]
-            write_weight(block, self.dtype, values, self.scale[layer, rows])
-            begin = rows.stop
 
 
 def _pad_layer(layer: LayerTensors, config: TransformerConfig) -> LayerTensors:
