@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from treesnake.cli import options
 from treesnake.cli.opening import open_decoder
+from treesnake.evaluation.environment import describe_environment
 from treesnake.evaluation.tasks import load_questions
 from treesnake.evaluation.verification import SamplingPlan, VerifyPlan, verify
 from treesnake.evaluation.verification.page import to_page
@@ -77,6 +78,7 @@ def verify_command(
         threads=threads,
         trust_remote_code=trust_remote_code,
     )
+    facts = describe_environment()
     subject = {
         "target": target,
         "drafter": drafter,
@@ -84,6 +86,8 @@ def verify_command(
         "dtype": dtype,
         "device": device,
         "engine": engine,
+        **{name: str(facts[name]) for name in ("processor", "threads", "date", "commit")},
+        **{name: number for name, number in facts["versions"].items() if number},
     }
     console = Console(stderr=True, highlight=False)
     with _progress(console) as bar:

@@ -1,5 +1,7 @@
 """A whole benchmark on a tiny model."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,3 +172,19 @@ def test_long_contexts_are_categories_by_length(
     lengths = {run.category: run.turns[0].num_prompt for run in journal.runs}
     assert lengths == {"16 tokens": 22, "64 tokens": 70}
     assert all(run.error is None for run in journal.runs)
+
+
+def test_a_question_that_does_not_fit_is_an_error_of_that_question_alone(
+    recipe: BenchRecipe, tmp_path: Path
+) -> None:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(
+        json.dumps({"turns": ["long " * 200]}) + "\n" + json.dumps({"turns": ["short"]}) + "\n"
+    )
+    mixed = replace(
+        recipe, methods=("plain", "chain(2)"), tasks=(TaskTable(str(questions)),), num_agreement=0
+    )
+    runs = run_recipe(mixed, tmp_path / "mixed.log.jsonl").runs
+    assert {run.question for run in runs if run.error is None} == {"2"}
+    assert all("context" in run.error for run in runs if run.error is not None)
+    assert len(runs) == 8

@@ -146,15 +146,18 @@ class _Bench:
         params = sampling.params(self._recipe.seed + repeat)
         try:
             runner = workshop.runner(method)
+        except Exception as error:  # noqa: BLE001 - a method that cannot run is a result
+            self._broken.add((place.pair, method.name))
+            self._journal.append(replace(blank, error=_describe(error)))
+            return
+        try:
             if method.name not in warm:
                 first = _first_prompt(workshop.decoder, place.question)
                 runner.run(first, params, WARM_UP_TOKENS, is_shown=False)
                 warm.add(method.name)
             record = self._answer(workshop, runner, blank, place, params)
-        except Exception as error:  # noqa: BLE001 - a method that cannot run is a result
+        except Exception as error:  # noqa: BLE001 - neither need every method answer everything
             record = replace(blank, error=_describe(error))
-            if method.name not in warm:
-                self._broken.add((place.pair, method.name))
         self._journal.append(record)
 
     def _answer(
@@ -194,9 +197,8 @@ class _Bench:
     def _compare(self, workshop: Workshop, place: _Place) -> None:
         """Compares each drafter of the methods with the target along the target's own text."""
         names = [workshop.drafter_name(one) for one in self._methods.values() if not one.peer]
-        drafters = {
-            name.partition(JOIN)[0] for name in names
-        }  # what is joined has no probabilities
+        # What is joined to a drafter has no probabilities of its own.
+        drafters = {name.partition(JOIN)[0] for name in names}
         for drafter in sorted(drafters - {*WEIGHTLESS}):
             blank = AgreementRecord(
                 place.pair, drafter, place.task, place.question.name, place.question.category
