@@ -6,7 +6,8 @@ Every method decodes the same text greedily, one token at a time, all methods in
 again; the median seconds per token over all rounds are reported, prefill and compilation not
 counted. Methods: the two engines of treesnake at each dtype; transformers' generate, eager and
 compiled; llama.cpp on the same weights at Q8_0 and F16 (made from the GGUF file that the default
-target comes from). Run it on a quiet machine; the load is in the result.
+target comes from); and as a floor, what it takes to read as many bytes as the weights have, once.
+Run it on a quiet machine; the load is in the result.
 """
 
 import argparse
@@ -101,6 +102,10 @@ def _methods(target: str, only: list[str] | None) -> tuple[dict[str, Decode], li
     )
     prompt = pretrained.tokenizer.encode(text, add_special_tokens=False)
     methods: dict[str, Decode] = {}
+    num_weights = sum(weight.numel() for weight in pretrained.model.parameters())
+    for dtype, num_bytes in (("float32", 4), ("float16", 2), ("int8", 1)):
+        if wanted(name := f"reading {dtype} weights once"):
+            methods[name] = _reading(num_weights * num_bytes)
     for dtype in ("float32", "float16", "int8"):
         if wanted(name := f"treesnake native {dtype}"):
             methods[name] = _treesnake(target, "native", dtype, prompt)
@@ -115,6 +120,21 @@ def _methods(target: str, only: list[str] | None) -> tuple[dict[str, Decode], li
         if wanted(name := f"llama.cpp {kind}"):
             methods[name] = _llama_cpp(kind, prompt)
     return methods, prompt
+
+
+def _reading(num_bytes: int) -> Decode:
+    weights = torch.ones(num_bytes // 4)
+
+    def decode(num_tokens: int, threads: int) -> list[float]:
+        torch.set_num_threads(threads)
+        times = []
+        for _ in range(num_tokens):
+            started = time.perf_counter()
+            weights.sum()
+            times.append(time.perf_counter() - started)
+        return times
+
+    return decode
 
 
 def _treesnake(target: str, engine: str, dtype: str, prompt: list[int]) -> Decode:
