@@ -92,12 +92,8 @@ class Lesson(nn.Module):
             target_logits: where the target was run along; else those stored with the batch are
                 used, if the objective needs any.
         """
-        # A token that the learner does not know is read as token 0, as `PaddedVocabulary` has it.
-        known = batch.tokens.masked_fill(batch.tokens >= self.learner.vocab_size, 0)
-        features = self.learner(known).flatten(0, 1)[batch.places]
-        weight = self.learner.output_weight
-        if len(self.drafted) < len(weight):
-            weight = weight[self.drafted]
+        features = self._features(batch.tokens).flatten(0, 1)[batch.places]
+        weight = self._output_rows()
         if not len(features):
             # A device without places takes part in the sum of gradients all the same.
             return (features.sum() + weight.sum()).expand(0, 3)
@@ -109,6 +105,24 @@ class Lesson(nn.Module):
             if (part := slice(start, start + PLACES_PER_PART))
         ]
         return torch.cat(parts)
+
+    def next_probs(
+        self, tokens: Int[Tensor, "texts tokens"], ends: Int[Tensor, " texts"]
+    ) -> Float[Tensor, "texts drafted"]:
+        """Returns the probabilities of the tokens that may be said after a place of each text."""
+        rows = torch.arange(len(tokens), device=tokens.device)
+        features = self._features(tokens)[rows, ends]
+        return F.linear(features, self._output_rows()).float().softmax(-1)
+
+    def _features(
+        self, tokens: Int[Tensor, "texts tokens"]
+    ) -> Float[Tensor, "texts tokens hidden"]:
+        # A token that the learner does not know is read as token 0, as `PaddedVocabulary` has it.
+        return self.learner(tokens.masked_fill(tokens >= self.learner.vocab_size, 0))
+
+    def _output_rows(self) -> Float[Tensor, "drafted hidden"]:
+        weight = self.learner.output_weight
+        return weight if len(self.drafted) == len(weight) else weight[self.drafted]
 
     def _mark(
         self,

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from treesnake.training.position import Evaluation
 from treesnake.training.recipe import Recipe
-from treesnake.training.trainer import Evaluation
 
 PROVENANCE_FILE = "provenance.json"
 

@@ -197,12 +197,16 @@ class DistilStage(LearningStage):
         cross_entropy_weight: how much the cross-entropy of the tokens is added.
         probabilities: "stored" with the answers, the most probable ones and what is left over;
             "target" runs the target on every text and uses all of them.
+        rollout_tokens: if not 0, each text ends at a place drawn by chance, and so many of the
+            drafter's own tokens follow; what the target says there and to them is learned. Needs
+            the target's probabilities, and a forward pass for each token.
     """
 
     kind: Literal["distil"] = "distil"
     divergence: Divergence = "forward_kl"
     cross_entropy_weight: float = 0.0
     probabilities: Literal["stored", "target"] = "stored"
+    rollout_tokens: int = 0
 
 
 Stage = CorpusStage | AnswersStage | PretrainStage | DistilStage
@@ -239,7 +243,7 @@ class Recipe:
 
 
 FRACTIONS = ("held_out", "final_rate", "warmup")
-MAY_BE_ZERO = ("temperature", "weight_decay", "cross_entropy_weight")
+MAY_BE_ZERO = ("temperature", "weight_decay", "cross_entropy_weight", "rollout_tokens")
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -277,6 +281,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise InvalidInputError("draft_vocabulary is for a Mamba; leave it out for a Transformer")
     for stage in recipe.stages:
         _check_ranges(stage)
+        if isinstance(stage, DistilStage) and stage.rollout_tokens:
+            _check_rollouts(stage)
 
 
 def _check_ranges(stage: Stage) -> None:
@@ -288,3 +294,11 @@ def _check_ranges(stage: Stage) -> None:
             raise InvalidInputError(f"{where} must be at least 0 and below 1, not {value}")
         if value < 0 or (value == 0 and name not in (*FRACTIONS, *MAY_BE_ZERO)):
             raise InvalidInputError(f"{where} must be above 0, not {value}")
+
+
+def _check_rollouts(stage: DistilStage) -> None:
+    if stage.probabilities != "target":
+        raise InvalidInputError(
+            f'the stage "{stage.name}" has rollout_tokens, to which nothing is stored; choose '
+            'probabilities = "target"'
+        )

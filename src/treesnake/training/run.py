@@ -29,6 +29,7 @@ from treesnake.training.devices import new_accelerator
 from treesnake.training.draft_vocabulary import choose_draft_vocabulary
 from treesnake.training.learner import Learner, build_learner
 from treesnake.training.lesson import Lesson, Objective
+from treesnake.training.position import Evaluation
 from treesnake.training.provenance import StageRecord, write_provenance
 from treesnake.training.recipe import (
     AnswersStage,
@@ -41,7 +42,7 @@ from treesnake.training.reporting import NoReporter, Reporter
 from treesnake.training.shards import read_shard, shard_files
 from treesnake.training.start import prepare, shares_embeddings
 from treesnake.training.texts import Texts, read_texts
-from treesnake.training.trainer import BEST_FOLDER, WEIGHTS_FILE, Evaluation, Trainer
+from treesnake.training.trainer import BEST_FOLDER, WEIGHTS_FILE, Trainer
 
 DONE_FILE = "done.json"
 DRAFTER_FOLDER = "drafter"

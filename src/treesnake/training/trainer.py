@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,10 @@ from treesnake.training.checkpoints import (
 from treesnake.training.held_out import Judgement, calibration_error, emitted_tokens
 from treesnake.training.lesson import Lesson, Marks
 from treesnake.training.optimizers import learning_rate, new_optimizers
-from treesnake.training.recipe import LearningStage
+from treesnake.training.position import Evaluation, Position
+from treesnake.training.recipe import DistilStage, LearningStage
 from treesnake.training.reporting import Reporter
+from treesnake.training.rollouts import roll_out
 from treesnake.training.texts import Batch, Texts, cut_passes, epoch_updates
 
 EPOCHS_PER_SEED = 100_003
@@ -42,68 +44,8 @@ EPOCHS_PER_SEED = 100_003
 
 BEST_FOLDER = "best"
 CHECKPOINTS_FOLDER = "checkpoints"
-POSITION_FILE = "position.json"
 WEIGHTS_FILE = "weights.safetensors"
 JUDGEMENT_FILE = "judgement.json"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How far training was, and what the drafter was worth then.
-
-    Attributes:
-        update: how many updates there had been.
-        num_tokens: tokens that had been run, prompts included.
-        seconds_s: that training had taken.
-        training_loss: its mean since the evaluation before.
-        judgement: on held-out text.
-    """
-
-    update: int
-    num_tokens: int
-    seconds_s: float
-    training_loss: float
-    judgement: Judgement
-
-
-@dataclass
-class Position:
-    """Where a run stands; what the weights and the optimizers do not say.
-
-    Attributes:
-        fingerprint: of all that the run's result depends on.
-        update: how many updates are done.
-        num_tokens: that were run.
-        seconds_s: that they took.
-        recent_losses: of the updates since the last evaluation.
-        evaluations: all so far.
-    """
-
-    fingerprint: str
-    update: int = 0
-    num_tokens: int = 0
-    seconds_s: float = 0.0
-    recent_losses: list[float] = field(default_factory=list)
-    evaluations: list[Evaluation] = field(default_factory=list)
-
-    @property
-    def best(self) -> Evaluation | None:
-        """The evaluation with the most tokens a step; of equal ones the earliest."""
-        return max(self.evaluations, key=_tokens_per_step, default=None)
-
-    @classmethod
-    def read(cls, path: Path) -> "Position":
-        """Reads what `json.dumps(asdict(position))` wrote."""
-        stored = json.loads(path.read_text("utf-8"))
-        evaluations = [
-            Evaluation(**(each | {"judgement": Judgement(**each["judgement"])}))
-            for each in stored.pop("evaluations")
-        ]
-        return cls(**stored, evaluations=evaluations)
-
-
-def _tokens_per_step(evaluation: Evaluation) -> float:
-    return evaluation.judgement.tokens_per_step
 
 
 class Trainer:
@@ -145,6 +87,8 @@ class Trainer:
                 f'the stage "{stage.name}" has {len(learned)} texts to learn from and '
                 f"{len(held_out)} that are held out; add data, or change held_out"
             )
+        self._rollout_tokens = stage.rollout_tokens if isinstance(stage, DistilStage) else 0
+        self._seed = seed
         self._held_out = sorted(held_out[: stage.max_held_out], key=lambda i: texts.lengths[i])
         self._updates = _plan(texts, learned, stage, seed)
         self._position = Position(f"{fingerprint}-{len(texts)}-{sum(texts.lengths)}")
@@ -192,7 +136,8 @@ class Trainer:
         for part in cut_passes([self._texts.lengths[i] for i in self._held_out], self._pass_tokens):
             indices = [self._held_out[place] for place in part]
             with torch.no_grad():
-                columns.append(self._mark(self._texts.batch(indices)).float().cpu())
+                batch = self._texts.batch(indices).to(self._accelerator.device)
+                columns.append(self._mark(batch).float().cpu())
             counts = [self._texts.num_learned([index]) for index in indices]
             right = Marks.of(columns[-1]).is_right.split(counts)
             is_right += [(each > 0).tolist() for each in right]
@@ -221,7 +166,7 @@ class Trainer:
                 group["lr"] = rate
         passes = self._updates[position.update]
         indices = [index for part in passes for index in part]
-        num_learned = self._texts.num_learned(indices)
+        num_learned = self._num_learned(indices)
         loss, agreement = (self._backward(passes) / num_learned).tolist()
         norm = accelerator.clip_grad_norm_(self._lesson.parameters(), self._stage.clip_norm)
         self._check_finite(loss, float(norm) if norm is not None else 0.0)
@@ -248,29 +193,47 @@ class Trainer:
         """
         accelerator = self._accelerator
         world, rank = accelerator.num_processes, accelerator.process_index
-        num_learned = self._texts.num_learned(index for part in passes for index in part)
+        num_learned = self._num_learned([index for part in passes for index in part])
         num_rounds = -(-len(passes) // world)
         sums = torch.zeros(2, device=accelerator.device)
         for round_ in range(num_rounds):
             place = round_ * world + rank
-            batch = self._texts.batch(passes[min(place, len(passes) - 1)])
+            batch = self._texts.batch(passes[min(place, len(passes) - 1)]).to(accelerator.device)
             if place >= len(passes):
                 batch = batch.without_places()
             is_last = round_ == num_rounds - 1
             with nullcontext() if is_last else accelerator.no_sync(self._lesson):
-                marks = Marks.of(self._mark(batch))
+                if self._rollout_tokens and len(batch.places):
+                    marks = Marks.of(self._mark_rollouts(batch, place))
+                else:
+                    marks = Marks.of(self._mark(batch))
                 # Gradients of processes are averaged, and are to be summed.
                 accelerator.backward(marks.loss.sum() * (world / num_learned))
             sums += torch.stack([marks.loss.detach().sum(), marks.is_right.sum().detach()])
         return accelerator.reduce(sums, "sum")
 
+    def _num_learned(self, indices: Sequence[int]) -> int:
+        if self._rollout_tokens:
+            return len(indices) * (self._rollout_tokens + 1)
+        return self._texts.num_learned(indices)
+
+    def _mark_rollouts(self, batch: Batch, number: int) -> Float[Tensor, "places 3"]:
+        """Lets the drafter speak in a pass, and compares with what the target says to its words."""
+        generator = torch.Generator()
+        generator.manual_seed((self._seed * 1_000_003 + self._position.update) * 10_007 + number)
+        lesson: Any = self._accelerator.unwrap_model(self._lesson)
+        batch = roll_out(lesson, batch, self._rollout_tokens, generator)
+        logits = self._target_logits(batch)
+        return self._lesson(replace(batch, labels=logits.argmax(-1)), logits)
+
+    @torch.no_grad()
+    def _target_logits(self, batch: Batch) -> Float[Tensor, "places vocab"]:
+        assert self._target is not None
+        logits = self._target(input_ids=batch.tokens, use_cache=False).logits
+        return logits.flatten(0, 1)[batch.places]
+
     def _mark(self, batch: Batch) -> Float[Tensor, "places 3"]:
-        batch = batch.to(self._accelerator.device)
-        logits = None
-        if self._target is not None:
-            with torch.no_grad():
-                logits = self._target(input_ids=batch.tokens, use_cache=False).logits
-                logits = logits.flatten(0, 1)[batch.places]
+        logits = None if self._target is None else self._target_logits(batch)
         return self._lesson(batch, logits)
 
     def _check_finite(self, loss: float, norm: float) -> None:
@@ -297,7 +260,7 @@ class Trainer:
         )
         position.evaluations.append(evaluation)
         position.recent_losses = []
-        is_best = best is None or judgement.tokens_per_step > _tokens_per_step(best)
+        is_best = best is None or judgement.tokens_per_step > best.judgement.tokens_per_step
         if is_best:
             self._write_best(judgement)
         numbers = {name: value for name, value in asdict(judgement).items() if name[:3] != "num"}
@@ -341,7 +304,7 @@ class Trainer:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             try:
-                (partial / POSITION_FILE).write_text(json.dumps(asdict(self._position)), "utf-8")
+                self._position.write(partial)
                 finish_folder(folder)
             except WRITE_ERRORS as error:
                 abandon_folder(folder, error)
@@ -352,14 +315,14 @@ class Trainer:
         folder = newest_checkpoint(self._checkpoints, self._reporter.tell)
         if folder is None:
             return
-        position = Position.read(folder / POSITION_FILE)
+        position = Position.read(folder)
         if position.fingerprint != self._position.fingerprint:
             raise InvalidInputError(
                 f"{self._checkpoints} was begun with another recipe, seed or data; delete it to "
                 "start this stage anew, or choose another output folder"
             )
         self._accelerator.load_state(str(folder))
-        self._position = replace(position)
+        self._position = position
 
 
 def _plan(
