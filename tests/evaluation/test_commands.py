@@ -59,6 +59,20 @@ def test_a_benchmark_by_recipe(tiny_folder: Path, question_file: Path, tmp_path:
     assert json.loads(output.read_text())["recipe"]["name"] == "small"
 
 
+def test_a_benchmark_that_is_interrupted_says_how_it_goes_on(
+    tiny_folder: Path, question_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("treesnake.cli.bench.run_recipe", interrupt)
+    output = tmp_path / "out.json"
+    arguments = ["bench", "-o", str(output), "--task", str(question_file)]
+    result = RUNNER.invoke(app, [*arguments, *model_options(tiny_folder)])
+    assert result.exit_code == 130
+    assert "goes on from" in result.output
+
+
 def test_a_benchmark_without_a_task_is_refused(tiny_folder: Path) -> None:
     result = RUNNER.invoke(app, ["bench", *model_options(tiny_folder)])
     assert isinstance(result.exception, InvalidInputError)

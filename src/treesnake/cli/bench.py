@@ -16,6 +16,7 @@ from rich.progress import (
 from rich.table import Table
 
 from treesnake.cli import options
+from treesnake.cli.generate import INTERRUPTED
 from treesnake.cli.opening import loading
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench import (
@@ -100,7 +101,11 @@ def bench(
         def progress(num_done: int, num_runs: int, what: str) -> None:
             bar.update(line, completed=num_done - 1, total=num_runs, description=what)
 
-        run_recipe(wanted, files.journal, progress=progress)
+        try:
+            run_recipe(wanted, files.journal, progress=progress)
+        except KeyboardInterrupt:
+            console.print(f"Stopped; the same command goes on from {files.journal}", style="dim")
+            raise typer.Exit(INTERRUPTED) from None
     summary = write_results(files, environment | {"after": describe_environment()})
     _print(summary)
     console.print(f"Written to {files.summary}, {files.tables} and {files.journal}", style="dim")

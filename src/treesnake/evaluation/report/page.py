@@ -94,6 +94,7 @@ def _facts(environment: dict[str, Any]) -> str:
     if not facts:
         return ""
     devices = ", ".join(facts.get("gpus") or []) or facts.get("processor", "")
+    threads = environment.get("after", facts)["threads"]  # a recipe may have set it
     versions = " ".join(f"{name} {value}" for name, value in facts["versions"].items() if value)
     load = " to ".join(
         str(environment[when]["load_average"][0])
@@ -101,7 +102,7 @@ def _facts(environment: dict[str, Any]) -> str:
         if when in environment
     )
     return (
-        f"{devices} \N{MIDDLE DOT} {facts['threads']} threads \N{MIDDLE DOT} load {load} "
+        f"{devices} \N{MIDDLE DOT} {threads} threads \N{MIDDLE DOT} load {load} "
         f"\N{MIDDLE DOT} {facts['date']} \N{MIDDLE DOT} commit {facts['commit'] or 'unknown'} "
         f"\N{MIDDLE DOT} {versions}"
     )
