@@ -69,13 +69,13 @@ def to_probs(
         return torch.zeros_like(logits).scatter_(-1, first_largest(logits)[..., None], 1.0)
     logits = logits / params.temperature
     if params.top_k is not None and params.top_k < logits.shape[-1]:
-        smallest_kept = _descending(logits)[..., params.top_k - 1, None]
+        smallest_kept = _kth_largest(logits, params.top_k)
         logits = logits.masked_fill(logits < smallest_kept, float("-inf"))
     probs = logits.softmax(-1)
     if params.top_p < 1:
-        probs = _normalized(probs.where(probs >= _nucleus_floor(probs, params.top_p), 0.0))
+        _keep_from(_nucleus_floor(probs, params.top_p), probs)
     if params.min_p > 0:
-        probs = _normalized(probs.where(probs >= params.min_p * probs.amax(-1, keepdim=True), 0.0))
+        _keep_from(params.min_p * probs.amax(-1, keepdim=True), probs)
     return probs
 
 
@@ -155,8 +155,32 @@ class TorchRng:
         return float(torch.rand((), dtype=torch.float64, generator=self._generator))
 
 
+def _kth_largest(values: Float[Tensor, "*rows vocab"], k: int) -> Float[Tensor, "*rows 1"]:
+    if values.device.type == "cpu":
+        place = values.shape[-1] - k
+        return torch.from_numpy(np.partition(values.numpy(), place)[..., place, None])
+    return values.topk(k).values[..., -1:]
+
+
 def _nucleus_floor(probs: Float[Tensor, "*rows vocab"], top_p: float) -> Float[Tensor, "*rows 1"]:
-    """Returns the smallest probability of each row's nucleus."""
+    """Returns the smallest probability of each row's nucleus.
+
+    On a CPU sorting whole rows may take longer than scoring them did. Tokens with less than their
+    share of 1 - top_p are in no nucleus, however many they are, so only the others are sorted; half
+    the share, since sums are rounded.
+    """
+    if probs.device.type != "cpu":
+        return _smallest_in_nucleus(probs, top_p)
+    half_share = (1 - top_p) / probs.shape[-1] / 2
+    rows = probs.reshape(-1, probs.shape[-1]).numpy()
+    likely = (torch.from_numpy(np.compress(row > half_share, row)) for row in rows)
+    floors = [float(_smallest_in_nucleus(row, top_p)) for row in likely]
+    return probs.new_tensor(floors).reshape(*probs.shape[:-1], 1)
+
+
+def _smallest_in_nucleus(
+    probs: Float[Tensor, "*rows likely"], top_p: float
+) -> Float[Tensor, "*rows 1"]:
     descending = _descending(probs)
     mass_before = descending.cumsum(-1) - descending
     num_kept = (mass_before < top_p).sum(-1, keepdim=True)
@@ -170,5 +194,7 @@ def _descending(values: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vo
     return values.sort(dim=-1, descending=True).values
 
 
-def _normalized(weights: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:
-    return weights / weights.sum(-1, keepdim=True)
+def _keep_from(floor: Float[Tensor, "*rows 1"], probs: Float[Tensor, "*rows vocab"]) -> None:
+    """Drops what is below a floor and normalizes the rest, in place: fresh memory costs more."""
+    probs.masked_fill_(probs < floor, 0)
+    probs /= probs.sum(-1, keepdim=True)
