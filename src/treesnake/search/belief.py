@@ -5,7 +5,8 @@ seen for long is hoped for again, and will be tried again.
 """
 
 from collections.abc import Sequence
-from math import exp, log
+from dataclasses import dataclass
+from math import log
 
 from treesnake.tree import TokenTree
 
@@ -22,6 +23,8 @@ PRIOR_BY_RANK = tuple(0.6 * 0.3**rank for rank in range(NUM_RANKS))
 
 BINS_PER_OCTAVE = 2
 NUM_BINS = 17
+BIN_MIDDLES = tuple(2 ** (-(place + 0.5) / BINS_PER_OCTAVE) for place in range(NUM_BINS))
+BINS_PER_NAT = BINS_PER_OCTAVE / log(2)
 
 
 class RankBelief:
@@ -88,44 +91,46 @@ class ConfidenceBelief:
         for node in path[1:]:
             self._accepted[bins[node]] += 1
 
+    def curve(self) -> "ConfidenceCurve":
+        """Returns how often nodes are believed to be accepted, as of now."""
+        rates = [
+            (accepted + PRIOR_WEIGHT * middle) / (offered + PRIOR_WEIGHT)
+            for accepted, offered, middle in zip(
+                self._accepted, self._offered, BIN_MIDDLES, strict=True
+            )
+        ]
+        weights = [offered + PRIOR_WEIGHT for offered in self._offered]
+        return ConfidenceCurve(tuple(_falling(rates, weights)))
+
+
+@dataclass(frozen=True)
+class ConfidenceCurve:
+    """How often nodes are accepted by bin, the most confident bin first, never rising."""
+
+    accepted: tuple[float, ...]
+
     def confidence_for(self, probability: float) -> float:
         """Returns the least confidence at which a node is believed to be accepted so often.
 
         More than 1 if no confidence is enough.
         """
-        accepted = self.curve()
         if probability <= 0:
             return 0.0
-        if accepted[0] < probability:
+        if self.accepted[0] < probability:
             return 2.0
         for place in range(1, NUM_BINS):
-            above, below = accepted[place - 1], accepted[place]
+            above, below = self.accepted[place - 1], self.accepted[place]
             if below < probability:
                 share = (above - probability) / (above - below)
-                return exp(-(place - 0.5 + share) * log(2) / BINS_PER_OCTAVE)
+                return 2 ** (-(place - 0.5 + share) / BINS_PER_OCTAVE)
         return 0.0
-
-    def curve(self) -> list[float]:
-        """Returns how often nodes are accepted by bin, the most confident bin first."""
-        rates = [
-            (accepted + PRIOR_WEIGHT * _middle(place)) / (offered + PRIOR_WEIGHT)
-            for place, (accepted, offered) in enumerate(
-                zip(self._accepted, self._offered, strict=True)
-            )
-        ]
-        weights = [offered + PRIOR_WEIGHT for offered in self._offered]
-        return _falling(rates, weights)
 
 
 def _bin(prob: float) -> int:
     """Returns the bin of a probability; that of nan is the last, where nothing is believed."""
     if not prob > 0:
         return NUM_BINS - 1
-    return min(int(-log(min(prob, 1.0)) * BINS_PER_OCTAVE / log(2)), NUM_BINS - 1)
-
-
-def _middle(place: int) -> float:
-    return exp(-(place + 0.5) * log(2) / BINS_PER_OCTAVE)
+    return min(int(-log(min(prob, 1.0)) * BINS_PER_NAT), NUM_BINS - 1)
 
 
 def _falling(values: Sequence[float], weights: Sequence[float]) -> list[float]:

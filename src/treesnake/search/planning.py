@@ -8,11 +8,14 @@ per second (Sequoia, Chen et al. 2024; OPT-Tree, Wang et al. 2025), here with me
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from treesnake.shape import FixedTree, Priced
 
 PATIENCE = 12
 """After so many nodes that did not pay, no more are added: the first of a level pays late."""
+
+LEAST_S = 1e-9
 
 Seconds = Callable[[int], float]
 """Seconds by a count of nodes."""
@@ -57,13 +60,13 @@ def plan_tree(
         max_nodes: drafted at most.
         max_width: nodes of a level that may have children.
     """
-    growth = _Growth(accepted, max_width)
+    growth = _Growth(accepted, draft_s, max_width)
     tokens, drafting = 1.0, 0.0
     best: tuple[float, int, float, float] | None = None
     before = score_s(1)
     for num_nodes in range(1, max_nodes + 1):
         after = score_s(num_nodes + 1)
-        added = growth.add_best(after - before, draft_s)
+        added = growth.add_best(after - before)
         if added is None:
             break
         before = after
@@ -83,42 +86,35 @@ def plan_tree(
 class _Growth:
     """A tree under construction."""
 
-    def __init__(self, accepted: Sequence[Sequence[float]], max_width: int) -> None:
+    def __init__(
+        self, accepted: Sequence[Sequence[float]], draft_s: Seconds, max_width: int
+    ) -> None:
         self._accepted = accepted
+        self._draft_s = draft_s
         self._max_width = max_width
         self._parents = [-1]
         self._depths = [0]
         self._reached = [1.0]
         self._num_children = [0]
         self._num_expanded = [0] * (len(accepted) + 1)
+        self._level_s = [draft_s(1)] * len(accepted) + [inf]  # to expand one more node of a level
 
-    def add_best(self, node_s: float, draft_s: Seconds) -> tuple[float, float] | None:
+    def add_best(self, node_s: float) -> tuple[float, float] | None:
         """Adds the child with the most probability per second.
 
         Returns:
             Its probability and the seconds of drafting that it adds, or None if there is no room.
         """
-        level_s = [
-            draft_s(expanded + 1) - (draft_s(expanded) if expanded else 0.0)
-            if expanded < self._max_width
-            else None
-            for expanded in self._num_expanded
-        ]
-        best_node, best_value, best_prob, best_s = -1, -1.0, 0.0, 0.0
+        best_node, best_value, best_prob, best_s = -1, 0.0, 0.0, 0.0
         for node, num_children in enumerate(self._num_children):
             depth = self._depths[node]
-            if depth >= len(self._accepted) or num_children >= len(self._accepted[depth]):
+            drafting_s = 0.0 if num_children else self._level_s[depth]
+            if drafting_s == inf or num_children == len(self._accepted[depth]):
                 continue
             prob = self._reached[node] * self._accepted[depth][num_children]
-            drafting = 0.0
-            if num_children == 0:
-                added = level_s[depth]
-                if added is None:
-                    continue
-                drafting = added
-            value = prob / max(node_s + drafting, 1e-9)
+            value = prob / (node_s + drafting_s + LEAST_S)
             if value > best_value:
-                best_node, best_value, best_prob, best_s = node, value, prob, drafting
+                best_node, best_value, best_prob, best_s = node, value, prob, drafting_s
         if best_node < 0:
             return None
         self._append(best_node, best_prob)
@@ -146,11 +142,17 @@ class _Growth:
         depth = self._depths[parent]
         if self._num_children[parent] == 0:
             self._num_expanded[depth] += 1
+            self._level_s[depth] = self._one_more_s(self._num_expanded[depth])
         self._num_children[parent] += 1
         self._parents.append(parent)
         self._depths.append(depth + 1)
         self._reached.append(prob)
         self._num_children.append(0)
+
+    def _one_more_s(self, num_expanded: int) -> float:
+        if num_expanded >= self._max_width:
+            return inf
+        return self._draft_s(num_expanded + 1) - self._draft_s(num_expanded)
 
 
 def plan_prices(

@@ -19,8 +19,8 @@ from treesnake.shape import OFF, Priced, Shape
 MAX_NODES = 64
 MAX_WIDTH = 16
 
-STEPS_PER_PLAN = 8
-"""Shapes are made anew after so many steps; in the beginning after each."""
+STEPS_PER_PLAN = 16
+"""Shapes are made anew after so many steps, in the beginning after a fourth of those so far."""
 
 ALLOWANCE = 0.015
 """The share of the time that may be lost on trying modes that are believed to be slower."""
@@ -69,6 +69,7 @@ class SelfTuningSearch:
         self._trials = _Trials()
         self._mode = Mode.OFF
         self._num_steps = 0
+        self._next_plan = 1
         self._num_missed = 0
         self._catch_up_s = 0.0
         self._context_length = 0
@@ -96,8 +97,9 @@ class SelfTuningSearch:
         self._num_missed = self._num_missed + num_emitted if len(step.tree) == 1 else 0
         self._expected_length = self._context_length + num_emitted
         self._num_steps += 1
-        if self._num_steps <= 2 * STEPS_PER_PLAN or self._num_steps % STEPS_PER_PLAN == 0:
+        if self._num_steps >= self._next_plan:
             self._plan()
+            self._next_plan += min(1 + self._num_steps // 4, STEPS_PER_PLAN)
         self._mode = self._next_mode()
 
     @property
@@ -148,7 +150,7 @@ class SelfTuningSearch:
         rates = self._rates_by_mode()
         self._shapes[Mode.PRICED] = plan_prices(
             [row[0] for row in self._priced_ranks.table()],
-            self._confidence.confidence_for,
+            self._confidence.curve().confidence_for,
             score_s,
             draft_s(1),
             max(rates.values()),
