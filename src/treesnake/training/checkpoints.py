@@ -107,9 +107,8 @@ def checkpoint_folder(folder: Path, update: int) -> Path:
 
 def remove_old_checkpoints(folder: Path) -> None:
     """Removes all checkpoints but the newest ones, and what was left half-written."""
-    for path in folder.glob(f"*{PARTIAL}"):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in _checkpoints(folder)[NUM_KEPT:]:
+    unfinished = [path for path in folder.iterdir() if path.suffix in (PARTIAL, REPLACED)]
+    for path in (*unfinished, *_checkpoints(folder)[NUM_KEPT:]):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -137,8 +136,7 @@ def newest_checkpoint(folder: Path, tell: Callable[[str], None]) -> Path | None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Returns the finished checkpoints, newest first."""
-    found = folder.glob("update-*")
-    return sorted((path for path in found if path.suffix != PARTIAL), reverse=True)
+    return sorted((path for path in folder.glob("update-*") if not path.suffix), reverse=True)
 
 
 def _beside(folder: Path, suffix: str) -> Path:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from treesnake.errors import InvalidInputError
 from treesnake.loading.pretrained import DtypeName
-from treesnake.training.tables import read_table
+from treesnake.tables import read_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,8 @@ class CorpusStage:
 
     Attributes:
         name: how later stages call it.
-        source: a data set at the hub, or a local .jsonl, .json, .txt or .parquet file.
+        source: a data set at the hub, or a local .jsonl, .json, .parquet or .txt file; of the last
+            each line is a row with the column "text".
         content: "text" is tokenized to learn from; "prompts" are questions, or the first ones of
             conversations, for the target to answer; "replies" are first questions with the replies
             that the data has, of which the replies are learned.
