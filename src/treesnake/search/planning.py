@@ -29,13 +29,11 @@ class Plan:
         shape: the tree.
         tokens: emitted by a step, in the mean.
         seconds: that a step takes.
-        widest_level: the most nodes of a level that have children.
     """
 
     shape: FixedTree
     tokens: float
     seconds: float
-    widest_level: int
 
     @property
     def rate(self) -> float:
@@ -79,8 +77,7 @@ def plan_tree(
             break
     assert best is not None, "the anchor can always have a child"
     _, num_nodes, tokens, seconds = best
-    shape, widest = growth.shape(num_nodes)
-    return Plan(shape, tokens, seconds, widest)
+    return Plan(growth.shape(num_nodes), tokens, seconds)
 
 
 class _Growth:
@@ -120,23 +117,22 @@ class _Growth:
         self._append(best_node, best_prob)
         return best_prob, best_s
 
-    def shape(self, num_nodes: int) -> tuple[FixedTree, int]:
-        """Returns the first nodes level by level, and how many of a level have children at most."""
+    def shape(self, num_nodes: int) -> FixedTree:
+        """Returns the first nodes, level by level."""
         children: dict[int, list[int]] = {}
         for node in range(1, num_nodes + 1):
             children.setdefault(self._parents[node], []).append(node)
         parents: list[int] = []
-        level, place, widest = [0], {0: 0}, 1
+        level, place = [0], {0: 0}
         while level:
             newest = []
-            widest = max(widest, sum(node in children for node in level))
             for node in level:
                 for child in children.get(node, ()):
                     parents.append(place[node])
                     place[child] = len(parents)
                     newest.append(child)
             level = newest
-        return FixedTree(tuple(parents)), widest
+        return FixedTree(tuple(parents))
 
     def _append(self, parent: int, prob: float) -> None:
         depth = self._depths[parent]

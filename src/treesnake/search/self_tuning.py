@@ -19,6 +19,9 @@ from treesnake.shape import OFF, Priced, Shape
 MAX_NODES = 64
 MAX_WIDTH = 16
 
+PRICED_WIDTH = 8
+"""Nodes of a level that a priced tree may expand; its prices keep it narrower where that pays."""
+
 STEPS_PER_PLAN = 16
 """Shapes are made anew after so many steps, in the beginning after a fourth of those so far."""
 
@@ -155,7 +158,7 @@ class SelfTuningSearch:
             draft_s(1),
             max(rates.values()),
             max_nodes=max_nodes,
-            width=min(2 * plan.widest_level, max_width),
+            width=min(PRICED_WIDTH, max_width),
         )
 
     def _rates_by_mode(self) -> dict[Mode, float]:
