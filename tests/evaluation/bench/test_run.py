@@ -100,6 +100,9 @@ def test_a_drafter_that_is_the_target_has_everything_accepted(journal: Journal) 
     assert rows["chain(2)"].same_as_reference == 3
     assert rows["plain"].time_by_shape == {"off": 1.0}
     assert rows["chain(2)"].drafter_bytes
+    weights = {method: row.weights_bytes for method, row in rows.items()}
+    assert weights["transformers assisted"] == 2 * (weights["transformers"] or 0)
+    assert weights["chain(2)"] == 2 * (weights["plain"] or 0) > 0
     assert rows["windowed@chain(2)"].acceptance_by_position[0] < 1
     drafters = {row.drafter: row.measures for row in summary.drafters}
     assert drafters.keys() == {"same", "windowed"}

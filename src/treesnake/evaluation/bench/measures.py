@@ -46,6 +46,7 @@ class Measures:
             were accepted.
         phases: seconds per step.
         time_by_shape: the share of the time of all steps, by kind of shape.
+        weights_bytes: of all models that the method uses.
         growth_bytes: the largest growth of memory.
         target_bytes: the largest state of the target.
         drafter_bytes: the largest state of the drafter.
@@ -66,6 +67,7 @@ class Measures:
     acceptance_by_rank: tuple[float, ...]
     phases: PhaseSeconds | None
     time_by_shape: dict[str, float]
+    weights_bytes: int | None
     growth_bytes: int | None
     target_bytes: int | None
     drafter_bytes: int | None
@@ -102,6 +104,7 @@ def measure(runs: Sequence[RunRecord], reference: Sequence[RunRecord]) -> Measur
         ),
         phases=_phases(steps, num_emissions),
         time_by_shape=_time_by_shape(steps),
+        weights_bytes=_largest(run.weights_bytes for run in runs),
         growth_bytes=_largest(run.growth_bytes for run in runs),
         target_bytes=_largest(run.target_bytes for run in runs),
         drafter_bytes=_largest(run.drafter_bytes for run in runs),

@@ -45,6 +45,8 @@ class TransformersRunner:
                 "transformers' assisted generation needs a Transformer: name one as assisted_by"
             )
         self._model: Any = model
+        models = [one for one in (model, drafter) if one is not None]
+        self._weights_bytes = sum(one.get_memory_footprint() for one in models)
         ends = sorted(end_token_ids)
         self._options: dict[str, Any] = {
             "eos_token_id": ends or None,
@@ -86,7 +88,8 @@ class TransformersRunner:
                 first_s=clock.emissions[0][0] - started if clock.emissions else total_s,
                 total_s=total_s,
                 token_ids=tuple(new),
-            )
+            ),
+            self._weights_bytes,
         )
 
 

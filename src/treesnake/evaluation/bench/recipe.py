@@ -91,10 +91,7 @@ class LongContextTable:
 
 @dataclass(frozen=True)
 class SamplingTable:
-    """A distribution to sample from; the seed is that of the run.
-
-    Attributes: as in `SamplingParams`.
-    """
+    """A distribution to sample from, as in `SamplingParams`; the seed is that of the run."""
 
     temperature: float = 0.0
     top_k: int | None = None

@@ -133,6 +133,7 @@ class RunRecord:
         sampling: its name.
         repeat: which one.
         turns: what came out.
+        weights_bytes: of all models that the method uses.
         growth_bytes: by how much memory grew at its peak, beside weights and what was there before;
             None where that is not known.
         target_bytes: the state of the target at the end.
@@ -149,6 +150,7 @@ class RunRecord:
     sampling: str
     repeat: int
     turns: tuple[TurnRecord, ...] = ()
+    weights_bytes: int | None = None
     growth_bytes: int | None = None
     target_bytes: int | None = None
     drafter_bytes: int | None = None

@@ -15,7 +15,7 @@ from treesnake.evaluation.bench.journal import Journal
 from treesnake.evaluation.bench.methods import JOIN, Method
 from treesnake.evaluation.bench.recipe import BenchRecipe, SamplingTable
 from treesnake.evaluation.bench.record import AgreementRecord, RunRecord, TurnRecord, with_texts
-from treesnake.evaluation.bench.runners import Runner
+from treesnake.evaluation.bench.runners import Answer, Runner
 from treesnake.evaluation.bench.workshop import Workshop
 from treesnake.evaluation.memory import watch_growth
 from treesnake.evaluation.tasks import Question, load_questions
@@ -172,7 +172,7 @@ class _Bench:
         decoder = workshop.decoder
         conversation: list[Message] = []
         turns: list[TurnRecord] = []
-        target_bytes = drafter_bytes = None
+        answer: Answer | None = None
         with watch_growth(workshop.device) as growth:
             for text in place.question.turns:
                 conversation.append({"role": "user", "content": text})
@@ -181,16 +181,17 @@ class _Bench:
                     prompt, params, self._recipe.max_new_tokens, is_shown=place.is_shown
                 )
                 turns.append(with_texts(answer.turn, partial(_decode, decoder)))
-                target_bytes, drafter_bytes = answer.target_bytes, answer.drafter_bytes
                 conversation.append(
                     {"role": "assistant", "content": _answer_text(decoder, answer.turn)}
                 )
+        assert answer is not None, "a question has turns"
         return replace(
             blank,
             turns=tuple(turns),
+            weights_bytes=answer.weights_bytes,
             growth_bytes=growth.num_bytes,
-            target_bytes=target_bytes,
-            drafter_bytes=drafter_bytes,
+            target_bytes=answer.target_bytes,
+            drafter_bytes=answer.drafter_bytes,
             asked=place.question.turns[0][:MOST_ASKED] if place.is_shown else None,
         )
 

@@ -20,11 +20,13 @@ class Answer:
 
     Attributes:
         turn: what came out and what it took.
+        weights_bytes: of all models, what they made of their weights included.
         target_bytes: the state of the target at the end, where it is known.
         drafter_bytes: the state of the drafter.
     """
 
     turn: TurnRecord
+    weights_bytes: int
     target_bytes: int | None = None
     drafter_bytes: int | None = None
 
@@ -93,6 +95,7 @@ class SpeculativeRunner:
         )
         return Answer(
             turn,
+            held_bytes([self._decoder.target, self._decoder.drafter]),
             held_bytes(target, self._decoder.target),
             held_bytes(drafter, self._decoder.drafter),
         )

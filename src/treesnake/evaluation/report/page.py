@@ -83,6 +83,7 @@ def _result(result: Result) -> str:
         parts.append(_by_category(result, pair, sampling))
         parts.append(_acceptance(result, pair, sampling))
         parts.append(_time(result, pair, sampling))
+        parts.append(_memory(result, pair, sampling))
         parts.append(_long_context(result, pair, sampling))
     parts += [_drafters(result), _failures(result)]
     return "".join(parts)
@@ -228,6 +229,20 @@ def _phase_ms(measures: Measures) -> tuple[float, ...]:
         1e3 * seconds
         for seconds in (phases.draft_s, phases.score_s, phases.accept_s, phases.commit_s)
     )
+
+
+def _memory(result: Result, pair: str, sampling: str) -> str:
+    heads = ("method", "weights", "state of target", "state of drafter", "growth at the peak")
+    rows = []
+    for row in result.rows(pair, sampling):
+        one = row.measures
+        sizes = (one.weights_bytes, one.target_bytes, one.drafter_bytes, one.growth_bytes)
+        rows.append([row.method, *("" if size is None else _megabytes(size) for size in sizes)])
+    return f'<h3>Memory</h3><div class="panel">{_table(heads, rows)}</div>'
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size < 1e8 else f"{size / 1e6:.0f} MB"
 
 
 def _long_context(result: Result, pair: str, sampling: str) -> str:
