@@ -15,6 +15,7 @@ from treesnake.constraints import AllowedTokens
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.errors import ContextLengthError, InvalidInputError
+from treesnake.search.self_tuning import SelfTuningSearch
 from treesnake.search.static import StaticSearch
 from treesnake.testing import RecurrentModel, TableModel, TinyDrafterModel, TinyTargetModel
 
@@ -111,13 +112,14 @@ def test_a_seed_gives_the_same_sample_again_and_another_seed_another() -> None:
 
 
 def test_a_stop_string_ends_the_text_inside_of_an_accepted_path() -> None:
-    whole = decoder().generate("abc", max_new_tokens=40)
+    drafting = decoder(new_search=lambda: StaticSearch(LevelWidths((1, 1, 1))))
+    whole = drafting.generate("abc", max_new_tokens=40)
     assert whole.text is not None
     assert whole.mean_tokens_per_step > 2, "the drafter is the target"
     # After the first character of a path, so that the rest of the path has to be dropped.
     start = len(whole.steps[0].emitted) + len(whole.steps[1].emitted) + 1
     stop = whole.text[start : start + 2]
-    generation = decoder().generate("abc", max_new_tokens=40, stop=[stop])
+    generation = drafting.generate("abc", max_new_tokens=40, stop=[stop])
     assert generation.text == whole.text[: whole.text.index(stop)]
     assert generation.finish_reason == FinishReason.STOP_STRING
     assert whole.token_ids[: generation.num_emitted] == generation.token_ids
@@ -282,3 +284,15 @@ def test_a_conversation_needs_a_chat_template() -> None:
 def test_distributions_that_do_not_exist_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         SamplingParams(**values)
+
+
+def test_all_sessions_of_a_decoder_share_what_its_search_learns() -> None:
+    one = decoder()
+    assert one.new_session().search is one.new_session().search
+    assert isinstance(one.new_session().search, SelfTuningSearch)
+    assert decoder().new_session().search is not one.new_session().search
+
+
+def test_a_wrong_search_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(InvalidInputError, match="no search and no shape"):
+        SpeculativeDecoder.from_pretrained("there/is-none", search="magic")
