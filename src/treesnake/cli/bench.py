@@ -41,6 +41,9 @@ def bench(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="results/NAME.json if left out."),
     ] = None,
+    data: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where files are that the recipe names.")
+    ] = Path(),
     target: options.Target = "smollm2",
     drafter: options.Drafter = "auto",
     dtype: options.Dtype = "auto",
@@ -102,7 +105,7 @@ def bench(
             bar.update(line, completed=num_done - 1, total=num_runs, description=what)
 
         try:
-            run_recipe(wanted, files.journal, progress=progress)
+            run_recipe(wanted, files.journal, data_folder=data, progress=progress)
         except KeyboardInterrupt:
             console.print(f"Stopped; the same command goes on from {files.journal}", style="dim")
             raise typer.Exit(INTERRUPTED) from None

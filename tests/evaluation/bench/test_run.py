@@ -166,12 +166,12 @@ def test_long_contexts_are_categories_by_length(
         pairs=recipe.pairs,
         drafters=recipe.drafters,
         methods=("plain", "chain(2)"),
-        long_context=(LongContextTable((str(document),), (16, 64), 2, question="And?"),),
+        long_context=(LongContextTable(("book.txt",), (16, 64), 2, question="And?"),),
         max_new_tokens=4,
         num_shown=0,
         num_agreement=0,
     )
-    journal = run_recipe(long_recipe, tmp_path / "long.log.jsonl")
+    journal = run_recipe(long_recipe, tmp_path / "long.log.jsonl", data_folder=tmp_path)
     lengths = {run.category: run.turns[0].num_prompt for run in journal.runs}
     assert lengths == {"16 tokens": 22, "64 tokens": 70}
     assert all(run.error is None for run in journal.runs)
@@ -185,9 +185,9 @@ def test_a_question_that_does_not_fit_is_an_error_of_that_question_alone(
         json.dumps({"turns": ["long " * 200]}) + "\n" + json.dumps({"turns": ["short"]}) + "\n"
     )
     mixed = replace(
-        recipe, methods=("plain", "chain(2)"), tasks=(TaskTable(str(questions)),), num_agreement=0
+        recipe, methods=("plain", "chain(2)"), tasks=(TaskTable(questions.name),), num_agreement=0
     )
-    runs = run_recipe(mixed, tmp_path / "mixed.log.jsonl").runs
+    runs = run_recipe(mixed, tmp_path / "mixed.log.jsonl", data_folder=tmp_path).runs
     assert {run.question for run in runs if run.error is None} == {"2"}
     assert all("context" in run.error for run in runs if run.error is not None)
     assert len(runs) == 8

@@ -8,18 +8,25 @@ from treesnake.evaluation.bench.recipe import LongContextTable
 from treesnake.evaluation.tasks import Question
 
 
-def long_questions(task: LongContextTable, tokenizer: Tokenizer) -> list[Question]:
+def long_questions(
+    task: LongContextTable, tokenizer: Tokenizer, folder: Path = Path()
+) -> list[Question]:
     """Makes questions of each length; the length is their category.
 
     A document begins where the one before ended, in all files one behind the other, so that no two
     documents of a length have text in common.
+
+    Args:
+        task: what to make.
+        tokenizer: the target's.
+        folder: where the documents are.
 
     Raises:
         InvalidInputError: if a file cannot be read, or the files are too short.
     """
     if not task.lengths or min(task.lengths) < 1 or task.num_documents < 1:
         raise InvalidInputError(f"the task {task.name} needs lengths and documents of at least 1")
-    tokens = tokenizer.encode(_read(task), add_special_tokens=False)
+    tokens = tokenizer.encode(_read(task, folder), add_special_tokens=False)
     needed = max(task.lengths) * task.num_documents
     if len(tokens) < needed:
         raise InvalidInputError(
@@ -35,10 +42,11 @@ def long_questions(task: LongContextTable, tokenizer: Tokenizer) -> list[Questio
     return questions
 
 
-def _read(task: LongContextTable) -> str:
+def _read(task: LongContextTable, folder: Path) -> str:
     try:
         return "\n\n".join(
-            Path(name).expanduser().read_text("utf-8", errors="replace") for name in task.documents
+            (folder / Path(name).expanduser()).read_text("utf-8", errors="replace")
+            for name in task.documents
         )
     except OSError as error:
         raise InvalidInputError(f"a document of {task.name} cannot be read: {error}") from error

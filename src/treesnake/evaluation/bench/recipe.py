@@ -179,7 +179,7 @@ class BenchRecipe:
 
 
 def read_recipe(path: Path) -> BenchRecipe:
-    """Reads a recipe; files that it names are found from where the command runs.
+    """Reads a recipe.
 
     Raises:
         InvalidInputError: if it is no TOML, or a key is unknown, missing or of another type.

@@ -13,7 +13,7 @@ from treesnake.evaluation.agreement import compare_models
 from treesnake.evaluation.bench.documents import long_questions
 from treesnake.evaluation.bench.journal import Journal
 from treesnake.evaluation.bench.methods import JOIN, Method
-from treesnake.evaluation.bench.recipe import BenchRecipe, SamplingTable
+from treesnake.evaluation.bench.recipe import BenchRecipe, SamplingTable, TaskTable
 from treesnake.evaluation.bench.record import AgreementRecord, RunRecord, TurnRecord, with_texts
 from treesnake.evaluation.bench.runners import Answer, Runner
 from treesnake.evaluation.bench.workshop import Workshop
@@ -50,7 +50,11 @@ class _Place:
 
 
 def run_recipe(
-    recipe: BenchRecipe, journal_path: Path, *, progress: Progress | None = None
+    recipe: BenchRecipe,
+    journal_path: Path,
+    *,
+    data_folder: Path = Path(),
+    progress: Progress | None = None,
 ) -> Journal:
     """Makes all runs of a recipe that its journal lacks.
 
@@ -61,6 +65,7 @@ def run_recipe(
     Args:
         recipe: what to run.
         journal_path: the file of records, which is continued.
+        data_folder: where files are that the recipe names for its tasks.
         progress: is told how far it is.
 
     Raises:
@@ -70,7 +75,7 @@ def run_recipe(
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     journal = Journal(journal_path, recipe.as_json())
-    bench = _Bench(recipe, journal, progress)
+    bench = _Bench(recipe, journal, data_folder, progress)
     for pair in recipe.pairs:
         bench.run_pair(pair)
     return journal
@@ -79,8 +84,15 @@ def run_recipe(
 class _Bench:
     """A recipe under way."""
 
-    def __init__(self, recipe: BenchRecipe, journal: Journal, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        recipe: BenchRecipe,
+        journal: Journal,
+        data_folder: Path,
+        progress: Progress | None,
+    ) -> None:
         self._recipe = recipe
+        self._data_folder = data_folder
         self._journal = journal
         self._progress = progress
         self._methods = recipe.parsed_methods
@@ -106,18 +118,23 @@ class _Bench:
     def _places(self, pair: str, decoder: SpeculativeDecoder) -> Iterator[_Place]:
         recipe = self._recipe
         tasks: list[tuple[str, list[Question]]] = [
-            (task.name or task.source, load_questions(task.source, per_category=task.per_category))
-            for task in recipe.tasks
+            (task.name or task.source, self._load(task)) for task in recipe.tasks
         ]
         assert decoder.tokenizer is not None
         tasks += [
-            (task.name, long_questions(task, decoder.tokenizer)) for task in recipe.long_context
+            (task.name, long_questions(task, decoder.tokenizer, self._data_folder))
+            for task in recipe.long_context
         ]
         for task, questions in tasks:
             for index, question in enumerate(questions):
                 yield _Place(
                     pair, task, question, index < recipe.num_shown, index < recipe.num_agreement
                 )
+
+    def _load(self, task: TaskTable) -> list[Question]:
+        path = self._data_folder / task.source
+        source = str(path) if path.is_file() else task.source
+        return load_questions(source, per_category=task.per_category)
 
     def _run(
         self,
