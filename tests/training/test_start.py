@@ -10,9 +10,10 @@ from treesnake.drafters.load import load_drafter
 from treesnake.drafters.mamba import MambaDrafterModel
 from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import Checkpoint, find_checkpoint
+from treesnake.models.checkpoint import load_network
 from treesnake.models.mamba2 import Mamba2
 from treesnake.training.learner import Learner, build_learner
-from treesnake.training.recipe import Mamba2Sizes, Recipe, Start
+from treesnake.training.recipe import Mamba2Sizes, MambaSizes, Recipe, Start, TrainedBefore
 from treesnake.training.reporting import NoReporter
 from treesnake.training.run import train_drafter
 from treesnake.training.start import narrowed, prepare
@@ -105,6 +106,21 @@ def test_what_does_not_fit_is_told(
 ) -> None:
     with pytest.raises(InvalidInputError, match=message):
         started(target, sizes, start)
+
+
+def test_a_drafter_that_was_trained_before_goes_on_learning(
+    distillation: Recipe, target: Checkpoint, tmp_path: Path
+) -> None:
+    before = build_learner(MambaSizes(hidden_size=16, num_layers=1), target, seed=0)
+    before.save(tmp_path / "before", torch.float32)
+    source = TrainedBefore(source=str(tmp_path / "before"))
+    again = build_learner(source, target, seed=1)
+    assert torch.equal(again.embeddings, before.embeddings)
+    assert all(parameter.requires_grad for parameter in again.parameters())
+    folder = train_drafter(replace(distillation, drafter=source), tmp_path / "run", NoReporter())
+    found = load_network(folder)
+    assert found.config == before.network.config
+    assert not torch.equal(found.backbone.embeddings.weight, before.embeddings)
 
 
 def test_frozen_embeddings_of_the_target_are_not_stored_again(

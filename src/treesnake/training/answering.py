@@ -65,23 +65,49 @@ def answer(
         generator: on the model's device.
     """
     batch = _Batch(model, prompts, options.max_new_tokens)
+    said = _Said.nothing(len(prompts), options, model.device)
     ends = torch.tensor(options.end_tokens, device=model.device)
-    steps: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in prompts]
     logits = batch.prefill()
-    for _ in range(options.max_new_tokens):
+    for place in range(options.max_new_tokens):
         log_probs = logits.log_softmax(-1)
         top = log_probs.topk(options.num_top)
         chosen = _choose(log_probs, top.indices[:, 0], options.temperature, generator)
-        for row, index in enumerate(batch.members):
-            steps[index].append((chosen[row], top.indices[row], top.values[row]))
+        said.tokens[batch.members, place] = chosen
+        said.top_ids[batch.members, place] = top.indices
+        said.top_log_probs[batch.members, place] = top.values
+        said.lengths[batch.members] += 1
         alive = ~torch.isin(chosen, ends)
-        if not alive.any():
+        if place == options.max_new_tokens - 1 or not alive.any():
             break
         logits = batch.step(chosen, alive)
-    return [
-        Answer(prompt, *(torch.stack(column).cpu() for column in zip(*rows, strict=True)))
-        for prompt, rows in zip(prompts, steps, strict=True)
-    ]
+    return said.answers(prompts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Said:
+    """What was said so far, in rectangles with room for the longest answers."""
+
+    lengths: Int[Tensor, " prompts"]
+    tokens: Int[Tensor, "prompts places"]
+    top_ids: Int[Tensor, "prompts places top"]
+    top_log_probs: Float[Tensor, "prompts places top"]
+
+    @classmethod
+    def nothing(cls, num_prompts: int, options: AnswerOptions, device: torch.device) -> "_Said":
+        shape = (num_prompts, options.max_new_tokens)
+        return cls(
+            torch.zeros(num_prompts, dtype=torch.int64, device=device),
+            torch.zeros(*shape, dtype=torch.int64, device=device),
+            torch.zeros(*shape, options.num_top, dtype=torch.int64, device=device),
+            torch.zeros(*shape, options.num_top, device=device),
+        )
+
+    def answers(self, prompts: Sequence[Sequence[int]]) -> list[Answer]:
+        tokens, ids, log_probs = self.tokens.cpu(), self.top_ids.cpu(), self.top_log_probs.cpu()
+        return [
+            Answer(prompt, tokens[row, :length], ids[row, :length], log_probs[row, :length])
+            for row, (prompt, length) in enumerate(zip(prompts, self.lengths.tolist(), strict=True))
+        ]
 
 
 def _choose(
@@ -103,7 +129,7 @@ class _Batch:
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
     ) -> None:
         longest = max(map(len, prompts))
-        self.members = list(range(len(prompts)))
+        self.members = torch.arange(len(prompts), device=model.device)
         self._model = model
         self._tokens = torch.zeros(len(prompts), longest, dtype=torch.int64)
         self._visible = torch.ones(len(prompts), longest + max_new_tokens, dtype=torch.bool)
@@ -129,8 +155,8 @@ class _Batch:
         """Runs the tokens that were chosen; sequences that are not alive leave first."""
         if not alive.all():
             kept = alive.nonzero()[:, 0]
-            self.members = [self.members[row] for row in kept.tolist()]
-            self._visible, chosen = self._visible[kept], chosen[kept]
+            self.members, self._visible = self.members[kept], self._visible[kept]
+            chosen = chosen[kept]
             self._cache.batch_select_indices(kept)
         visible = self._visible[:, : self._cache.get_seq_length() + 1]
         mask = visible[:, None, None]

@@ -149,6 +149,8 @@ def _checksum(path: Path) -> str:
 
 
 def _bring_to_disk(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders, and has their entries on the disk by itself
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

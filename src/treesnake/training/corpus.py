@@ -106,9 +106,14 @@ def read_exchange(value: Any) -> Exchange | None:
 
     Conversations are lists of turns, each with "from" and "value" as in ShareGPT, or "role" and
     "content" as in chat templates. System turns in front are passed over.
+
+    Raises:
+        InvalidInputError: if it is neither.
     """
     if isinstance(value, str):
         return Exchange(value.strip(), "") if value.strip() else None
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        raise InvalidInputError(f"{str(value)[:60]!r} is neither a prompt nor a conversation")
     turns = [
         (turn.get("from", turn.get("role")), str(turn.get("value", turn.get("content", ""))))
         for turn in value

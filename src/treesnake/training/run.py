@@ -185,6 +185,8 @@ class _Run:
             self._target if is_distilled and not is_stored else None,
         )
         best = trainer.run()
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
         self._records.append(_record(stage.name, texts, trainer.evaluations))
         self._reporter.tell(
             f"done; the best drafter is that of update {best.update} with "

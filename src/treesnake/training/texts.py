@@ -73,6 +73,7 @@ class Texts:
         self._shards = shards
         self._max_tokens = max_tokens
         self._rows: list[tuple[int, int]] = []
+        self._num_prompt: list[int] = []
         self.lengths: list[int] = []
         for index, shard in enumerate(shards):
             pairs = zip(shard.prompt_lengths.tolist(), shard.answer_lengths.tolist(), strict=True)
@@ -80,6 +81,7 @@ class Texts:
                 length = min(num_prompt + num_answer, max_tokens)
                 if length > max(num_prompt, 1):
                     self._rows.append((index, row))
+                    self._num_prompt.append(num_prompt)
                     self.lengths.append(length)
 
     def __len__(self) -> int:
@@ -92,7 +94,7 @@ class Texts:
 
     def num_learned(self, indices: Iterable[int]) -> int:
         """Returns how many tokens of some texts are learned."""
-        return sum(self.lengths[index] - max(self._num_prompt(index), 1) for index in indices)
+        return sum(self.lengths[index] - max(self._num_prompt[index], 1) for index in indices)
 
     def split(self, part: float) -> tuple[list[int], list[int]]:
         """Returns the texts to learn from, and about this part of them, to be held out.
@@ -126,15 +128,11 @@ class Texts:
             top_log_probs=torch.cat([log_probs for _, log_probs in top]) if top else None,
         )
 
-    def _num_prompt(self, index: int) -> int:
-        shard, row = self._rows[index]
-        return int(self._shards[shard].prompt_lengths[row])
-
     def _text(self, index: int) -> tuple[Int[Tensor, " tokens"], int]:
         """Returns a text and where in it learning begins."""
         shard_index, row = self._rows[index]
         shard = self._shards[shard_index]
-        num_prompt = int(shard.prompt_lengths[row])
+        num_prompt = self._num_prompt[index]
         prompt_start, answer_start = shard.prompt_starts[row], shard.answer_starts[row]
         num_answer = self.lengths[index] - num_prompt
         prompt = shard.prompts[prompt_start : prompt_start + num_prompt]
@@ -146,14 +144,14 @@ class Texts:
         shard = self._shards[shard_index]
         assert shard.top_ids is not None
         assert shard.top_log_probs is not None
-        num_prompt = int(shard.prompt_lengths[row])
+        num_prompt = self._num_prompt[index]
         start = shard.answer_starts[row]
         places = slice(start + (num_prompt == 0), start + self.lengths[index] - num_prompt)
         return shard.top_ids[places].long(), shard.top_log_probs[places].float()
 
     def _checksum(self, index: int) -> int:
         tokens, first = self._text(index)
-        judged_by = tokens[:first] if self._num_prompt(index) else tokens
+        judged_by = tokens[:first] if self._num_prompt[index] else tokens
         return zlib.crc32(judged_by.numpy().tobytes())
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -133,7 +133,8 @@ class Trainer:
         columns = []
         is_right: list[list[bool]] = []
         self._lesson.eval()
-        for part in cut_passes([self._texts.lengths[i] for i in self._held_out], self._pass_tokens):
+        lengths = [self._texts.lengths[index] for index in self._held_out]
+        for part in cut_passes(lengths, self._stage.pass_tokens):
             indices = [self._held_out[place] for place in part]
             with torch.no_grad():
                 batch = self._texts.batch(indices).to(self._accelerator.device)
@@ -152,10 +153,6 @@ class Trainer:
             tokens_per_step=sum(map(sum, steps)) / sum(map(len, steps)),
             calibration_error=calibration_error(marks.confidence, marks.is_right),
         )
-
-    @property
-    def _pass_tokens(self) -> int:
-        return self._stage.pass_tokens
 
     def _update(self) -> None:
         started = time.monotonic()
@@ -338,12 +335,9 @@ def _plan(
     return updates[: stage.max_updates]
 
 
-def _distinct(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _distinct(state: Mapping[str, Float[Tensor, "..."]]) -> dict[str, Float[Tensor, "..."]]:
     """Leaves out tensors that share their memory with an earlier one, as tied weights do."""
-    pointers = [tensor.data_ptr() for tensor in state.values()]
-    seen = {name: pointers.index(tensor.data_ptr()) for name, tensor in state.items()}
-    return {
-        name: state[name].contiguous()
-        for index, name in enumerate(state)
-        if seen[name] == index or not state[name].numel()
-    }
+    by_place: dict[int, str] = {}
+    for name, tensor in state.items():
+        by_place.setdefault(tensor.data_ptr(), name)
+    return {name: state[name].contiguous() for name in by_place.values()}
