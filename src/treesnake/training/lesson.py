@@ -14,7 +14,7 @@ from treesnake.training.recipe import Divergence
 from treesnake.training.texts import Batch
 
 PLACES_PER_PART = 1024
-"""The logits of so many places exist at once; those of the others are made again for gradients."""
+"""The logits of so many places exist at once; of more, they are made again for the gradients."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,17 @@ class Lesson(nn.Module):
         if not len(features):
             # A device without places takes part in the sum of gradients all the same.
             return (features.sum() + weight.sum()).expand(0, 3)
-        parts = [
+        starts = range(0, len(features), PLACES_PER_PART)
+        parts = [slice(start, start + PLACES_PER_PART) for start in starts]
+        if len(parts) == 1:
+            return self._mark(features, weight, batch, target_logits, parts[0])
+        marks = [
             checkpoint(
                 self._mark, features[part], weight, batch, target_logits, part, use_reentrant=False
             )
-            for start in range(0, len(features), PLACES_PER_PART)
-            if (part := slice(start, start + PLACES_PER_PART))
+            for part in parts
         ]
-        return torch.cat(parts)
+        return torch.cat(marks)
 
     def next_probs(
         self, tokens: Int[Tensor, "texts tokens"], ends: Int[Tensor, " texts"]

@@ -82,11 +82,20 @@ def _device() -> str:
 
 
 def _commit() -> str | None:
-    """Returns the commit of the source that runs, or None if it runs from no repository."""
-    command = ["git", "rev-parse", "HEAD"]
-    folder = Path(__file__).parent
-    try:
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    except OSError:
+    """Returns the commit of the source that runs, marked if the source was changed since.
+
+    None if it runs from no repository, or from one that it is no part of, as a package that is
+    installed somewhere inside of one.
+    """
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
-    return result.stdout.strip() or None
+    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()

@@ -1,0 +1,35 @@
+"""A drafter carries along where it comes from."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from treesnake.training import provenance
+from treesnake.training.held_out import Judgement
+from treesnake.training.position import Evaluation
+from treesnake.training.provenance import StageRecord, write_provenance
+from treesnake.training.recipe import Recipe
+
+EVALUATION = Evaluation(4, 1000, 7.5, 2.0, Judgement(3, 30, 2.1, 0.5, 1.9, 0.1))
+RECORD = StageRecord("distil", 80, 900, 1000, 0.002, [EVALUATION])
+
+
+def test_recipe_sources_and_curves_are_written(recipe: Recipe, tmp_path: Path) -> None:
+    write_provenance(tmp_path, recipe, [RECORD], num_parameters=123, num_processes=2)
+    facts = json.loads((tmp_path / "provenance.json").read_text())
+    assert facts["recipe"] == json.loads(json.dumps(asdict(recipe)))
+    assert facts["sources"]["answers"]["answered_by"] == recipe.target
+    assert facts["stages"][0]["evaluations"][0]["judgement"]["tokens_per_step"] == 1.9
+    assert (facts["parameters"], facts["processes"]) == (123, 2)
+    assert facts["packages"]["torch"]
+
+
+def test_the_commit_is_that_of_this_source_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = provenance._commit()
+    assert commit is None or len(commit.removesuffix("-dirty")) == 40
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+    assert provenance._commit() is None
