@@ -10,7 +10,7 @@ from treesnake.cli.app import app
 RUNNER = CliRunner()
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["chat"], ["info"]], ids=str)
+@pytest.mark.parametrize("command", [[], ["generate"], ["chat"], ["info"], ["calibrate"]], ids=str)
 def test_help_fits_into_eighty_columns(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     result = RUNNER.invoke(app, [*command, "-h"])

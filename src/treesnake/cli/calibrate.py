@@ -63,13 +63,14 @@ def _show(costs: CostTable) -> None:
     """Prints both tables, with bars of one scale."""
     console = Console(highlight=False)
     longest = max(next(iter(costs.score_s.values())).values())
-    console.print(_table("Scoring, by nodes", costs.score_s, longest))
-    console.print()
-    console.print(_table("Drafting a level, by nodes expanded", costs.draft_s, longest))
+    console.print("Scoring, by nodes", style="bold")
+    console.print(_table(costs.score_s, longest))
+    console.print("\nDrafting a level, by nodes expanded", style="bold")
+    console.print(_table(costs.draft_s, longest))
 
 
-def _table(title: str, costs: Mapping[int, Mapping[int, float]], longest: float) -> Table:
-    table = Table(title=title, title_justify="left", box=None, header_style="dim", pad_edge=False)
+def _table(costs: Mapping[int, Mapping[int, float]], longest: float) -> Table:
+    table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("", justify="right")
     for length in costs:
         table.add_column(f"ms at {length} tokens", justify="right")
