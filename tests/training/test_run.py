@@ -1,17 +1,27 @@
 """A recipe from prompts to a drafter that drafts."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from treesnake.cli.app import app
 from treesnake.drafters.load import load_drafter
+from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import find_checkpoint
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.shape import chain
-from treesnake.training.recipe import MambaSizes, Recipe, TransformerSizes
+from treesnake.training.recipe import (
+    AnswersStage,
+    DistilStage,
+    MambaSizes,
+    Recipe,
+    TransformerSizes,
+)
 from treesnake.training.reporting import NoReporter
 from treesnake.training.run import train_drafter
 
@@ -50,3 +60,35 @@ def test_a_recipe_makes_a_drafter_of_any_architecture(
     assert stage["evaluations"][-1]["update"] == 9
     first, last = stage["evaluations"][0], stage["evaluations"][-1]
     assert last["judgement"]["loss"] < first["judgement"]["loss"]
+
+
+def test_the_command_runs_a_recipe_and_names_the_drafter(
+    distillation: Recipe, tmp_path: Path, write_recipe: Callable[[Recipe, Path], Path]
+) -> None:
+    path = write_recipe(distillation, tmp_path / "recipe.toml")
+    result = CliRunner().invoke(app, ["train", str(path), "-o", str(tmp_path / "runs")])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == str(tmp_path / "runs" / "tiny" / "drafter")
+    assert "tokens/step" in result.stderr
+    again = CliRunner().invoke(app, ["train", str(path), "-o", str(tmp_path / "runs")])
+    assert again.stdout == result.stdout
+    assert "update 4" not in again.stderr, "nothing is done twice"
+
+
+def test_stages_that_were_made_with_other_settings_are_not_taken(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    (answers, _) = recipe.stages
+    assert isinstance(answers, AnswersStage)
+    train_drafter(replace(recipe, stages=(answers,)), tmp_path, NoReporter())
+    other = replace(answers, max_new_tokens=3)
+    with pytest.raises(InvalidInputError, match="answers was made with other settings"):
+        train_drafter(replace(recipe, stages=(other,)), tmp_path, NoReporter())
+
+
+def test_a_drafter_that_nothing_judges_is_not_trained(distillation: Recipe, tmp_path: Path) -> None:
+    (stage,) = distillation.stages
+    assert isinstance(stage, DistilStage)
+    none_held_out = replace(distillation, stages=(replace(stage, held_out=0.0),))
+    with pytest.raises(InvalidInputError, match="0 that are held out; add data"):
+        train_drafter(none_held_out, tmp_path, NoReporter())
