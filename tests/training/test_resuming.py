@@ -188,5 +188,17 @@ def test_a_loss_that_is_no_number_stops_and_says_what_to_try(
         train_drafter(replace(distillation, stages=(wild,)), tmp_path, NoReporter())
 
 
+def test_a_run_goes_on_with_another_learning_rate(
+    distillation: Recipe, reference: Path, tmp_path: Path
+) -> None:
+    (stage,) = distillation.stages
+    early = replace(stage, max_updates=4)
+    train_drafter(replace(distillation, stages=(early,)), tmp_path, NoReporter())
+    slower = replace(stage, learning_rate=1e-3)
+    folder = train_drafter(replace(distillation, stages=(slower,)), tmp_path, NoReporter())
+    assert last_checkpoint(tmp_path).name == last_checkpoint(reference).name
+    assert (folder / "model.safetensors").exists()
+
+
 def write(path: Path, text: str) -> None:
     path.write_text(text)

@@ -6,15 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from treesnake.cli.app import app
 from treesnake.drafters.load import load_drafter
-from treesnake.errors import InvalidInputError
+from treesnake.errors import InvalidInputError, TrainingError
 from treesnake.loading.checkpoint import find_checkpoint
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.shape import chain
+from treesnake.training import answers as answers_module
 from treesnake.training.recipe import (
     AnswersStage,
     DistilStage,
@@ -24,6 +26,7 @@ from treesnake.training.recipe import (
 )
 from treesnake.training.reporting import NoReporter
 from treesnake.training.run import train_drafter
+from treesnake.training.trainer import Trainer
 
 
 @pytest.mark.parametrize(
@@ -92,3 +95,17 @@ def test_a_drafter_that_nothing_judges_is_not_trained(distillation: Recipe, tmp_
     none_held_out = replace(distillation, stages=(replace(stage, held_out=0.0),))
     with pytest.raises(InvalidInputError, match="0 that are held out; add data"):
         train_drafter(none_held_out, tmp_path, NoReporter())
+
+
+def test_short_memory_names_the_setting_that_saves_it(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhaust(*_arguments: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(Trainer, "_update", exhaust)
+    with pytest.raises(TrainingError, match="choose a smaller pass_tokens"):
+        train_drafter(recipe, tmp_path / "learning", NoReporter())
+    monkeypatch.setattr(answers_module, "answer", exhaust)
+    with pytest.raises(TrainingError, match="choose a smaller batch_size"):
+        train_drafter(recipe, tmp_path / "answering", NoReporter())

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from treesnake.errors import InvalidInputError
+from treesnake.errors import InvalidInputError, TrainingError
 from treesnake.training.answering import AnswerOptions, answer
 from treesnake.training.corpus import prompt_tokens
 from treesnake.training.recipe import AnswersStage
@@ -101,7 +101,7 @@ def answer_prompts(
         reporter: is told the number of prompts.
 
     Raises:
-        TrainingError: if a shard cannot be written.
+        TrainingError: if a shard cannot be written, or memory is short.
     """
     folder.mkdir(parents=True, exist_ok=True)
     options = AnswerOptions(
@@ -115,6 +115,13 @@ def answer_prompts(
             continue
         if not path.exists():
             generator.manual_seed(seed * 1_000_003 + batch.number)
-            answers = answer(model, batch.prompts, options, generator)
+            try:
+                answers = answer(model, batch.prompts, options, generator)
+            except torch.OutOfMemoryError as error:
+                raise TrainingError(
+                    f'the stage "{stage.name}" answers {stage.batch_size} prompts at once, for '
+                    f"which the device has no memory; choose a smaller batch_size, delete {folder} "
+                    f"and run the same command again: {error}"
+                ) from error
             write_shard(path, answers_shard(batch.prompt_index, answers), vocab_size)
         reporter.advance(len(batch.prompts) * share[1], {})

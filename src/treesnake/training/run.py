@@ -44,6 +44,17 @@ from treesnake.training.start import prepare, shares_embeddings
 from treesnake.training.texts import Texts, read_texts
 from treesnake.training.trainer import BEST_FOLDER, WEIGHTS_FILE, Trainer
 
+CHANGEABLE = (
+    "learning_rate",
+    "final_rate",
+    "warmup",
+    "clip_norm",
+    "max_updates",
+    "evaluate_every",
+    "checkpoint_every",
+)
+"""What a learning stage may have set otherwise after it has begun, as when its loss got lost."""
+
 DONE_FILE = "done.json"
 DRAFTER_FOLDER = "drafter"
 LOGS_FOLDER = "logs"
@@ -230,11 +241,12 @@ class _Run:
     def _fingerprint(
         self, stage: PretrainStage | DistilStage, vocabulary: Int[Tensor, " drafted"] | None
     ) -> str:
-        """Returns a checksum of what a stage's result depends on, but for its texts."""
+        """Returns a checksum of what may not change once a stage has begun, but for its texts."""
         recipe = self._recipe
         begun_as = [recipe.target, asdict(recipe.drafter), asdict(recipe.start), recipe.seed]
         drafted = None if vocabulary is None else vocabulary.tolist()
-        text = json.dumps([begun_as, asdict(stage), drafted], sort_keys=True)
+        fixed = {key: value for key, value in asdict(stage).items() if key not in CHANGEABLE}
+        text = json.dumps([begun_as, fixed, drafted], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _prompts_file(self, name: str) -> Path:

@@ -93,8 +93,8 @@ class Trainer:
         self._updates = _plan(texts, learned, stage, seed)
         self._position = Position(f"{fingerprint}-{len(texts)}-{sum(texts.lengths)}")
         optimizers = new_optimizers(lesson.learner, stage)
-        if accelerator.distributed_type is DistributedType.FSDP and stage.optimizer == "muon":
-            raise InvalidInputError('FSDP cuts matrices, which Muon needs whole; choose "adamw"')
+        if accelerator.distributed_type is DistributedType.FSDP:
+            _check_sharded(stage)
         prepared = accelerator.prepare(lesson, *optimizers)
         self._lesson: Any = prepared[0]
         self._optimizers: Sequence[Optimizer] = prepared[1:]
@@ -108,7 +108,7 @@ class Trainer:
         """Trains to the end, from the newest checkpoint if there is one; returns the best.
 
         Raises:
-            TrainingError: if the loss is no number, or nothing can be written.
+            TrainingError: if the loss is no number, memory is short, or nothing can be written.
             InvalidInputError: if the checkpoints are of another recipe or other data.
         """
         self._resume()
@@ -122,6 +122,12 @@ class Trainer:
                     self._evaluate()
                 if is_last or self._position.update % self._stage.checkpoint_every == 0:
                     self._save()
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f'the stage "{self._stage.name}" runs {self._stage.pass_tokens} tokens at once, '
+                "for which the device has no memory; choose a smaller pass_tokens, and delete "
+                f"{self._folder} if it has begun: {error}"
+            ) from error
         finally:
             self._reporter.end()
         best = self._position.best
@@ -241,7 +247,7 @@ class Trainer:
             f'the loss of the stage "{stage.name}" is {loss} at update {update + 1}, the norm of '
             f"its gradient {norm}; checkpoints from before are in {self._checkpoints}. Try a "
             f"learning_rate of {stage.learning_rate / 3:.2g}, a longer warmup, a smaller "
-            'clip_norm, or precision = "float32"'
+            'clip_norm, or precision = "float32"; training then goes on from there'
         )
 
     def _evaluate(self) -> None:
@@ -320,6 +326,14 @@ class Trainer:
             )
         self._accelerator.load_state(str(folder))
         self._position = position
+
+
+def _check_sharded(stage: LearningStage) -> None:
+    """Raises InvalidInputError for what needs whole weights, which FSDP shares out."""
+    if stage.optimizer == "muon":
+        raise InvalidInputError('FSDP cuts matrices, which Muon needs whole; choose "adamw"')
+    if isinstance(stage, DistilStage) and stage.rollout_tokens:
+        raise InvalidInputError("FSDP shares out weights, which rollouts need whole; leave one out")
 
 
 def _plan(
