@@ -93,12 +93,12 @@ class CostCurve:
         self._factors = [1.0] * len(KNOTS)
         self._weights = [0.0] * len(KNOTS)
         self._curve: list[float] | None = None
-        self.largest_seen = max(self.table, default=0)
+        self.largest_seen = 0
 
     @property
     def is_known(self) -> bool:
         """Whether there was a table or an observation."""
-        return self.largest_seen > 0
+        return bool(self.table) or self.largest_seen > 0
 
     def seconds(self, count: int) -> float:
         """Returns the seconds that a count is believed to take; they never fall with the count."""
@@ -175,12 +175,12 @@ class LearnedCosts:
 
     @property
     def most_nodes(self) -> int:
-        """The most nodes to draft: what is known of, and something beyond."""
+        """The most nodes to draft: what was seen and as many again, for a table may be wrong."""
         return 2 * self._score.largest_seen + 2
 
     @property
     def most_width(self) -> int:
-        """The most nodes of a level to expand: what is known of, and something beyond."""
+        """The most nodes of a level to expand: what was seen and as many again."""
         return 2 * self._draft.largest_seen + 1
 
     def score_s(self, num_nodes: int, context_length: int) -> float:

@@ -88,7 +88,7 @@ class SelfTuningSearch:
     def observe(self, step: Step) -> None:
         """Learns from the step, and decides what comes next."""
         mode = _mode_of(step.shape)
-        has_debt = self._num_missed > 0 and len(step.tree) > 1
+        has_debt = self._num_missed > 0 and mode is not Mode.OFF
         extra_s = self._learned.observe(step, self._context_length, has_debt=has_debt)
         if has_debt:
             # Reading many tokens at once takes no longer than one after the other.
@@ -97,7 +97,7 @@ class SelfTuningSearch:
         self._learn_acceptance(mode, step)
         self._learn_rate(mode, step, is_counted=not has_debt)
         num_emitted = len(step.emitted)
-        self._num_missed = self._num_missed + num_emitted if len(step.tree) == 1 else 0
+        self._num_missed = self._num_missed + num_emitted if mode is Mode.OFF else 0
         self._expected_length = self._context_length + num_emitted
         self._num_steps += 1
         if self._num_steps >= self._next_plan:
