@@ -27,6 +27,9 @@ from treesnake.training.reporting import NoReporter
 from treesnake.training.run import train_drafter
 from treesnake.training.texts import Batch, read_texts
 
+PATIENCE_S = 300
+"""A process that hangs fails the test, instead of holding up all others."""
+
 Run = Callable[[Recipe, Path], None]
 
 
@@ -56,7 +59,8 @@ def run_together(run: Run, recipe: Recipe, folder: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join()
+        process.join(PATIENCE_S)
+        process.kill()
     assert [process.exitcode for process in processes] == [0, 0]
 
 

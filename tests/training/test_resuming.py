@@ -21,6 +21,9 @@ from treesnake.training.reporting import NoReporter
 from treesnake.training.run import train_drafter
 
 
+PATIENCE_S = 300
+
+
 class KillingReporter(NoReporter):
     """Kills the process when so many updates are done."""
 
@@ -96,7 +99,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
 ) -> None:
     process = get_context("fork").Process(target=train, args=(distillation, tmp_path))
     process.start()
-    process.join()
+    process.join(PATIENCE_S)
     assert process.exitcode == -signal.SIGKILL
     assert newest_checkpoint(tmp_path / "distil" / "checkpoints", print) == checkpoint_folder(
         tmp_path / "distil" / "checkpoints", update
