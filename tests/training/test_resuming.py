@@ -20,7 +20,6 @@ from treesnake.training.recipe import Recipe
 from treesnake.training.reporting import NoReporter
 from treesnake.training.run import train_drafter
 
-
 PATIENCE_S = 300
 
 
