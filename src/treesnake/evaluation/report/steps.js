@@ -105,7 +105,8 @@
     const hasOwn = step.emitted.length === step.path.length;
     const labels = step.tokens.map(visible);
     const widest = Math.max(...labels.map((label) => Math.min(label.length, 14)), 4);
-    const [column, row] = [widest * 7.7 + 62, 38];
+    const gap = Math.max(...depths) > 6 ? 36 : 62;
+    const [column, row] = [widest * 7.7 + gap, 38];
     const place = (node) => [12 + depths[node] * column, 12 + rows[node] * row];
     const width = 24 + (Math.max(...depths) + (hasOwn ? 2 : 1)) * column;
     const height = 24 + (numLeaves + (hasOwn ? 1 : 0)) * row;
