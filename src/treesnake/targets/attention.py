@@ -27,7 +27,7 @@ class AttentionTargetModel:
 
     def __init__(self, model: AttentionNetwork | PreTrainedModel) -> None:
         self.network: AttentionNetwork = (
-            HfAttention(model) if isinstance(model, PreTrainedModel) else model
+            model if isinstance(model, AttentionNetwork) else HfAttention(model)
         )
 
     def new_session(self) -> "AttentionTarget":
