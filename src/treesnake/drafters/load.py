@@ -34,10 +34,7 @@ PROMPT_LOOKUP = "prompt-lookup"
 NO_DRAFTER = "none"
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
-SHIPPED_FOR = {
-    DEFAULT_MODEL: "treesnake-smol",
-    "HuggingFaceTB/SmolLM2-135M-Instruct": "treesnake-smol",
-}
+SHIPPED_FOR: dict[str, str] = {}
 """The trained drafters that come with the package, by the targets that they were trained for."""
 
 WEIGHTLESS: dict[str, Callable[[], DrafterModel]] = {
@@ -62,11 +59,10 @@ def load_drafter(
     """Returns a drafter.
 
     Args:
-        name: "auto", the trained drafter that comes with the package if it is one for this target
-            ("treesnake-smol" for "smollm2"), else prompt lookup; "prompt-lookup"; "none", which
-            never drafts anything; a folder, a GGUF file or a name at the hub, of a Mamba, Mamba-2
-            or Transformer; or one of these and prompt lookup, as in
-            "state-spaces/mamba-130m-hf+prompt-lookup".
+        name: "auto", a trained drafter that comes with the package for this target, else prompt
+            lookup; "prompt-lookup"; "none", which never drafts anything; a folder, a GGUF file or a
+            name at the hub, of a Mamba, Mamba-2 or Transformer; or one of these and prompt lookup,
+            as in "state-spaces/mamba-130m-hf+prompt-lookup".
         target: what it drafts for; without it the drafter's tokens are taken for the target's.
         dtype: of the weights. "auto" is int8 for a Mamba on a CPU, else the checkpoint's own. What
             is drafted depends on it, and so does the speed; the text does not.
