@@ -27,7 +27,7 @@ class AttentionTargetModel:
 
     def __init__(self, model: AttentionNetwork | PreTrainedModel) -> None:
         self.network: AttentionNetwork = (
-            model if isinstance(model, AttentionNetwork) else HfAttention(model)
+            HfAttention(model) if isinstance(model, PreTrainedModel) else model
         )
 
     def new_session(self) -> "AttentionTarget":
