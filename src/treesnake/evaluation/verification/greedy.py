@@ -8,7 +8,7 @@ from torch import Tensor
 
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.evaluation.verification.evidence import Difference, GreedyEvidence
-from treesnake.evaluation.verification.plain import PlainDecoding
+from treesnake.evaluation.verification.plain import PlainDecoding, last_bit
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams, first_largest
 
@@ -75,18 +75,5 @@ def _difference(
         plain_token=wanted,
         emitted_logit=float(logits[emitted]),
         plain_logit=float(logits[wanted]),
-        rounding=max(float((logits - other)[pair].abs().max()), _last_bit(logits[pair])),
+        rounding=max(float((logits - other)[pair].abs().max()), last_bit(logits[pair])),
     )
-
-
-def _last_bit(logits: Float[Tensor, " tokens"]) -> float:
-    """Returns the distance between neighbouring numbers of the coarsest dtype that fits them all.
-
-    Half-precision logits are steps apart although they come as float32: two that are equal to their
-    last bit are a tie even if two ways of plain decoding happen to agree.
-    """
-    largest = max(float(logits.abs().max()), torch.finfo(torch.float32).tiny)
-    for dtype in (torch.bfloat16, torch.float16):
-        if bool((logits.to(dtype).float() == logits).all()):
-            return largest * torch.finfo(dtype).eps
-    return largest * torch.finfo(torch.float32).eps

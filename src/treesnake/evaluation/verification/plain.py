@@ -45,3 +45,16 @@ class PlainDecoding:
 def is_ended(tokens: Sequence[int], end_token_ids: Collection[int]) -> bool:
     """Tells whether a text is over."""
     return bool(tokens) and tokens[-1] in end_token_ids
+
+
+def last_bit(logits: Float[Tensor, " tokens"]) -> float:
+    """Returns the distance between neighbouring numbers of the coarsest dtype that fits them all.
+
+    Half-precision logits are steps apart although they come as float32: two that are equal to their
+    last bit are a tie even if two ways of plain decoding happen to agree.
+    """
+    largest = max(float(logits.abs().max()), torch.finfo(torch.float32).tiny)
+    for dtype in (torch.bfloat16, torch.float16):
+        if bool((logits.to(dtype).float() == logits).all()):
+            return largest * torch.finfo(dtype).eps
+    return largest * torch.finfo(torch.float32).eps

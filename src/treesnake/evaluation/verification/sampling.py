@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from treesnake.evaluation.verification.partition import (
     Partition,
     divide_texts,
 )
-from treesnake.evaluation.verification.plain import PlainDecoding, is_ended
+from treesnake.evaluation.verification.plain import PlainDecoding, is_ended, last_bit
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams, to_probs
 
@@ -113,6 +114,7 @@ def _count_short_texts(
 ) -> tuple[list[Counts], int]:
     """Returns counts per prompt over its own cells, and how many texts cannot be."""
     session = decoder.new_session()
+    plain = PlainDecoding(decoder.target)
     groups: list[Counts] = []
     num_impossible = 0
     for index, prompt in enumerate(prompts):
@@ -124,7 +126,7 @@ def _count_short_texts(
             )
             cell = partition.find(tokens)
             if cell == IMPOSSIBLE:
-                num_impossible += 1
+                num_impossible += count_impossible(plain, prompt, tokens, plan.params)
             else:
                 observed[cell] += 1
             if report:
@@ -181,16 +183,38 @@ def _count_tenths(
         for probs, token in zip(rows, tokens, strict=True):
             prob = float(probs[token])
             if prob == 0:
-                num_impossible += 1
                 continue
             # Of equally probable tokens the first ones come first, as in a stable sort.
             before = float(probs[probs > prob].sum() + probs[:token][probs[:token] == prob].sum())
             place = (before + prob * chance.random()) / float(probs.sum())
             observed[min(int(place * NUM_TENTHS), NUM_TENTHS - 1)] += 1
+        if not all(row[token] for row, token in zip(rows, tokens, strict=True)):
+            num_impossible += count_impossible(plain, prompt, tokens, plan.params)
         if report:
             report("longer texts", number + 1, num_texts)
     labels = [f"tokens in tenth {tenth + 1} of the distribution" for tenth in range(NUM_TENTHS)]
     return Counts(observed, np.full(NUM_TENTHS, 1 / NUM_TENTHS), labels), num_impossible
+
+
+def count_impossible(
+    plain: PlainDecoding, prompt: Prompt, tokens: Sequence[int], params: SamplingParams
+) -> int:
+    """Counts the tokens of a text that top-k, top-p or min-p rule out.
+
+    One that rounding could have moved over the edge is none: its logit is as close to the smallest
+    that is kept as two ways of plain decoding are to each other.
+    """
+    number = 0
+    rows = plain.logits_along(prompt, tokens)
+    for position, (logits, token) in enumerate(zip(rows, tokens, strict=True)):
+        kept_mask = to_probs(logits, params) > 0
+        if not kept_mask[token]:
+            other = plain.logits([*prompt.token_ids, *tokens[:position]])
+            edge = logits[kept_mask].min()
+            pair = torch.stack([edge, logits[token]])
+            rounding = max(float((logits - other)[token].abs()), last_bit(pair))
+            number += float(edge - logits[token]) > 2 * rounding
+    return number
 
 
 def _sample(
