@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import Any, Protocol, Self, cast, runtime_checkable
 
 from treesnake.constraints import Constraint
-from treesnake.drafters.load import PROMPT_LOOKUP, check_drafter_name, load_drafter
+from treesnake.drafters.load import AUTO, check_drafter_name, load_drafter
 from treesnake.errors import InvalidInputError
 from treesnake.generate import generate
 from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
@@ -184,7 +184,7 @@ class SpeculativeDecoder:
     def from_pretrained(
         cls,
         target: str = DEFAULT_MODEL,
-        drafter: str = PROMPT_LOOKUP,
+        drafter: str = AUTO,
         *,
         dtype: DtypeName = "auto",
         device: str = "auto",
@@ -198,8 +198,9 @@ class SpeculativeDecoder:
 
         Args:
             target: a name on the hub, a folder, a GGUF file, or "smollm2", which is a package.
-            drafter: "prompt-lookup", "none" for plain decoding, or a model by name or folder that
-                has the target's tokenizer; see `treesnake.drafters.load.load_drafter`.
+            drafter: "auto" for the best that comes with the package, "prompt-lookup", "none" for
+                plain decoding, or a model by name or folder that has the target's tokenizer; see
+                `treesnake.drafters.load.load_drafter`.
             dtype: of the target's weights; see `treesnake.loading.networks.load_attention_network`.
             device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is.
             engine: "native", "generic", or "auto".

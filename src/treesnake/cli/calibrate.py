@@ -28,7 +28,7 @@ def calibrate(
     engine: options.Engine = "auto",
     threads: options.Threads = None,
     trust_remote_code: options.TrustRemoteCode = False,
-    drafter: options.Drafter = "prompt-lookup",
+    drafter: options.Drafter = "auto",
     as_json: options.Json = False,
 ) -> None:
     """Measure what drafting and scoring take here, for the self-tuning search to begin with.

@@ -31,7 +31,7 @@ def generate(
     engine: options.Engine = "auto",
     threads: options.Threads = None,
     trust_remote_code: options.TrustRemoteCode = False,
-    drafter: options.Drafter = "prompt-lookup",
+    drafter: options.Drafter = "auto",
     search: options.Search = "self-tuning",
     max_new_tokens: options.MaxNewTokens = 256,
     temperature: options.Temperature = 0.0,

@@ -53,7 +53,7 @@ Drafter = Annotated[
         "-d",
         metavar="NAME",
         show_default=False,
-        help="prompt-lookup, the default, or none for plain decoding.",
+        help="auto, the default; prompt-lookup; a model; or none for plain decoding.",
     ),
 ]
 Search = Annotated[
