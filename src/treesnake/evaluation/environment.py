@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("treesnake", "torch", "transformers", "numba", "triton")
+PACKAGES = ("treesnake", "torch", "transformers", "numba", "triton", "llama-cpp-python")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -18,7 +18,7 @@ def describe_environment() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _git("rev-parse", "--short", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "src")),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", ":/src", ":/benchmarks")),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
