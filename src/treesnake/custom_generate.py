@@ -47,6 +47,7 @@ from treesnake.outcome import FinishReason
 from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel, TreeSearch
 from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.search.self_tuning import SelfTuningSearch
 from treesnake.search.static import StaticSearch
 from treesnake.shape import chain
 from treesnake.stopping import Cut
@@ -91,7 +92,9 @@ def custom_generate(
         generation_config: sampling or greedy; beams are refused. The text ends at the latest with
             the model's context.
         drafter: what drafts; prompt lookup by default.
-        search: what chooses the trees; chains of 4 by default.
+        search: what chooses the trees. By default one that tunes itself, anew in every call, so
+            give one to go on learning; and chains of 4 where text is sampled, because trees that
+            depend on measured times do not keep a seed.
         token_streamer: gets the new tokens as they come. Transformers does not hand its own
             argument `streamer` on to custom methods.
         model_kwargs: what else the model is given, refused where it would make a difference.
@@ -110,7 +113,7 @@ def custom_generate(
         target,
         (drafter or NgramDrafterModel()).new_session(),
         prompt,
-        search=search or StaticSearch(chain(4)),
+        search=search or _default_search(sampled=bool(generation_config.do_sample)),
         params=params,
         rng=TorchRng(params.seed),
         max_length=_max_length(stopping_criteria, target.context_length),
@@ -161,6 +164,10 @@ class _CriterionRule:
                 reason = FinishReason.END_TOKEN if is_end else FinishReason.STOP_RULE
                 return Cut(num_kept, reason)
         return None
+
+
+def _default_search(*, sampled: bool) -> TreeSearch:
+    return StaticSearch(chain(4)) if sampled else SelfTuningSearch()
 
 
 def _check_options(input_ids: Int[Tensor, "batch tokens"], config: GenerationConfig) -> None:
