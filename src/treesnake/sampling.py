@@ -66,17 +66,44 @@ def to_probs(
     """
     logits = logits.float()
     if params.is_greedy:
-        return torch.zeros_like(logits).scatter_(-1, first_largest(logits)[..., None], 1.0)
-    logits = logits / params.temperature
+        return _zeros_like(logits).scatter_(-1, first_largest(logits)[..., None], 1.0)
+    logits = _divided(logits, params.temperature)
     if params.top_k is not None and params.top_k < logits.shape[-1]:
         smallest_kept = _kth_largest(logits, params.top_k)
         logits = logits.masked_fill(logits < smallest_kept, float("-inf"))
-    probs = logits.softmax(-1)
+    probs = _softmax(logits)
     if params.top_p < 1:
         _keep_from(_nucleus_floor(probs, params.top_p), probs)
     if params.min_p > 0:
         _keep_from(params.min_p * probs.amax(-1, keepdim=True), probs)
     return probs
+
+
+def all_finite(logits: Float[Tensor, "rows vocab"]) -> bool:
+    """Tells whether the largest logit of each row is a number."""
+    if _is_for_numpy(logits):
+        return bool(np.isfinite(logits.numpy().max(-1)).all())
+    return bool(logits.amax(-1).isfinite().all())
+
+
+def log_softmax(logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:
+    """Returns log probabilities."""
+    if not _is_for_numpy(logits):
+        return logits.log_softmax(-1)
+    rows = logits.numpy()
+    with np.errstate(invalid="ignore"):  # a row in which nothing is possible
+        shifted = rows - rows.max(-1, keepdims=True)
+    return torch.from_numpy(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def filled_like(
+    rows: Float[Tensor, "rows some"], width: int, value: float
+) -> Float[Tensor, "rows width"]:
+    """Returns rows of another width, all of one value."""
+    shape = (len(rows), width)
+    if _is_for_numpy(rows):
+        return torch.from_numpy(np.full(shape, value, np.float32))
+    return rows.new_full(shape, value)
 
 
 def first_largest(values: Float[Tensor, "*rows vocab"]) -> Int[Tensor, "*rows"]:
@@ -153,6 +180,38 @@ class TorchRng:
 
     def _uniform(self) -> float:
         return float(torch.rand((), dtype=torch.float64, generator=self._generator))
+
+
+def _is_for_numpy(rows: Float[Tensor, "..."]) -> bool:
+    """Tells whether numpy is the one to go through whole rows.
+
+    After an operation of torch on more than some 30,000 numbers, its threads go on spinning for
+    milliseconds, on the cores that the compiled passes of small models need at once. That cost half
+    of the time of such a pass.
+    """
+    return rows.device.type == "cpu" and rows.dtype == torch.float32
+
+
+def _zeros_like(rows: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:
+    if _is_for_numpy(rows):
+        return torch.from_numpy(np.zeros(rows.shape, np.float32))
+    return torch.zeros_like(rows)
+
+
+def _divided(logits: Float[Tensor, "*rows vocab"], by: float) -> Float[Tensor, "*rows vocab"]:
+    if _is_for_numpy(logits):
+        return torch.from_numpy(np.asarray(logits.numpy() / np.float32(by)))
+    return logits / by
+
+
+def _softmax(logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:
+    if not _is_for_numpy(logits):
+        return logits.softmax(-1)
+    rows = logits.numpy()
+    with np.errstate(invalid="ignore"):  # a row in which nothing is possible
+        probs = np.exp(rows - rows.max(-1, keepdims=True))
+    probs /= probs.sum(-1, keepdims=True)
+    return torch.from_numpy(probs)
 
 
 def _kth_largest(values: Float[Tensor, "*rows vocab"], k: int) -> Float[Tensor, "*rows 1"]:

@@ -18,9 +18,9 @@ def greedy(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -
         LosslessnessError: if the target's distributions are not single tokens.
     """
     check_vocabulary(draft, target_probs)
-    if not bool((target_probs.amax(-1) == 1).all()):
+    most_probable = first_largest(target_probs)
+    if not bool((target_probs.gather(-1, most_probable[:, None]) == 1).all()):
         raise LosslessnessError(
             "the greedy rule is exact at temperature 0 only; accept with exact above it"
         )
-    next_tokens = first_largest(target_probs).tolist()
-    return follow_target(draft.tree, next_tokens.__getitem__)
+    return follow_target(draft.tree, most_probable.tolist().__getitem__)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.draft import Draft
-from treesnake.sampling import Rng, SamplingParams, to_probs
+from treesnake.sampling import Rng, SamplingParams, log_softmax, to_probs
 from treesnake.shape import BestFirst, FixedTree, LevelWidths, Priced, Shape
 from treesnake.tree import TokenTree, level_parents
 
@@ -113,7 +113,7 @@ def _grow_priced(anchor: int, shape: Priced, extend: Extend) -> GrownDraft:
             [tokens[node] for node in nodes], [grown.get(parents[node], -1) for node in nodes]
         )
         grown.update({node: len(grown) + index for index, node in enumerate(nodes)})
-        return _best_tokens(logits.log_softmax(-1), shape.width)
+        return _best_tokens(log_softmax(logits), shape.width)
 
     grown: dict[int, int] = {}
     tree = grow_best(anchor, shape, best_children)
@@ -193,8 +193,13 @@ def _best_tokens(
     scores: Float[Tensor, "nodes vocab"], num_tokens: int
 ) -> list[list[tuple[int, float]]]:
     """Returns the tokens with the highest scores in each row; one that is ruled out is none."""
-    best = scores.topk(min(num_tokens, scores.shape[-1]), dim=-1)
+    num_tokens = min(num_tokens, scores.shape[-1])
+    # On a CPU row by row, for which torch does not call its other threads.
+    parts = scores.split(1) if scores.device.type == "cpu" else [scores]
+    best = [part.topk(num_tokens, dim=-1) for part in parts]
+    indices = [row for part in best for row in part.indices.tolist()]
+    values = [row for part in best for row in part.values.tolist()]
     return [
         [(token, score) for token, score in zip(tokens, row, strict=True) if score > -inf]
-        for tokens, row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        for tokens, row in zip(indices, values, strict=True)
     ]

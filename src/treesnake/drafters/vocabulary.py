@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from treesnake.errors import InvalidInputError, LoadError
 from treesnake.models.tree_model import TreeModel
+from treesnake.sampling import filled_like
 
 DRAFT_VOCABULARY_FILE = "draft_vocabulary.json"
 """A list of token ids beside a network, in the order in which it is to compute their logits."""
@@ -254,7 +255,7 @@ def share_tokens(
 def _scattered(
     logits: Float[Tensor, "nodes shared"], token_ids: Int[Tensor, " shared"], size: int
 ) -> Float[Tensor, "nodes vocab"]:
-    scattered = logits.new_full((logits.shape[0], size), -inf)
+    scattered = filled_like(logits, size, -inf)
     scattered[:, token_ids.to(logits.device)] = logits
     return scattered
 

@@ -10,6 +10,7 @@ from treesnake.errors import ContextLengthError, InvalidInputError
 from treesnake.models.attention_network import AttentionNetwork, AttentionState
 from treesnake.models.hf_attention import HfAttention
 from treesnake.prompt import Prompt
+from treesnake.sampling import all_finite
 from treesnake.tree import TokenTree
 
 
@@ -80,7 +81,7 @@ class AttentionTarget:
         self._check_tree(tree)
         self._state.commit([])
         logits = self._state.extend(tree.tokens, tree.parent_list)
-        if not bool(logits.amax(-1).isfinite().all()):
+        if not all_finite(logits):
             self._state.commit([])
             raise self._state.broken_model_error(tree.tokens, tree.parent_list)
         return logits
