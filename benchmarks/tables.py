@@ -89,11 +89,27 @@ def _equality() -> str:
     return _table(["float32, greedy, 64 tokens", "prompts", "equal to transformers"], rows)
 
 
+def _long_context() -> str:
+    drafting = _read("long_context_draft")["drafting"]
+    rows = []
+    for size, by_length in drafting.items():
+        for drafter in next(iter(by_length.values())):
+            entries = [entries[drafter] for entries in by_length.values()]
+            times = [f"{entry['ms']:.1f}" for entry in entries]
+            sizes = [f"{entry['state_bytes'] / 1e6:.1f} MB" for entry in entries]
+            rows.append([f"{drafter}, {size}", *times, sizes[0], sizes[-1]])
+    lengths = [f"{length} tokens" for length in next(iter(drafting.values()))]
+    heads = [f"{length}, ms" for length in lengths]
+    ends = [f"state at {length}" for length in (lengths[0], lengths[-1])]
+    return _table(["a chain of 5 below", *heads, *ends], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "decoding": _decoding,
     "scoring": _scoring,
     "memory": _memory,
     "equality": _equality,
+    "long_context": _long_context,
 }
 
 
