@@ -1,13 +1,17 @@
 """bench, verify and report as they are called, on a tiny model."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from treesnake.acceptance.following import follow_target
 from treesnake.cli.app import app
 from treesnake.errors import InvalidInputError
+from treesnake.outcome import Acceptance
+from treesnake.tree import TokenTree
 
 RUNNER = CliRunner()
 
@@ -97,10 +101,10 @@ def test_what_is_not_lossless_has_an_exit_status(
 ) -> None:
     """The rule takes the token after the most probable one."""
 
-    def next_token(values: object) -> object:
-        return (values.argmax(-1) + 1) % values.shape[-1]  # type: ignore[attr-defined]
+    def follow_others(tree: TokenTree, next_token: Callable[[int], int]) -> Acceptance:
+        return follow_target(tree, lambda node: (next_token(node) + 1) % 260)
 
-    monkeypatch.setattr("treesnake.acceptance.greedy.first_largest", next_token)
+    monkeypatch.setattr("treesnake.acceptance.greedy.follow_target", follow_others)
     arguments = ["verify", *model_options(tiny_folder), "--temperature", "0", "-n", "2"]
     result = RUNNER.invoke(app, [*arguments, "--search", "chain(2)"])
     assert result.exit_code == 1
