@@ -18,8 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SHARED_WORDS = 8
-"""This many words in a row that a training prompt and an excluded one both have is overlap."""
+from treesnake.training.corpus import excluded_word_runs, word_runs
 
 
 def main() -> None:
@@ -31,10 +30,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
-    excluded = {gram for path in arguments.exclude for gram in excluded_grams(path)}
+    excluded = {run for path in arguments.exclude for run in excluded_word_runs(path)}
     prompts, overlapping = [], 0
     for source, text in gather(arguments.gsm8k, arguments.handbook, rng):
-        if grams(text) & excluded:
+        if word_runs(text) & excluded:
             overlapping += 1
         else:
             prompts.append({"source": source, "prompt": text})
@@ -97,16 +96,6 @@ def german_sentences(folder: Path) -> Iterator[str]:
             for sentence in re.split(r"(?<=[.!?])\s+(?=[A-ZÄÖÜ])", text):
                 if 5 <= len(sentence.split()) <= 40:
                     yield sentence
-
-
-def excluded_grams(path: Path) -> set[tuple[str, ...]]:
-    lines = path.read_text().splitlines()
-    return {gram for line in lines for turn in json.loads(line)["turns"] for gram in grams(turn)}
-
-
-def grams(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.lower())
-    return {tuple(words[i : i + SHARED_WORDS]) for i in range(len(words) - SHARED_WORDS + 1)}
 
 
 if __name__ == "__main__":

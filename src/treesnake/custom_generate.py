@@ -48,8 +48,7 @@ from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel, TreeSearch
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.search.self_tuning import SelfTuningSearch
-from treesnake.search.static import StaticSearch
-from treesnake.shape import chain
+from treesnake.search.static import SEED_KEEPING
 from treesnake.stopping import Cut
 from treesnake.targets.attention import AttentionTargetModel
 
@@ -167,7 +166,7 @@ class _CriterionRule:
 
 
 def _default_search(*, sampled: bool) -> TreeSearch:
-    return StaticSearch(chain(4)) if sampled else SelfTuningSearch()
+    return SEED_KEEPING if sampled else SelfTuningSearch()
 
 
 def _check_options(input_ids: Int[Tensor, "batch tokens"], config: GenerationConfig) -> None:

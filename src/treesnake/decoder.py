@@ -26,14 +26,10 @@ from treesnake.protocols import (
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.search.by_name import SELF_TUNING, search_by_name
 from treesnake.search.self_tuning import SelfTuningSearch
-from treesnake.search.static import StaticSearch
-from treesnake.shape import chain
+from treesnake.search.static import SEED_KEEPING
 from treesnake.stopping import EndTokens, StopRule, StopStrings
 from treesnake.targets.load import load_target
 from treesnake.text import TextAssembler
-
-SEEDED_SHAPE = chain(4)
-"""What is drafted for a seeded sample in place of trees that depend on measured times."""
 
 Message = Mapping[str, Any]
 """A turn of a conversation: {"role": "user", "content": "..."}."""
@@ -378,13 +374,9 @@ class SpeculativeDecoder:
 
 
 def _search_for(params: SamplingParams, search: TreeSearch) -> TreeSearch:
-    """Returns the search, or a static one where a seed promises the same sample again.
-
-    Which sample a seed gives depends on the shapes, and those of the self-tuning search on the
-    clock.
-    """
+    """Returns the search, or one that keeps a seed where a seed is given and text is sampled."""
     if isinstance(search, SelfTuningSearch) and params.seed is not None and not params.is_greedy:
-        return StaticSearch(SEEDED_SHAPE)
+        return SEED_KEEPING
     return search
 
 

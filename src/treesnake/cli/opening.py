@@ -14,7 +14,6 @@ from rich.segment import ControlType
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.loading.networks import EngineName
 from treesnake.loading.pretrained import DtypeName
-from treesnake.search.by_name import search_by_name
 
 
 def open_decoder(
@@ -29,7 +28,6 @@ def open_decoder(
     trust_remote_code: bool,
 ) -> SpeculativeDecoder:
     """Loads what a command needs; the options are checked before anything is loaded."""
-    search_by_name(search)
     if threads is not None:
         torch.set_num_threads(threads)
     with loading(target):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import sqrt
 
 from treesnake.errors import InvalidInputError
+from treesnake.outcome import Step
 from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
 
 PAPER_ARMS: tuple[Shape, ...] = (
@@ -99,3 +100,31 @@ class MeasuredRate:
         usual = 2 * (USUAL_DEVIATION * self._tokens / self.num) ** 2
         variance = (max(residuals, 0.0) + usual) / (self.num + 2)
         return sqrt(variance / self.num) * self.num / self._seconds
+
+
+class DiscountedRates:
+    """The measured rate of each arm, where every step makes all that came before it count less.
+
+    Args:
+        arms: the shapes.
+        discount: what a step counts after each later one, in (0, 1].
+    """
+
+    def __init__(self, arms: Sequence[Shape], discount: float) -> None:
+        if not 0 < discount <= 1:
+            raise InvalidInputError(f"a discount must be in (0, 1], got {discount}")
+        self.by_arm = {arm: MeasuredRate() for arm in check_arms(arms)}
+        self._discount = discount
+
+    @property
+    def untried(self) -> Shape | None:
+        """The first arm without a step, or None."""
+        return next((arm for arm, rate in self.by_arm.items() if rate.num == 0), None)
+
+    def observe(self, step: Step) -> None:
+        """Takes a step's tokens and seconds into the rate of its arm; other shapes are none."""
+        rate = self.by_arm.get(step.shape)
+        if rate is not None:
+            for each in self.by_arm.values():
+                each.decay(self._discount)
+            rate.add(len(step.emitted), step.seconds.total_s)

@@ -5,7 +5,7 @@ from math import log, sqrt
 
 from treesnake.errors import InvalidInputError
 from treesnake.outcome import Step
-from treesnake.search.arms import ARMS, PAPER_ARMS, MeasuredRate, check_arms
+from treesnake.search.arms import ARMS, PAPER_ARMS, DiscountedRates, check_arms
 from treesnake.shape import Shape
 
 
@@ -72,26 +72,16 @@ class DiscountedUcbSearch:
     """
 
     def __init__(self, arms: Sequence[Shape] = ARMS, *, discount: float = 0.99) -> None:
-        if not 0 < discount <= 1:
-            raise InvalidInputError(f"a discount must be in (0, 1], got {discount}")
-        self._rates = {arm: MeasuredRate() for arm in check_arms(arms)}
-        self._discount = discount
+        self._rates = DiscountedRates(arms, discount)
 
     def choose(self, context_length: int) -> Shape:
         """Returns the arm with the highest bound, or one that was never tried."""
-        for arm, rate in self._rates.items():
-            if rate.num == 0:
-                return arm
-        num_errors = sqrt(log(1 + sum(rate.num for rate in self._rates.values())))
-        return max(
-            self._rates,
-            key=lambda arm: self._rates[arm].mean + num_errors * self._rates[arm].standard_error,
-        )
+        if untried := self._rates.untried:
+            return untried
+        rates = self._rates.by_arm
+        num_errors = sqrt(log(1 + sum(rate.num for rate in rates.values())))
+        return max(rates, key=lambda arm: rates[arm].mean + num_errors * rates[arm].standard_error)
 
     def observe(self, step: Step) -> None:
         """Takes the step's tokens and seconds into the rate of its arm."""
-        rate = self._rates.get(step.shape)
-        if rate is not None:
-            for each in self._rates.values():
-                each.decay(self._discount)
-            rate.add(len(step.emitted), step.seconds.total_s)
+        self._rates.observe(step)

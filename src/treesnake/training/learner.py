@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -126,29 +127,11 @@ def build_learner(sizes: DrafterSizes, target: Checkpoint, seed: int) -> Learner
 
 
 def _build_mamba(sizes: MambaSizes, target: Checkpoint) -> Learner:
-    config = MambaConfig(
-        hidden_size=sizes.hidden_size,
-        num_layers=sizes.num_layers,
-        state_dim=sizes.state_dim,
-        expand=sizes.expand,
-        conv_width=sizes.conv_width,
-        **_tokens(target),
-    )
-    return Learner(Mamba(config))
+    return Learner(Mamba(MambaConfig(**_numbers(sizes), **_tokens(target))))
 
 
 def _build_mamba2(sizes: Mamba2Sizes, target: Checkpoint) -> Learner:
-    config = Mamba2Config(
-        hidden_size=sizes.hidden_size,
-        num_layers=sizes.num_layers,
-        num_heads=sizes.num_heads,
-        head_dim=sizes.head_dim,
-        num_groups=sizes.num_groups,
-        state_dim=sizes.state_dim,
-        conv_width=sizes.conv_width,
-        **_tokens(target),
-    )
-    return Learner(Mamba2(config))
+    return Learner(Mamba2(Mamba2Config(**_numbers(sizes), **_tokens(target))))
 
 
 def _build_transformer(sizes: TransformerSizes, target: Checkpoint) -> Learner:
@@ -176,6 +159,11 @@ def _build_transformer(sizes: TransformerSizes, target: Checkpoint) -> Learner:
 def _load_trained(before: TrainedBefore, target: Checkpoint) -> Learner:
     folder = locate(before.source, revision=None, with_code=False)
     return Learner(load_network(folder).requires_grad_(True))
+
+
+def _numbers(sizes: MambaSizes | Mamba2Sizes) -> dict[str, Any]:
+    """Returns the sizes, which have the names that they have in the network's config."""
+    return {name: value for name, value in asdict(sizes).items() if name != "kind"}
 
 
 def _tokens(target: Checkpoint) -> dict[str, Any]:

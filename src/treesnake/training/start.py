@@ -8,17 +8,11 @@ from torch import Tensor
 
 from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import Checkpoint
+from treesnake.loading.state_space import read_embeddings
 from treesnake.models.mamba2 import Mamba2, Mamba2Mixer
 from treesnake.training.learner import Learner
 from treesnake.training.recipe import Start
 
-EMBEDDINGS = (
-    "model.embed_tokens.weight",
-    "model.language_model.embed_tokens.weight",
-    "gpt_neox.embed_in.weight",
-    "transformer.wte.weight",
-    "backbone.embeddings.weight",
-)
 FINAL_NORMS = ("model.norm.weight", "model.language_model.norm.weight", "backbone.norm_f.weight")
 """What families call these tensors."""
 
@@ -29,9 +23,10 @@ def prepare(learner: Learner, start: Start, target: Checkpoint) -> None:
 
     Raises:
         InvalidInputError: if the target has no such weights, or they do not fit.
+        UnsupportedModelError: if its embeddings have no name that is known.
     """
     if start.embeddings == "target":
-        embeddings = _find(target, EMBEDDINGS)
+        embeddings = _embeddings(target)
         rows = min(len(embeddings), learner.vocab_size)
         learner.embeddings[:rows] = narrowed(embeddings[:rows], learner.hidden_size)
     if start.final_norm == "target":
@@ -49,7 +44,7 @@ def shares_embeddings(learner: Learner, start: Start, target: Checkpoint) -> boo
     """Tells whether a drafter's embeddings are its target's and stay so, and need not be stored."""
     if start.embeddings != "target" or "embeddings" not in start.frozen or not learner.num_channels:
         return False
-    return learner.embeddings.shape == _find(target, EMBEDDINGS).shape
+    return learner.embeddings.shape == _embeddings(target).shape
 
 
 def narrowed(
@@ -137,6 +132,14 @@ def become_attention(
     mixer.conv1d.weight[:, 0, -1] = 1.0
     if mixer.conv1d.bias is not None:
         mixer.conv1d.bias.zero_()
+
+
+def _embeddings(target: Checkpoint) -> Float[Tensor, "vocab hidden"]:
+    if target.gguf_file is not None:
+        raise InvalidInputError(
+            f"{target.name} is a GGUF file; this start is for targets in the Hugging Face layout"
+        )
+    return read_embeddings(target).float()
 
 
 def _find(target: Checkpoint, names: tuple[str, ...]) -> Float[Tensor, "..."]:

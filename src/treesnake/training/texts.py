@@ -71,7 +71,6 @@ class Texts:
 
     def __init__(self, shards: Sequence[Shard], max_tokens: int) -> None:
         self._shards = shards
-        self._max_tokens = max_tokens
         self._rows: list[tuple[int, int]] = []
         self._num_prompt: list[int] = []
         self.lengths: list[int] = []

@@ -163,7 +163,7 @@ def to_markdown(summary: Summary) -> str:
             for row in summary.rows
             if (row.pair, row.sampling, row.category) == (pair, sampling, ALL)
         ]
-        parts += [f"## {pair}, {sampling}", _table(COLUMNS, [cells(row) for row in rows])]
+        parts += [f"## {pair}, {sampling}", markdown_table(COLUMNS, [cells(row) for row in rows])]
     if summary.drafters:
         parts += ["## Drafters beside their targets", _drafter_table(summary.drafters)]
     if summary.failures:
@@ -201,7 +201,7 @@ def interval(estimate: Estimate | None) -> str:
 
 def _drafter_table(rows: Sequence[DrafterRow]) -> str:
     heads = ("drafter", "pair", "positions", "total variation", "same choice", "calibration error")
-    return _table(
+    return markdown_table(
         heads,
         [
             [
@@ -217,6 +217,7 @@ def _drafter_table(rows: Sequence[DrafterRow]) -> str:
     )
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows as a table of Markdown, numbers from the second column on."""
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
