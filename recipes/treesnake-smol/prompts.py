@@ -64,6 +64,20 @@ def gather(gsm8k: Path, handbook: Path, rng: random.Random) -> Iterator[tuple[st
             yield "summary", f"Summarize: {passage}"
         elif 3 <= len(question.split()) <= 25:
             yield "passage", f"{passage}\n{question}"
+    yield from long_passages(conversations)
+
+
+def long_passages(conversations: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yields passages about as long as those of Spec-Bench, joined from up to four replies."""
+    replies = [(question, reply.split()) for question, reply in conversations if "```" not in reply]
+    replies = [pair for pair in replies if len(pair[1]) >= 100]
+    for first in range(0, len(replies) - 3, 4):
+        question, words = replies[first]
+        if first % 8 == 0:
+            yield "long summary", f"Summarize: {' '.join(words[:400])}"
+        elif 3 <= len(question.split()) <= 25:
+            passages = (" ".join(text[:110]) for _, text in replies[first : first + 4])
+            yield "long passage", "\n".join([*passages, question])
 
 
 def sharegpt() -> Iterator[tuple[str, str]]:

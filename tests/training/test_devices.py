@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -80,7 +80,13 @@ def assert_same_curve(one: Path, other: Path) -> None:
         assert first["judgement"]["loss"] == pytest.approx(second["judgement"]["loss"], rel=1e-4)
 
 
-def test_two_processes_have_the_loss_curve_of_one(distillation: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_processes_have_the_loss_curve_of_one(
+    optimizer: Literal["adamw", "muon"], distillation: Recipe, tmp_path: Path
+) -> None:
+    (stage,) = distillation.stages
+    assert isinstance(stage, DistilStage)
+    distillation = replace(distillation, stages=(replace(stage, optimizer=optimizer),))
     train(distillation, tmp_path / "one")
     run_together(train, distillation, tmp_path / "two")
     assert_same_curve(tmp_path / "one", tmp_path / "two")

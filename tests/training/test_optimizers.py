@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from treesnake.loading.checkpoint import find_checkpoint
 from treesnake.training.learner import build_learner
-from treesnake.training.muon import UPDATE_SIZE, Muon, fused_parts, orthogonal
+from treesnake.training.muon import UPDATE_SIZE, Muon, fused_parts, orthogonal, shared_out
 from treesnake.training.optimizers import learning_rate, new_optimizers
 from treesnake.training.recipe import Mamba2Sizes, PretrainStage
 
@@ -45,6 +45,11 @@ def test_maps_that_share_a_matrix_are_made_orthogonal_apart() -> None:
     optimizer.step()
     apart = [orthogonal(weight.grad[:2]), orthogonal(weight.grad[2:])]
     torch.testing.assert_close(-weight.detach(), torch.cat(apart))
+
+
+def test_processes_have_about_as_much_to_make_orthogonal() -> None:
+    assert shared_out([6, 3, 6, 3, 6, 3], 2) == [0, 1, 1, 1, 0, 0]
+    assert shared_out([5, 5], 1) == [0, 0]
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from treesnake.training.learner import Learner
@@ -50,18 +50,49 @@ class Muon(Optimizer):
         """Updates all matrices that have a gradient."""
         assert closure is None
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state: dict[str, Any] = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
-                update = parameter.grad.lerp(state["momentum"], MOMENTUM)
-                rows = self._parts.get(id(parameter), [len(update)])
-                update = torch.cat([orthogonal(part) for part in update.split(list(rows))])
+            learned = [each for each in group["params"] if each.grad is not None]
+            owners = shared_out([each.numel() for each in learned], _num_processes())
+            updates = [
+                self._update(parameter, is_ours=owner == _process_index())
+                for parameter, owner in zip(learned, owners, strict=True)
+            ]
+            for parameter, update, owner in zip(learned, updates, owners, strict=True):
+                if _num_processes() > 1:
+                    distributed.broadcast(update, owner)
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.to(parameter.dtype), alpha=-group["lr"])
+                parameter.add_(update, alpha=-group["lr"])
+
+    def _update(self, parameter: nn.Parameter, *, is_ours: bool) -> Float[Tensor, "rows columns"]:
+        """Returns the update, or room for that of another process; the momentum is everybody's."""
+        assert parameter.grad is not None
+        state: dict[str, Any] = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
+        if not is_ours:
+            return torch.empty_like(parameter)
+        update = parameter.grad.lerp(state["momentum"], MOMENTUM)
+        rows = self._parts.get(id(parameter), [len(update)])
+        parts = [orthogonal(part) for part in update.split(list(rows))]
+        return torch.cat(parts).to(parameter.dtype)
+
+
+def shared_out(sizes: Sequence[int], num_processes: int) -> list[int]:
+    """Returns which process makes which matrix orthogonal, so that all have about as much to do."""
+    loads = [0] * num_processes
+    owners = [0] * len(sizes)
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        owners[index] = loads.index(min(loads))
+        loads[owners[index]] += sizes[index]
+    return owners
+
+
+def _num_processes() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def _process_index() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def orthogonal(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:

@@ -7,6 +7,7 @@ whatever way, goes on when the same command is given.
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +40,7 @@ from treesnake.training.recipe import (
     Recipe,
 )
 from treesnake.training.reporting import NoReporter, Reporter
+from treesnake.training.rounding import rounded_to_int8
 from treesnake.training.shards import read_shard, shard_files
 from treesnake.training.start import prepare, shares_embeddings
 from treesnake.training.texts import Texts, read_texts
@@ -153,17 +155,18 @@ class _Run:
         accelerator = self._accelerator
         self._reporter.begin(stage.name, 0, len(prompts))
         try:
-            answer_prompts(
-                self._target,
-                self._checkpoint.tokenizer,
-                prompts,
-                sorted(end_token_ids(self._checkpoint)),
-                stage,
-                self._folder / stage.name,
-                seed=self._recipe.seed,
-                share=(accelerator.process_index, accelerator.num_processes),
-                reporter=self._reporter,
-            )
+            with rounded_to_int8(self._target) if stage.int8 else nullcontext():
+                answer_prompts(
+                    self._target,
+                    self._checkpoint.tokenizer,
+                    prompts,
+                    sorted(end_token_ids(self._checkpoint)),
+                    stage,
+                    self._folder / stage.name,
+                    seed=self._recipe.seed,
+                    share=(accelerator.process_index, accelerator.num_processes),
+                    reporter=self._reporter,
+                )
         finally:
             self._reporter.end()
         accelerator.wait_for_everyone()
