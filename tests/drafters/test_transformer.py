@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from treesnake.drafters.transformer import TransformerDrafterModel
 from treesnake.drafters.window import WindowedDrafter, first_seen
@@ -12,6 +14,7 @@ from treesnake.generate import generate
 from treesnake.models.hf_attention import HfAttention
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
+from treesnake.models.transformer_layers import restrict_output
 from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel
 from treesnake.sampling import SamplingParams, TorchRng
@@ -55,6 +58,25 @@ def rows_seen(model: Any) -> list[int]:
         with_kwargs=True,
     )
     return rows
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_a_draft_vocabulary_takes_its_rows_of_the_output_layer(dtype, tied, tiny_model):
+    kept = torch.tensor([3, 8, 41, 60])
+    model = tiny_model("llama", seed=1, tie_word_embeddings=tied)
+    config, tensors = TransformerConfig.from_hf(model.config), model.state_dict()
+    restricted_tensors, restricted_config = restrict_output(tensors, config, kept)
+    device = torch.device("cpu")
+    whole = Transformer(config, tensors, dtype, device)
+    restricted = Transformer(restricted_config, restricted_tensors, dtype, device)
+    assert torch.equal(first_logits(restricted), first_logits(whole)[:, kept])
+
+
+def first_logits(network: Transformer) -> Float[Tensor, "1 kept"]:
+    state = network.new_state()
+    state.prefill(PROMPT.token_ids)
+    return state.extend([9], [-1])
 
 
 @pytest.mark.parametrize("window", [None, 5])

@@ -48,8 +48,6 @@ def test_a_recipe_makes_a_drafter_of_any_architecture(
 ) -> None:
     if sizes is not None:
         recipe = replace(recipe, drafter=sizes)
-    if isinstance(sizes, TransformerSizes):
-        recipe = replace(recipe, draft_vocabulary=None)
     folder = train_drafter(recipe, tmp_path, NoReporter())
     drafter = load_drafter(
         str(folder), target=find_checkpoint(str(target_folder)), dtype="float32", device="cpu"
@@ -58,6 +56,8 @@ def test_a_recipe_makes_a_drafter_of_any_architecture(
     session.prefill(Prompt((5, 6, 7)))
     draft = session.draft(7, chain(3), SamplingParams(), TorchRng(0))
     assert len(draft.tree) == 4
+    drafted = json.loads((folder / "draft_vocabulary.json").read_text())
+    assert {*draft.tree.tokens[1:]} <= {*drafted}
     provenance = json.loads((folder / "provenance.json").read_text())
     (stage,) = provenance["stages"]
     assert stage["evaluations"][-1]["update"] == 9

@@ -6,6 +6,8 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from jaxtyping import Int
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from treesnake.drafters.composite import CompositeDrafterModel
@@ -140,7 +142,7 @@ def _load_model(
                 "a window is for drafters whose cost grows with the text; a Mamba's does not"
             )
         return _load_mamba(path, target, dtype, device, tokens)
-    return _load_transformer(name, target, dtype, device, window, tokens)
+    return _load_transformer(name, path, target, dtype, device, window, tokens)
 
 
 def _load_mamba(
@@ -151,24 +153,26 @@ def _load_mamba(
     vocabulary = _vocabulary(tokenizer, network_size, target, tokens)
     kept = read_draft_vocabulary(folder) if tokens == "same" else None
     if kept is not None:
-        target_size = _vocab_size(target) if target is not None else network_size
-        vocabulary = DraftVocabulary(kept, network_size, target_size)
+        vocabulary = _draft_vocabulary(kept, network_size, target)
     network = load_state_space_network(folder, dtype, resolve_device(device), kept, target)
     return MambaDrafterModel(network, vocabulary)
 
 
 def _load_transformer(
     name: str,
+    path: Path,
     target: Checkpoint | None,
     dtype: DtypeName,
     device: str,
     window: int | None,
     tokens: Tokens,
 ) -> TransformerDrafterModel:
-    loaded = load_attention_network(name, dtype=dtype, device=device)
-    vocabulary = _vocabulary(
-        loaded.checkpoint.tokenizer, _vocab_size(loaded.checkpoint), target, tokens
-    )
+    kept = read_draft_vocabulary(path) if tokens == "same" else None
+    loaded = load_attention_network(name, dtype=dtype, device=device, draft_vocab=kept)
+    network_size = _vocab_size(loaded.checkpoint)
+    vocabulary = _vocabulary(loaded.checkpoint.tokenizer, network_size, target, tokens)
+    if kept is not None:
+        vocabulary = _draft_vocabulary(kept, network_size, target)
     return TransformerDrafterModel(loaded.network, vocabulary, window)
 
 
@@ -192,6 +196,13 @@ def _vocabulary(
     if network_size == target_size:
         return None
     return PaddedVocabulary(network_size, target_size)
+
+
+def _draft_vocabulary(
+    kept: Int[Tensor, " kept"], network_size: int, target: Checkpoint | None
+) -> DraftVocabulary:
+    target_size = network_size if target is None else _vocab_size(target)
+    return DraftVocabulary(kept, network_size, target_size)
 
 
 def _vocab_size(checkpoint: Checkpoint) -> int:

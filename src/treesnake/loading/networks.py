@@ -4,10 +4,13 @@
 is the unmodified model of transformers, for every family with attention.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from treesnake.errors import InvalidInputError, UnsupportedModelError
 from treesnake.loading.checkpoint import DEFAULT_MODEL, Checkpoint, find_checkpoint
@@ -24,6 +27,7 @@ from treesnake.models.gguf import GgufFile
 from treesnake.models.hf_attention import HfAttention
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig, unsupported_reason
+from treesnake.models.transformer_layers import restrict_output
 
 EngineName = Literal["auto", "native", "generic"]
 
@@ -74,6 +78,7 @@ def load_attention_network(
     device_map: DeviceMap | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    draft_vocab: Int[Tensor, " kept"] | None = None,
 ) -> LoadedNetwork:
     """Loads an attention model and chooses its engine.
 
@@ -87,6 +92,8 @@ def load_attention_network(
         device_map: spreads the layers over several devices with accelerate; the engine is generic.
         revision: of a model at the hub.
         trust_remote_code: runs code that comes with the model; the engine is generic.
+        draft_vocab: the only tokens that a drafter gives logits of, in this order; the engine is
+            native.
 
     Raises:
         LoadError: if the model cannot be had, or its weights are broken or do not fit.
@@ -105,13 +112,17 @@ def load_attention_network(
     if obstacle and (engine == "native" or dtype == "int8"):
         needed = "the native engine" if engine == "native" else "the native engine, as int8 must"
         raise UnsupportedModelError(f"{name} cannot run in {needed}: {obstacle}")
-    if engine == "auto" and place.type != "cpu":
+    if engine == "auto" and place.type != "cpu" and draft_vocab is None:
         obstacle = obstacle or "the default for this device"
     if engine == "generic":
         obstacle = "as asked"
     if obstacle is None:
         why = "as asked" if engine == "native" else f"fastest for {checkpoint.config.model_type}"
-        return _load_native(checkpoint, dtype, place, why)
+        return _load_native(checkpoint, dtype, place, why, draft_vocab)
+    if draft_vocab is not None:
+        raise UnsupportedModelError(
+            f"{name} comes with a draft vocabulary, which needs the native engine: {obstacle}"
+        )
     return _load_generic(checkpoint, dtype, device, device_map, obstacle)
 
 
@@ -135,12 +146,19 @@ def _native_obstacle(
 
 
 def _load_native(
-    checkpoint: Checkpoint, dtype: str, device: torch.device, why: str
+    checkpoint: Checkpoint,
+    dtype: str,
+    device: torch.device,
+    why: str,
+    draft_vocab: Int[Tensor, " kept"] | None,
 ) -> LoadedNetwork:
     torch_dtype = _native_dtype(checkpoint, dtype)
     check_memory(checkpoint, torch_dtype, device)
+    tensors: Mapping[str, Tensor] = checkpoint.weights
     config = TransformerConfig.from_hf(checkpoint.config)
-    network = Transformer(config, checkpoint.weights, torch_dtype, device)
+    if draft_vocab is not None:
+        tensors, config = restrict_output(tensors, config, draft_vocab)
+    network = Transformer(config, tensors, torch_dtype, device)
     return LoadedNetwork(
         checkpoint=checkpoint,
         network=network,

@@ -25,6 +25,8 @@ class TransformerConfig:
         norms_outputs: the norms come after attention and MLP, not before.
         query_key_norm: what of queries and keys is normed: nothing, each head or all heads at once.
         tied_embeddings: the output layer is the embedding.
+        output_size: the tokens that there are logits for; fewer than `vocab_size` in a drafter
+            with a draft vocabulary.
     """
 
     vocab_size: int
@@ -42,6 +44,7 @@ class TransformerConfig:
     norms_outputs: bool
     query_key_norm: QueryKeyNorm
     tied_embeddings: bool
+    output_size: int
 
     @property
     def attention_scale(self) -> float:
@@ -75,6 +78,7 @@ class TransformerConfig:
             norms_outputs=family.norms_outputs,
             query_key_norm=family.query_key_norm,
             tied_embeddings=hf_config.tie_word_embeddings,
+            output_size=hf_config.vocab_size,
         )
 
 

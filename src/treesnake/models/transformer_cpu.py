@@ -101,7 +101,7 @@ class CpuEngine:
         num_logits: int,
     ) -> Float[Tensor, "last_nodes vocab"]:
         """Runs the nodes through all layers; see `treesnake.models.transformer`."""
-        logits = np.empty((padded_rows(num_logits), self.config.vocab_size), np.float32)
+        logits = np.empty((padded_rows(num_logits), self.config.output_size), np.float32)
         with self._lock:
             self._run(self._settings, token_ids, ancestor_mask, cache, logits, num_logits)
         return torch.from_numpy(logits)[:num_logits]
@@ -112,7 +112,7 @@ class CpuEngine:
         """Returns what the first layers make of a text; for finding faults, not fast."""
         mask = torch.ones(len(token_ids), len(token_ids), dtype=torch.bool).tril()
         settings = self._settings._replace(num_layers=num_layers)
-        logits = np.empty((0, self.config.vocab_size), np.float32)
+        logits = np.empty((0, self.config.output_size), np.float32)
         with self._lock:
             self._run(settings, token_ids, mask, self.new_cache(len(token_ids)), logits, 0)
             residual = self._workspace.residual[: len(token_ids), : self.config.hidden_size]
@@ -213,7 +213,7 @@ def _pack_weights(
     embedding.write_blocks(0, read_blocks(tensors, EMBEDDING, ROWS_AT_ONCE))
     head = embedding
     if not config.tied_embeddings:
-        head = WeightStack(1, config.vocab_size, hidden, dtype)
+        head = WeightStack(1, config.output_size, hidden, dtype)
         head.write_blocks(0, read_blocks(tensors, HEAD, ROWS_AT_ONCE))
     return Weights(
         embedding=embedding.values[0],

@@ -1,10 +1,10 @@
 """The tensors of a decoder of the Llama kind, read from a state dict of Hugging Face names."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from treesnake.models.transformer_config import TransformerConfig
@@ -56,6 +56,15 @@ def read_layer(
         gate_up=_read_fused(tensors, prefix + "mlp.", "gate_up_proj", ("gate_proj", "up_proj")),
         down=tensors[f"{prefix}mlp.down_proj.weight"],
     )
+
+
+def restrict_output(
+    tensors: Mapping[str, Tensor], config: TransformerConfig, token_ids: Int[Tensor, " kept"]
+) -> tuple[Mapping[str, Tensor], TransformerConfig]:
+    """Returns tensors and sizes of the network with only these tokens' rows of its output layer."""
+    head = tensors[EMBEDDING if config.tied_embeddings else HEAD]
+    restricted = replace(config, output_size=len(token_ids), tied_embeddings=False)
+    return {**tensors, HEAD: head[token_ids]}, restricted
 
 
 def read_final_norm(tensors: Mapping[str, Tensor]) -> Float[Tensor, " hidden"]:

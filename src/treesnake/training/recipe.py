@@ -281,8 +281,6 @@ def check_recipe(recipe: Recipe) -> None:
         raise InvalidInputError(f'two stages are called "{repeated[0]}"; each has its own folder')
     if recipe.start.attention_layers and not isinstance(recipe.drafter, Mamba2Sizes):
         raise InvalidInputError("attention_layers is for a drafter of kind mamba2")
-    if recipe.draft_vocabulary is not None and isinstance(recipe.drafter, TransformerSizes):
-        raise InvalidInputError("draft_vocabulary is for a Mamba; leave it out for a Transformer")
     for stage in recipe.stages:
         _check_ranges(stage)
         if isinstance(stage, DistilStage) and stage.rollout_tokens:
