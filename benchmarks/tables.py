@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from the files in results/.
+"""Writes the tables of README.md and docs/measurements.md from the files in results/.
 
     uv run python benchmarks/tables.py           # writes them
     uv run python benchmarks/tables.py --check   # fails if they differ
@@ -10,27 +10,29 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from treesnake.evaluation.bench.summary import markdown_table
 
 FOLDER = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/measurements.md")
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
-    """Rewrites or checks README.md."""
+    """Rewrites or checks the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    readme = FOLDER / "README.md"
-    text = readme.read_text()
-    updated = fill(text)
-    if arguments.check and updated != text:
-        sys.exit("README.md has tables that are not those of results/: run benchmarks/tables.py")
-    readme.write_text(updated)
+    for page in PAGES:
+        path = FOLDER / page
+        text = path.read_text()
+        updated = fill(text)
+        if arguments.check and updated != text:
+            sys.exit(f"{page} has tables that are not those of results/: run benchmarks/tables.py")
+        path.write_text(updated)
 
 
 def fill(text: str) -> str:
@@ -106,12 +108,67 @@ def _long_context() -> str:
     return _table(["a chain of 5 below", *heads, *ends], rows)
 
 
+def _methods() -> str:
+    rows = {
+        sampling: {
+            row["method"]: row["measures"] for row in _bench_rows("default-pair-cpu", sampling)
+        }
+        for sampling in ("greedy", "temperature 1")
+    }
+    greedy, sampled = rows.values()
+    theirs = greedy["transformers"]["tokens_per_s"]["value"]
+    cells = [
+        [
+            method,
+            f"{measures['tokens_per_step']:.2f}",
+            f"{measures['tokens_per_s']['value']:.1f}",
+            _ratio(measures["speedup"]),
+            f"{measures['tokens_per_s']['value'] / theirs:.2f}",
+            f"{sampled[method]['tokens_per_step']:.2f}" if method in sampled else "",
+            _ratio(sampled[method]["speedup"]) if method in sampled else "",
+        ]
+        for method, measures in greedy.items()
+    ]
+    heads = ("tokens/step", "tokens/s", "x plain", "x transformers")
+    names = ["float32, 2 threads", *(f"greedy: {heads[0]}", *heads[1:])]
+    return _table([*names, "temperature 1: tokens/step", "x plain"], cells)
+
+
+def _categories() -> str:
+    methods: dict[str, dict[str, Any]] = {}
+    for row in _read("default-pair-int8-cpu")["rows"]:
+        methods.setdefault(row["category"], {})[row["method"]] = row["measures"]
+    cells = [
+        [
+            category.replace("_", " "),
+            str(measures["chain(4)"]["num_questions"]),
+            f"{measures['chain(4)']['tokens_per_step']:.2f}",
+            _ratio(measures["chain(4)"]["speedup"]),
+            _ratio(measures["self-tuning"]["speedup"]),
+        ]
+        for category, measures in methods.items()
+    ]
+    heads = ("questions", "tokens/step, chain(4)", "chain(4), x plain", "self-tuning, x plain")
+    return _table(["int8, greedy, 2 threads", *heads], cells)
+
+
+def _bench_rows(name: str, sampling: str) -> list[dict[str, Any]]:
+    rows = _read(name)["rows"]
+    return [row for row in rows if (row["sampling"], row["category"]) == (sampling, "all")]
+
+
+def _ratio(estimate: Mapping[str, float] | None) -> str:
+    return "" if estimate is None else f"{estimate['value']:.2f}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "decoding": _decoding,
     "scoring": _scoring,
     "memory": _memory,
     "equality": _equality,
     "long_context": _long_context,
+    "methods": _methods,
+    "categories": _categories,
 }
 
 
