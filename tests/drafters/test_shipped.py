@@ -2,15 +2,10 @@
 
 import json
 
-import torch
-
+from treesnake import SpeculativeDecoder
 from treesnake.drafters.load import SHIPPED_FOLDER, SHIPPED_FOR, load_drafter
 from treesnake.drafters.mamba import MambaDrafterModel
-from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.loading.checkpoint import DEFAULT_MODEL, find_checkpoint
-from treesnake.prompt import Prompt
-from treesnake.sampling import SamplingParams, TorchRng
-from treesnake.shape import chain
 
 FOLDER = SHIPPED_FOLDER / "treesnake-smol"
 MOST_BYTES = 25e6
@@ -22,17 +17,11 @@ def test_auto_is_the_drafter_that_was_trained_for_the_default_target() -> None:
     assert isinstance(load_drafter("auto", target=target), MambaDrafterModel)
 
 
-def test_it_continues_a_text_as_the_target_would() -> None:
-    target = find_checkpoint(DEFAULT_MODEL)
-    text = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = target.tokenizer.apply_chat_template(
-        text, add_generation_prompt=True, return_dict=False
-    )
-    answer = target.tokenizer.encode("The capital of France is")
-    session = load_drafter(FOLDER.name, target=target).new_session()
-    session.prefill(Prompt((*prompt, *answer[:-1])))
-    draft = session.draft(answer[-1], chain(1), SamplingParams(), TorchRng(0))
-    assert target.tokenizer.decode(draft.tree.tokens[1:]) == " Paris"
+def test_the_target_accepts_much_of_what_it_drafts() -> None:
+    decoder = SpeculativeDecoder.from_pretrained(dtype="int8", search="chain(3)")
+    question = "Tom has 3 boxes with 12 apples each. He gives 7 away. How many apples has he left?"
+    generation = decoder.generate([{"role": "user", "content": question}], max_new_tokens=48)
+    assert generation.mean_tokens_per_step > 1.4
 
 
 def test_it_is_small_and_says_where_it_comes_from() -> None:

@@ -36,7 +36,9 @@ PROMPT_LOOKUP = "prompt-lookup"
 NO_DRAFTER = "none"
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
-SHIPPED_FOR: dict[str, str] = {}
+SHIPPED_FOR = dict.fromkeys(
+    (DEFAULT_MODEL, "HuggingFaceTB/SmolLM2-135M-Instruct"), "treesnake-smol"
+)
 """The trained drafters that come with the package, by the targets that they were trained for."""
 
 WEIGHTLESS: dict[str, Callable[[], DrafterModel]] = {
