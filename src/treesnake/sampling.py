@@ -1,7 +1,7 @@
 """How logits become probabilities and probabilities become tokens, for drafter and target alike."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -115,6 +115,32 @@ def first_largest(values: Float[Tensor, "*rows vocab"]) -> Int[Tensor, "*rows"]:
     if values.device.type == "cpu":
         return torch.from_numpy(np.asarray(values.numpy().argmax(-1)))
     return values.argmax(-1)
+
+
+class Largest(NamedTuple):
+    """The largest numbers of each row, in falling order, and their places."""
+
+    values: Float[Tensor, "rows largest"]
+    indices: Int[Tensor, "rows largest"]
+
+
+def largest(values: Float[Tensor, "rows vocab"], number: int) -> Largest:
+    """Returns the largest numbers of each row.
+
+    On a CPU one after the other, by numpy: twenty times as fast as torch for one, and faster for
+    the few that trees have below a node.
+    """
+    if values.device.type != "cpu":
+        return Largest(*values.topk(number, dim=-1))
+    rows = values.float().numpy().copy()
+    every = np.arange(len(rows))
+    found = np.empty((len(rows), number), np.float32)
+    places = np.empty((len(rows), number), np.int64)
+    for rank in range(number):
+        places[:, rank] = rows.argmax(-1)
+        found[:, rank] = rows[every, places[:, rank]]
+        rows[every, places[:, rank]] = -np.inf
+    return Largest(torch.from_numpy(found), torch.from_numpy(places))
 
 
 @runtime_checkable

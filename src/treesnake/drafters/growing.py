@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.draft import Draft
-from treesnake.sampling import Rng, SamplingParams, log_softmax, to_probs
+from treesnake.sampling import Rng, SamplingParams, largest, log_softmax, to_probs
 from treesnake.shape import BestFirst, FixedTree, LevelWidths, Priced, Shape
 from treesnake.tree import TokenTree, level_parents
 
@@ -193,13 +193,8 @@ def _best_tokens(
     scores: Float[Tensor, "nodes vocab"], num_tokens: int
 ) -> list[list[tuple[int, float]]]:
     """Returns the tokens with the highest scores in each row; one that is ruled out is none."""
-    num_tokens = min(num_tokens, scores.shape[-1])
-    # On a CPU row by row, for which torch does not call its other threads.
-    parts = scores.split(1) if scores.device.type == "cpu" else [scores]
-    best = [part.topk(num_tokens, dim=-1) for part in parts]
-    indices = [row for part in best for row in part.indices.tolist()]
-    values = [row for part in best for row in part.values.tolist()]
+    best = largest(scores, min(num_tokens, scores.shape[-1]))
     return [
         [(token, score) for token, score in zip(tokens, row, strict=True) if score > -inf]
-        for tokens, row in zip(indices, values, strict=True)
+        for tokens, row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]

@@ -256,8 +256,7 @@ def _scattered(
     logits: Float[Tensor, "nodes shared"], token_ids: Int[Tensor, " shared"], size: int
 ) -> Float[Tensor, "nodes vocab"]:
     scattered = filled_like(logits, size, -inf)
-    scattered[:, token_ids.to(logits.device)] = logits
-    return scattered
+    return scattered.index_copy_(1, token_ids.to(logits.device), logits)
 
 
 def _spellings(tokenizer: PreTrainedTokenizerBase) -> dict[int, str | bytes]:
