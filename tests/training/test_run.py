@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from treesnake.cli.app import app
@@ -22,6 +23,8 @@ from treesnake.training.recipe import (
     DistilStage,
     MambaSizes,
     Recipe,
+    Start,
+    TrainedBefore,
     TransformerSizes,
 )
 from treesnake.training.reporting import NoReporter
@@ -63,6 +66,24 @@ def test_a_recipe_makes_a_drafter_of_any_architecture(
     assert stage["evaluations"][-1]["update"] == 9
     first, last = stage["evaluations"][0], stage["evaluations"][-1]
     assert last["judgement"]["loss"] < first["judgement"]["loss"]
+
+
+def test_a_drafter_goes_on_learning_with_the_embeddings_of_its_target(
+    distillation: Recipe, tmp_path: Path
+) -> None:
+    start = Start(embeddings="target", frozen=("embeddings",))
+    first = train_drafter(replace(distillation, start=start), tmp_path / "first", NoReporter())
+    more = replace(distillation, start=start, drafter=TrainedBefore(source=str(first)))
+    second = train_drafter(more, tmp_path / "second", NoReporter())
+    before, after = (
+        json.loads((folder / "provenance.json").read_text()) for folder in (first, second)
+    )
+    assert before["trained_before"] is None
+    assert after["trained_before"] == before
+    losses = [each["stages"][0]["evaluations"][-1]["judgement"]["loss"] for each in (before, after)]
+    assert losses[1] < losses[0]
+    weights = load_file(second / "model.safetensors")
+    assert "backbone.embeddings.weight" not in weights
 
 
 def test_the_command_runs_a_recipe_and_names_the_drafter(

@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import Checkpoint, end_token_ids, locate
-from treesnake.models.checkpoint import load_network, save_network
+from treesnake.loading.state_space import read_embeddings
+from treesnake.models.checkpoint import load_network, save_network, shares_embeddings
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.training.recipe import (
@@ -158,7 +159,8 @@ def _build_transformer(sizes: TransformerSizes, target: Checkpoint) -> Learner:
 
 def _load_trained(before: TrainedBefore, target: Checkpoint) -> Learner:
     folder = locate(before.source, revision=None, with_code=False)
-    return Learner(load_network(folder).requires_grad_(True))
+    embeddings = read_embeddings(target) if shares_embeddings(folder) else None
+    return Learner(load_network(folder, target_embeddings=embeddings).requires_grad_(True))
 
 
 def _numbers(sizes: MambaSizes | Mamba2Sizes) -> dict[str, Any]:

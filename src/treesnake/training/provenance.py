@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from treesnake.loading.checkpoint import locate
 from treesnake.training.position import Evaluation
-from treesnake.training.recipe import Recipe
+from treesnake.training.recipe import Recipe, TrainedBefore
 
 PROVENANCE_FILE = "provenance.json"
 
@@ -50,6 +51,7 @@ def write_provenance(
     """Writes the file into a drafter's folder."""
     facts = {
         "recipe": asdict(recipe),
+        "trained_before": _trained_before(recipe),
         "commit": _commit(),
         "packages": {package: version(package) for package in PACKAGES},
         "python": platform.python_version(),
@@ -73,6 +75,17 @@ def _sources(recipe: Recipe) -> Mapping[str, Any]:
         else:
             sources[stage.name] = stage.data
     return sources
+
+
+def _trained_before(recipe: Recipe) -> Any:
+    """Returns the provenance of a drafter that goes on learning, if it has one."""
+    if not isinstance(recipe.drafter, TrainedBefore):
+        return None
+    folder = locate(recipe.drafter.source, revision=None, with_code=False)
+    try:
+        return json.loads((folder / PROVENANCE_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _device() -> str:
