@@ -68,12 +68,13 @@ def test_a_recipe_makes_a_drafter_of_any_architecture(
     assert last["judgement"]["loss"] < first["judgement"]["loss"]
 
 
-def test_a_drafter_goes_on_learning_with_the_embeddings_of_its_target(
+def test_a_drafter_goes_on_learning_with_its_vocabulary_and_its_targets_embeddings(
     distillation: Recipe, tmp_path: Path
 ) -> None:
     start = Start(embeddings="target", frozen=("embeddings",))
     first = train_drafter(replace(distillation, start=start), tmp_path / "first", NoReporter())
-    more = replace(distillation, start=start, drafter=TrainedBefore(source=str(first)))
+    source = TrainedBefore(source=str(first))
+    more = replace(distillation, start=start, drafter=source, draft_vocabulary=None)
     second = train_drafter(more, tmp_path / "second", NoReporter())
     before, after = (
         json.loads((folder / "provenance.json").read_text()) for folder in (first, second)
@@ -82,8 +83,9 @@ def test_a_drafter_goes_on_learning_with_the_embeddings_of_its_target(
     assert after["trained_before"] == before
     losses = [each["stages"][0]["evaluations"][-1]["judgement"]["loss"] for each in (before, after)]
     assert losses[1] < losses[0]
-    weights = load_file(second / "model.safetensors")
-    assert "backbone.embeddings.weight" not in weights
+    assert "backbone.embeddings.weight" not in load_file(second / "model.safetensors")
+    vocabularies = [(each / "draft_vocabulary.json").read_text() for each in (first, second)]
+    assert vocabularies[0] == vocabularies[1]
 
 
 def test_the_command_runs_a_recipe_and_names_the_drafter(

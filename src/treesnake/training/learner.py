@@ -127,6 +127,15 @@ def build_learner(sizes: DrafterSizes, target: Checkpoint, seed: int) -> Learner
     return learner.float().train()
 
 
+def locate_trained(before: TrainedBefore) -> Path:
+    """Returns the folder of a drafter that goes on learning, fetched if need be.
+
+    Raises:
+        LoadError: if there is none.
+    """
+    return locate(before.source, revision=None, with_code=False)
+
+
 def _build_mamba(sizes: MambaSizes, target: Checkpoint) -> Learner:
     return Learner(Mamba(MambaConfig(**_numbers(sizes), **_tokens(target))))
 
@@ -158,7 +167,7 @@ def _build_transformer(sizes: TransformerSizes, target: Checkpoint) -> Learner:
 
 
 def _load_trained(before: TrainedBefore, target: Checkpoint) -> Learner:
-    folder = locate(before.source, revision=None, with_code=False)
+    folder = locate_trained(before)
     embeddings = read_embeddings(target) if shares_embeddings(folder) else None
     return Learner(load_network(folder, target_embeddings=embeddings).requires_grad_(True))
 

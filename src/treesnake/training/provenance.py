@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from treesnake.loading.checkpoint import locate
+from treesnake.training.learner import locate_trained
 from treesnake.training.position import Evaluation
 from treesnake.training.recipe import Recipe, TrainedBefore
 
@@ -81,9 +81,8 @@ def _trained_before(recipe: Recipe) -> Any:
     """Returns the provenance of a drafter that goes on learning, if it has one."""
     if not isinstance(recipe.drafter, TrainedBefore):
         return None
-    folder = locate(recipe.drafter.source, revision=None, with_code=False)
     try:
-        return json.loads((folder / PROVENANCE_FILE).read_text("utf-8"))
+        return json.loads((locate_trained(recipe.drafter) / PROVENANCE_FILE).read_text("utf-8"))
     except (OSError, ValueError):
         return None
 

@@ -226,7 +226,8 @@ class Recipe:
         target_dtype: of the target's weights while it answers.
         drafter: what is trained.
         draft_vocabulary: how many tokens the drafter can say, the most frequent ones of the data
-            of the first learning stage; all if left out.
+            of the first learning stage. If left out, all, or those of before where it goes on
+            learning.
         stages: run in this order.
         precision: of matrix products in training; "auto" is bfloat16 on GPUs that have it, else
             float32. Weights are trained in float32.

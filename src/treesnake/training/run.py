@@ -28,7 +28,7 @@ from treesnake.training.checkpoints import fault, find_folder, write_folder
 from treesnake.training.corpus import PROMPTS_FILE, collect_corpus
 from treesnake.training.devices import new_accelerator
 from treesnake.training.draft_vocabulary import choose_draft_vocabulary
-from treesnake.training.learner import Learner, build_learner
+from treesnake.training.learner import Learner, build_learner, locate_trained
 from treesnake.training.lesson import Lesson, Objective
 from treesnake.training.position import Evaluation
 from treesnake.training.provenance import StageRecord, write_provenance
@@ -38,6 +38,7 @@ from treesnake.training.recipe import (
     DistilStage,
     PretrainStage,
     Recipe,
+    TrainedBefore,
 )
 from treesnake.training.reporting import NoReporter, Reporter
 from treesnake.training.rounding import rounded_to_int8
@@ -210,14 +211,17 @@ class _Run:
         self._best = find_folder(self._folder / stage.name / BEST_FOLDER)
 
     def _draft_vocabulary(self, folders: Sequence[Path]) -> Int[Tensor, " drafted"] | None:
-        """Returns the tokens that may be drafted, which the first learning stage chooses."""
-        size = self._recipe.draft_vocabulary
-        if size is None:
-            return None
+        """Returns the tokens that may be drafted: those of before, or what the first data shows."""
+        recipe = self._recipe
+        if recipe.draft_vocabulary is None:
+            if not isinstance(recipe.drafter, TrainedBefore):
+                return None
+            return read_draft_vocabulary(locate_trained(recipe.drafter))
         folder = self._folder / VOCABULARY_FOLDER
         if self._accelerator.is_main_process and find_folder(folder) is None:
             shards = (read_shard(path) for each in folders for path in shard_files(each))
             ends = sorted(end_token_ids(self._checkpoint))
+            size = recipe.draft_vocabulary
             chosen = choose_draft_vocabulary(shards, size, ends, self._target_size)
             write_folder(folder, lambda partial: save_draft_vocabulary(partial, chosen))
         self._accelerator.wait_for_everyone()
@@ -229,9 +233,7 @@ class _Run:
         is_shared = shares_embeddings(learner, self._recipe.start, self._checkpoint)
         learner.save(folder, dtype, leave_out_embeddings=is_shared)
         self._checkpoint.tokenizer.save_pretrained(folder)
-        if self._recipe.draft_vocabulary is not None:
-            vocabulary = read_draft_vocabulary(self._folder / VOCABULARY_FOLDER)
-            assert vocabulary is not None
+        if (vocabulary := self._draft_vocabulary([])) is not None:
             save_draft_vocabulary(folder, vocabulary)
         write_provenance(
             folder,
