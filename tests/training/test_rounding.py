@@ -1,13 +1,15 @@
 """Linear layers of 8-bit integers are close to what they stand in for, and give it back."""
 
+import time
 from pathlib import Path
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from treesnake.loading.pretrained import load_pretrained
-from treesnake.training.rounding import RoundedLinear, rounded_to_int8
+from treesnake.training.rounding import RoundedLinear, rounded_to_int8, rounding_pays
 
 
 def test_products_are_those_of_the_linear_layer_up_to_rounding() -> None:
@@ -41,3 +43,12 @@ def test_a_model_has_its_layers_back_afterwards(target_folder: Path) -> None:
     assert not torch.equal(rounded, before)
     assert float((rounded - before).norm() / before.norm()) < 0.05
     assert torch.equal(model(input_ids=tokens).logits, before)
+
+
+def test_rounding_does_not_pay_where_integers_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    def multiply_slowly(left: Tensor, right: Tensor) -> Tensor:
+        time.sleep(0.2)
+        return left.int() @ right.int()
+
+    monkeypatch.setattr(torch, "_int_mm", multiply_slowly)
+    assert not rounding_pays()

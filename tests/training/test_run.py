@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.shape import chain
 from treesnake.training import answers as answers_module
+from treesnake.training import run as run_module
 from treesnake.training.recipe import (
     AnswersStage,
     DistilStage,
@@ -29,6 +31,7 @@ from treesnake.training.recipe import (
 )
 from treesnake.training.reporting import NoReporter
 from treesnake.training.run import train_drafter
+from treesnake.training.shards import shard_files
 from treesnake.training.trainer import Trainer
 
 
@@ -110,6 +113,32 @@ def test_stages_that_were_made_with_other_settings_are_not_taken(
     other = replace(answers, max_new_tokens=3)
     with pytest.raises(InvalidInputError, match="answers was made with other settings"):
         train_drafter(replace(recipe, stages=(other,)), tmp_path, NoReporter())
+
+
+def test_a_target_is_not_rounded_where_that_is_slower(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Listener(NoReporter):
+        told: ClassVar[list[str]] = []
+
+        def tell(self, message: str) -> None:
+            self.told.append(message)
+
+    (answers, _) = recipe.stages
+    assert isinstance(answers, AnswersStage)
+    monkeypatch.setattr(run_module, "rounding_pays", lambda: False)
+    folders = []
+    for int8 in (False, True):
+        stages = (replace(answers, int8=int8),)
+        folder = tmp_path / str(int8)
+        train_drafter(replace(recipe, stages=stages), folder, Listener())
+        folders.append(folder / answers.name)
+    exact, asked_to_round = ([load_file(path) for path in shard_files(each)] for each in folders)
+    assert len(exact) == len(asked_to_round)
+    for one, other in zip(exact, asked_to_round, strict=True):
+        assert torch.equal(one["top_log_probs"], other["top_log_probs"])
+    (message,) = Listener.told
+    assert "unrounded" in message
 
 
 def test_a_drafter_that_nothing_judges_is_not_trained(distillation: Recipe, tmp_path: Path) -> None:

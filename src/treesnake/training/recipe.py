@@ -124,8 +124,8 @@ class AnswersStage:
         temperature: 0 is greedy.
         num_top: how many of the most probable tokens are kept at each place.
         batch_size: prompts that are answered at once.
-        int8: whether the target multiplies 8-bit integers meanwhile, which is faster on a CPU
-            and changes a few of its words.
+        int8: whether the target multiplies 8-bit integers meanwhile, which changes a few of its
+            words; a CPU that is slower at that multiplies float32 numbers all the same.
     """
 
     kind: Literal["answers"] = "answers"

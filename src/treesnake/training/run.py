@@ -41,7 +41,7 @@ from treesnake.training.recipe import (
     TrainedBefore,
 )
 from treesnake.training.reporting import NoReporter, Reporter
-from treesnake.training.rounding import rounded_to_int8
+from treesnake.training.rounding import rounded_to_int8, rounding_pays
 from treesnake.training.shards import read_shard, shard_files
 from treesnake.training.start import prepare, shares_embeddings
 from treesnake.training.texts import Texts, read_texts
@@ -156,7 +156,7 @@ class _Run:
         accelerator = self._accelerator
         self._reporter.begin(stage.name, 0, len(prompts))
         try:
-            with rounded_to_int8(self._target) if stage.int8 else nullcontext():
+            with rounded_to_int8(self._target) if self._is_rounded(stage) else nullcontext():
                 answer_prompts(
                     self._target,
                     self._checkpoint.tokenizer,
@@ -173,6 +173,15 @@ class _Run:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self._mark_done(stage)
+
+    def _is_rounded(self, stage: AnswersStage) -> bool:
+        if not stage.int8 or self._accelerator.device.type != "cpu" or rounding_pays():
+            return stage.int8
+        self._reporter.tell(
+            "this CPU multiplies 8-bit integers more slowly than float32 numbers, "
+            "so the target answers unrounded in spite of int8 = true"
+        )
+        return False
 
     def _learn(self, stage: PretrainStage | DistilStage) -> None:
         folders = [self._data_folder(name) for name in stage.data]
