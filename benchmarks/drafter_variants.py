@@ -1,0 +1,113 @@
+"""Which drafter learns most from the same few answers: architectures and starts, side by side.
+
+    uv run --extra train python benchmarks/drafter_variants.py \
+        --answers runs/treesnake-smol/answers --runs runs/variants \
+        --output results/drafter_variants.json --plot docs/images
+
+Every variant is the recipe of treesnake-smol but for what its name says, and learns from the same
+texts in the same order; all have about as many weights in their layers. Variants that are there
+already are not trained again, so `--only` can share them out among processes, and the last call
+collects.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from facts import facts, write_result
+
+from treesnake.training.provenance import PROVENANCE_FILE
+from treesnake.training.recipe import DistilStage, Mamba2Sizes, Recipe, Start, read_recipe
+from treesnake.training.reporting import TerminalReporter
+from treesnake.training.run import train_drafter
+
+RECIPES = Path(__file__).parent.parent / "recipes" / "treesnake-smol"
+
+ATTENTION_SIZES = Mamba2Sizes(
+    hidden_size=576, num_layers=4, num_heads=9, head_dim=64, num_groups=9, state_dim=64
+)
+"""A head and a group for each head of the target's queries, as its attention layers need."""
+
+ATTENTION_LAYERS = (0, 10, 20, 29)
+"""Spread over the target's 30 layers."""
+
+
+def main() -> None:
+    """Trains what is missing, prints a line for each variant, and writes the result if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--answers", type=Path, required=True, help="folder of the target's")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of what is trained")
+    parser.add_argument("--updates", type=int, default=80)
+    parser.add_argument("--batch-tokens", type=int, default=2000)
+    parser.add_argument("--only", nargs="+", help="variants; all if left out")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--plot", type=Path, help="a folder for the picture")
+    arguments = parser.parse_args()
+    trained = {}
+    for name, recipe in variants(arguments.answers, arguments.updates, arguments.batch_tokens):
+        if arguments.only and name not in arguments.only:
+            continue
+        folder = train_drafter(recipe, arguments.runs / recipe.name, TerminalReporter())
+        trained[name] = json.loads((folder / PROVENANCE_FILE).read_text())
+        last = trained[name]["stages"][0]["evaluations"][-1]["judgement"]
+        print(f"{name}: {last}", flush=True)
+    result = {"facts": facts(), "variants": trained}
+    if arguments.output:
+        write_result(arguments.output, result)
+    if arguments.plot:
+        _plot(trained, arguments.plot)
+
+
+def variants(answers: Path, updates: int, batch_tokens: int) -> list[tuple[str, Recipe]]:
+    """Returns the variants, each with its recipe."""
+    recipe = read_recipe(RECIPES / "recipe.toml")
+    transformer = read_recipe(RECIPES / "transformer.toml")
+    (stage,) = (stage for stage in recipe.stages if isinstance(stage, DistilStage))
+    stage = replace(
+        stage,
+        data=(str(answers),),
+        batch_tokens=batch_tokens,
+        max_updates=updates,
+        evaluate_every=max(updates // 4, 1),
+        checkpoint_every=max(updates // 4, 1),
+    )
+    recipe = replace(recipe, stages=(stage,))
+    attention = replace(recipe.start, attention_layers=ATTENTION_LAYERS, output_scale=1.0)
+    made = {
+        "mamba2": recipe,
+        "transformer": replace(recipe, drafter=transformer.drafter),
+        "mamba2, embeddings from chance": replace(recipe, start=Start()),
+        "mamba2 from attention layers": replace(recipe, drafter=ATTENTION_SIZES, start=attention),
+    }
+    return [
+        (name, replace(each, name=name.replace(",", "").replace(" ", "-")))
+        for name, each in made.items()
+    ]
+
+
+def _plot(trained: Mapping[str, Any], folder: Path) -> None:
+    """Draws what each variant makes of more tokens."""
+    import matplotlib.pyplot as plt  # noqa: PLC0415 - only pictures need it
+
+    measures = {"agreement": "agreement", "tokens_per_step": "tokens a step, chains of 4"}
+    measures["calibration_error"] = "calibration error"
+    figure, axes = plt.subplots(1, len(measures), figsize=(4.2 * len(measures), 3.4))
+    for axis, (measure, label) in zip(axes, measures.items(), strict=True):
+        for name, provenance in trained.items():
+            evaluations = provenance["stages"][0]["evaluations"]
+            tokens = [each["num_tokens"] / 1e3 for each in evaluations]
+            values = [each["judgement"][measure] for each in evaluations]
+            axis.plot(tokens, values, marker="o", label=name)
+        axis.set_xlabel("thousand tokens run")
+        axis.set_title(label, fontsize=10)
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(folder / "drafter_variants.svg")
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
