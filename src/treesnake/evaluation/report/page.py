@@ -1,12 +1,13 @@
 """One HTML page with everything in it: it loads nothing, so it can be kept and sent."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 from treesnake.evaluation.bench.measures import Measures
 from treesnake.evaluation.bench.summary import COLUMNS, Row, cells
+from treesnake.evaluation.report.by_length import CURVES, Curve
 from treesnake.evaluation.report.charts import (
     NUM_COLOURS,
     Bar,
@@ -16,39 +17,11 @@ from treesnake.evaluation.report.charts import (
     line_chart,
     stack_chart,
 )
-from treesnake.evaluation.report.results import LENGTH, Result
+from treesnake.evaluation.report.results import Result
 from treesnake.evaluation.report.steps import steps_json
 
 RARE_SHARE = 0.03
 PHASES = ("draft", "score", "accept", "commit")
-
-
-Value = Callable[[Measures], float | None]
-
-
-def _draft_ms(measures: Measures) -> float | None:
-    return None if measures.phases is None else 1e3 * measures.phases.draft_s
-
-
-def _score_ms(measures: Measures) -> float | None:
-    return None if measures.phases is None else 1e3 * measures.phases.score_s
-
-
-def _drafter_megabytes(measures: Measures) -> float | None:
-    return None if measures.drafter_bytes is None else measures.drafter_bytes / 1e6
-
-
-def _tokens_per_step(measures: Measures) -> float | None:
-    return measures.tokens_per_step
-
-
-BY_LENGTH: tuple[tuple[str, str, Value], ...] = (
-    ("Tokens per step", "tokens per step", _tokens_per_step),
-    ("Drafting", "milliseconds of drafting per step", _draft_ms),
-    ("Scoring", "milliseconds of scoring per step", _score_ms),
-    ("Memory of the drafter's state", "megabytes", _drafter_megabytes),
-)
-"""What is drawn against the length of the context."""
 
 
 def to_html(results: Sequence[Result]) -> str:
@@ -250,33 +223,20 @@ def _long_context(result: Result, pair: str, sampling: str) -> str:
     if len(lengths) < 2:
         return ""
     panels = [
-        f'<div class="panel">{_by_length(result, pair, sampling, title, label, value)}</div>'
-        for title, label, value in BY_LENGTH
+        f'<div class="panel">{_curve(result, pair, sampling, curve)}</div>' for curve in CURVES
     ]
     return f"<h3>By context length</h3>{''.join(panels)}"
 
 
-def _by_length(
-    result: Result,
-    pair: str,
-    sampling: str,
-    title: str,
-    label: str,
-    value: Value,
-) -> str:
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for length in result.lengths(pair, sampling):
-        for row in result.rows(pair, sampling, f"{length}{LENGTH}"):
-            number = value(row.measures)
-            if number is not None:
-                lines.setdefault(row.method, []).append((float(length), number))
+def _curve(result: Result, pair: str, sampling: str, curve: Curve) -> str:
+    lines = curve.points(result, pair, sampling)
     if not lines:
         return ""
     return line_chart(
         [Line(name, tuple(points), _colour(result, name)) for name, points in lines.items()],
-        title,
+        curve.title,
         x_label="tokens of context",
-        y_label=label,
+        y_label=curve.label,
         is_log=True,
     )
 

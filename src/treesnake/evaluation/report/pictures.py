@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from treesnake.errors import LoadError
-from treesnake.evaluation.bench.measures import Measures
-from treesnake.evaluation.report.results import LENGTH, Result
+from treesnake.evaluation.report.by_length import CURVES
+from treesnake.evaluation.report.results import Result
+
+Draw = Callable[[Any, Result, str, str], bool]
+"""Draws into a figure a pair's results with one way of sampling; tells whether there were any."""
 
 
 def save_pictures(result: Result, folder: Path, *, suffix: str = "svg") -> list[Path]:
@@ -33,17 +36,18 @@ def save_pictures(result: Result, folder: Path, *, suffix: str = "svg") -> list[
 
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    draws: dict[str, Callable[[Any, Result, str, str], bool]] = {
+    draws: dict[str, Draw] = {
         "speed": _speed,
         "acceptance": _acceptance,
         "long-context": _long_context,
     }
     for number, (pair, sampling) in enumerate(result.groups):
         for kind, draw in draws.items():
-            figure, axes = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
-            axes.spines[["top", "right"]].set_visible(False)
-            if draw(axes, result, pair, sampling):
-                axes.set_title(f"{pair}, {sampling}", fontsize=9, loc="left")
+            figure = plt.figure(figsize=(5.5, 3.2), layout="constrained")
+            if draw(figure, result, pair, sampling):
+                for axes in figure.axes:
+                    axes.spines[["top", "right"]].set_visible(False)
+                figure.axes[0].set_title(f"{pair}, {sampling}", fontsize=9, loc="left")
                 name = result.summary.recipe["name"]
                 path = folder / f"{name}-{kind}-{number + 1}.{suffix}"
                 figure.savefig(path, dpi=200)
@@ -52,7 +56,8 @@ def save_pictures(result: Result, folder: Path, *, suffix: str = "svg") -> list[
     return written
 
 
-def _speed(axes: Any, result: Result, pair: str, sampling: str) -> bool:
+def _speed(figure: Any, result: Result, pair: str, sampling: str) -> bool:
+    axes = figure.subplots()
     rows = [row for row in result.rows(pair, sampling) if row.measures.speedup is not None]
     estimates = [row.measures.speedup for row in rows if row.measures.speedup is not None]
     values = [one.value for one in estimates]
@@ -68,7 +73,8 @@ def _speed(axes: Any, result: Result, pair: str, sampling: str) -> bool:
     return bool(rows)
 
 
-def _acceptance(axes: Any, result: Result, pair: str, sampling: str) -> bool:
+def _acceptance(figure: Any, result: Result, pair: str, sampling: str) -> bool:
+    axes = figure.subplots()
     rows = [row for row in result.rows(pair, sampling) if row.measures.acceptance_by_position]
     for row in rows:
         shares = row.measures.acceptance_by_position
@@ -78,17 +84,16 @@ def _acceptance(axes: Any, result: Result, pair: str, sampling: str) -> bool:
     return bool(rows)
 
 
-def _long_context(axes: Any, result: Result, pair: str, sampling: str) -> bool:
-    lengths = result.lengths(pair, sampling)
-    lines: dict[str, list[tuple[int, Measures]]] = {}
-    for length in lengths:
-        for row in result.rows(pair, sampling, f"{length}{LENGTH}"):
-            lines.setdefault(row.method, []).append((length, row.measures))
-    for method, points in lines.items():
-        values = [measures.tokens_per_step for _, measures in points]
-        axes.plot([length for length, _ in points], values, marker="o", ms=3, label=method)
-    if lines:
+def _long_context(figure: Any, result: Result, pair: str, sampling: str) -> bool:
+    """Draws a panel for each measure that changes with the length of the context."""
+    if len(result.lengths(pair, sampling)) < 2:
+        return False
+    figure.set_size_inches(3.4 * len(CURVES), 3.2)
+    for axes, curve in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
+        for method, points in curve.points(result, pair, sampling).items():
+            axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=method)
         axes.set_xscale("log", base=2)
-        axes.set(xlabel="tokens of context", ylabel="tokens per step")
-        axes.legend(fontsize=7, frameon=False)
-    return len(lengths) > 1
+        axes.set(xlabel="tokens of context", ylabel=curve.label)
+        axes.set_ylim(bottom=0)
+    figure.axes[0].legend(fontsize=7, frameon=False)
+    return True
