@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/measurements.md from the files in results/.
+"""Writes the tables of README.md and of the docs from the files in results/.
 
     uv run python benchmarks/tables.py           # writes them
     uv run python benchmarks/tables.py --check   # fails if they differ
@@ -10,14 +10,19 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from treesnake.evaluation.bench.summary import markdown_table
 
 FOLDER = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/measurements.md")
+PAGES = (
+    "README.md",
+    "docs/measurements.md",
+    "docs/guides/searches.md",
+    "docs/guides/train-a-drafter.md",
+)
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -134,10 +139,24 @@ def _methods() -> str:
     return _table([*names, "temperature 1: tokens/step", "x plain"], cells)
 
 
+def _acceptance() -> str:
+    cells = []
+    for category, methods in _by_category("acceptance-cpu").items():
+        (measures,) = methods.values()
+        cells.append(
+            [
+                category.replace("_", " "),
+                str(measures["num_questions"]),
+                f"{measures['tokens_per_step']:.2f}",
+                *(f"{each:.0%}" for each in measures["acceptance_by_position"]),
+            ]
+        )
+    depths = (f"accepted at depth {depth}" for depth in range(1, 5))
+    return _table(["greedy, chain(4)", "questions", "tokens/step", *depths], cells)
+
+
 def _categories() -> str:
-    methods: dict[str, dict[str, Any]] = {}
-    for row in _read("default-pair-int8-cpu")["rows"]:
-        methods.setdefault(row["category"], {})[row["method"]] = row["measures"]
+    methods = _by_category("default-pair-int8-cpu")
     cells = [
         [
             category.replace("_", " "),
@@ -152,9 +171,89 @@ def _categories() -> str:
     return _table(["int8, greedy, 2 threads", *heads], cells)
 
 
+def _searches() -> str:
+    cells = [
+        [
+            method,
+            f"{measures['tokens_per_step']:.2f}",
+            f"{measures['tokens_per_s']:.1f}",
+            _interval(measures["speedup"].values(), 2),
+            f"{measures['share_off']:.0%}",
+            f"{measures['search_us']:.0f}",
+        ]
+        for method, measures in _read("searches")["methods"].items()
+    ]
+    heads = (
+        "tokens/step",
+        "tokens/s",
+        "x plain",
+        "steps without a draft",
+        "search, \u00b5s a step",
+    )
+    return _table(["float32, greedy, 2 threads", *heads], cells)
+
+
+def _simulated() -> str:
+    machines = _read("searches_simulated")["machines"]
+    cells = []
+    for search in next(iter(machines.values()))["useless_drafter"]:
+        row = [search]
+        for measures in machines.values():
+            parts = [each["relative"][search] for each in measures["by_category"].values()]
+            row += [
+                _interval(measures["relative"][search], 3),
+                f"{min(parts):.3f}",
+                f"{measures['useless_drafter'][search]:.3f}",
+            ]
+        cells.append(row)
+    heads = [
+        head
+        for machine, measures in machines.items()
+        for head in (
+            f"{machine}: of {measures['best_fixed']}",
+            "worst category",
+            "useless drafter",
+        )
+    ]
+    return _table(["search", *heads], cells)
+
+
+def _variants() -> str:
+    cells = []
+    for name, provenance in _read("drafter_variants")["variants"].items():
+        (stage,) = provenance["stages"]
+        last = stage["evaluations"][-1]
+        judgement = last["judgement"]
+        cells.append(
+            [
+                name,
+                f"{judgement['agreement']:.1%}",
+                f"{judgement['tokens_per_step']:.3f}",
+                f"{judgement['loss']:.2f}",
+                f"{judgement['calibration_error']:.3f}",
+                f"{last['num_tokens'] / last['seconds_s']:.0f}",
+            ]
+        )
+    heads = ("agreement", "tokens/step", "loss", "calibration error", "trained tokens/s")
+    return _table(["variant", *heads], cells)
+
+
+def _by_category(name: str) -> dict[str, dict[str, Any]]:
+    """Returns the measures of each category, by method."""
+    methods: dict[str, dict[str, Any]] = {}
+    for row in _read(name)["rows"]:
+        methods.setdefault(row["category"], {})[row["method"]] = row["measures"]
+    return methods
+
+
 def _bench_rows(name: str, sampling: str) -> list[dict[str, Any]]:
     rows = _read(name)["rows"]
     return [row for row in rows if (row["sampling"], row["category"]) == (sampling, "all")]
+
+
+def _interval(numbers: Iterable[float], digits: int) -> str:
+    value, low, high = (f"{number:.{digits}f}" for number in numbers)
+    return f"{value} ({low}\u2013{high})"
 
 
 def _ratio(estimate: Mapping[str, float] | None) -> str:
@@ -168,7 +267,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "equality": _equality,
     "long_context": _long_context,
     "methods": _methods,
+    "acceptance": _acceptance,
     "categories": _categories,
+    "searches": _searches,
+    "simulated": _simulated,
+    "variants": _variants,
 }
 
 
