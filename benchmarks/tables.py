@@ -196,7 +196,7 @@ def _searches() -> str:
 def _simulated() -> str:
     machines = _read("searches_simulated")["machines"]
     cells = []
-    for search in next(iter(machines.values()))["useless_drafter"]:
+    for search in next(iter(next(iter(machines.values()))["by_category"].values()))["relative"]:
         row = [search]
         for measures in machines.values():
             parts = [each["relative"][search] for each in measures["by_category"].values()]
@@ -210,7 +210,7 @@ def _simulated() -> str:
         head
         for machine, measures in machines.items()
         for head in (
-            f"{machine}: of {measures['best_fixed']}",
+            f"{machine}: part of the best shape, {measures['best_fixed']}",
             "worst category",
             "useless drafter",
         )
