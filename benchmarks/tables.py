@@ -113,6 +113,31 @@ def _long_context() -> str:
     return _table(["a chain of 5 below", *heads, *ends], rows)
 
 
+def _long_pair() -> str:
+    by_length = _by_category("long-context-cpu")
+    by_length.pop("all")
+    cells = []
+    for method in next(iter(by_length.values())):
+        measures = [methods[method] for methods in by_length.values()]
+        if method == "plain":
+            continue
+        cells.append(
+            [
+                method,
+                *(f"{each['tokens_per_step']:.2f}" for each in measures),
+                *(f"{each['phases']['draft_s'] * 1e3:.1f}" for each in measures),
+                *(f"{measures[end]['drafter_bytes'] / 1e6:.1f} MB" for end in (0, -1)),
+            ]
+        )
+    lengths = list(by_length)
+    heads = [
+        *(f"tokens/step at {length}" for length in lengths),
+        *(f"drafting at {length}, ms" for length in lengths),
+        *(f"state at {lengths[end]}" for end in (0, -1)),
+    ]
+    return _table(["float32, greedy, 2 threads", *heads], cells)
+
+
 def _methods() -> str:
     rows = {
         sampling: {
@@ -266,6 +291,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": _memory,
     "equality": _equality,
     "long_context": _long_context,
+    "long_pair": _long_pair,
     "methods": _methods,
     "acceptance": _acceptance,
     "categories": _categories,
