@@ -102,6 +102,7 @@ class _Run:
         self._tensorboard = tensorboard
         self._records: list[StageRecord] = []
         self._best: Path | None = None
+        self._vocabulary: Int[Tensor, " drafted"] | None = None
 
     def go(self) -> Path:
         for stage in self._recipe.stages:
@@ -185,7 +186,7 @@ class _Run:
 
     def _learn(self, stage: PretrainStage | DistilStage) -> None:
         folders = [self._data_folder(name) for name in stage.data]
-        vocabulary = self._draft_vocabulary(folders)
+        self._vocabulary = vocabulary = self._draft_vocabulary(folders)
         texts = read_texts(folders, stage.max_tokens)
         is_distilled = isinstance(stage, DistilStage)
         is_stored = is_distilled and stage.probabilities == "stored"
@@ -237,13 +238,14 @@ class _Run:
         return read_draft_vocabulary(folder)
 
     def _write_drafter(self, folder: Path) -> None:
+        """Writes all of it; the main process is alone here, so nothing may wait for the others."""
         learner = self._new_learner()
         dtype = getattr(torch, self._recipe.stored_dtype)
         is_shared = shares_embeddings(learner, self._recipe.start, self._checkpoint)
         learner.save(folder, dtype, leave_out_embeddings=is_shared)
         self._checkpoint.tokenizer.save_pretrained(folder)
-        if (vocabulary := self._draft_vocabulary([])) is not None:
-            save_draft_vocabulary(folder, vocabulary)
+        if self._vocabulary is not None:
+            save_draft_vocabulary(folder, self._vocabulary)
         write_provenance(
             folder,
             self._recipe,
