@@ -92,8 +92,11 @@ def _plot(trained: Mapping[str, Any], folder: Path) -> None:
     """Draws what each variant makes of more tokens."""
     import matplotlib.pyplot as plt  # noqa: PLC0415 - only pictures need it
 
-    measures = {"agreement": "agreement", "tokens_per_step": "tokens a step, chains of 4"}
-    measures["calibration_error"] = "calibration error"
+    measures = {
+        "agreement": "agreement",
+        "tokens_per_step": "tokens a step, chains of 4",
+        "calibration_error": "calibration error",
+    }
     figure, axes = plt.subplots(1, len(measures), figsize=(4.2 * len(measures), 3.4))
     for axis, (measure, label) in zip(axes, measures.items(), strict=True):
         for name, provenance in trained.items():

@@ -12,7 +12,6 @@ those of `treesnake calibrate --json` if given.
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,6 @@ def main() -> None:
     parser.add_argument("--tune", type=Path, nargs="+", help="traces to choose lambdas on")
     parser.add_argument("--cpu-costs", type=Path, help="output of treesnake calibrate --json")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=1, help="machines replayed at once")
     parser.add_argument("--without-sweep", action="store_true")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--plot", type=Path, help="a folder for pictures")
@@ -79,15 +77,10 @@ def main() -> None:
         "tokens": sum(map(len, traces)),
         "machines": {},
     }
-    to_sweep = () if arguments.without_sweep else tuning
-    with ProcessPoolExecutor(arguments.processes) as pool:
-        futures = {
-            name: pool.submit(_judge, traces, to_sweep, costs, arguments.seeds)
-            for name, costs in machines.items()
-        }
-        for name, future in futures.items():
-            result["machines"][name] = future.result()
-            _print(name, result["machines"][name])
+    for name, costs in machines.items():
+        sweep = {} if arguments.without_sweep else _sweep(tuning, costs)
+        result["machines"][name] = _compare(traces, costs, sweep, arguments.seeds)
+        _print(name, result["machines"][name])
     if arguments.output:
         write_result(arguments.output, result)
     if arguments.plot:
@@ -121,13 +114,6 @@ def _searches(costs: CostTable, sweep: Mapping[str, float]) -> dict[str, NewSear
         "moving-average": MovingAverageSearch,
         "trial": TrialSearch,
     }
-
-
-def _judge(
-    traces: Sequence[Trace], to_sweep: Sequence[Trace], costs: CostTable, num_seeds: int
-) -> dict[str, Any]:
-    sweep = _sweep(to_sweep, costs) if to_sweep else {}
-    return _compare(traces, costs, sweep, num_seeds)
 
 
 def _compare(

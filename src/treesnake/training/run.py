@@ -176,6 +176,7 @@ class _Run:
             self._mark_done(stage)
 
     def _is_rounded(self, stage: AnswersStage) -> bool:
+        """Tells whether the target answers in 8 bits, and tells the user where it does not."""
         if not stage.int8 or self._accelerator.device.type != "cpu" or rounding_pays():
             return stage.int8
         self._reporter.tell(

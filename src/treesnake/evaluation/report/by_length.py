@@ -51,3 +51,4 @@ CURVES = (
     Curve("Scoring", "milliseconds of scoring per step", _score_ms),
     Curve("Memory of the drafter's state", "megabytes", _drafter_megabytes),
 )
+"""What is drawn against the length of the context."""
