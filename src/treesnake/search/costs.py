@@ -1,6 +1,6 @@
 """What drafting and scoring take, in seconds: measured before, corrected by every step."""
 
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -92,7 +92,9 @@ class CostCurve:
         self._prior = [_interpolated(counts, seconds, knot) for knot in KNOTS]
         self._factors = [1.0] * len(KNOTS)
         self._weights = [0.0] * len(KNOTS)
-        self._curve: list[float] | None = None
+        self._seen: list[int] = []
+        self._spread = _spread([0])
+        self._curve = self._filled()
         self.largest_seen = 0
 
     @property
@@ -104,7 +106,7 @@ class CostCurve:
         """Returns the seconds that a count is believed to take; they never fall with the count."""
         if count <= 0:
             return 0.0
-        curve = self._curve = self._curve or self._filled()
+        curve = self._curve
         lower, share = _place(min(count, KNOTS[-1]))
         if share == 0:
             return curve[lower]
@@ -118,27 +120,29 @@ class CostCurve:
         """
         ratio = max(seconds, 1e-9) / self.seconds(count)
         lower, share = _place(min(count, KNOTS[-1]))
-        filled = self._curve or self._filled()
         near = [(lower, 1 - share)] + ([(lower + 1, share)] if share else [])
-        is_familiar = all(self._weights[knot] >= 2 for knot, _ in near)
-        if is_familiar:
+        if all(self._weights[knot] >= 2 for knot, _ in near):
             ratio = min(max(ratio, 0.5), 2.0)
             drift = ratio**DRIFT_GAIN
             self._factors = [factor * drift for factor in self._factors]
         for knot, part in near:
-            if part < 0.25:
-                continue
-            weight = self._weights[knot]
-            known = filled[knot] / self._prior[knot]
-            if weight == 0:
-                self._factors[knot] = known * ratio
-            elif weight < 2:
-                self._factors[knot] = known * min(ratio, 1.0)
-            else:
-                self._factors[knot] *= ratio ** max(part / weight, SLOWEST_GAIN * part)
-            self._weights[knot] = weight + part
+            if part >= 0.25:
+                self._learn(knot, part, ratio)
         self.largest_seen = max(self.largest_seen, count)
-        self._curve = None
+        self._curve = self._filled()
+
+    def _learn(self, knot: int, part: float, ratio: float) -> None:
+        """Moves the factor of a place by what was seen to `part` there."""
+        weight = self._weights[knot]
+        if weight >= 2:
+            self._factors[knot] *= ratio ** max(part / weight, SLOWEST_GAIN * part)
+        else:
+            known = self._curve[knot] / self._prior[knot]
+            self._factors[knot] = known * (min(ratio, 1.0) if weight else ratio)
+        self._weights[knot] = weight + part
+        if not weight:
+            insort(self._seen, knot)
+            self._spread = _spread(self._seen)
 
     def _filled(self) -> list[float]:
         """Returns the seconds at every knot.
@@ -146,16 +150,19 @@ class CostCurve:
         A count that was seen cannot take longer than a larger one did; if it seemed to, something
         else was slow.
         """
-        seen = [knot for knot, weight in enumerate(self._weights) if weight > 0]
+        prior = self._prior
         factors: list[float] = []
         least = inf
-        for knot in reversed(seen):
-            least = min(least, self._prior[knot] * self._factors[knot])
-            factors.insert(0, least / self._prior[knot])
+        for knot in reversed(self._seen or [0]):
+            least = min(least, prior[knot] * self._factors[knot])
+            factors.append(least / prior[knot])
+        factors.reverse()
         curve: list[float] = []
-        for knot, prior in enumerate(self._prior):
-            seconds = prior * (_interpolated(seen, factors, knot) if seen else 1.0)
-            curve.append(max(seconds, curve[-1]) if curve else seconds)
+        slowest = 0.0
+        for seconds, (below, above, share) in zip(prior, self._spread, strict=True):
+            factor = factors[below] + share * (factors[above] - factors[below])
+            slowest = max(slowest, seconds * factor)
+            curve.append(slowest)
         return curve
 
 
@@ -232,6 +239,17 @@ def _place(count: int) -> tuple[int, float]:
     if KNOTS[lower] == count:
         return lower, 0.0
     return lower, log(count / KNOTS[lower]) / log(KNOTS[lower + 1] / KNOTS[lower])
+
+
+def _spread(seen: Sequence[int]) -> list[tuple[int, int, float]]:
+    """Returns for every knot the places of the seen ones around it, and how far it is between."""
+    spread = []
+    for knot in range(len(KNOTS)):
+        after = bisect_right(seen, knot)
+        below, above = max(after - 1, 0), min(after, len(seen) - 1)
+        share = (knot - seen[below]) / (seen[above] - seen[below]) if below < above else 0.0
+        spread.append((below, above, share))
+    return spread
 
 
 def _interpolated(places: Sequence[int], values: Sequence[float], place: int) -> float:

@@ -75,6 +75,7 @@ class SelfTuningSearch:
         self._next_plan = 1
         self._num_missed = 0
         self._catch_up_s = 0.0
+        self._off_rate = 0.0
         self._context_length = 0
         self._expected_length = 0
 
@@ -94,20 +95,17 @@ class SelfTuningSearch:
             # Reading many tokens at once takes no longer than one after the other.
             one_s = self._learned.draft_s(1, self._context_length)
             self._catch_up_s = min(extra_s / self._num_missed, one_s)
+        self._off_rate = 1 / self._learned.score_s(1, self._context_length)
         self._learn_acceptance(mode, step)
         self._learn_rate(mode, step, is_counted=not has_debt)
         num_emitted = len(step.emitted)
         self._num_missed = self._num_missed + num_emitted if mode is Mode.OFF else 0
         self._expected_length = self._context_length + num_emitted
         self._num_steps += 1
-        if self._num_steps >= self._next_plan:
-            self._plan()
-            self._next_plan += min(1 + self._num_steps // 4, STEPS_PER_PLAN)
         self._mode = self._next_mode()
-
-    @property
-    def _off_rate(self) -> float:
-        return 1 / self._learned.score_s(1, self._context_length)
+        if self._mode is not Mode.OFF and self._num_steps >= self._next_plan:
+            self._plan()
+            self._next_plan = self._num_steps + min(1 + self._num_steps // 4, STEPS_PER_PLAN)
 
     def _learn_acceptance(self, mode: Mode, step: Step) -> None:
         if len(step.tree) == 1:

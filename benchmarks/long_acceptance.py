@@ -1,0 +1,129 @@
+"""Does acceptance last as the context grows? Many documents, and nothing timed.
+
+    python benchmarks/long_acceptance.py --documents document.txt \
+        --output results/long_acceptance.json \
+        --drafter treesnake-smol=treesnake-smol --drafter mamba=runs/variants/mamba2/drafter \
+        --drafter transformer=runs/variants/transformer/drafter \
+        --drafter window=runs/variants/transformer/drafter:512
+
+The target is asked to summarise the beginning of each document, and answers greedily, once. Every
+drafter then drafts chains along that answer, each step from where the one before ended, which
+accepts what decoding with it would. Reported are tokens per step at each length, and the ratio to
+the shortest one, with intervals over the documents.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from facts import facts, write_result
+
+from treesnake import SpeculativeDecoder
+from treesnake.drafters.load import load_drafter
+from treesnake.evaluation.bench.documents import long_questions
+from treesnake.evaluation.bench.recipe import LongContextTable
+from treesnake.evaluation.bootstrap import bootstrap_rate, bootstrap_ratio
+from treesnake.loading.checkpoint import find_checkpoint
+from treesnake.prompt import Prompt
+from treesnake.protocols import Drafter
+from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.shape import chain
+
+GREEDY = SamplingParams()
+
+
+def main() -> None:
+    """Measures, prints a line for each document and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--documents", nargs="+", required=True)
+    parser.add_argument("--drafter", action="append", required=True, help="NAME=FOLDER[:WINDOW]")
+    parser.add_argument("--target", default="smollm2")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 7168])
+    parser.add_argument("--num-documents", type=int, default=10)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    decoder = SpeculativeDecoder.from_pretrained(
+        arguments.target, "none", dtype="float32", search="off"
+    )
+    drafters = dict(_read_drafter(text, arguments.target) for text in arguments.drafter)
+    documents = tuple(str(Path(name).resolve()) for name in arguments.documents)
+    task = LongContextTable(documents, tuple(arguments.lengths), arguments.num_documents)
+    assert decoder.tokenizer is not None
+    answers: dict[str, list[dict[str, Any]]] = {}
+    for question in long_questions(task, decoder.tokenizer):
+        prompt = decoder.encode([{"role": "user", "content": question.turns[0]}])
+        text = decoder.generate(prompt, max_new_tokens=arguments.tokens).token_ids
+        steps = {
+            name: _num_steps(drafter, prompt, text, arguments.depth)
+            for name, drafter in drafters.items()
+        }
+        answers.setdefault(question.category, []).append({"tokens": len(text), "steps": steps})
+        print(question.name, len(text), steps, flush=True)
+        result = {
+            "facts": facts(),
+            "target": arguments.target,
+            "tokens": arguments.tokens,
+            "depth": arguments.depth,
+            "drafters": {name: _summary(answers, name) for name in drafters},
+            "answers": answers,
+        }
+        write_result(arguments.output, result)
+
+
+def _read_drafter(text: str, target: str) -> tuple[str, Drafter]:
+    name, _, source = text.partition("=")
+    folder, _, window = source.partition(":")
+    model = load_drafter(
+        folder,
+        target=find_checkpoint(target),
+        dtype="int8",
+        device="cpu",
+        window=int(window) if window else None,
+    )
+    return name, model.new_session()
+
+
+def _num_steps(drafter: Drafter, prompt: Prompt, text: Sequence[int], depth: int) -> int:
+    """Returns how many steps a drafter takes to a text that the target says greedily."""
+    rng = TorchRng(0)
+    drafter.prefill(prompt)
+    anchor, position, num_steps = prompt.token_ids[-1], 0, 0
+    while position < len(text):
+        tree = drafter.draft(anchor, chain(depth), GREEDY, rng).tree
+        emitted = text[position : position + len(tree.follow([anchor, *text[position:]]))]
+        drafter.commit([anchor, *emitted[:-1]])
+        anchor, position, num_steps = emitted[-1], position + len(emitted), num_steps + 1
+    return num_steps
+
+
+def _summary(answers: dict[str, list[dict[str, Any]]], drafter: str) -> dict[str, Any]:
+    counts = {
+        length: (
+            np.array([float(each["tokens"]) for each in made]),
+            np.array([float(each["steps"][drafter]) for each in made]),
+        )
+        for length, made in answers.items()
+    }
+    first = next(iter(counts.values()))
+    summary = {}
+    for length, (tokens, steps) in counts.items():
+        rate = bootstrap_rate(tokens, steps)
+        is_paired = len(tokens) == len(first[0])
+        ratio = bootstrap_ratio(tokens, steps, *first) if is_paired else None
+        summary[length] = {
+            "tokens_per_step": rate and asdict(rate),
+            "of_the_shortest": ratio and asdict(ratio),
+        }
+    return summary
+
+
+if __name__ == "__main__":
+    main()
