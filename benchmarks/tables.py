@@ -124,18 +124,35 @@ def _long_pair() -> str:
         cells.append(
             [
                 method,
-                *(f"{each['tokens_per_step']:.2f}" for each in measures),
                 *(f"{each['phases']['draft_s'] * 1e3:.1f}" for each in measures),
                 *(f"{measures[end]['drafter_bytes'] / 1e6:.1f} MB" for end in (0, -1)),
             ]
         )
     lengths = list(by_length)
     heads = [
-        *(f"tokens/step at {length}" for length in lengths),
         *(f"drafting at {length}, ms" for length in lengths),
         *(f"state at {lengths[end]}" for end in (0, -1)),
     ]
     return _table(["float32, greedy, 2 threads", *heads], cells)
+
+
+def _long_acceptance() -> str:
+    result = _read("long_acceptance")
+    cells = []
+    for name, by_length in result["drafters"].items():
+        *_, longest = by_length.values()
+        cells.append(
+            [
+                name,
+                *(_interval(each["tokens_per_step"].values(), 2) for each in by_length.values()),
+                _interval(longest["of_the_shortest"].values(), 2),
+            ]
+        )
+    lengths = list(result["answers"])
+    heads = [f"tokens/step at {length}" for length in lengths]
+    return _table(
+        [f"chain({result['depth']}), greedy", *heads, f"{lengths[-1]} / {lengths[0]}"], cells
+    )
 
 
 def _methods() -> str:
@@ -292,6 +309,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "equality": _equality,
     "long_context": _long_context,
     "long_pair": _long_pair,
+    "long_acceptance": _long_acceptance,
     "methods": _methods,
     "acceptance": _acceptance,
     "categories": _categories,

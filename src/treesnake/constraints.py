@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from treesnake.errors import InvalidInputError
+from treesnake.threads import on_one_thread
 from treesnake.tree import TokenTree
 
 FORBIDDEN = float("-inf")
@@ -84,6 +85,7 @@ class AllowedTokens:
         return logits.masked_fill(~mask, FORBIDDEN)
 
 
+@on_one_thread
 def constrain(
     logits: Float[Tensor, "nodes vocab"],
     tree: TokenTree,

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from treesnake.errors import InvalidInputError
+from treesnake.threads import on_one_thread
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class SamplingParams:
         return self.temperature == 0
 
 
+@on_one_thread
 def to_probs(
     logits: Float[Tensor, "*rows vocab"], params: SamplingParams
 ) -> Float[Tensor, "*rows vocab"]:
@@ -188,6 +190,7 @@ class TorchRng:
         """Returns True with the given probability; values above 1 mean certainty."""
         return self._uniform() < probability
 
+    @on_one_thread
     def draw(self, probs: Float[Tensor, " vocab"]) -> int:
         """Returns one token by inversion of the distribution function, in float64."""
         cumulative = probs.cumsum(0, dtype=torch.float64)
@@ -195,6 +198,7 @@ class TorchRng:
         token = torch.searchsorted(cumulative, total * self._uniform(), right=True)
         return int(torch.minimum(token, torch.searchsorted(cumulative, total)))
 
+    @on_one_thread
     def draw_distinct(self, probs: Float[Tensor, " vocab"], num_tokens: int) -> list[int]:
         """Returns up to `num_tokens` distinct tokens in the order in which they were drawn."""
         remaining = probs

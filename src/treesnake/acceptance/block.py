@@ -9,8 +9,10 @@ from treesnake.acceptance.residual import residual
 from treesnake.draft import Draft
 from treesnake.outcome import Acceptance
 from treesnake.sampling import Rng
+from treesnake.threads import on_one_thread
 
 
+@on_one_thread
 def block(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -> Acceptance:
     """Accepts the longest prefix that passes a joint test; never fewer tokens than rejection.
 

@@ -13,8 +13,10 @@ from treesnake.acceptance.residual import residual
 from treesnake.draft import Draft
 from treesnake.outcome import Acceptance
 from treesnake.sampling import Rng
+from treesnake.threads import on_one_thread
 
 
+@on_one_thread
 def rejection(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -> Acceptance:
     """Accepts drafted tokens one after the other with probability min(1, target / draft).
 

@@ -8,8 +8,10 @@ from treesnake.acceptance.proposal import proposal
 from treesnake.draft import Draft
 from treesnake.outcome import Acceptance
 from treesnake.sampling import Rng
+from treesnake.threads import on_one_thread
 
 
+@on_one_thread
 def traversal(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -> Acceptance:
     """Accepts the first path that passes as a whole, deepest first (Weng et al. 2025, Alg. 2).
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from treesnake.draft import Draft
 from treesnake.sampling import Rng, SamplingParams, largest, log_softmax, to_probs
 from treesnake.shape import BestFirst, FixedTree, LevelWidths, Priced, Shape
+from treesnake.threads import on_one_thread
 from treesnake.tree import TokenTree, level_parents
 
 Extend = Callable[[Sequence[int], Sequence[int]], Float[Tensor, "new_nodes vocab"]]
@@ -99,6 +100,7 @@ def _grow_fixed(
     return GrownDraft(draft, tuple(grown.get(node, -1) for node in range(len(tokens))))
 
 
+@on_one_thread
 def _rows_by_node(rows: dict[int, Float[Tensor, " vocab"]]) -> Float[Tensor, "inner vocab"]:
     """Returns the rows in the order of the nodes; a leaf among them has a row of zeros."""
     nothing = torch.zeros_like(rows[0])

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from treesnake.errors import InvalidInputError, LoadError
 from treesnake.models.tree_model import TreeModel
 from treesnake.sampling import filled_like
+from treesnake.threads import on_one_thread
 
 DRAFT_VOCABULARY_FILE = "draft_vocabulary.json"
 """A list of token ids beside a network, in the order in which it is to compute their logits."""
@@ -252,6 +253,7 @@ def share_tokens(
     )
 
 
+@on_one_thread
 def _scattered(
     logits: Float[Tensor, "nodes shared"], token_ids: Int[Tensor, " shared"], size: int
 ) -> Float[Tensor, "nodes vocab"]:

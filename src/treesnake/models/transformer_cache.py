@@ -8,6 +8,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from treesnake.errors import ContextLengthError, InvalidInputError
+from treesnake.threads import on_one_thread
 
 
 class TransformerCache:
@@ -56,6 +57,7 @@ class TransformerCache:
                 f"{self.capacity}; make a cache of larger capacity or a shorter prompt"
             )
 
+    @on_one_thread
     def commit(self, path: Sequence[int]) -> None:
         """Keeps the nodes of a path as the next tokens, and forgets the others.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from treesnake.kernels.dispatch import SsmKernels
 from treesnake.states.topology import Topology
+from treesnake.threads import on_one_thread
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class StateCopies:
             topology.parents,
         )
 
+    @on_one_thread
     def commit(self, path: Sequence[int], committed: Float[Tensor, " layers *state_axes"]) -> None:
         """Moves the committed state of all layers to the end of a path."""
         committed.copy_(self.states[:, path[-1]])
@@ -191,9 +193,15 @@ class PathSums:
 
     def commit(self, path: Sequence[int], committed: Float[Tensor, " layers *state_axes"]) -> None:
         """Moves the committed state of all layers to the end of a path."""
-        nodes = list(path)
-        x, dt, B = self.x[:, nodes], self.dt[:, nodes], self.B[:, nodes]
+        x, dt, B = _chosen(list(path), self.x, self.dt, self.B)
         self.kernels.commit_sums(x, dt, self.rates, B, committed)
+
+
+@on_one_thread
+def _chosen(
+    nodes: list[int], *rows: Float[Tensor, " layers nodes *axes"]
+) -> tuple[Float[Tensor, " layers chosen *axes"], ...]:
+    return tuple(each[:, nodes] for each in rows)
 
 
 Branching = StateCopies | PathSums

@@ -14,6 +14,7 @@ from treesnake.errors import InvalidInputError
 from treesnake.kernels.reference.conv import next_history
 from treesnake.states.branching import Branching, StateShape, with_room
 from treesnake.states.topology import Topology, topology
+from treesnake.threads import on_one_thread
 
 
 class SsmState:
@@ -117,10 +118,14 @@ class SsmState:
         nodes = [*range(trunk), *(node + trunk for node in path)]
         if nodes:
             self.branching.commit(nodes, self.recurrent)
-            self.history.copy_(next_history(self.conv_inputs[:, nodes], self.history))
+            self._push_history(nodes)
             self.length += len(nodes)
         self._parents, self._num_trunk = (), 0
         self._pending += tuple(pending)
+
+    @on_one_thread
+    def _push_history(self, nodes: list[int]) -> None:
+        self.history.copy_(next_history(self.conv_inputs[:, nodes], self.history))
 
     def clear_tree(self) -> None:
         """Drops the tree as if it had never been grown; what was committed or is pending stays."""
