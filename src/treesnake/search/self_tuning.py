@@ -41,6 +41,11 @@ DOUBT = 2.0
 """The standard errors by which a mode must be slower than the best one for not being tried."""
 
 
+REST = 8
+"""After so many plain steps in a row they are learned from in groups of as many: learning takes a
+hundredth of a small model's step."""
+
+
 class Mode(StrEnum):
     """What kind of shape is drafted."""
 
@@ -73,6 +78,7 @@ class SelfTuningSearch:
         self._mode = Mode.OFF
         self._num_steps = 0
         self._next_plan = 1
+        self._num_unlearned, self._unlearned_s = 0, 0.0
         self._num_missed = 0
         self._catch_up_s = 0.0
         self._off_rate = 0.0
@@ -89,7 +95,14 @@ class SelfTuningSearch:
     def observe(self, step: Step) -> None:
         """Learns from the step, and decides what comes next."""
         mode = _mode_of(step.shape)
+        num_emitted = len(step.emitted)
         has_debt = self._num_missed > 0 and mode is not Mode.OFF
+        self._expected_length = self._context_length + num_emitted
+        if mode is Mode.OFF and self._num_missed >= REST and self._num_unlearned < REST - 1:
+            self._num_missed += num_emitted
+            self._num_unlearned += 1
+            self._unlearned_s += step.seconds.total_s
+            return
         extra_s = self._learned.observe(step, self._context_length, has_debt=has_debt)
         if has_debt:
             # Reading many tokens at once takes no longer than one after the other.
@@ -98,10 +111,9 @@ class SelfTuningSearch:
         self._off_rate = 1 / self._learned.score_s(1, self._context_length)
         self._learn_acceptance(mode, step)
         self._learn_rate(mode, step, is_counted=not has_debt)
-        num_emitted = len(step.emitted)
         self._num_missed = self._num_missed + num_emitted if mode is Mode.OFF else 0
-        self._expected_length = self._context_length + num_emitted
-        self._num_steps += 1
+        self._num_steps += 1 + self._num_unlearned
+        self._num_unlearned, self._unlearned_s = 0, 0.0
         self._mode = self._next_mode()
         if self._mode is not Mode.OFF and self._num_steps >= self._next_plan:
             self._plan()
@@ -119,16 +131,17 @@ class SelfTuningSearch:
             self._modes = (Mode.FIXED,)  # the drafter has no confidence to go by
 
     def _learn_rate(self, mode: Mode, step: Step, *, is_counted: bool) -> None:
-        seconds = step.seconds.total_s
+        num_tokens, seconds = len(step.emitted), step.seconds.total_s
         most_s = CREDIT_STEPS / self._off_rate
         if self._num_steps == 0:
             self._trials.allowed_s = most_s
         best = max(self._rates_by_mode().values())
-        self._trials.account(len(step.emitted), min(seconds, most_s), best, most_s)
+        since_s = min(self._unlearned_s + seconds, most_s)
+        self._trials.account(self._num_unlearned + num_tokens, since_s, best, most_s)
         for rate in self._rates.values():
-            rate.decay(DISCOUNT)
+            rate.decay(DISCOUNT ** (self._num_unlearned + 1))
         if mode in self._rates and is_counted:
-            self._rates[mode].add(len(step.emitted), seconds)
+            self._rates[mode].add(num_tokens, seconds)
 
     def _plan(self) -> None:
         """Makes the shapes of the modes from what is believed by now."""
