@@ -193,20 +193,21 @@ class PathSums:
 
     def commit(self, path: Sequence[int], committed: Float[Tensor, " layers *state_axes"]) -> None:
         """Moves the committed state of all layers to the end of a path."""
-        x, dt, B = _chosen(list(path), self.x, self.dt, self.B)
+        x, dt, B = (_chosen(rows, path) for rows in (self.x, self.dt, self.B))
         self.kernels.commit_sums(x, dt, self.rates, B, committed)
 
 
 @on_one_thread
 def _chosen(
-    nodes: list[int], *rows: Float[Tensor, " layers nodes *axes"]
-) -> tuple[Float[Tensor, " layers chosen *axes"], ...]:
-    return tuple(each[:, nodes] for each in rows)
+    rows: Float[Tensor, " layers nodes *axes"], nodes: Sequence[int]
+) -> Float[Tensor, " layers chosen *axes"]:
+    return rows[:, list(nodes)]
 
 
 Branching = StateCopies | PathSums
 
 
+@on_one_thread
 def with_room(
     rows: Float[Tensor, " layers capacity *axes"], num_nodes: int
 ) -> Float[Tensor, " layers larger_capacity *axes"]:
