@@ -4,7 +4,7 @@
         --output results/long_acceptance.json \
         --drafter treesnake-smol=treesnake-smol --drafter mamba=runs/variants/mamba2/drafter \
         --drafter transformer=runs/variants/transformer/drafter \
-        --drafter window=runs/variants/transformer/drafter:512
+        --drafter window=runs/variants/transformer/drafter:512 --plot docs/images
 
 The target is asked to summarise the beginning of each document, and answers greedily, once. Every
 drafter then drafts chains along that answer, each step from where the one before ended, which
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--plot", type=Path, help="a folder for the picture")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     decoder = SpeculativeDecoder.from_pretrained(
@@ -58,6 +59,7 @@ def main() -> None:
     task = LongContextTable(documents, tuple(arguments.lengths), arguments.num_documents)
     assert decoder.tokenizer is not None
     answers: dict[str, list[dict[str, Any]]] = {}
+    result: dict[str, Any] = {}
     for question in long_questions(task, decoder.tokenizer):
         prompt = decoder.encode([{"role": "user", "content": question.turns[0]}])
         text = decoder.generate(prompt, max_new_tokens=arguments.tokens).token_ids
@@ -76,6 +78,8 @@ def main() -> None:
             "answers": answers,
         }
         write_result(arguments.output, result)
+    if arguments.plot:
+        _plot(result["drafters"], arguments.plot)
 
 
 def _read_drafter(text: str, target: str) -> tuple[str, Drafter]:
@@ -123,6 +127,30 @@ def _summary(answers: dict[str, list[dict[str, Any]]], drafter: str) -> dict[str
             "of_the_shortest": ratio and asdict(ratio),
         }
     return summary
+
+
+def _plot(drafters: dict[str, Any], folder: Path) -> None:
+    """Draws tokens per step by the length of the context, with intervals."""
+    import matplotlib.pyplot as plt  # noqa: PLC0415 - only pictures need it
+
+    figure, axis = plt.subplots(figsize=(6.4, 3.6))
+    for number, (name, by_length) in enumerate(drafters.items()):
+        lengths = [int(length.split()[0]) for length in by_length]
+        rates = [each["tokens_per_step"] for each in by_length.values()]
+        values = [rate["value"] for rate in rates]
+        below = [rate["value"] - rate["low"] for rate in rates]
+        above = [rate["high"] - rate["value"] for rate in rates]
+        places = [length * 1.03**number for length in lengths]  # so that bars lie side by side
+        axis.errorbar(places, values, yerr=(below, above), marker="o", capsize=3, label=name)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(lengths, [str(length) for length in lengths])
+    axis.set_xlabel("tokens of context")
+    axis.set_ylabel("tokens a step, chains of 4")
+    axis.set_ylim(bottom=1)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(folder / "long_acceptance.svg")
+    plt.close(figure)
 
 
 if __name__ == "__main__":
