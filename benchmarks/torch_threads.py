@@ -28,7 +28,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=Path, nargs="+", required=True)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "int8"])
-    parser.add_argument("--limit", type=int, default=5, help="questions, from all parts of the file")
+    parser.add_argument(
+        "--limit", type=int, default=5, help="questions, from all parts of the file"
+    )
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path)

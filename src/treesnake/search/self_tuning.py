@@ -22,8 +22,11 @@ MAX_WIDTH = 16
 PRICED_WIDTH = 8
 """Nodes of a level that a priced tree may expand; its prices keep it narrower where that pays."""
 
-STEPS_PER_PLAN = 16
+STEPS_PER_PLAN = 32
 """Shapes are made anew after so many steps, in the beginning after a fourth of those so far."""
+
+STEPS_PER_COST = 4
+"""Of so many steps one tells what drafting and scoring take, after the first `STEPS_PER_PLAN`."""
 
 ALLOWANCE = 0.015
 """The share of the time that may be lost on trying modes that are believed to be slower."""
@@ -78,6 +81,7 @@ class SelfTuningSearch:
         self._mode = Mode.OFF
         self._num_steps = 0
         self._next_plan = 1
+        self._next_cost = 0
         self._num_unlearned, self._unlearned_s = 0, 0.0
         self._num_missed = 0
         self._catch_up_s = 0.0
@@ -103,12 +107,8 @@ class SelfTuningSearch:
             self._num_unlearned += 1
             self._unlearned_s += step.seconds.total_s
             return
-        extra_s = self._learned.observe(step, self._context_length, has_debt=has_debt)
-        if has_debt:
-            # Reading many tokens at once takes no longer than one after the other.
-            one_s = self._learned.draft_s(1, self._context_length)
-            self._catch_up_s = min(extra_s / self._num_missed, one_s)
-        self._off_rate = 1 / self._learned.score_s(1, self._context_length)
+        if has_debt or self._num_steps >= self._next_cost:
+            self._learn_costs(step, has_debt=has_debt)
         self._learn_acceptance(mode, step)
         self._learn_rate(mode, step, is_counted=not has_debt)
         self._num_missed = self._num_missed + num_emitted if mode is Mode.OFF else 0
@@ -118,6 +118,16 @@ class SelfTuningSearch:
         if self._mode is not Mode.OFF and self._num_steps >= self._next_plan:
             self._plan()
             self._next_plan = self._num_steps + min(1 + self._num_steps // 4, STEPS_PER_PLAN)
+
+    def _learn_costs(self, step: Step, *, has_debt: bool) -> None:
+        extra_s = self._learned.observe(step, self._context_length, has_debt=has_debt)
+        if has_debt:
+            # Reading many tokens at once takes no longer than one after the other.
+            one_s = self._learned.draft_s(1, self._context_length)
+            self._catch_up_s = min(extra_s / self._num_missed, one_s)
+        self._off_rate = 1 / self._learned.score_s(1, self._context_length)
+        self._next_cost = self._num_steps
+        self._next_cost += STEPS_PER_COST if self._num_steps >= STEPS_PER_PLAN else 1
 
     def _learn_acceptance(self, mode: Mode, step: Step) -> None:
         if len(step.tree) == 1:
