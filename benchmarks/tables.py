@@ -19,6 +19,7 @@ from treesnake.evaluation.bench.summary import markdown_table
 FOLDER = Path(__file__).parent.parent
 PAGES = (
     "README.md",
+    "docs/log.md",
     "docs/measurements.md",
     "docs/guides/searches.md",
     "docs/guides/train-a-drafter.md",
@@ -260,6 +261,15 @@ def _simulated() -> str:
     return _table(["search", *heads], cells)
 
 
+def _torch_threads() -> str:
+    rates = _read("torch_threads")["tokens_per_s"]
+    cells = [
+        [setting, f"{each['woken']:.1f}", f"{each['asleep']:.1f}"]
+        for setting, each in rates.items()
+    ]
+    return _table(["tokens/s, 2 threads", "threads woken", "left asleep"], cells)
+
+
 def _variants() -> str:
     cells = []
     for name, provenance in _read("drafter_variants")["variants"].items():
@@ -315,6 +325,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "categories": _categories,
     "searches": _searches,
     "simulated": _simulated,
+    "torch_threads": _torch_threads,
     "variants": _variants,
 }
 

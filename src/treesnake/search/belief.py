@@ -56,16 +56,15 @@ class RankBelief:
 
         A depth with few observations takes those of all depths for what it lacks.
         """
-        pooled = [
-            (sum(row[rank] for row in self._accepted) + PRIOR_WEIGHT * prior)
-            / (sum(row[rank] for row in self._offered) + PRIOR_WEIGHT)
-            for rank, prior in enumerate(PRIOR_BY_RANK)
-        ]
+        prior = [PRIOR_WEIGHT * each for each in PRIOR_BY_RANK]
+        accepted_at_any, offered_at_any = (
+            [sum(rank) for rank in zip(*counts, strict=True)]
+            for counts in (self._accepted, self._offered)
+        )
+        pooled = _rates(accepted_at_any, offered_at_any, prior)
+        prior = [PRIOR_WEIGHT * each for each in pooled]
         return [
-            [
-                (accepted[rank] + PRIOR_WEIGHT * pooled[rank]) / (offered[rank] + PRIOR_WEIGHT)
-                for rank in range(NUM_RANKS)
-            ]
+            _rates(accepted, offered, prior)
             for accepted, offered in zip(self._accepted, self._offered, strict=True)
         ]
 
@@ -124,6 +123,16 @@ class ConfidenceCurve:
                 share = (above - probability) / (above - below)
                 return 2 ** (-(place - 0.5 + share) / BINS_PER_OCTAVE)
         return 0.0
+
+
+def _rates(
+    accepted: Sequence[float], offered: Sequence[float], prior: Sequence[float]
+) -> list[float]:
+    """Returns accepted of offered by rank; `prior` is what `PRIOR_WEIGHT` offers more accept."""
+    return [
+        (hits + more) / (tries + PRIOR_WEIGHT)
+        for hits, tries, more in zip(accepted, offered, prior, strict=True)
+    ]
 
 
 def _bin(prob: float) -> int:

@@ -157,16 +157,14 @@ class SelfTuningSearch:
         """Makes the shapes of the modes from what is believed by now."""
 
         def score_s(num_nodes: int) -> float:
-            return scores[num_nodes]
+            return self._learned.score_s(num_nodes, length)
 
         def draft_s(num_expanded: int) -> float:
-            return drafts[num_expanded]
+            return self._learned.draft_s(num_expanded, length)
 
         length = self._context_length
         max_nodes = min(MAX_NODES, self._learned.most_nodes)
         max_width = min(MAX_WIDTH, self._learned.most_width)
-        scores = [self._learned.score_s(count, length) for count in range(max_nodes + 2)]
-        drafts = [self._learned.draft_s(count, length) for count in range(max_width + 2)]
         plan = plan_tree(
             self._fixed_ranks.table(), score_s, draft_s, max_nodes=max_nodes, max_width=max_width
         )
