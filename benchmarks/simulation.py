@@ -41,6 +41,10 @@ from treesnake.search.trial import TrialSearch
 from treesnake.search.ucb import DiscountedUcbSearch, UcbSearch
 from treesnake.shape import OFF, BestFirst, LevelWidths, Shape
 
+SELF_TUNING = "self-tuning"
+Swept = dict[str, float]
+"""Measures of a search over all traces, by name."""
+
 FIXED: tuple[Shape, ...] = (
     *ARMS,
     *(shape for shape in PAPER_ARMS if shape not in ARMS),
@@ -98,9 +102,10 @@ def _measured(path: Path | None) -> dict[str, CostTable]:
     return {"cpu": CostTable(*tables)}
 
 
-def _searches(costs: CostTable, sweep: Mapping[str, float]) -> dict[str, NewSearch]:
-    lambdas = max(sweep, key=sweep.__getitem__) if sweep else "0.5 0.1"
-    lambda_ucb, lambda_gamma = map(float, lambdas.split())
+def _searches(costs: CostTable, sweep: Mapping[str, Swept]) -> dict[str, NewSearch]:
+    ucbs = [lambdas for lambdas in sweep if lambdas != SELF_TUNING]
+    best = max(ucbs, key=lambda lambdas: sweep[lambdas]["tokens_per_s"], default="0.5 0.1")
+    lambda_ucb, lambda_gamma = map(float, best.split())
     return {
         "self-tuning, calibrated": lambda: SelfTuningSearch(costs),
         "self-tuning": SelfTuningSearch,
@@ -117,7 +122,7 @@ def _searches(costs: CostTable, sweep: Mapping[str, float]) -> dict[str, NewSear
 
 
 def _compare(
-    traces: Sequence[Trace], costs: CostTable, sweep: Mapping[str, float], num_seeds: int
+    traces: Sequence[Trace], costs: CostTable, sweep: Mapping[str, Swept], num_seeds: int
 ) -> dict[str, Any]:
     fixed: dict[str, NewSearch] = {str(shape): _static(shape) for shape in FIXED}
     searches = _searches(costs, sweep)
@@ -166,15 +171,23 @@ def _useless(costs: CostTable) -> dict[str, float]:
     return {name: round(rate(results[name]) / rate(results["off"]), 4) for name in searches}
 
 
-def _sweep(traces: Sequence[Trace], costs: CostTable) -> dict[str, float]:
-    """Returns UCB's tokens per second over both lambdas."""
+def _sweep(traces: Sequence[Trace], costs: CostTable) -> dict[str, Swept]:
+    """Returns how fast UCB is over both lambdas and what it emits, beside the default search."""
     searches = {
         f"{lambda_ucb} {lambda_gamma}": _ucb(lambda_ucb, lambda_gamma)
         for lambda_ucb in LAMBDAS_UCB
         for lambda_gamma in LAMBDAS_GAMMA
     }
-    results = run(traces, searches, costs)
-    return {name: round(rate(replayed), 2) for name, replayed in results.items()}
+    results = run(traces, {SELF_TUNING: SelfTuningSearch} | searches, costs)
+    return {
+        name: {
+            "tokens_per_s": round(rate(replayed), 2),
+            "tokens_per_step": round(
+                sum(each.tokens for each in replayed) / sum(each.num_steps for each in replayed), 3
+            ),
+        }
+        for name, replayed in results.items()
+    }
 
 
 def _ucb(lambda_ucb: float, lambda_gamma: float) -> NewSearch:
@@ -223,20 +236,24 @@ def _plot(result: dict[str, Any], folder: Path) -> None:
 def _plot_sweep(machines: Mapping[str, dict[str, Any]], folder: Path) -> None:
     import matplotlib.pyplot as plt  # noqa: PLC0415 - only pictures need it
 
-    figure, axes = plt.subplots(1, len(machines), figsize=(4.2 * len(machines), 3.2))
-    for axis, (machine, numbers) in zip(axes, machines.items(), strict=True):
-        tuned = numbers["tokens_per_s"]["self-tuning"]
-        rows = [
-            [numbers["ucb_sweep"][f"{ucb} {gamma}"] / tuned for gamma in LAMBDAS_GAMMA]
-            for ucb in LAMBDAS_UCB
-        ]
-        picture = axis.imshow(rows, cmap="viridis", aspect="auto")
-        axis.set_xticks(range(len(LAMBDAS_GAMMA)), map(str, LAMBDAS_GAMMA))
-        axis.set_yticks(range(len(LAMBDAS_UCB)), map(str, LAMBDAS_UCB))
-        axis.set_xlabel("lambda_gamma")
-        axis.set_ylabel("lambda_ucb")
-        axis.set_title(f"{machine}: UCB / self-tuning", fontsize=9)
-        figure.colorbar(picture, ax=axis)
+    measures = {"tokens_per_s": "tokens/s", "tokens_per_step": "tokens/step"}
+    size = 4.2 * len(machines), 3.2 * len(measures)
+    figure, axes = plt.subplots(len(measures), len(machines), figsize=size)
+    for row, (measure, label) in zip(axes, measures.items(), strict=True):
+        for axis, (machine, numbers) in zip(row, machines.items(), strict=True):
+            sweep = numbers["ucb_sweep"]
+            tuned = sweep[SELF_TUNING][measure]
+            values = [
+                [sweep[f"{ucb} {gamma}"][measure] / tuned for gamma in LAMBDAS_GAMMA]
+                for ucb in LAMBDAS_UCB
+            ]
+            picture = axis.imshow(values, cmap="viridis", aspect="auto")
+            axis.set_xticks(range(len(LAMBDAS_GAMMA)), map(str, LAMBDAS_GAMMA))
+            axis.set_yticks(range(len(LAMBDAS_UCB)), map(str, LAMBDAS_UCB))
+            axis.set_xlabel("lambda_gamma")
+            axis.set_ylabel("lambda_ucb")
+            axis.set_title(f"{machine}: {label}, UCB / self-tuning", fontsize=9)
+            figure.colorbar(picture, ax=axis)
     figure.tight_layout()
     figure.savefig(folder / "ucb_lambdas.svg")
     plt.close(figure)
