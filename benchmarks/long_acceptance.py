@@ -59,7 +59,6 @@ def main() -> None:
     task = LongContextTable(documents, tuple(arguments.lengths), arguments.num_documents)
     assert decoder.tokenizer is not None
     answers: dict[str, list[dict[str, Any]]] = {}
-    result: dict[str, Any] = {}
     for question in long_questions(task, decoder.tokenizer):
         prompt = decoder.encode([{"role": "user", "content": question.turns[0]}])
         text = decoder.generate(prompt, max_new_tokens=arguments.tokens).token_ids
@@ -69,15 +68,15 @@ def main() -> None:
         }
         answers.setdefault(question.category, []).append({"tokens": len(text), "steps": steps})
         print(question.name, len(text), steps, flush=True)
-        result = {
-            "facts": facts(),
-            "target": arguments.target,
-            "tokens": arguments.tokens,
-            "depth": arguments.depth,
-            "drafters": {name: _summary(answers, name) for name in drafters},
-            "answers": answers,
-        }
-        write_result(arguments.output, result)
+    result = {
+        "facts": facts(),
+        "target": arguments.target,
+        "tokens": arguments.tokens,
+        "depth": arguments.depth,
+        "drafters": {name: _summary(answers, name) for name in drafters},
+        "answers": answers,
+    }
+    write_result(arguments.output, result)
     if arguments.plot:
         _plot(result["drafters"], arguments.plot)
 
@@ -120,8 +119,7 @@ def _summary(answers: dict[str, list[dict[str, Any]]], drafter: str) -> dict[str
     summary = {}
     for length, (tokens, steps) in counts.items():
         rate = bootstrap_rate(tokens, steps)
-        is_paired = len(tokens) == len(first[0])
-        ratio = bootstrap_ratio(tokens, steps, *first) if is_paired else None
+        ratio = bootstrap_ratio(tokens, steps, *first)
         summary[length] = {
             "tokens_per_step": rate and asdict(rate),
             "of_the_shortest": ratio and asdict(ratio),

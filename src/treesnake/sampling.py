@@ -68,7 +68,7 @@ def to_probs(
     """
     logits = logits.float()
     if params.is_greedy:
-        return _zeros_like(logits).scatter_(-1, first_largest(logits)[..., None], 1.0)
+        return torch.zeros_like(logits).scatter_(-1, first_largest(logits)[..., None], 1.0)
     logits = _divided(logits, params.temperature)
     if params.top_k is not None and params.top_k < logits.shape[-1]:
         smallest_kept = _kth_largest(logits, params.top_k)
@@ -96,16 +96,6 @@ def log_softmax(logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vo
     with np.errstate(invalid="ignore"):  # a row in which nothing is possible
         shifted = rows - rows.max(-1, keepdims=True)
     return torch.from_numpy(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
-
-
-def filled_like(
-    rows: Float[Tensor, "rows some"], width: int, value: float
-) -> Float[Tensor, "rows width"]:
-    """Returns rows of another width, all of one value."""
-    shape = (len(rows), width)
-    if _is_for_numpy(rows):
-        return torch.from_numpy(np.full(shape, value, np.float32))
-    return rows.new_full(shape, value)
 
 
 def first_largest(values: Float[Tensor, "*rows vocab"]) -> Int[Tensor, "*rows"]:
@@ -213,19 +203,8 @@ class TorchRng:
 
 
 def _is_for_numpy(rows: Float[Tensor, "..."]) -> bool:
-    """Tells whether numpy is the one to go through whole rows.
-
-    After an operation of torch on more than some 30,000 numbers, its threads go on spinning for
-    milliseconds, on the cores that the compiled passes of small models need at once. That cost half
-    of the time of such a pass.
-    """
+    """Tells whether numpy is the one to go through whole rows, by the calling thread alone."""
     return rows.device.type == "cpu" and rows.dtype == torch.float32
-
-
-def _zeros_like(rows: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:
-    if _is_for_numpy(rows):
-        return torch.from_numpy(np.zeros(rows.shape, np.float32))
-    return torch.zeros_like(rows)
 
 
 def _divided(logits: Float[Tensor, "*rows vocab"], by: float) -> Float[Tensor, "*rows vocab"]:

@@ -20,7 +20,6 @@ from transformers import PreTrainedTokenizerBase
 
 from treesnake.errors import InvalidInputError, LoadError
 from treesnake.models.tree_model import TreeModel
-from treesnake.sampling import filled_like
 from treesnake.threads import on_one_thread
 
 DRAFT_VOCABULARY_FILE = "draft_vocabulary.json"
@@ -257,7 +256,7 @@ def share_tokens(
 def _scattered(
     logits: Float[Tensor, "nodes shared"], token_ids: Int[Tensor, " shared"], size: int
 ) -> Float[Tensor, "nodes vocab"]:
-    scattered = filled_like(logits, size, -inf)
+    scattered = logits.new_full((len(logits), size), -inf)
     return scattered.index_copy_(1, token_ids.to(logits.device), logits)
 
 
