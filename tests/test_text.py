@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from treesnake.text import REPLACEMENT, TextAssembler
@@ -54,6 +54,7 @@ def test_no_piece_shows_half_a_character(text: str, cuts: list[int]) -> None:
 
 
 @given(TEXTS, STOPS, CUTS)
+@example(" aa", ["a", " aa"], [1])
 def test_no_piece_has_to_be_taken_back(text: str, stops: list[str], cuts: list[int]) -> None:
     """Whatever comes after, what was shown is a beginning of the text."""
     for end in range(len(text) + 1):

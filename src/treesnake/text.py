@@ -62,10 +62,11 @@ class TextAssembler:
             return ""
         text = self._held + text
         end = self._find_end(text)
-        if end is not None:
+        num_certain = len(text) - self._num_held(text)
+        # A stop string that is not whole yet may have begun before the one that is.
+        if end is not None and end <= num_certain:
             self._ended = True
             return text[:end]
-        num_certain = len(text) - self._num_held(text)
         self._held = text[num_certain:]
         return text[:num_certain]
 
