@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
 from treesnake.loading.checkpoint import find_checkpoint
-from treesnake.training.devices import new_accelerator
+from treesnake.training.devices import keep_memory, new_accelerator
 from treesnake.training.learner import build_learner
 from treesnake.training.lesson import Lesson, Objective
 from treesnake.training.recipe import DistilStage, Recipe
@@ -137,3 +137,26 @@ def test_weights_can_be_shared_out_as_fsdp_does(distillation: Recipe, tmp_path: 
     loss.backward()
     torch.testing.assert_close(sharded_loss, loss.detach())
     torch.testing.assert_close(sharded_norm, clip_grad_norm_(lesson.parameters(), 1e9))
+
+
+def test_memory_that_was_freed_is_used_again_without_the_system(tmp_path: Path) -> None:
+    """Pages that the system hands out anew are counted as faults: of ten tensors, those of two."""
+    resource = pytest.importorskip("resource")
+
+    def count_faults(file: Path) -> None:
+        if not keep_memory():
+            return
+        torch.ones(2**24)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.ones(2**24)
+        file.write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before))
+
+    file = tmp_path / "faults"
+    process = get_context("fork").Process(target=count_faults, args=(file,))
+    process.start()
+    process.join(PATIENCE_S)
+    assert process.exitcode == 0
+    if not file.exists():
+        pytest.skip("the allocator is not glibc's")
+    assert int(file.read_text()) < 2 * 2**24 * 4 / resource.getpagesize()

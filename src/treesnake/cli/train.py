@@ -32,9 +32,12 @@ def train(
     """
     if missing := [package for package in PACKAGES if find_spec(package) is None]:
         raise LoadError(f"training needs {', '.join(missing)}; install treesnake[train]")
-    from treesnake.training.run import train_drafter  # noqa: PLC0415, for it needs the extra
+    from treesnake.training.devices import keep_memory  # noqa: PLC0415, for it needs the extra
+    from treesnake.training.run import train_drafter  # noqa: PLC0415
 
     parsed = read_recipe(recipe)
+    if not torch.cuda.is_available():
+        keep_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()

@@ -4,6 +4,7 @@
 started plainly there is one, on the best device.
 """
 
+import ctypes
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,9 @@ from accelerate.utils import InitProcessGroupKwargs
 
 PATIENCE = timedelta(hours=24)
 """How long processes wait for the one that collects a corpus."""
+
+KEEPS_MEMORY = {-4: 0, -1: -1}
+"""Settings of glibc's allocator: M_MMAP_MAX, no blocks of their own; M_TRIM_THRESHOLD, never."""
 
 
 def new_accelerator(
@@ -33,3 +37,17 @@ def new_accelerator(
         project_dir=log_folder,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+
+
+def keep_memory() -> bool:
+    """Lets this process keep the memory that it frees, for the next tensors; returns whether.
+
+    A pass of training makes and drops tensors of many megabytes. glibc's allocator gives each back
+    to the system, which hands the next one out in pages that it fills with zeros first: on a CPU
+    that is much of the time of a small network's pass. Only glibc has these settings.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):
+        return False
+    return all(set_option(option, value) == 1 for option, value in KEEPS_MEMORY.items())
