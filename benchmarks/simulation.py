@@ -108,7 +108,7 @@ def _searches(costs: CostTable, sweep: Mapping[str, Swept]) -> dict[str, NewSear
     lambda_ucb, lambda_gamma = map(float, best.split())
     return {
         "self-tuning, calibrated": lambda: SelfTuningSearch(costs),
-        "self-tuning": SelfTuningSearch,
+        SELF_TUNING: SelfTuningSearch,
         "ucb": UcbSearch,
         "ucb, tuned lambdas": lambda: UcbSearch(lambda_ucb=lambda_ucb, lambda_gamma=lambda_gamma),
         "ucb, tuned lambdas, all arms": lambda: UcbSearch(

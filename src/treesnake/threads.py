@@ -37,12 +37,13 @@ def on_one_thread(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def _find_openmp() -> Callable[[int], Any] | None:
-    """Returns OpenMP's setting for the calling thread, if torch brought an OpenMP along."""
+def c_function(name: str) -> Callable[..., Any] | None:
+    """Returns a function of the C libraries that this process has loaded, if they have it."""
     try:
-        return ctypes.CDLL(None).omp_set_num_threads
+        return ctypes.CDLL(None)[name]
     except (OSError, TypeError, AttributeError):
         return None
 
 
-_set_openmp_threads = _find_openmp()
+_set_openmp_threads = c_function("omp_set_num_threads")
+"""OpenMP's setting for the calling thread, if torch brought an OpenMP along."""

@@ -4,7 +4,6 @@
 started plainly there is one, on the best device.
 """
 
-import ctypes
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,8 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+
+from treesnake.threads import c_function
 
 PATIENCE = timedelta(hours=24)
 """How long processes wait for the one that collects a corpus."""
@@ -46,8 +47,7 @@ def keep_memory() -> bool:
     to the system, which hands the next one out in pages that it fills with zeros first: on a CPU
     that is much of the time of a small network's pass. Only glibc has these settings.
     """
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (OSError, TypeError, AttributeError):
-        return False
-    return all(set_option(option, value) == 1 for option, value in KEEPS_MEMORY.items())
+    set_option = c_function("mallopt")
+    return set_option is not None and all(
+        set_option(option, value) == 1 for option, value in KEEPS_MEMORY.items()
+    )
