@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 
 from treesnake.loading.checkpoint import find_checkpoint
-from treesnake.training.devices import keep_memory, new_accelerator
+from treesnake.training.devices import keep_memory, new_accelerator, rounded_products
 from treesnake.training.learner import build_learner
 from treesnake.training.lesson import Lesson, Objective
 from treesnake.training.recipe import DistilStage, Recipe
@@ -62,6 +62,14 @@ def run_together(run: Run, recipe: Recipe, folder: Path) -> None:
         process.join(PATIENCE_S)
         process.kill()
     assert [process.exitcode for process in processes] == [0, 0]
+
+
+def test_products_are_rounded_on_a_cpu_that_was_asked_to_and_only_then() -> None:
+    before = torch.get_float32_matmul_precision()
+    for precision, within in (("auto", before), ("float32", before), ("bfloat16", "medium")):
+        with rounded_products(precision):
+            assert torch.get_float32_matmul_precision() == within
+        assert torch.get_float32_matmul_precision() == before
 
 
 def train(recipe: Recipe, folder: Path) -> None:

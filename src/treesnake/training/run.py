@@ -26,7 +26,7 @@ from treesnake.loading.pretrained import load_checkpoint
 from treesnake.training.answers import answer_prompts, read_prompts
 from treesnake.training.checkpoints import fault, find_folder, write_folder
 from treesnake.training.corpus import PROMPTS_FILE, collect_corpus
-from treesnake.training.devices import new_accelerator
+from treesnake.training.devices import new_accelerator, rounded_products
 from treesnake.training.draft_vocabulary import choose_draft_vocabulary
 from treesnake.training.learner import Learner, build_learner, locate_trained
 from treesnake.training.lesson import Lesson, Objective
@@ -82,7 +82,8 @@ def train_drafter(
     """
     accelerator = new_accelerator(recipe.precision, folder / LOGS_FOLDER if tensorboard else None)
     own_reporter = reporter if accelerator.is_main_process else NoReporter()
-    return _Run(recipe, folder, accelerator, own_reporter, tensorboard).go()
+    with rounded_products(recipe.precision):
+        return _Run(recipe, folder, accelerator, own_reporter, tensorboard).go()
 
 
 class _Run:

@@ -19,10 +19,10 @@ def causal_conv(
     history: Float[Tensor, "*batch history channels"],
 ) -> Float[Tensor, "*batch tokens channels"]:
     """Convolves a text: output t sees inputs t - K + 1 to t."""
-    rows, num_tokens = torch.cat([history, inputs], dim=-2), inputs.shape[-2]
-    places = range(weight.shape[1])
-    windows = [rows[..., place : place + num_tokens, :] for place in places]
-    return _filter(windows, weight, bias)
+    rows = torch.cat([history, inputs], dim=-2)
+    filters = weight[:, None].to(rows.dtype)
+    offsets = None if bias is None else bias.to(rows.dtype)
+    return F.silu(F.conv1d(rows.mT, filters, offsets, groups=len(weight)).mT)
 
 
 def tree_conv(
