@@ -64,7 +64,10 @@ def run_together(run: Run, recipe: Recipe, folder: Path) -> None:
     assert [process.exitcode for process in processes] == [0, 0]
 
 
-def test_products_are_rounded_on_a_cpu_that_was_asked_to_and_only_then() -> None:
+def test_products_are_rounded_on_a_cpu_that_was_asked_to_and_only_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     before = torch.get_float32_matmul_precision()
     for precision, within in (("auto", before), ("float32", before), ("bfloat16", "medium")):
         with rounded_products(precision):

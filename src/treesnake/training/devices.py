@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 
 from treesnake.threads import c_function
 
@@ -34,8 +34,8 @@ def new_accelerator(
         log_folder: where TensorBoard finds its logs; None for no logs.
     """
     has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    is_mixed = torch.cuda.is_available() and precision == "bfloat16"
-    is_mixed = is_mixed or (precision == "auto" and has_bfloat16)
+    is_asked_for = precision == "bfloat16" or (precision == "auto" and has_bfloat16)
+    is_mixed = is_asked_for and not _is_on_cpu()
     return Accelerator(
         mixed_precision="bf16" if is_mixed else "no",
         log_with=None if log_folder is None else "tensorboard",
@@ -52,12 +52,17 @@ def rounded_products(precision: Literal["auto", "float32", "bfloat16"]) -> Itera
     Others go on in float32.
     """
     before = torch.get_float32_matmul_precision()
-    if precision == "bfloat16" and not torch.cuda.is_available():
+    if precision == "bfloat16" and _is_on_cpu():
         torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _is_on_cpu() -> bool:
+    """Tells whether Accelerate trains on a CPU, before it has begun."""
+    return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
 def keep_memory() -> bool:

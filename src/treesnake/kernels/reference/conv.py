@@ -4,8 +4,6 @@ Glossary: K is `conv_width`. The *history* is the last K - 1 inputs before the f
 zeros at the start of a text.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -38,7 +36,10 @@ def tree_conv(
     [history | inputs] that it sees, its own last.
     """
     rows = torch.cat([history, inputs])
-    return _filter([rows[place] for place in windows.T], weight, bias)
+    total = rows.new_zeros(()) if bias is None else bias
+    for places, factor in zip(windows.T, weight.T, strict=True):
+        total = total + rows[places] * factor
+    return F.silu(total)
 
 
 def next_history(
@@ -47,14 +48,3 @@ def next_history(
 ) -> Float[Tensor, "*batch history channels"]:
     """Returns the history of what follows `inputs`."""
     return torch.cat([history, inputs], dim=-2)[..., inputs.shape[-2] :, :]
-
-
-def _filter(
-    windows: Sequence[Float[Tensor, "*batch tokens channels"]],
-    weight: Float[Tensor, "channels conv_width"],
-    bias: Float[Tensor, " channels"] | None,
-) -> Float[Tensor, "*batch tokens channels"]:
-    total = windows[0].new_zeros(()) if bias is None else bias
-    for rows, factor in zip(windows, weight.T, strict=True):
-        total = total + rows * factor
-    return F.silu(total)
