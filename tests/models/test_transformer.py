@@ -296,6 +296,19 @@ def test_weights_take_the_bytes_of_their_dtype(networks: dict[torch.dtype, Trans
     assert 1.7 < sizes[1] / sizes[2] < 2
 
 
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16], ids=str)
+def test_float32_has_the_same_bits_from_weights_left_in_half_precision(
+    llama: Any, stored: torch.dtype
+) -> None:
+    halves = {name: tensor.to(stored) for name, tensor in llama.state_dict().items()}
+    wide = network(llama.config, {name: tensor.float() for name, tensor in halves.items()})
+    narrow = network(llama.config, halves)
+    tokens, mask = random_tokens(30), causal_mask(30)
+    logits = [model.forward(tokens, mask, model.new_cache(30)) for model in (wide, narrow)]
+    assert torch.equal(*logits)
+    assert 1.9 < wide.num_bytes / narrow.num_bytes < 2
+
+
 def test_tied_embeddings_are_in_memory_once() -> None:
     sizes = []
     for tied in (True, False):

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from treesnake.errors import LoadError
-from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, open_weights, read_blocks, read_header
+from treesnake.models.weights import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    exact_dtype,
+    open_weights,
+    read_blocks,
+    read_header,
+)
 
 
 @pytest.fixture
@@ -142,6 +149,27 @@ def test_a_broken_index_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / INDEX_FILE).write_text(text)
     with pytest.raises(LoadError, match="no index of shards"):
         open_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "exact"),
+    [
+        ([torch.float16], torch.float32, torch.float16),
+        ([torch.bfloat16, torch.bfloat16], torch.float32, torch.bfloat16),
+        ([torch.bfloat16, torch.float16], torch.float32, torch.float32),
+        ([torch.float16, torch.float32], torch.float32, torch.float32),
+        ([torch.bfloat16], torch.float16, torch.float16),
+        ([torch.float16], torch.int8, torch.int8),
+    ],
+)
+def test_float32_matrices_are_left_in_half_precision_if_all_are_of_one(
+    tmp_path: Path, stored: list[torch.dtype], asked: torch.dtype, exact: torch.dtype
+) -> None:
+    tensors = {str(place): torch.ones(2, 2, dtype=dtype) for place, dtype in enumerate(stored)}
+    tensors["norm"] = torch.ones(2)
+    save_file(tensors, tmp_path / SINGLE_FILE)
+    assert exact_dtype(tensors, asked) == exact
+    assert exact_dtype(open_weights(tmp_path), asked) == exact
 
 
 @given(header=st.binary(max_size=60), data=st.binary(max_size=20))

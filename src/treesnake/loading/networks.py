@@ -28,6 +28,7 @@ from treesnake.models.hf_attention import HfAttention
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig, unsupported_reason
 from treesnake.models.transformer_layers import restrict_output
+from treesnake.models.weights import exact_dtype
 
 EngineName = Literal["auto", "native", "generic"]
 
@@ -153,8 +154,9 @@ def _load_native(
     draft_vocab: Int[Tensor, " kept"] | None,
 ) -> LoadedNetwork:
     torch_dtype = _native_dtype(checkpoint, dtype)
-    check_memory(checkpoint, torch_dtype, device)
     tensors: Mapping[str, Tensor] = checkpoint.weights
+    in_memory = exact_dtype(tensors, torch_dtype) if device.type == "cpu" else torch_dtype
+    check_memory(checkpoint, in_memory, device)
     config = TransformerConfig.from_hf(checkpoint.config)
     if draft_vocab is not None:
         tensors, config = restrict_output(tensors, config, draft_vocab)

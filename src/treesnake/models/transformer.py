@@ -34,8 +34,9 @@ class Transformer:
     decoding in every dtype, and a prompt may be cut into chunks anywhere.
 
     `tensors` are those of the transformers model by name, in any dtype; each is read once and
-    rounded to `dtype`. On a CPU activations are float32 whatever the dtype, and int8 rounds every
-    row of a matrix to multiples of its own scale.
+    rounded to `dtype`. On a CPU activations are float32 whatever the dtype, float32 leaves matrices
+    that come in half precision as they are, which gives the same bits from half the bytes, and int8
+    rounds every row of a matrix to multiples of its own scale.
 
     Raises:
         UnsupportedModelError: for a dtype that the device has no arithmetic for.

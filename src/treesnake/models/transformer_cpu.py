@@ -39,7 +39,7 @@ from treesnake.models.transformer_layers import (
     read_layer,
 )
 from treesnake.models.weight_stack import WeightStack
-from treesnake.models.weights import read_blocks
+from treesnake.models.weights import exact_dtype, read_blocks
 
 CPU_DTYPES = tuple(STORAGE)
 """The dtypes that weights can have. Activations are float32 with all of them."""
@@ -61,7 +61,7 @@ class CpuEngine:
         self.config = config
         self.dtype = dtype
         self._head_stride = padded(config.head_dim)
-        self._weights = _pack_weights(config, tensors, dtype)
+        self._weights = _pack_weights(config, tensors, exact_dtype(tensors, dtype))
         self._settings = Settings(
             num_layers=config.num_layers,
             num_heads=config.num_heads,

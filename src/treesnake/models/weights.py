@@ -129,6 +129,20 @@ def read_blocks(
         yield tensors.rows(name, begin, begin + num_rows)
 
 
+def exact_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> torch.dtype:
+    """Returns the smallest dtype that holds the matrices of a checkpoint as exactly as `dtype`.
+
+    That is another one if float32 is asked of a checkpoint whose matrices are all of one dtype in
+    half precision: as float32 they would be the same numbers, of twice the bytes.
+    """
+    if isinstance(tensors, Weights):
+        kinds = {entry.dtype for entry in tensors.entries.values() if len(entry.shape) > 1}
+    else:
+        kinds = {tensor.dtype for tensor in tensors.values() if tensor.ndim > 1}
+    is_half = dtype == torch.float32 and kinds in ({torch.float16}, {torch.bfloat16})
+    return kinds.pop() if is_half else dtype
+
+
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """Reads where each tensor of one safetensors file lies.
 
