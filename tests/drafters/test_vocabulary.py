@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerFast
 from treesnake.drafters.model_drafter import ModelDrafter
 from treesnake.drafters.vocabulary import (
     DraftVocabulary,
-    MappedState,
     PaddedVocabulary,
     SharedTokens,
     VocabularyMap,
@@ -71,7 +70,7 @@ class MappedDrafterModel:
     vocabulary: VocabularyMap
 
     def new_session(self) -> ModelDrafter:
-        return ModelDrafter(MappedState(TinyState(self.model), self.vocabulary))
+        return ModelDrafter(TinyState(self.model), self.vocabulary)
 
 
 KEPT = torch.tensor([3, 1])

@@ -11,13 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.draft import Draft
+from treesnake.drafters.vocabulary import SameVocabulary, VocabularyMap
 from treesnake.sampling import Rng, SamplingParams, largest, log_softmax, to_probs
 from treesnake.shape import BestFirst, FixedTree, LevelWidths, Priced, Shape
 from treesnake.threads import on_one_thread
 from treesnake.tree import TokenTree, level_parents
 
-Extend = Callable[[Sequence[int], Sequence[int]], Float[Tensor, "new_nodes vocab"]]
-"""`TreeModel.extend`, or something like it."""
+Extend = Callable[[Sequence[int], Sequence[int]], Float[Tensor, "new_nodes network_logits"]]
+"""`TreeModel.extend`, or something like it, for the target's tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,20 +35,29 @@ class GrownDraft:
     grown_nodes: tuple[int, ...]
 
 
-def grow(anchor: int, shape: Shape, params: SamplingParams, rng: Rng, extend: Extend) -> GrownDraft:
+def grow(
+    anchor: int,
+    shape: Shape,
+    params: SamplingParams,
+    rng: Rng,
+    extend: Extend,
+    vocabulary: VocabularyMap | None = None,
+) -> GrownDraft:
     """Drafts a tree of the given shape level by level, one call of `extend` a level.
 
-    The deepest level is never run through the model, for nothing is drafted below it.
+    The deepest level is never run through the model, for nothing is drafted below it. `vocabulary`
+    says of which tokens `extend` gives logits; None is all that the target has.
     """
+    vocabulary = vocabulary or SameVocabulary()
     if shape.depth == 0:
         tree = TokenTree(torch.tensor([anchor]), torch.tensor([-1]))
         return GrownDraft(Draft.chosen(tree), (-1,))
     if isinstance(shape, BestFirst):
         free = (0.0,) * shape.depth, (0.0,) * shape.num_drafted
-        return _grow_priced(anchor, Priced(shape.width, *free), extend)
+        return _grow_priced(anchor, Priced(shape.width, *free), extend, vocabulary)
     if isinstance(shape, Priced):
-        return _grow_priced(anchor, shape, extend)
-    return _grow_fixed(anchor, _as_fixed(shape), params, rng, extend)
+        return _grow_priced(anchor, shape, extend, vocabulary)
+    return _grow_fixed(anchor, _as_fixed(shape), params, rng, extend, vocabulary)
 
 
 @lru_cache
@@ -58,7 +68,12 @@ def _as_fixed(shape: LevelWidths | FixedTree) -> FixedTree:
 
 
 def _grow_fixed(
-    anchor: int, shape: FixedTree, params: SamplingParams, rng: Rng, extend: Extend
+    anchor: int,
+    shape: FixedTree,
+    params: SamplingParams,
+    rng: Rng,
+    extend: Extend,
+    vocabulary: VocabularyMap,
 ) -> GrownDraft:
     """Grows the tree node by node as the shape has it; nodes without children are not run.
 
@@ -79,13 +94,13 @@ def _grow_fixed(
         grown |= {node: len(grown) + index for index, node in enumerate(level)}
         widths = [len(shape.children[places[node]]) for node in level]
         if sampled:
-            probs = to_probs(logits, params)
+            probs = to_probs(vocabulary.translate(logits), params)
             rows |= dict(zip(level, probs, strict=True))
             drawn = [
                 rng.draw_distinct(row, width) for row, width in zip(probs, widths, strict=True)
             ]
         else:
-            best = _best_tokens(logits, max(widths))
+            best = _best_tokens(vocabulary.known(logits), max(widths), vocabulary)
             drawn = [
                 [token for token, _ in row[:width]] for row, width in zip(best, widths, strict=True)
             ]
@@ -107,7 +122,9 @@ def _rows_by_node(rows: dict[int, Float[Tensor, " vocab"]]) -> Float[Tensor, "in
     return torch.stack([rows.get(node, nothing) for node in range(max(rows) + 1)])
 
 
-def _grow_priced(anchor: int, shape: Priced, extend: Extend) -> GrownDraft:
+def _grow_priced(
+    anchor: int, shape: Priced, extend: Extend, vocabulary: VocabularyMap
+) -> GrownDraft:
     def best_children(
         nodes: Sequence[int], tokens: Sequence[int], parents: Sequence[int]
     ) -> list[list[tuple[int, float]]]:
@@ -115,7 +132,7 @@ def _grow_priced(anchor: int, shape: Priced, extend: Extend) -> GrownDraft:
             [tokens[node] for node in nodes], [grown.get(parents[node], -1) for node in nodes]
         )
         grown.update({node: len(grown) + index for index, node in enumerate(nodes)})
-        return _best_tokens(log_softmax(logits), shape.width)
+        return _best_tokens(log_softmax(vocabulary.known(logits)), shape.width, vocabulary)
 
     grown: dict[int, int] = {}
     tree = grow_best(anchor, shape, best_children)
@@ -192,11 +209,12 @@ def _worth_their_price(
 
 
 def _best_tokens(
-    scores: Float[Tensor, "nodes vocab"], num_tokens: int
+    scores: Float[Tensor, "nodes known"], num_tokens: int, vocabulary: VocabularyMap
 ) -> list[list[tuple[int, float]]]:
     """Returns the tokens with the highest scores in each row; one that is ruled out is none."""
     best = largest(scores, min(num_tokens, scores.shape[-1]))
+    token_at = vocabulary.token_at
     return [
-        [(token, score) for token, score in zip(tokens, row, strict=True) if score > -inf]
-        for tokens, row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        [(token_at(place), score) for place, score in zip(places, row, strict=True) if score > -inf]
+        for places, row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.drafters.model_drafter import ModelDrafter
-from treesnake.drafters.vocabulary import VocabularyMap, mapped
+from treesnake.drafters.vocabulary import VocabularyMap
 from treesnake.models.state_space import StateSpaceConfig
 from treesnake.prompt import missing_tokens
 from treesnake.states.branching import PathSums, StateCopies
@@ -57,7 +57,7 @@ class MambaDrafterModel:
 
     def new_session(self) -> ModelDrafter:
         """Returns a session with an empty state."""
-        return ModelDrafter(mapped(MambaState(self.network, self.branching), self.vocabulary))
+        return ModelDrafter(MambaState(self.network, self.branching), self.vocabulary)
 
     @property
     def state_bytes(self) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from treesnake.draft import Draft
 from treesnake.drafters.growing import GrownDraft, grow
+from treesnake.drafters.vocabulary import SameVocabulary, VocabularyMap
 from treesnake.models.tree_model import TreeModel
 from treesnake.prompt import Prompt
 from treesnake.sampling import Rng, SamplingParams
@@ -24,12 +25,19 @@ class ModelDrafter:
     While nothing is drafted the model is not run at all.
 
     Args:
-        model: the model, over the target's vocabulary.
+        model: the model.
+        vocabulary: how its tokens relate to the target's; None if they are the same.
         max_depth: no tree becomes deeper.
     """
 
-    def __init__(self, model: TreeModel, max_depth: int | None = None) -> None:
+    def __init__(
+        self,
+        model: TreeModel,
+        vocabulary: VocabularyMap | None = None,
+        max_depth: int | None = None,
+    ) -> None:
         self._model = model
+        self._vocabulary = vocabulary or SameVocabulary()
         self._max_depth = max_depth
         self._pending: list[int] = []
         self._num_lead = 0
@@ -39,7 +47,7 @@ class ModelDrafter:
         """Makes the state hold every token of the prompt but the last."""
         self._forget_draft()
         self._pending = []
-        self._model.prefill(prompt.token_ids[:-1])
+        self._model.prefill(self._vocabulary.express(prompt.token_ids[:-1]))
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Grows a tree over `anchor`; see `treesnake.drafters.growing.grow`."""
@@ -49,7 +57,7 @@ class ModelDrafter:
         if shape.depth > 0:
             self._shorten_lead()
         self._num_lead = len(self._pending)
-        self._grown = grow(anchor, shape, params, rng, self._extend)
+        self._grown = grow(anchor, shape, params, rng, self._extend, self._vocabulary)
         return self._grown.draft
 
     def commit(self, token_ids: Sequence[int]) -> None:
@@ -67,19 +75,22 @@ class ModelDrafter:
 
     def _extend(
         self, token_ids: Sequence[int], parents: Sequence[int]
-    ) -> Float[Tensor, "new_nodes vocab"]:
+    ) -> Float[Tensor, "new_nodes network_logits"]:
         """Appends nodes numbered from the anchor; pending tokens go in before it."""
+        express = self._vocabulary.express
         if parents[0] >= 0:
-            return self._model.extend(token_ids, [self._num_lead + parent for parent in parents])
+            below = [self._num_lead + parent for parent in parents]
+            return self._model.extend(express(token_ids), below)
         lead_parents = range(-1, self._num_lead - 1)
         logits = self._model.extend(
-            [*self._pending, *token_ids], [*lead_parents, self._num_lead - 1]
+            express([*self._pending, *token_ids]), [*lead_parents, self._num_lead - 1]
         )
         return logits[self._num_lead :]
 
     def _shorten_lead(self) -> None:
         while len(self._pending) > LONGEST_LEAD:
-            self._model.extend(self._pending[:LONGEST_LEAD], range(-1, LONGEST_LEAD - 1))
+            lead = self._vocabulary.express(self._pending[:LONGEST_LEAD])
+            self._model.extend(lead, range(-1, LONGEST_LEAD - 1))
             self._model.commit(range(LONGEST_LEAD))
             del self._pending[:LONGEST_LEAD]
 

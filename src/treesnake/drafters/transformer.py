@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from treesnake.drafters.model_drafter import ModelDrafter
-from treesnake.drafters.vocabulary import VocabularyMap, mapped
+from treesnake.drafters.vocabulary import VocabularyMap
 from treesnake.drafters.window import WindowedDrafter
 from treesnake.errors import InvalidInputError
 from treesnake.models.attention_network import AttentionNetwork
@@ -60,6 +60,6 @@ class TransformerDrafterModel:
 
     def new_session(self) -> ModelDrafter | WindowedDrafter:
         """Returns a session with an empty cache."""
-        drafter = ModelDrafter(mapped(self.network.new_state(), self.vocabulary), self.max_depth)
+        drafter = ModelDrafter(self.network.new_state(), self.vocabulary, self.max_depth)
         window = self.window or self.largest_window
         return drafter if window is None else WindowedDrafter(drafter, window)

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -19,7 +20,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from treesnake.errors import InvalidInputError, LoadError
-from treesnake.models.tree_model import TreeModel
 from treesnake.threads import on_one_thread
 
 DRAFT_VOCABULARY_FILE = "draft_vocabulary.json"
@@ -37,11 +37,39 @@ class VocabularyMap(Protocol):
         """Returns the network's token for each of the target's."""
         ...
 
+    def known(self, logits: Float[Tensor, "nodes network_logits"]) -> Float[Tensor, "nodes known"]:
+        """Returns the logits of those tokens that both sides know."""
+        ...
+
+    def token_at(self, place: int) -> int:
+        """Returns which of the target's tokens has this place in `known`."""
+        ...
+
     def translate(
         self, logits: Float[Tensor, "nodes network_logits"]
     ) -> Float[Tensor, "nodes vocab"]:
         """Returns logits over the target's vocabulary, -inf for what the network cannot say."""
         ...
+
+
+class SameVocabulary:
+    """The same tokens on both sides."""
+
+    def express(self, token_ids: Sequence[int]) -> list[int]:
+        """Returns the same tokens."""
+        return list(token_ids)
+
+    def known(self, logits: Float[Tensor, "nodes vocab"]) -> Float[Tensor, "nodes vocab"]:
+        """Returns all logits."""
+        return logits
+
+    def token_at(self, place: int) -> int:
+        """Returns the token of this number."""
+        return place
+
+    def translate(self, logits: Float[Tensor, "nodes vocab"]) -> Float[Tensor, "nodes vocab"]:
+        """Returns the logits as they are."""
+        return logits
 
 
 @dataclass(frozen=True)
@@ -59,6 +87,14 @@ class PaddedVocabulary:
     def express(self, token_ids: Sequence[int]) -> list[int]:
         """Returns the same tokens; one that the network lacks becomes token 0."""
         return [token if token < self.network_size else 0 for token in token_ids]
+
+    def known(self, logits: Float[Tensor, "nodes network_logits"]) -> Float[Tensor, "nodes known"]:
+        """Returns the logits of all tokens that the target has as well."""
+        return logits[:, : self.target_size]
+
+    def token_at(self, place: int) -> int:
+        """Returns the token of this number."""
+        return place
 
     def translate(
         self, logits: Float[Tensor, "nodes network_logits"]
@@ -85,7 +121,7 @@ class DraftVocabulary:
     target_size: int
 
     def __post_init__(self) -> None:
-        listed = self.token_ids.tolist()
+        listed = self._listed
         if not listed or len({*listed}) < len(listed):
             raise InvalidInputError("a draft vocabulary lists tokens, and each of them once")
         if min(listed) < 0 or max(listed) >= self.target_size:
@@ -97,6 +133,20 @@ class DraftVocabulary:
     def express(self, token_ids: Sequence[int]) -> list[int]:
         """Returns the same tokens: all can be read, though not all are drafted."""
         return PaddedVocabulary(self.network_size, self.target_size).express(token_ids)
+
+    def known(
+        self, logits: Float[Tensor, "nodes network_logits"]
+    ) -> Float[Tensor, "nodes network_logits"]:
+        """Returns all logits: the target knows every token that is drafted."""
+        return logits
+
+    def token_at(self, place: int) -> int:
+        """Returns the token that the network's logits have in this place."""
+        return self._listed[place]
+
+    @cached_property
+    def _listed(self) -> list[int]:
+        return self.token_ids.tolist()
 
     def translate(
         self, logits: Float[Tensor, "nodes network_logits"]
@@ -127,39 +177,19 @@ class SharedTokens:
         """Returns the partners, and an unknown token for each token without one."""
         return [self.network_id_of[token] for token in token_ids]
 
+    def known(self, logits: Float[Tensor, "nodes network_logits"]) -> Float[Tensor, "nodes shared"]:
+        """Returns the logits of tokens with a partner."""
+        return logits[:, self.network_ids]
+
+    def token_at(self, place: int) -> int:
+        """Returns the partner."""
+        return int(self.target_ids[place])
+
     def translate(
         self, logits: Float[Tensor, "nodes network_logits"]
     ) -> Float[Tensor, "nodes vocab"]:
         """Returns the logits of tokens with a partner at the partner's place."""
-        return _scattered(logits[:, self.network_ids], self.target_ids, len(self.network_id_of))
-
-
-class MappedState:
-    """A `TreeModel` over the target's vocabulary, made of one over another."""
-
-    def __init__(self, state: TreeModel, vocabulary: VocabularyMap) -> None:
-        self._state = state
-        self._vocabulary = vocabulary
-
-    def prefill(self, token_ids: Sequence[int]) -> None:
-        """Makes the state hold these tokens as the network knows them."""
-        self._state.prefill(self._vocabulary.express(token_ids))
-
-    def extend(
-        self, token_ids: Sequence[int], parents: Sequence[int]
-    ) -> Float[Tensor, "new_nodes vocab"]:
-        """Appends nodes; returns logits over the target's vocabulary."""
-        logits = self._state.extend(self._vocabulary.express(token_ids), parents)
-        return self._vocabulary.translate(logits)
-
-    def commit(self, path: Sequence[int]) -> None:
-        """Commits a path."""
-        self._state.commit(path)
-
-
-def mapped(state: TreeModel, vocabulary: VocabularyMap | None) -> TreeModel:
-    """Returns a state over the target's vocabulary; None means that it is the network's."""
-    return state if vocabulary is None else MappedState(state, vocabulary)
+        return _scattered(self.known(logits), self.target_ids, len(self.network_id_of))
 
 
 def frequent_tokens(texts: Iterable[Sequence[int]], num_tokens: int) -> Int[Tensor, " kept"]:
