@@ -204,6 +204,36 @@ def test_a_tree_merged_with_itself_is_itself() -> None:
     assert nodes == list(range(len(tree)))
 
 
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))
+def test_what_is_not_kept_in_a_merge_is_left_out_with_all_below_it(
+    seed: int, other: int, mask: int
+) -> None:
+    first, second = make_distinct_tree(seed), make_distinct_tree(other)
+    sizes: list[int] = []
+
+    def is_kept(node: int, num_drafted: int) -> bool:
+        sizes.append(num_drafted)
+        return bool(mask >> node % 20 & 1)
+
+    joint, nodes = merge(first, second, is_kept)
+    assert sizes == sorted(sizes)
+    assert len(joint) == len({*range(len(first)), *nodes} - {-1})
+    for node in range(1, len(second)):
+        above = nodes[second.parent_list[node]]
+        is_shared = nodes[node] >= 0 and nodes[node] < len(first)
+        is_in = above >= 0 and (is_shared or bool(mask >> node % 20 & 1))
+        assert (nodes[node] >= 0) == is_in
+        if is_in:
+            assert joint.path_tokens(nodes[node]) == second.path_tokens(node)
+
+
+@given(st.integers(0, 10**6))
+def test_a_tree_counts_the_nodes_with_children_by_level(seed: int) -> None:
+    tree = make_distinct_tree(seed)
+    depths = [int(depth) for node, depth in enumerate(tree.depths) if tree.children[node]]
+    assert tree.num_expanded == tuple(depths.count(d) for d in range(int(tree.depths.max())))
+
+
 def test_trees_over_different_anchors_are_not_merged() -> None:
     with pytest.raises(InvalidInputError, match="different anchors"):
         merge(make_distinct_tree(0, anchor=1), make_distinct_tree(0, anchor=2))

@@ -26,12 +26,15 @@ class Draft:
         sampled_mask: True where a node was sampled, on the host. The anchor's entry is False.
         node_probs: the probability of the path to each node by the drafter's own account, nan where
             it has none, or None if it has none at all. A search may learn from it; no rule looks.
+        num_expanded: how many nodes of each level were run to find those below, which is what
+            drafting takes, or None if those are all nodes with children.
     """
 
     tree: TokenTree
     draft_probs: Float[Tensor, "inner vocab"] | None
     sampled_mask: Bool[Tensor, " nodes"]
     node_probs: tuple[float, ...] | None = None
+    num_expanded: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.sampled_mask.shape != self.tree.parents.shape or bool(self.sampled_mask[0]):
@@ -66,9 +69,11 @@ class Draft:
         tree: TokenTree,
         draft_probs: Float[Tensor, "inner vocab"] | None = None,
         node_probs: tuple[float, ...] | None = None,
+        num_expanded: tuple[int, ...] | None = None,
     ) -> "Draft":
         """Makes a draft of which every node was chosen without chance."""
-        return cls(tree, draft_probs, torch.zeros(len(tree), dtype=torch.bool), node_probs)
+        sampled_mask = torch.zeros(len(tree), dtype=torch.bool)
+        return cls(tree, draft_probs, sampled_mask, node_probs, num_expanded)
 
     @property
     def is_sampled(self) -> bool:

@@ -90,6 +90,7 @@ def generate(
             seconds,
             cut.reason if cut else None,
             draft.node_probs,
+            draft.num_expanded,
         )
         search.observe(step)
         yield step

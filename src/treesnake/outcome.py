@@ -65,6 +65,7 @@ class Step:
         seconds: where the time went.
         finish_reason: set on the last step if a stop rule ended it.
         node_probs: those of the draft.
+        num_expanded: that of the draft.
     """
 
     shape: Shape
@@ -74,6 +75,7 @@ class Step:
     seconds: StepSeconds
     finish_reason: FinishReason | None = None
     node_probs: tuple[float, ...] | None = None
+    num_expanded: tuple[int, ...] | None = None
 
     @property
     def num_drafted(self) -> int:

@@ -185,6 +185,10 @@ class Priced:
         """The number of nodes, the anchor left out, that no tree exceeds."""
         return len(self.node_prices)
 
+    def is_worth(self, prob: float, num_kept: int) -> bool:
+        """Tells whether a node of this probability is kept after `num_kept` others."""
+        return num_kept < len(self.node_prices) and prob >= self.node_prices[num_kept]
+
     def clipped(self, depth: int) -> "Priced":
         """Returns the shape without its levels below `depth`."""
         if depth >= self.depth:

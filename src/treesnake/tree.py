@@ -5,7 +5,7 @@ continues its parent. Nodes are in topological order (a parent comes before its 
 order of siblings is the order in which they were drawn; acceptance rules rely on it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -96,6 +96,19 @@ class TokenTree:
         return children
 
     @cached_property
+    def num_expanded(self) -> tuple[int, ...]:
+        """For each level the number of its nodes that have children."""
+        depths = [0]
+        expanded: list[int] = []
+        for node, parent in enumerate(self.parent_list[1:], start=1):
+            depth = depths[parent]
+            depths.append(depth + 1)
+            if depth == len(expanded):
+                expanded.append(0)
+            expanded[depth] += self.children[parent][0] == node
+        return tuple(expanded)
+
+    @cached_property
     def is_chain(self) -> bool:
         """Whether no node has more than one child."""
         return self.parent_list == list(range(-1, len(self) - 1))
@@ -152,6 +165,10 @@ class TreeBuilder:
             self.parents.append(parent)
         return node
 
+    def child(self, parent: int, token: int) -> int | None:
+        """Returns the child of a node that has this token, if there is one."""
+        return self._child_of.get((parent, token))
+
     def add_path(self, tokens: Sequence[int], parent: int = 0) -> int:
         """Adds one token after another below `parent` and returns the last node."""
         for token in tokens:
@@ -185,13 +202,21 @@ def level_parents(widths: Sequence[int]) -> list[int]:
     return parents
 
 
-def merge(first: TokenTree, second: TokenTree) -> tuple[TokenTree, list[int]]:
+def merge(
+    first: TokenTree, second: TokenTree, is_kept: Callable[[int, int], bool] | None = None
+) -> tuple[TokenTree, list[int]]:
     """Joins two trees over one anchor so that shared prefixes are nodes of their own only once.
 
     The nodes of `first` keep their numbers; siblings from `second` come after those of `first`.
 
+    Args:
+        first: the one that is there whole.
+        second: the one whose nodes are added.
+        is_kept: is asked for each node of `second` that `first` lacks, and told how many drafted
+            nodes there are so far. One that is not kept is left out with all below it.
+
     Returns:
-        The joint tree, and for each node of `second` its node there.
+        The joint tree, and for each node of `second` its node there, -1 if it was left out.
 
     Raises:
         InvalidInputError: if the anchors differ, or `first` has two equal siblings.
@@ -206,8 +231,13 @@ def merge(first: TokenTree, second: TokenTree) -> tuple[TokenTree, list[int]]:
         if parent >= 0 and builder.add(parent, token) != node:
             raise InvalidInputError(f"token {token} is drafted twice below node {parent}")
     nodes = [0]
-    for parent, token in zip(second.parent_list[1:], second.tokens[1:], strict=True):
-        nodes.append(builder.add(nodes[parent], token))
+    for node in range(1, len(second)):
+        parent, token = nodes[second.parent_list[node]], second.tokens[node]
+        is_new = parent >= 0 and builder.child(parent, token) is None
+        if parent < 0 or (is_new and is_kept and not is_kept(node, len(builder.tokens) - 1)):
+            nodes.append(-1)
+        else:
+            nodes.append(builder.add(parent, token))
     return builder.build(first.token_ids.device), nodes
 
 

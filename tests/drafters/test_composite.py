@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treesnake import SamplingParams, SpeculativeDecoder
+from treesnake.draft import Draft
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
@@ -12,7 +13,7 @@ from treesnake.errors import InvalidInputError
 from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel
 from treesnake.sampling import TorchRng
-from treesnake.shape import LevelWidths, chain
+from treesnake.shape import LevelWidths, Priced, Shape, chain
 from treesnake.testing import RecurrentModel, TinyDrafterModel, TinyTargetModel, check_drafter
 
 VOCAB_SIZE = 4
@@ -45,6 +46,45 @@ def test_the_tree_holds_both_trees_and_says_which_nodes_were_drawn(
     assert not both.sampled_mask[num_first:].any()
     paths = [both.tree.path_tokens(node) for node in range(len(both.tree))]
     assert all(second.tree.path_tokens(node) in paths for node in range(len(second.tree)))
+
+
+LOOP = [1, 2, 3, 0] * 3
+
+
+def draft_after(text: list[int], shape: Shape, first: DrafterModel = MODEL) -> Draft:
+    session = CompositeDrafterModel(first, NgramDrafterModel()).new_session()
+    session.prefill(Prompt.of(text))
+    return session.draft(text[-1], shape, SamplingParams(), TorchRng(0))
+
+
+def test_a_priced_tree_holds_nodes_of_both_that_are_worth_their_price() -> None:
+    free = draft_after(LOOP, Priced(2, (0.0,) * 4, (0.0,) * 30))
+    assert free.node_probs is not None
+    assert free.num_expanded == (1, 2, 2, 2)
+    dear = draft_after(LOOP, Priced(2, (0.0,) * 4, (0.3,) * 30))
+    assert dear.node_probs is not None
+    assert dear.tree.num_drafted < free.tree.num_drafted
+    assert min(dear.node_probs) >= 0.3
+    assert dear.tree.follow([*LOOP[-1:], *LOOP[:4]])[-1] > 0
+
+
+def test_a_model_is_not_run_where_lookup_leaves_too_little() -> None:
+    sure = draft_after(LOOP, Priced(2, (0.5,) * 4, (0.0,) * 30))
+    assert sure.num_expanded == ()
+    assert sure.tree.tokens == [0, 1, 2, 3, 0]
+    assert sure.node_probs is not None
+    unsure = draft_after([3, 2, 1], Priced(2, (0.5,) * 4, (0.0,) * 30))
+    assert unsure.num_expanded is not None
+    assert unsure.num_expanded[0] == 1
+
+
+def test_what_drafting_takes_is_what_the_first_drafter_ran() -> None:
+    for shape in (chain(2), LevelWidths((2, 1))):
+        session = MODEL.new_session()
+        session.prefill(Prompt.of([3, 2, 1]))
+        alone = session.draft(1, shape, SamplingParams(), TorchRng(0))
+        both = draft_after([3, 2, 1], shape)
+        assert both.num_expanded == alone.tree.num_expanded
 
 
 def test_greedy_text_is_the_targets_own() -> None:

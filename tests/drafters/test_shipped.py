@@ -3,22 +3,29 @@
 import json
 
 from treesnake import SpeculativeDecoder
+from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.load import SHIPPED_FOLDER, SHIPPED_FOR, load_drafter
 from treesnake.drafters.mamba import MambaDrafterModel
+from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.loading.checkpoint import DEFAULT_MODEL, find_checkpoint
 
 FOLDER = SHIPPED_FOLDER / "treesnake-smol"
 MOST_BYTES = 25e6
 
 
-def test_auto_is_the_drafter_that_was_trained_for_the_default_target() -> None:
+def test_auto_is_prompt_lookup_beside_what_was_trained_for_the_default_target() -> None:
     target = find_checkpoint(DEFAULT_MODEL)
     assert SHIPPED_FOR[target.name] == FOLDER.name
-    assert isinstance(load_drafter("auto", target=target), MambaDrafterModel)
+    both = load_drafter("auto", target=target)
+    assert isinstance(both, CompositeDrafterModel)
+    assert isinstance(both.first, MambaDrafterModel)
+    assert isinstance(both.second, NgramDrafterModel)
 
 
 def test_the_target_accepts_much_of_what_it_drafts() -> None:
-    decoder = SpeculativeDecoder.from_pretrained(dtype="int8", search="chain(3)")
+    decoder = SpeculativeDecoder.from_pretrained(
+        drafter=FOLDER.name, dtype="int8", search="chain(3)"
+    )
     question = "Tom has 3 boxes with 12 apples each. He gives 7 away. How many apples has he left?"
     generation = decoder.generate([{"role": "user", "content": question}], max_new_tokens=48)
     assert generation.mean_tokens_per_step > 1.4

@@ -100,7 +100,7 @@ def test_prices_are_what_the_seconds_are_worth() -> None:
         width=2,
     )
     assert shape.node_prices == pytest.approx((0.0, 0.02, 0.02, 0.02))
-    assert shape.level_prices == pytest.approx((0.0, 0.44, 0.44))
+    assert shape.level_prices == pytest.approx((0.44, 0.44, 0.44))
 
 
 def test_nodes_that_no_confidence_is_worth_end_the_tree() -> None:

@@ -5,19 +5,21 @@ from dataclasses import replace
 from functools import lru_cache
 
 import pytest
+import torch
 
 from treesnake.evaluation.simulation.comparison import best_fixed, rate, run
 from treesnake.evaluation.simulation.machines import BIG_GPU, CPU, MACHINES
 from treesnake.evaluation.simulation.replay import Machine, replay
 from treesnake.evaluation.simulation.synthetic import synthetic_trace
 from treesnake.evaluation.simulation.trace import Trace
-from treesnake.outcome import Step, StepSeconds
+from treesnake.outcome import Acceptance, Step, StepSeconds
 from treesnake.protocols import TreeSearch
 from treesnake.search.arms import ARMS
 from treesnake.search.costs import CostTable
 from treesnake.search.self_tuning import SelfTuningSearch
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, FixedTree, Priced, Shape
+from treesnake.tree import TokenTree
 
 
 def confident(chance: random.Random) -> float:
@@ -151,6 +153,39 @@ def test_without_confidence_it_draws_fixed_trees() -> None:
     kinds = [type(step.shape) for step in unsure.steps]
     assert kinds.count(Priced) <= 4, "only until it was seen that there is none"
     assert kinds.count(FixedTree) > len(kinds) / 2
+
+
+def step_beside_lookup(shape: Shape, *, has_guess: bool) -> Step:
+    """A step with a model that is dear and never right, beside a lookup that is free and right."""
+    is_priced = isinstance(shape, Priced)
+    asks_model = shape.depth > 0 and not (is_priced and (has_guess or shape.level_prices[0] > 1))
+    guesses = has_guess and shape.depth > 0
+    num_drafted = asks_model + guesses
+    tree = TokenTree(torch.arange(1 + num_drafted), torch.tensor([-1] + [0] * num_drafted))
+    path = (0, num_drafted) if guesses else (0,)
+    return Step(
+        shape,
+        tree,
+        Acceptance(path, 9),
+        (9,) * len(path),
+        StepSeconds(1.0 * asks_model, 1.0 + 0.05 * num_drafted, 0.0, 0.0),
+        node_probs=(1.0, *[0.5] * asks_model, *[0.9] * guesses),
+        num_expanded=(1,) if asks_model else (),
+    )
+
+
+def test_off_has_the_guesses_for_which_nothing_is_run() -> None:
+    search, chance = SelfTuningSearch(), random.Random(0)
+    steps, length = [], 10
+    for _ in range(600):
+        step = step_beside_lookup(search.choose(length), has_guess=chance.random() < 0.5)
+        search.observe(step)
+        steps.append(step)
+        length += len(step.emitted)
+    late = steps[200:]
+    assert sum(step.seconds.draft_s > 0 for step in late) < 0.05 * len(late)
+    seconds = sum(step.seconds.total_s for step in late)
+    assert sum(len(step.emitted) for step in late) / seconds > 0.95 * 1.5 / 1.025
 
 
 def test_a_first_step_that_compiles_for_long_is_forgotten() -> None:

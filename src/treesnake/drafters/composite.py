@@ -1,8 +1,13 @@
-"""Several drafters, one tree: prompt lookup beside a model costs nothing and wins on repetition."""
+"""Several drafters, one tree: prompt lookup beside a model costs nothing and wins on repetition.
+
+Where a priced tree is asked for, each node of either must be worth its price, and the first drafter
+is asked only where what the second leaves is worth a level of it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan
+from functools import partial
+from math import isnan, nan
 
 import torch
 
@@ -11,7 +16,7 @@ from treesnake.errors import InvalidInputError
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter, DrafterModel
 from treesnake.sampling import Rng, SamplingParams
-from treesnake.shape import Shape
+from treesnake.shape import OFF, Priced, Shape
 from treesnake.tree import merge
 
 
@@ -51,20 +56,41 @@ class CompositeDrafter:
         Raises:
             InvalidInputError: if the second drafter sampled.
         """
-        first = self._first.draft(anchor, shape, params, rng)
         second = self._second.draft(anchor, shape, params, rng)
+        first = self._first.draft(anchor, _beside(second, shape), params, rng)
         if not second.is_chosen:
             raise InvalidInputError(
                 "the second drafter of a composite must choose its tokens without chance, as "
                 "prompt lookup does; give the one that samples first"
             )
-        tree, _ = merge(first.tree, second.tree)
-        num_chosen = len(tree) - len(first.tree)
-        sampled_mask = torch.cat([first.sampled_mask, torch.zeros(num_chosen, dtype=torch.bool)])
-        node_probs = first.node_probs and (*first.node_probs, *(nan,) * num_chosen)
-        return Draft(tree, first.draft_probs, sampled_mask, node_probs)
+        probs = second.node_probs or (nan,) * len(second.tree)
+        tree, nodes = merge(first.tree, second.tree, partial(_is_worth, shape, probs))
+        added = [prob for node, prob in zip(nodes, probs, strict=True) if node >= len(first.tree)]
+        first_probs = (1.0,) if len(first.tree) == 1 else first.node_probs
+        return Draft(
+            tree,
+            first.draft_probs,
+            torch.cat([first.sampled_mask, torch.zeros(len(added), dtype=torch.bool)]),
+            first_probs and (*first_probs, *added),
+            first.tree.num_expanded if first.num_expanded is None else first.num_expanded,
+        )
 
     def commit(self, token_ids: Sequence[int]) -> None:
         """Commits to both."""
         self._first.commit(token_ids)
         self._second.commit(token_ids)
+
+
+def _beside(second: Draft, shape: Shape) -> Shape:
+    """Returns what the first drafter is asked for: nothing if too little is left to guess."""
+    if isinstance(shape, Priced) and second.node_probs is not None and shape.level_prices:
+        guessed = sum(second.node_probs[child] for child in second.tree.children[0])
+        if 1 - guessed < shape.level_prices[0]:
+            return OFF
+    return shape
+
+
+def _is_worth(shape: Shape, probs: Sequence[float], node: int, num_kept: int) -> bool:
+    """Tells whether a node of the second drafter is kept; one of unknown probability always is."""
+    is_priced = isinstance(shape, Priced) and not isnan(probs[node])
+    return not is_priced or shape.is_worth(probs[node], num_kept)

@@ -137,7 +137,9 @@ def _grow_priced(
     grown: dict[int, int] = {}
     tree = grow_best(anchor, shape, best_children)
     draft = Draft.chosen(
-        TokenTree(torch.tensor(tree.tokens), torch.tensor(tree.parents)), node_probs=tree.probs
+        TokenTree(torch.tensor(tree.tokens), torch.tensor(tree.parents)),
+        node_probs=tree.probs,
+        num_expanded=tree.num_expanded,
     )
     return GrownDraft(draft, tuple(grown.get(node, -1) for node in tree.grown_as))
 

@@ -63,8 +63,8 @@ def load_drafter(
     """Returns a drafter.
 
     Args:
-        name: "auto", a trained drafter that comes with the package for this target, else prompt
-            lookup; "prompt-lookup"; "none", which never drafts anything; a folder, a GGUF file or a
+        name: "auto", prompt lookup, beside a trained drafter if one comes with the package for this
+            target; "prompt-lookup"; "none", which never drafts anything; a folder, a GGUF file or a
             name at the hub, of a Mamba, Mamba-2 or Transformer; or one of these and prompt lookup,
             as in "state-spaces/mamba-130m-hf+prompt-lookup".
         target: what it drafts for; without it the drafter's tokens are taken for the target's.
@@ -87,7 +87,11 @@ def load_drafter(
     load = partial(
         _load_model, target=target, dtype=dtype, device=device, window=window, tokens=tokens
     )
-    parts = [default_drafter(target) if part == AUTO else part for part in _parts(name)]
+    parts = [
+        known
+        for part in _parts(name)
+        for known in (default_drafters(target) if part == AUTO else (part,))
+    ]
     parts = list(dict.fromkeys(parts))
     models = [part for part in parts if part not in WEIGHTLESS]
     # The model comes first: its nodes are drawn, and what is drawn must precede what is chosen.
@@ -95,10 +99,10 @@ def load_drafter(
     return reduce(CompositeDrafterModel, drafters)
 
 
-def default_drafter(target: Checkpoint | None) -> str:
-    """Returns what "auto" stands for: a drafter that was trained for the target, if one is here."""
+def default_drafters(target: Checkpoint | None) -> tuple[str, ...]:
+    """Returns what "auto" stands for: prompt lookup, beside a drafter that ships for the target."""
     name = target.name if target is not None else ""
-    return SHIPPED_FOR.get(name, PROMPT_LOOKUP)
+    return (SHIPPED_FOR[name], PROMPT_LOOKUP) if name in SHIPPED_FOR else (PROMPT_LOOKUP,)
 
 
 def check_drafter_name(name: str) -> None:

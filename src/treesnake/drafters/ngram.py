@@ -2,17 +2,61 @@
 
 It costs next to nothing and guesses well where the output repeats the prompt or itself: summaries,
 edits, code. Elsewhere it finds nothing, drafts nothing, and a step is one of plain decoding.
+
+How sure a guess is, the text tells: the more tokens before the two places agree, the more often the
+next ones do. What was found so far is counted, so that a search can price these guesses as it does
+those of a model.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 
 from treesnake.draft import Draft
 from treesnake.errors import InvalidInputError
 from treesnake.prompt import Prompt, missing_tokens
 from treesnake.sampling import Rng, SamplingParams
-from treesnake.shape import FixedTree, LevelWidths, Shape
+from treesnake.shape import FixedTree, LevelWidths, Priced, Shape
 from treesnake.tree import TreeBuilder
+
+MOST_AGREEING = 32
+"""Tokens in a row that are compared; what is more counts as so many."""
+
+NUM_COMPARED = 8
+"""Occurrences of the text's end, the latest ones, of which those that agree longest are taken."""
+
+PRIOR_UNLIKE = 1.5
+"""Against the tokens that agree, what speaks beforehand for another one next; chosen on prompts
+that are not reported on."""
+
+PRIOR_WEIGHT = 4.0
+"""The observations that what is believed beforehand counts for."""
+
+DISCOUNT = 0.99
+"""What an observation counts after each later one of its kind."""
+
+
+class AgreementRecord:
+    """How often two places of a text go on alike, by how many tokens in front of them agree.
+
+    Beforehand n tokens that agree are taken for n times that it went well.
+    """
+
+    def __init__(self) -> None:
+        self._alike = [0.0] * (MOST_AGREEING + 1)
+        self._seen = [0.0] * (MOST_AGREEING + 1)
+
+    def observe(self, num_agreeing: int, *, is_alike: bool) -> None:
+        """Takes note of one token."""
+        place = min(num_agreeing, MOST_AGREEING)
+        self._alike[place] = DISCOUNT * self._alike[place] + is_alike
+        self._seen[place] = DISCOUNT * self._seen[place] + 1
+
+    def probability(self, num_agreeing: int) -> float:
+        """Returns how often the next tokens are believed to be alike."""
+        place = min(num_agreeing, MOST_AGREEING)
+        prior = place / (place + PRIOR_UNLIKE)
+        return (self._alike[place] + PRIOR_WEIGHT * prior) / (self._seen[place] + PRIOR_WEIGHT)
 
 
 @dataclass(frozen=True)
@@ -22,10 +66,12 @@ class NgramDrafterModel:
     Attributes:
         longest: the longest run of tokens that is looked up.
         shortest: the shortest; shorter runs are found more often and mean less.
+        record: how often it was right, of all sessions.
     """
 
     longest: int = 4
     shortest: int = 2
+    record: AgreementRecord = field(default_factory=AgreementRecord, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.shortest <= self.longest:
@@ -40,11 +86,12 @@ class NgramDrafterModel:
 
 
 class NgramDrafter:
-    """Drafts what followed earlier occurrences of the text's end, the latest occurrence first.
+    """Drafts what followed earlier occurrences of the text's end.
 
-    A chain takes the latest occurrence of the longest run that has one; a tree takes as many
-    occurrences as it is wide, joined where they agree. What followed is copied as in LZ77: an
-    occurrence that reaches the end of the text goes on with the copy, so that loops go on.
+    A chain takes the one of the latest occurrences that agrees with the end for the most tokens; a
+    tree takes as many occurrences as it is wide, joined where they agree. What followed is copied
+    as in LZ77: an occurrence that reaches the end of the text goes on with the copy, so that loops
+    go on.
     """
 
     def __init__(self, model: NgramDrafterModel) -> None:
@@ -61,28 +108,50 @@ class NgramDrafter:
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Returns a chosen tree of at most the shape's depth and size, often just the anchor."""
-        builder = TreeBuilder(anchor)
+        grown = _Grown(anchor)
         if shape.depth > 0:
-            for start in self._continuations(anchor, _width(shape)):
-                room = shape.num_drafted - (len(builder.tokens) - 1)
-                builder.add_path(self._copy(start, min(shape.depth, room), anchor))
-        return Draft.chosen(builder.build())
+            width = _width(shape)
+            recent = [*self._tokens[-MOST_AGREEING:], anchor]
+            for num_agreeing, start in self._continuations(recent, len(self._tokens) + 1)[:width]:
+                room = shape.num_drafted - (len(grown.probs) - 1)
+                tokens = self._copy(start, min(shape.depth, room), anchor)
+                grown.add_path(tokens, num_agreeing, self._model.record, shape)
+        return Draft.chosen(grown.builder.build(), node_probs=tuple(grown.probs))
 
     def commit(self, token_ids: Sequence[int]) -> None:
-        """Reads the tokens."""
-        self._read(token_ids)
+        """Reads the tokens, and notes for each whether it would have been guessed."""
+        for token in token_ids:
+            recent = self._tokens[-MOST_AGREEING:]
+            for num_agreeing, start in self._continuations(recent, len(self._tokens))[:1]:
+                is_alike = self._tokens[start] == token
+                self._model.record.observe(num_agreeing, is_alike=is_alike)
+            self._read([token])
 
-    def _continuations(self, anchor: int, num_wanted: int) -> list[int]:
-        """Returns where in the text the continuations of its end begin, best first."""
-        recent = (*self._tokens[-self._model.longest :], anchor)
+    def _continuations(self, recent: Sequence[int], length: int) -> list[tuple[int, int]]:
+        """Returns continuations of the text's end, best first.
+
+        Args:
+            recent: the last tokens.
+            length: of the whole text.
+
+        Returns:
+            How many tokens agree, and where in the text the continuation begins.
+        """
+        end = tuple(recent[-self._model.longest :])
         found: list[int] = []
-        for length in range(min(self._model.longest, len(recent)), self._model.shortest - 1, -1):
-            for start in reversed(self._starts.get(recent[-length:], ())):
-                if start not in found:
-                    found.append(start)
-                if len(found) == num_wanted:
-                    return found
-        return found
+        for run in range(len(end), self._model.shortest - 1, -1):
+            latest = reversed(self._starts.get(end[-run:], ()))
+            # One may be the end itself.
+            found += [start for start in islice(latest, NUM_COMPARED + 1) if start not in found]
+        found = [start for start in found if start < length][:NUM_COMPARED]
+        pairs = [(self._num_agreeing(recent, start), start) for start in found]
+        return sorted(pairs, key=lambda pair: -pair[0])
+
+    def _num_agreeing(self, recent: Sequence[int], start: int) -> int:
+        """Returns how many tokens before `start` are those at the text's end."""
+        most = min(start, MOST_AGREEING, len(recent))
+        steps = range(1, most + 1)
+        return next((n - 1 for n in steps if self._tokens[start - n] != recent[-n]), most)
 
     def _copy(self, start: int, length: int, anchor: int) -> list[int]:
         """Returns the tokens from `start` on; beyond the end the copy itself is copied."""
@@ -100,6 +169,35 @@ class NgramDrafter:
     def _forget(self) -> None:
         self._tokens: list[int] = []
         self._starts: dict[tuple[int, ...], list[int]] = {}
+
+
+class _Grown:
+    """A tree of continuations and what each node is believed to be worth."""
+
+    def __init__(self, anchor: int) -> None:
+        self.builder = TreeBuilder(anchor)
+        self.probs = [1.0]
+        self._left = [1.0]  # of each node's probability, what its children do not have
+
+    def add_path(
+        self, tokens: Sequence[int], num_agreeing: int, record: AgreementRecord, shape: Shape
+    ) -> None:
+        """Adds tokens below the anchor; those of a priced shape as far as they are worth it.
+
+        Where a path leaves an earlier one, it has a part of what that one's token leaves.
+        """
+        parent = 0
+        for place, token in enumerate(tokens):
+            node = self.builder.child(parent, token)
+            if node is None:
+                prob = self._left[parent] * record.probability(num_agreeing + place)
+                if isinstance(shape, Priced) and not shape.is_worth(prob, len(self.probs) - 1):
+                    return
+                node = self.builder.add(parent, token)
+                self.probs.append(prob)
+                self._left.append(prob)
+                self._left[parent] -= prob
+            parent = node
 
 
 def _width(shape: Shape) -> int:

@@ -206,7 +206,7 @@ class LearnedCosts:
         """
         rest_s = step.seconds.total_s - step.seconds.draft_s
         self._score.observe(len(step.tree), rest_s / self._score_growth.at(context_length))
-        levels = _levels(step.tree.parent_list)
+        levels = step.tree.num_expanded if step.num_expanded is None else step.num_expanded
         believed_s = sum(self.draft_s(level, context_length) for level in levels)
         extra_s = max(step.seconds.draft_s - believed_s, 0.0)
         if levels and not (has_debt and self._draft.is_known):
@@ -214,22 +214,6 @@ class LearnedCosts:
             for level in set(levels):
                 self._draft.observe(level, self._draft.seconds(level) * ratio)
         return extra_s
-
-
-def _levels(parents: Sequence[int]) -> list[int]:
-    """Returns for each level the number of its nodes that have children."""
-    depths = [0]
-    expanded: list[int] = []
-    last = -1
-    for parent in parents[1:]:
-        depth = depths[parent]
-        depths.append(depth + 1)
-        if depth == len(expanded):
-            expanded.append(0)
-        if parent != last:
-            expanded[depth] += 1
-            last = parent
-    return expanded
 
 
 @lru_cache(maxsize=256)

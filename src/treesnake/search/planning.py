@@ -186,11 +186,12 @@ def plan_prices(
         node_prices.append(highest)
         if highest > 1:
             break
-    level_prices = [0.0]
     node_s = score_s(2) - score_s(1)
-    level_prices += [
+    level_prices = [
         confidence_for(min(rate * (level_s + node_s) / max(share, 1e-3), 1e3))
-        for share in continued[1:]
+        for share in continued
     ]
+    # The first node is drafted, unless something else is guessed: that is what being on means.
+    level_prices[0] = min(level_prices[0], 1.0)
     node_prices[0] = 0.0
     return Priced(width, tuple(level_prices), tuple(node_prices))

@@ -3,10 +3,12 @@
 It keeps what every step tells whatever its shape: how often the drafter's guesses are accepted, by
 rank and depth and by the drafter's own confidence, and what drafting and scoring take. From these
 it makes its shapes. Three modes compete on measured tokens per second: off, a tree fixed
-beforehand, and a tree that follows the drafter's confidence.
+beforehand, and a tree that follows the drafter's confidence. Off is plain decoding, and with a
+drafter that has guesses for which nothing need be run, such as prompt lookup beside a model, those
+that are worth their node.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from treesnake.outcome import Step
@@ -49,6 +51,10 @@ REST = 8
 hundredth of a small model's step."""
 
 
+TOO_DEAR = 2.0
+"""A price that no level is worth: probabilities end at 1."""
+
+
 class Mode(StrEnum):
     """What kind of shape is drafted."""
 
@@ -74,7 +80,8 @@ class SelfTuningSearch:
         self._learned = LearnedCosts(self.costs)
         self._fixed_ranks, self._priced_ranks = RankBelief(), RankBelief()
         self._confidence = ConfidenceBelief()
-        self._rates = {Mode.FIXED: MeasuredRate(), Mode.PRICED: MeasuredRate()}
+        self._rates = {mode: MeasuredRate() for mode in Mode}
+        self._has_free_guesses = False
         self._modes: tuple[Mode, ...] = (Mode.FIXED, Mode.PRICED)
         self._shapes: dict[Mode, Shape] = {Mode.OFF: OFF}
         self._trials = _Trials()
@@ -83,7 +90,7 @@ class SelfTuningSearch:
         self._next_plan = 1
         self._next_cost = 0
         self._num_unlearned, self._unlearned_s = 0, 0.0
-        self._num_missed = 0
+        self._num_missed, self._was_off = 0, False
         self._catch_up_s = 0.0
         self._off_rate = 0.0
         self._context_length = 0
@@ -100,9 +107,11 @@ class SelfTuningSearch:
         """Learns from the step, and decides what comes next."""
         mode = _mode_of(step.shape)
         num_emitted = len(step.emitted)
-        has_debt = self._num_missed > 0 and mode is not Mode.OFF
+        is_run = mode is not Mode.OFF and step.num_expanded != ()
+        has_debt = self._num_missed > 0 and is_run
         self._expected_length = self._context_length + num_emitted
-        if mode is Mode.OFF and self._num_missed >= REST and self._num_unlearned < REST - 1:
+        is_plain = mode is Mode.OFF and len(step.tree) == 1
+        if is_plain and self._num_missed >= REST and self._num_unlearned < REST - 1:
             self._num_missed += num_emitted
             self._num_unlearned += 1
             self._unlearned_s += step.seconds.total_s
@@ -110,12 +119,15 @@ class SelfTuningSearch:
         if has_debt or self._num_steps >= self._next_cost:
             self._learn_costs(step, has_debt=has_debt)
         self._learn_acceptance(mode, step)
-        self._learn_rate(mode, step, is_counted=not has_debt)
-        self._num_missed = self._num_missed + num_emitted if mode is Mode.OFF else 0
+        # What a mode left to be caught up is its own expense, what was left while off is not.
+        self._learn_rate(mode, step, is_counted=not (has_debt and self._was_off))
+        self._num_missed = 0 if is_run else self._num_missed + num_emitted
+        self._was_off = not is_run and (self._was_off or mode is Mode.OFF)
         self._num_steps += 1 + self._num_unlearned
         self._num_unlearned, self._unlearned_s = 0, 0.0
         self._mode = self._next_mode()
-        if self._mode is not Mode.OFF and self._num_steps >= self._next_plan:
+        is_idle = self._mode is Mode.OFF and not self._has_free_guesses
+        if not is_idle and self._num_steps >= self._next_plan:
             self._plan()
             self._next_plan = self._num_steps + min(1 + self._num_steps // 4, STEPS_PER_PLAN)
 
@@ -132,9 +144,12 @@ class SelfTuningSearch:
     def _learn_acceptance(self, mode: Mode, step: Step) -> None:
         if len(step.tree) == 1:
             return
-        # A priced tree has children where the drafter is sure, so they say nothing of fixed ones.
-        ranks = self._priced_ranks if mode is Mode.PRICED else self._fixed_ranks
-        ranks.observe(step.tree, step.acceptance.path)
+        if step.num_expanded == ():
+            self._has_free_guesses = True
+        elif mode is Mode.FIXED:
+            self._fixed_ranks.observe(step.tree, step.acceptance.path)
+        else:  # has children where the drafter is sure, so they say nothing of fixed ones
+            self._priced_ranks.observe(step.tree, step.acceptance.path)
         if step.node_probs is not None:
             self._confidence.observe(step.node_probs, step.acceptance.path)
         elif mode is Mode.PRICED:
@@ -147,10 +162,13 @@ class SelfTuningSearch:
             self._trials.allowed_s = most_s
         best = max(self._rates_by_mode().values())
         since_s = min(self._unlearned_s + seconds, most_s)
-        self._trials.account(self._num_unlearned + num_tokens, since_s, best, most_s)
+        since_tokens = self._num_unlearned + num_tokens
+        self._trials.account(since_tokens, since_s, best, most_s)
         for rate in self._rates.values():
             rate.decay(DISCOUNT ** (self._num_unlearned + 1))
-        if mode in self._rates and is_counted:
+        if mode is Mode.OFF:
+            self._rates[mode].add(since_tokens, self._unlearned_s + seconds)
+        elif is_counted:
             self._rates[mode].add(num_tokens, seconds)
 
     def _plan(self) -> None:
@@ -170,7 +188,7 @@ class SelfTuningSearch:
         )
         self._shapes[Mode.FIXED] = plan.shape
         rates = self._rates_by_mode()
-        self._shapes[Mode.PRICED] = plan_prices(
+        priced = plan_prices(
             [row[0] for row in self._priced_ranks.table()],
             self._confidence.curve().confidence_for,
             score_s,
@@ -179,10 +197,16 @@ class SelfTuningSearch:
             max_nodes=max_nodes,
             width=min(PRICED_WIDTH, max_width),
         )
+        self._shapes[Mode.PRICED] = priced
+        if self._has_free_guesses:
+            prices = (TOO_DEAR,) * priced.depth
+            self._shapes[Mode.OFF] = replace(priced, level_prices=prices)
 
     def _rates_by_mode(self) -> dict[Mode, float]:
         """Returns what each mode is believed to emit per second; one without a step is left out."""
         rates = {Mode.OFF: self._off_rate}
+        if self._has_free_guesses:
+            rates[Mode.OFF] = max(self._off_rate, self._rates[Mode.OFF].mean)
         rates |= {mode: self._rates[mode].mean for mode in self._modes if self._rates[mode].num}
         return rates
 
@@ -242,4 +266,6 @@ class _Trials:
 def _mode_of(shape: Shape) -> Mode:
     if shape.depth == 0:
         return Mode.OFF
-    return Mode.PRICED if isinstance(shape, Priced) else Mode.FIXED
+    if isinstance(shape, Priced):
+        return Mode.OFF if shape.level_prices[0] >= TOO_DEAR else Mode.PRICED
+    return Mode.FIXED

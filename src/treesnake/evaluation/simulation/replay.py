@@ -87,6 +87,7 @@ def replay(trace: Trace, search: TreeSearch, machine: Machine) -> Replayed:
             (0,) * len(drafted.path),
             taken,
             node_probs=drafted.node_probs,
+            num_expanded=drafted.levels,
         )
         search.observe(step)
         position += len(drafted.path)
