@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,14 +157,11 @@ def _long_acceptance() -> str:
     )
 
 
-def _methods() -> str:
-    rows = {
-        sampling: {
-            row["method"]: row["measures"] for row in _bench_rows("default-pair-cpu", sampling)
-        }
+def _methods(name: str) -> str:
+    greedy, sampled = (
+        {row["method"]: row["measures"] for row in _bench_rows(name, sampling)}
         for sampling in ("greedy", "temperature 1")
-    }
-    greedy, sampled = rows.values()
+    )
     theirs = greedy["transformers"]["tokens_per_s"]["value"]
     cells = [
         [
@@ -172,14 +170,22 @@ def _methods() -> str:
             f"{measures['tokens_per_s']['value']:.1f}",
             _ratio(measures["speedup"]),
             f"{measures['tokens_per_s']['value'] / theirs:.2f}",
-            f"{sampled[method]['tokens_per_step']:.2f}" if method in sampled else "",
-            _ratio(sampled[method]["speedup"]) if method in sampled else "",
+            *_sampled_cells(sampled, method),
         ]
         for method, measures in greedy.items()
     ]
     heads = ("tokens/step", "tokens/s", "x plain", "x transformers")
     names = ["float32, 2 threads", *(f"greedy: {heads[0]}", *heads[1:])]
-    return _table([*names, "temperature 1: tokens/step", "x plain"], cells)
+    return _table([*names, *(["temperature 1: tokens/step", "x plain"] if sampled else [])], cells)
+
+
+def _sampled_cells(sampled: Mapping[str, Any], method: str) -> list[str]:
+    if not sampled:
+        return []
+    if method not in sampled:
+        return ["", ""]
+    measures = sampled[method]
+    return [f"{measures['tokens_per_step']:.2f}", _ratio(measures["speedup"])]
 
 
 def _acceptance() -> str:
@@ -207,11 +213,12 @@ def _categories() -> str:
             f"{measures['chain(4)']['tokens_per_step']:.2f}",
             _ratio(measures["chain(4)"]["speedup"]),
             _ratio(measures["self-tuning"]["speedup"]),
+            _ratio(measures["+prompt-lookup@self-tuning"]["speedup"]),
         ]
         for category, measures in methods.items()
     ]
     heads = ("questions", "tokens/step, chain(4)", "chain(4), x plain", "self-tuning, x plain")
-    return _table(["int8, greedy, 2 threads", *heads], cells)
+    return _table(["int8, greedy, 2 threads", *heads, "+prompt-lookup, x plain"], cells)
 
 
 def _searches() -> str:
@@ -320,7 +327,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "long_context": _long_context,
     "long_pair": _long_pair,
     "long_acceptance": _long_acceptance,
-    "methods": _methods,
+    "methods": partial(_methods, "default-pair-cpu"),
+    "long_methods": partial(_methods, "default-pair-long-cpu"),
     "acceptance": _acceptance,
     "categories": _categories,
     "searches": _searches,

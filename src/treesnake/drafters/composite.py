@@ -5,7 +5,7 @@ is asked only where what the second leaves is worth a level of it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isnan, nan
 
@@ -57,21 +57,24 @@ class CompositeDrafter:
             InvalidInputError: if the second drafter sampled.
         """
         second = self._second.draft(anchor, shape, params, rng)
-        first = self._first.draft(anchor, _beside(second, shape), params, rng)
         if not second.is_chosen:
             raise InvalidInputError(
                 "the second drafter of a composite must choose its tokens without chance, as "
                 "prompt lookup does; give the one that samples first"
             )
+        first = self._first.draft(anchor, _beside(second, shape), params, rng)
+        if len(second.tree) == 1:
+            return first
+        if len(first.tree) == 1:
+            return replace(second, num_expanded=first.num_expanded or ())
         probs = second.node_probs or (nan,) * len(second.tree)
         tree, nodes = merge(first.tree, second.tree, partial(_is_worth, shape, probs))
         added = [prob for node, prob in zip(nodes, probs, strict=True) if node >= len(first.tree)]
-        first_probs = (1.0,) if len(first.tree) == 1 else first.node_probs
         return Draft(
             tree,
             first.draft_probs,
             torch.cat([first.sampled_mask, torch.zeros(len(added), dtype=torch.bool)]),
-            first_probs and (*first_probs, *added),
+            first.node_probs and (*first.node_probs, *added),
             first.tree.num_expanded if first.num_expanded is None else first.num_expanded,
         )
 

@@ -26,8 +26,8 @@ NUM_COMPARED = 8
 """Occurrences of the text's end, the latest ones, of which those that agree longest are taken."""
 
 PRIOR_UNLIKE = 1.5
-"""Against the tokens that agree, what speaks beforehand for another one next; chosen on prompts
-that are not reported on."""
+"""Against the tokens that agree, what speaks beforehand for another one next: what fits the answers
+that the default drafter learned from (docs/log.md)."""
 
 PRIOR_WEIGHT = 4.0
 """The observations that what is believed beforehand counts for."""
