@@ -81,9 +81,9 @@ def test_a_model_is_not_run_where_lookup_leaves_too_little() -> None:
 def test_what_drafting_takes_is_what_the_first_drafter_ran() -> None:
     for shape in (chain(2), LevelWidths((2, 1))):
         session = MODEL.new_session()
-        session.prefill(Prompt.of([3, 2, 1]))
-        alone = session.draft(1, shape, SamplingParams(), TorchRng(0))
-        both = draft_after([3, 2, 1], shape)
+        session.prefill(Prompt.of(LOOP))
+        alone = session.draft(LOOP[-1], shape, SamplingParams(), TorchRng(0))
+        both = draft_after(LOOP, shape)
         assert both.num_expanded == alone.tree.num_expanded
 
 

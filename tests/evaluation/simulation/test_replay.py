@@ -2,7 +2,7 @@
 
 import pytest
 
-from treesnake.drafters.ngram import NgramDrafterModel
+from treesnake.drafters.none import NoDrafterModel
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.simulation.recording import record
 from treesnake.evaluation.simulation.replay import Machine, replay
@@ -142,7 +142,7 @@ def test_a_drafter_without_probabilities_cannot_be_recorded() -> None:
     with pytest.raises(InvalidInputError, match="probabilities"):
         record(
             TinyTargetModel(RecurrentModel(6)).new_session(),
-            NgramDrafterModel().new_session(),
+            NoDrafterModel().new_session(),
             PROMPT,
             num_tokens=4,
             stop_rules=[],
