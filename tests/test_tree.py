@@ -137,6 +137,17 @@ def test_a_builder_returns_the_child_that_is_there_already() -> None:
     assert (tree.tokens, tree.parent_list) == ([4, 8, 9, 9], [-1, 0, 0, 1])
 
 
+def test_a_builder_adds_paths_below_any_node() -> None:
+    builder = TreeBuilder(anchor=0)
+    last = builder.add_path([1, 2, 3])
+    assert builder.add_path([1, 2]) == 2, "a path that is there already adds nothing"
+    branch = builder.add_path([5, 6], parent=2)
+    tree = builder.build()
+    assert tree.path_tokens(last) == [0, 1, 2, 3]
+    assert tree.path_tokens(branch) == [0, 1, 2, 5, 6]
+    assert builder.add_path([]) == 0
+
+
 def test_a_builder_finds_the_children_that_are_there() -> None:
     builder = TreeBuilder(anchor=0)
     first = builder.add(0, 5)

@@ -169,6 +169,12 @@ class TreeBuilder:
         """Returns the child of a node that has this token, if there is one."""
         return self._child_of.get((parent, token))
 
+    def add_path(self, tokens: Sequence[int], parent: int = 0) -> int:
+        """Adds one token after another below `parent` and returns the last node."""
+        for token in tokens:
+            parent = self.add(parent, token)
+        return parent
+
     def build(self, device: torch.device | str = "cpu") -> TokenTree:
         """Returns the tree as it stands."""
         return TokenTree(
