@@ -5,6 +5,7 @@ continues its parent. Nodes are in topological order (a parent comes before its 
 order of siblings is the order in which they were drawn; acceptance rules rely on it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -99,14 +100,10 @@ class TokenTree:
     def num_expanded(self) -> tuple[int, ...]:
         """For each level the number of its nodes that have children."""
         depths = [0]
-        expanded: list[int] = []
-        for node, parent in enumerate(self.parent_list[1:], start=1):
-            depth = depths[parent]
-            depths.append(depth + 1)
-            if depth == len(expanded):
-                expanded.append(0)
-            expanded[depth] += self.children[parent][0] == node
-        return tuple(expanded)
+        for parent in self.parent_list[1:]:
+            depths.append(depths[parent] + 1)
+        counts = Counter(d for d, children in zip(depths, self.children, strict=True) if children)
+        return tuple(counts[depth] for depth in range(len(counts)))
 
     @cached_property
     def is_chain(self) -> bool:

@@ -110,9 +110,7 @@ class NgramDrafter:
         """Returns a chosen tree of at most the shape's depth and size, often just the anchor."""
         grown = _Grown(anchor)
         if shape.depth > 0:
-            width = _width(shape)
-            recent = [*self._tokens[-MOST_AGREEING:], anchor]
-            for num_agreeing, start in self._continuations(recent, len(self._tokens) + 1)[:width]:
+            for num_agreeing, start in self._continuations([anchor])[: _width(shape)]:
                 room = shape.num_drafted - (len(grown.probs) - 1)
                 tokens = self._copy(start, min(shape.depth, room), anchor)
                 grown.add_path(tokens, num_agreeing, self._model.record, shape)
@@ -121,22 +119,19 @@ class NgramDrafter:
     def commit(self, token_ids: Sequence[int]) -> None:
         """Reads the tokens, and notes for each whether it would have been guessed."""
         for token in token_ids:
-            recent = self._tokens[-MOST_AGREEING:]
-            for num_agreeing, start in self._continuations(recent, len(self._tokens))[:1]:
+            for num_agreeing, start in self._continuations()[:1]:
                 is_alike = self._tokens[start] == token
                 self._model.record.observe(num_agreeing, is_alike=is_alike)
             self._read([token])
 
-    def _continuations(self, recent: Sequence[int], length: int) -> list[tuple[int, int]]:
-        """Returns continuations of the text's end, best first.
-
-        Args:
-            recent: the last tokens.
-            length: of the whole text.
+    def _continuations(self, unread: Sequence[int] = ()) -> list[tuple[int, int]]:
+        """Finds continuations of the text's end, of which some tokens may be unread.
 
         Returns:
-            How many tokens agree, and where in the text the continuation begins.
+            How many tokens agree, and where in the text the continuation begins, best first.
         """
+        recent = [*self._tokens[-MOST_AGREEING:], *unread]
+        length = len(self._tokens) + len(unread)
         end = tuple(recent[-self._model.longest :])
         found: list[int] = []
         for run in range(len(end), self._model.shortest - 1, -1):

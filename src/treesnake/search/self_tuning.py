@@ -50,7 +50,6 @@ REST = 8
 """After so many plain steps in a row they are learned from in groups of as many: learning takes a
 hundredth of a small model's step."""
 
-
 TOO_DEAR = 2.0
 """A price that no level is worth: probabilities end at 1."""
 

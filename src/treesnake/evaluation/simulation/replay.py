@@ -119,7 +119,7 @@ def _draft(trace: Trace, position: int, shape: Shape) -> _Drafted:
         if not 0 <= rank < len(children):
             break
         path.append(children[rank])
-    return _Drafted(fixed.tree, tuple(path), fixed.levels)
+    return _Drafted(fixed.tree, tuple(path), fixed.tree.num_expanded)
 
 
 def _draft_priced(recorded: RecordedTree, shape: Priced) -> _Drafted:
@@ -136,16 +136,11 @@ def _draft_priced(recorded: RecordedTree, shape: Priced) -> _Drafted:
 class _Fixed:
     shape: FixedTree
     tree: TokenTree
-    levels: tuple[int, ...]
 
 
 @lru_cache(maxsize=1024)
 def _fixed(shape: LevelWidths | FixedTree) -> _Fixed:
     if isinstance(shape, LevelWidths):
         shape = FixedTree(tuple(level_parents(shape.widths)[1:]))
-    levels = [0] * shape.depth
-    for depth, children in zip(shape.depths, shape.children, strict=True):
-        if children:
-            levels[depth] += 1
     parents = torch.tensor((-1, *shape.parents))
-    return _Fixed(shape, TokenTree(torch.zeros_like(parents), parents), tuple(levels))
+    return _Fixed(shape, TokenTree(torch.zeros_like(parents), parents))
