@@ -28,7 +28,7 @@ from treesnake.kernels.cpu.state_space import (
     write_logits,
 )
 from treesnake.kernels.cpu.steps import block_size
-from treesnake.kernels.cpu.team import enter, finish, take, wait
+from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, wait
 
 STEPS_PER_LAYER = 6
 OTHER_STEPS = 3
@@ -102,21 +102,21 @@ def count_steps(num_layers: int) -> int:
 
 
 @entry_point
-def run_mamba(crew, run):
+def run_mamba(barrier, run):
     """Runs the tokens: changes what is remembered, and writes the logits of the last ones."""
-    thread = enter(crew)
-    step = embed_tokens(crew, run)
+    thread = enter(barrier)
+    step = embed_tokens(barrier, run)
     for layer in range(run.weights.norm.shape[0]):
-        step = enter_layer(crew, step, run, layer)
-        step = convolve(crew, step, run, layer, 0, run.work.x)
-        step = _select(crew, step, run, layer)
-        step = _recur(crew, step, run, layer, thread)
-        step = leave_layer(crew, step, run, layer)
-    write_logits(crew, step, run)
+        step = enter_layer(barrier, step, run, layer)
+        step = convolve(barrier, step, run, layer, 0, run.work.x)
+        step = _select(barrier, step, run, layer)
+        step = _recur(barrier, step, run, layer, thread)
+        step = leave_layer(barrier, step, run, layer)
+    write_logits(barrier, step, run)
 
 
 @inlined
-def _select(crew, step, run, layer):
+def _select(barrier, step, run, layer):
     """Makes low-rank step sizes, B and C; keeps B where the recurrence reads it."""
     tokens, work = run.tokens, run.work
     weight, scale = run.weights.select[layer], run.weights.select_scale[layer]
@@ -124,9 +124,9 @@ def _select(crew, step, run, layer):
     is_sums = tokens.task == SUMS
     B = run.memory.node_directions[layer] if is_sums else work.B
     first = tokens.parents.shape[0] - num_rows if is_sums else 0
-    block = block_size(num_outputs, crew)
+    block = block_size(num_outputs, barrier)
     num_units = (num_outputs + block - 1) // block
-    unit = take(crew, step)
+    unit = next_unit(barrier, step)
     while unit < num_units:
         begin = unit * block
         end = min(begin + block, num_outputs)
@@ -134,20 +134,20 @@ def _select(crew, step, run, layer):
         for row in range(num_rows):
             for column in range(max(begin, run.b_column), min(end, run.b_column + B.shape[1])):
                 B[first + row, column - run.b_column] = work.selected[row, column]
-        unit = finish(crew, step)
-    return wait(crew, step, num_units)
+        unit = finish_unit(barrier, step)
+    return wait(barrier, step, num_units)
 
 
 @inlined
-def _recur(crew, step, run, layer, thread):
+def _recur(barrier, step, run, layer, thread):
     """Makes step sizes, runs the recurrence and gates its outputs, some channels a unit."""
     num_rows, num_channels = run.tokens.token_ids.shape[0], run.weights.rates.shape[1]
     weight, scale = run.weights.steps[layer], run.weights.steps_scale[layer]
     bias, skip = run.weights.steps_bias[layer], run.weights.skip[layer]
     work = run.work
-    block = block_size(num_channels, crew)
+    block = block_size(num_channels, barrier)
     num_units = (num_channels + block - 1) // block
-    unit = take(crew, step)
+    unit = next_unit(barrier, step)
     while unit < num_units:
         begin = unit * block
         end = min(begin + block, num_channels)
@@ -157,8 +157,8 @@ def _recur(crew, step, run, layer, thread):
         _recur_range(run, layer, thread, begin, end)
         for row in range(num_rows):
             skip_gate_range(work.y, skip, work.x, work.entered, num_channels, row, begin, end)
-        unit = finish(crew, step)
-    return wait(crew, step, num_units)
+        unit = finish_unit(barrier, step)
+    return wait(barrier, step, num_units)
 
 
 @inlined

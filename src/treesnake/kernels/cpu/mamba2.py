@@ -28,7 +28,7 @@ from treesnake.kernels.cpu.state_space import (
     leave_layer,
     write_logits,
 )
-from treesnake.kernels.cpu.team import enter, finish, take, wait
+from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, wait
 
 STEPS_PER_LAYER = 8
 OTHER_STEPS = 3
@@ -102,30 +102,30 @@ def count_steps(num_layers: int) -> int:
 
 
 @entry_point
-def run_mamba2(crew, run):
+def run_mamba2(barrier, run):
     """Runs the tokens: changes what is remembered, and writes the logits of the last ones."""
-    enter(crew)
+    enter(barrier)
     gates = run.work.y.shape[1]
-    step = embed_tokens(crew, run)
+    step = embed_tokens(barrier, run)
     for layer in range(run.weights.norm.shape[0]):
-        step = enter_layer(crew, step, run, layer)
-        step = convolve(crew, step, run, layer, gates, run.work.convolved)
-        step = _select(crew, step, run, layer)
+        step = enter_layer(barrier, step, run, layer)
+        step = convolve(barrier, step, run, layer, gates, run.work.convolved)
+        step = _select(barrier, step, run, layer)
         if run.tokens.task == SUMS:
-            step = _score(crew, step, run, layer)
-        step = _recur(crew, step, run, layer)
-        step = _gate(crew, step, run, layer)
-        step = leave_layer(crew, step, run, layer)
-    write_logits(crew, step, run)
+            step = _score(barrier, step, run, layer)
+        step = _recur(barrier, step, run, layer)
+        step = _gate(barrier, step, run, layer)
+        step = leave_layer(barrier, step, run, layer)
+    write_logits(barrier, step, run)
 
 
 @inlined
-def _select(crew, step, run, layer):
+def _select(barrier, step, run, layer):
     """Puts step sizes, x, B and C where the recurrence reads them, a row a unit."""
     tokens, memory, work = run.tokens, run.memory, run.work
     num_rows = tokens.token_ids.shape[0]
     first = tokens.parents.shape[0] - num_rows
-    row = take(crew, step)
+    row = next_unit(barrier, step)
     while row < num_rows:
         if tokens.task == SUMS:
             node, x = first + row, memory.node_x[layer]
@@ -133,8 +133,8 @@ def _select(crew, step, run, layer):
             _select_row(run, layer, row, memory.node_dt[layer], memory.node_directions[layer], node)
         else:
             _select_row(run, layer, row, work.dt, work.B, row)
-        row = finish(crew, step)
-    return wait(crew, step, num_rows)
+        row = finish_unit(barrier, step)
+    return wait(barrier, step, num_rows)
 
 
 @inlined
@@ -153,27 +153,27 @@ def _select_row(run, layer, row, dt, B, node):
 
 
 @inlined
-def _score(crew, step, run, layer):
+def _score(barrier, step, run, layer):
     """Multiplies C of the newest nodes with B of their ancestors, a node a unit."""
     num_rows = run.tokens.token_ids.shape[0]
-    row = take(crew, step)
+    row = next_unit(barrier, step)
     while row < num_rows:
         score_row(
             run.memory.node_directions[layer], run.work.C, run.ancestor_mask, row, run.work.scores
         )
-        row = finish(crew, step)
-    return wait(crew, step, num_rows)
+        row = finish_unit(barrier, step)
+    return wait(barrier, step, num_rows)
 
 
 @inlined
-def _recur(crew, step, run, layer):
+def _recur(barrier, step, run, layer):
     """Runs the recurrence, a head a unit."""
     num_heads = run.weights.rates.shape[1]
-    head = take(crew, step)
+    head = next_unit(barrier, step)
     while head < num_heads:
         _recur_head(run, layer, head)
-        head = finish(crew, step)
-    return wait(crew, step, num_heads)
+        head = finish_unit(barrier, step)
+    return wait(barrier, step, num_heads)
 
 
 @inlined
@@ -193,20 +193,20 @@ def _recur_head(run, layer, head):
 
 
 @inlined
-def _gate(crew, step, run, layer):
+def _gate(barrier, step, run, layer):
     """Adds the skip connection, gates, and norms each group, a row a unit."""
     work, skip, weight = run.work, run.weights.skip[layer], run.weights.gated_norm[layer]
     num_rows, num_groups = run.tokens.token_ids.shape[0], work.B.shape[1]
     size = weight.shape[0] // num_groups
-    row = take(crew, step)
+    row = next_unit(barrier, step)
     while row < num_rows:
         skip_gate_range(work.y, skip, work.convolved, work.entered, 0, row, 0, work.y.shape[1])
         for begin in range(0, weight.shape[0], size):
             end = begin + size
             factor = _inverse_rms(work.y, row, begin, end, run.epsilon)
             scale_range(work.y, row, begin, weight[begin:end], factor)
-        row = finish(crew, step)
-    return wait(crew, step, num_rows)
+        row = finish_unit(barrier, step)
+    return wait(barrier, step, num_rows)
 
 
 @kernel

@@ -23,7 +23,7 @@ from treesnake.kernels.cpu.conv import padded_array, unpadded, write_back
 from treesnake.kernels.cpu.jit import entry_point, kernel
 from treesnake.kernels.cpu.linear import linear_rows, padded_rows
 from treesnake.kernels.cpu.ssm_rows import cell_pointers
-from treesnake.kernels.cpu.team import TEAM, finish, take, wait
+from treesnake.kernels.cpu.team import TEAM, finish_unit, next_unit, wait
 from treesnake.kernels.reference.ssd import scan
 
 __all__ = ["commit_sums", "extend_copies", "extend_sums", "scan"]
@@ -291,39 +291,39 @@ def _elapsed(dt, ancestor_mask, row, head):
 
 
 @entry_point
-def _extend_copies(crew, selection, committed, states, parents):
+def _extend_copies(barrier, selection, committed, states, parents):
     num_heads = committed.shape[1]
-    head = take(crew, 0)
+    head = next_unit(barrier, 0)
     while head < num_heads:
         run_rows(selection, selection.C.shape[1], committed, states, parents, head)
-        head = finish(crew, 0)
-    wait(crew, 0, num_heads)
+        head = finish_unit(barrier, 0)
+    wait(barrier, 0, num_heads)
 
 
 @entry_point
-def _extend_sums(crew, selection, num_new, committed, ancestor_mask, scores):
+def _extend_sums(barrier, selection, num_new, committed, ancestor_mask, scores):
     num_heads = selection.rates.shape[0]
-    row = take(crew, 0)
+    row = next_unit(barrier, 0)
     while row < num_new:
         score_row(selection.B, selection.C, ancestor_mask, row, scores)
-        row = finish(crew, 0)
-    step = wait(crew, 0, num_new)
-    head = take(crew, step)
+        row = finish_unit(barrier, 0)
+    step = wait(barrier, 0, num_new)
+    head = next_unit(barrier, step)
     while head < num_heads:
         run_sums(selection, num_new, committed, ancestor_mask, scores, head)
-        head = finish(crew, step)
-    wait(crew, step, num_heads)
+        head = finish_unit(barrier, step)
+    wait(barrier, step, num_heads)
 
 
 @entry_point
-def _commit_sums(crew, rates, dt, x, B, states):
+def _commit_sums(barrier, rates, dt, x, B, states):
     num_layers, num_heads = rates.shape
-    unit = take(crew, 0)
+    unit = next_unit(barrier, 0)
     while unit < num_layers * num_heads:
         layer, head = divmod(unit, num_heads)
         run_path(rates[layer], dt[layer], x[layer], B[layer], states[layer], head)
-        unit = finish(crew, 0)
-    wait(crew, 0, num_layers * num_heads)
+        unit = finish_unit(barrier, 0)
+    wait(barrier, 0, num_layers * num_heads)
 
 
 def extend_copies(

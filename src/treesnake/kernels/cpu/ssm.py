@@ -19,7 +19,7 @@ from treesnake.kernels.cpu.ssm_rows import (
 )
 from treesnake.kernels.cpu.ssm_scan import scan
 from treesnake.kernels.cpu.steps import block_size
-from treesnake.kernels.cpu.team import TEAM, finish, take, wait
+from treesnake.kernels.cpu.team import TEAM, finish_unit, next_unit, wait
 
 __all__ = ["commit_sums", "extend_copies", "extend_sums", "scan"]
 
@@ -37,18 +37,18 @@ def _extend_sums(selection, num_rows, committed, parents, needed, scratch):
 
 
 @entry_point
-def _commit_sums(crew, rates, dt, x, B, states):
+def _commit_sums(barrier, rates, dt, x, B, states):
     num_layers, num_channels = states.shape[0], states.shape[1]
-    block = block_size(num_channels, crew)
+    block = block_size(num_channels, barrier)
     num_blocks = (num_channels + block - 1) // block
-    unit = take(crew, 0)
+    unit = next_unit(barrier, 0)
     while unit < num_layers * num_blocks:
         layer, number = divmod(unit, num_blocks)
         begin = number * block
         end = min(begin + block, num_channels)
         run_path(rates[layer], dt[layer], x[layer], B[layer], states[layer], begin, end)
-        unit = finish(crew, 0)
-    wait(crew, 0, num_layers * num_blocks)
+        unit = finish_unit(barrier, 0)
+    wait(barrier, 0, num_layers * num_blocks)
 
 
 def extend_copies(

@@ -35,7 +35,7 @@ from treesnake.kernels.cpu.ssm_rows import (
     steps_and_amounts,
 )
 from treesnake.kernels.cpu.steps import block_size
-from treesnake.kernels.cpu.team import TEAM, enter, finish, take, wait
+from treesnake.kernels.cpu.team import TEAM, enter, finish_unit, next_unit, wait
 
 NO_PARENTS = np.empty(0, np.int64)
 
@@ -127,11 +127,11 @@ def _retreat(
 
 
 @entry_point
-def _forward(crew, rates, dt, x, B, C, states, no_parents, y):
+def _forward(barrier, rates, dt, x, B, C, states, no_parents, y):
     batch, num_tokens, num_channels = x.shape
-    block = block_size(num_channels, crew)
+    block = block_size(num_channels, barrier)
     num_blocks = (num_channels + block - 1) // block
-    unit = take(crew, 0)
+    unit = next_unit(barrier, 0)
     while unit < batch * num_blocks:
         text, number = divmod(unit, num_blocks)
         begin = number * block
@@ -139,24 +139,24 @@ def _forward(crew, rates, dt, x, B, C, states, no_parents, y):
         selection = Selection(rates, dt[text], x[text], B[text], C[text], 0, y[text])
         state = states[text : text + 1]
         run_rows(selection, num_tokens, state, state, no_parents, begin, end)
-        unit = finish(crew, 0)
-    wait(crew, 0, batch * num_blocks)
+        unit = finish_unit(barrier, 0)
+    wait(barrier, 0, batch * num_blocks)
 
 
 @entry_point
-def _backward(crew, rates, dt, x, B, C, states, grads, scratch, sums):
+def _backward(barrier, rates, dt, x, B, C, states, grads, scratch, sums):
     """`grads` are those of y and of the last states, and those to add to; see `_go_back`."""
-    thread = enter(crew)
+    thread = enter(barrier)
     batch, _, num_channels = x.shape
-    unit = take(crew, 0)
+    unit = next_unit(barrier, 0)
     while unit < batch * (num_channels // CHANNELS_AT_ONCE):
         text, number = divmod(unit, num_channels // CHANNELS_AT_ONCE)
         inputs = (rates, dt[text], x[text], B[text], C[text], states[text])
         _go_back(
             inputs, grads, text, thread, number * CHANNELS_AT_ONCE, scratch[thread], sums[thread]
         )
-        unit = finish(crew, 0)
-    wait(crew, 0, batch * (num_channels // CHANNELS_AT_ONCE))
+        unit = finish_unit(barrier, 0)
+    wait(barrier, 0, batch * (num_channels // CHANNELS_AT_ONCE))
 
 
 @kernel

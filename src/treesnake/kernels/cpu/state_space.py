@@ -11,7 +11,7 @@ import numpy as np
 from treesnake.kernels.cpu.conv import convolve_range, copy_range, keep_history
 from treesnake.kernels.cpu.jit import inlined
 from treesnake.kernels.cpu.steps import add_projection, block_size, embed, norm, project
-from treesnake.kernels.cpu.team import finish, take, wait
+from treesnake.kernels.cpu.team import finish_unit, next_unit, wait
 
 TEXT, COPIES, SUMS = 0, 1, 2
 """What a call runs: a text, or nodes with either way to branch."""
@@ -48,41 +48,41 @@ class Tokens(NamedTuple):
 
 
 @inlined
-def embed_tokens(crew, run):
+def embed_tokens(barrier, run):
     """Looks up the embeddings: the first step."""
     weights, tokens = run.weights, run.tokens.token_ids
-    return embed(crew, 0, tokens, weights.embedding, weights.embedding_scale, run.work.residual)
+    return embed(barrier, 0, tokens, weights.embedding, weights.embedding_scale, run.work.residual)
 
 
 @inlined
-def write_logits(crew, step, run):
+def write_logits(barrier, step, run):
     """Norms, and writes the logits of the last tokens."""
     weights, work = run.weights, run.work
     num_rows = run.tokens.token_ids.shape[0]
     final = weights.final_norm
-    step = norm(crew, step, work.residual, num_rows, final, run.epsilon, work.normed)
+    step = norm(barrier, step, work.residual, num_rows, final, run.epsilon, work.normed)
     last, no_bias = work.normed[num_rows - run.num_logits :], weights.conv_bias[0, :0]
     if run.num_logits > 0:
         head, scale = weights.head, weights.head_scale
-        project(crew, step, last, run.num_logits, head, scale, no_bias, run.logits)
+        project(barrier, step, last, run.num_logits, head, scale, no_bias, run.logits)
 
 
 @inlined
-def enter_layer(crew, step, run, layer):
+def enter_layer(barrier, step, run, layer):
     """Norms and projects to what the layer mixes and its gate."""
     weights, work = run.weights, run.work
     num_rows, weight = run.tokens.token_ids.shape[0], weights.norm[layer]
-    step = norm(crew, step, work.residual, num_rows, weight, run.epsilon, work.normed)
+    step = norm(barrier, step, work.residual, num_rows, weight, run.epsilon, work.normed)
     weight, scale, bias = (
         weights.enter[layer],
         weights.enter_scale[layer],
         weights.enter_bias[layer],
     )
-    return project(crew, step, work.normed, num_rows, weight, scale, bias, work.entered)
+    return project(barrier, step, work.normed, num_rows, weight, scale, bias, work.entered)
 
 
 @inlined
-def leave_layer(crew, step, run, layer):
+def leave_layer(barrier, step, run, layer):
     """Projects the layer's outputs back and adds them."""
     weights, work = run.weights, run.work
     num_rows = run.tokens.token_ids.shape[0]
@@ -91,11 +91,11 @@ def leave_layer(crew, step, run, layer):
         weights.leave_scale[layer],
         weights.leave_bias[layer],
     )
-    return add_projection(crew, step, work.y, num_rows, weight, scale, bias, work.residual)
+    return add_projection(barrier, step, work.y, num_rows, weight, scale, bias, work.residual)
 
 
 @inlined
-def convolve(crew, step, run, layer, column, out):
+def convolve(barrier, step, run, layer, column, out):
     """Keeps the inputs of the convolution and convolves them, some channels a unit.
 
     The inputs are `work.entered` from `column` on.
@@ -107,9 +107,9 @@ def convolve(crew, step, run, layer, column, out):
     is_text = tokens.task == TEXT
     inputs = work.conv_inputs if is_text else run.memory.conv_inputs[layer]
     first = 0 if is_text else tokens.parents.shape[0] - num_rows
-    block = block_size(num_channels, crew)
+    block = block_size(num_channels, barrier)
     num_units = (num_channels + block - 1) // block
-    unit = take(crew, step)
+    unit = next_unit(barrier, step)
     while unit < num_units:
         begin = unit * block
         end = min(begin + block, num_channels)
@@ -118,5 +118,5 @@ def convolve(crew, step, run, layer, column, out):
         convolve_range(inputs, history, tokens.windows, weight, bias, begin, end, out)
         if is_text:
             keep_history(inputs, num_rows, history, begin, end)
-        unit = finish(crew, step)
-    return wait(crew, step, num_units)
+        unit = finish_unit(barrier, step)
+    return wait(barrier, step, num_units)

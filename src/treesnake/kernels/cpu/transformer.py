@@ -35,7 +35,7 @@ from treesnake.kernels.cpu.steps import (
     norm,
     project,
 )
-from treesnake.kernels.cpu.team import enter, finish, take, wait
+from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, wait
 
 STEPS_PER_LAYER = 8
 OTHER_STEPS = 3
@@ -146,67 +146,69 @@ class Run(NamedTuple):
 
 
 @entry_point
-def decode(crew, run):
+def decode(barrier, run):
     """Runs the nodes of a tree: writes their keys and values, and the logits of the last ones."""
     settings, weights, work = run.settings, run.weights, run.work
     nodes = run.tree.token_ids.shape[0]
-    thread = enter(crew)
-    step = _embed(crew, 0, run)
+    thread = enter(barrier)
+    step = _embed(barrier, 0, run)
     for layer in range(settings.num_layers):
-        step = _attention(crew, step, run, layer, thread)
-        step = _mlp(crew, step, run, layer)
+        step = _attention(barrier, step, run, layer, thread)
+        step = _mlp(barrier, step, run, layer)
     weight, scale, bias = weights.head, weights.head_scale, weights.no_bias
-    step = norm(crew, step, work.residual, nodes, weights.final_norm, settings.epsilon, work.branch)
+    step = norm(
+        barrier, step, work.residual, nodes, weights.final_norm, settings.epsilon, work.branch
+    )
     last = work.branch[nodes - run.num_logits :]
-    project(crew, step, last, run.num_logits, weight, scale, bias, run.logits)
+    project(barrier, step, last, run.num_logits, weight, scale, bias, run.logits)
 
 
 @inlined
-def _attention(crew, step, run, layer, thread):
+def _attention(barrier, step, run, layer, thread):
     settings, weights, work = run.settings, run.weights, run.work
     nodes, epsilon = run.tree.token_ids.shape[0], settings.epsilon
     norm_weight, inputs = weights.attention_norm[layer], work.residual
     if not settings.norms_outputs:
-        step = norm(crew, step, work.residual, nodes, norm_weight, epsilon, work.branch)
+        step = norm(barrier, step, work.residual, nodes, norm_weight, epsilon, work.branch)
         inputs = work.branch
     weight, scale, bias = weights.qkv[layer], weights.qkv_scale[layer], weights.qkv_bias[layer]
-    step = project(crew, step, inputs, nodes, weight, scale, bias, work.qkv)
-    step = _place(crew, step, run, layer)
-    step = _attend(crew, step, run, layer, thread)
+    step = project(barrier, step, inputs, nodes, weight, scale, bias, work.qkv)
+    step = _place(barrier, step, run, layer)
+    step = _attend(barrier, step, run, layer, thread)
     weight, scale = weights.attention_out[layer], weights.attention_out_scale[layer]
-    return _add_branch(crew, step, run, work.attended, weight, scale, norm_weight)
+    return _add_branch(barrier, step, run, work.attended, weight, scale, norm_weight)
 
 
 @inlined
-def _mlp(crew, step, run, layer):
+def _mlp(barrier, step, run, layer):
     settings, weights, work = run.settings, run.weights, run.work
     nodes, epsilon = run.tree.token_ids.shape[0], settings.epsilon
     norm_weight, inputs = weights.mlp_norm[layer], work.residual
     if not settings.norms_outputs:
-        step = norm(crew, step, work.residual, nodes, norm_weight, epsilon, work.branch)
+        step = norm(barrier, step, work.residual, nodes, norm_weight, epsilon, work.branch)
         inputs = work.branch
-    step = _gate(crew, step, inputs, nodes, weights, layer, work)
+    step = _gate(barrier, step, inputs, nodes, weights, layer, work)
     weight, scale = weights.down[layer], weights.down_scale[layer]
-    return _add_branch(crew, step, run, work.gated, weight, scale, norm_weight)
+    return _add_branch(barrier, step, run, work.gated, weight, scale, norm_weight)
 
 
 @inlined
-def _add_branch(crew, step, run, x, weight, scale, norm_weight):
+def _add_branch(barrier, step, run, x, weight, scale, norm_weight):
     """Ends attention or MLP: projects, norms if that comes here, and adds to the residual."""
     nodes, epsilon, bias = run.tree.token_ids.shape[0], run.settings.epsilon, run.weights.no_bias
     residual, branch = run.work.residual, run.work.branch
     if not run.settings.norms_outputs:
-        return add_projection(crew, step, x, nodes, weight, scale, bias, residual)
-    step = project(crew, step, x, nodes, weight, scale, bias, branch)
-    return _add_norm(crew, step, branch, nodes, norm_weight, epsilon, residual)
+        return add_projection(barrier, step, x, nodes, weight, scale, bias, residual)
+    step = project(barrier, step, x, nodes, weight, scale, bias, branch)
+    return _add_norm(barrier, step, branch, nodes, norm_weight, epsilon, residual)
 
 
 @inlined
-def _embed(crew, step, run):
+def _embed(barrier, step, run):
     """Looks up embeddings, positions and rotations, and what each node sees, a node a unit."""
     weights, tree, work = run.weights, run.tree, run.work
     nodes = tree.token_ids.shape[0]
-    node = take(crew, step)
+    node = next_unit(barrier, step)
     while node < nodes:
         token = tree.token_ids[node]
         factor = weights.embedding_scale[token]
@@ -217,8 +219,8 @@ def _embed(crew, step, run):
             angle = np.float32(position) * weights.inverse_frequencies[place]
             work.cosines[node, place] = math.cos(angle)
             work.sines[node, place] = math.sin(angle)
-        node = finish(crew, step)
-    return wait(crew, step, nodes)
+        node = finish_unit(barrier, step)
+    return wait(barrier, step, nodes)
 
 
 @inlined
@@ -228,22 +230,22 @@ def _view(run):
 
 
 @kernel
-def _add_norm(crew, step, x, nodes, weight, epsilon, out):
-    node = take(crew, step)
+def _add_norm(barrier, step, x, nodes, weight, epsilon, out):
+    node = next_unit(barrier, step)
     while node < nodes:
         add_rms_norm_row(x, node, weight, epsilon, out)
-        node = finish(crew, step)
-    return wait(crew, step, nodes)
+        node = finish_unit(barrier, step)
+    return wait(barrier, step, nodes)
 
 
 @inlined
-def _gate(crew, step, x, nodes, weights, layer, work):
+def _gate(barrier, step, x, nodes, weights, layer, work):
     """Computes silu(gate) * up: a unit is the same outputs of both."""
     weight, scale = weights.gate_up[layer], weights.gate_up_scale[layer]
     width = weight.shape[0] // 2
-    block = block_size(width, crew)
+    block = block_size(width, barrier)
     units = (width + block - 1) // block
-    unit = take(crew, step)
+    unit = next_unit(barrier, step)
     while unit < units:
         begin = unit * block
         end = min(begin + block, width)
@@ -251,19 +253,19 @@ def _gate(crew, step, x, nodes, weights, layer, work):
         linear_rows(x, nodes, weight, width + begin, width + end, work.gate_up, scale)
         for node in range(nodes):
             gate_range(work.gate_up, node, begin, end, width, work.gated)
-        unit = finish(crew, step)
-    return wait(crew, step, units)
+        unit = finish_unit(barrier, step)
+    return wait(barrier, step, units)
 
 
 @inlined
-def _place(crew, step, run, layer):
+def _place(barrier, step, run, layer):
     """Norms and rotates queries and keys and puts them, and values, where attention reads them."""
     nodes = run.tree.token_ids.shape[0]
-    node = take(crew, step)
+    node = next_unit(barrier, step)
     while node < nodes:
         _place_node(run, layer, node)
-        node = finish(crew, step)
-    return wait(crew, step, nodes)
+        node = finish_unit(barrier, step)
+    return wait(barrier, step, nodes)
 
 
 @inlined
@@ -302,7 +304,7 @@ def _norm_heads(x, row, begin, end, weight, settings):
 
 
 @inlined
-def _attend(crew, step, run, layer, thread):
+def _attend(barrier, step, run, layer, thread):
     settings, work = run.settings, run.work
     kv_heads = settings.num_kv_heads
     group = settings.num_heads // kv_heads
@@ -311,12 +313,12 @@ def _attend(crew, step, run, layer, thread):
     window = run.weights.windows[layer]
 
     rows = run.tree.token_ids.shape[0] * group
-    blocks = (UNITS_PER_THREAD * crew.size + kv_heads - 1) // kv_heads
+    blocks = (UNITS_PER_THREAD * barrier.size + kv_heads - 1) // kv_heads
     # Queries of one tile read keys and values once, if there are heads for every thread.
-    fewest = MIX_ROWS if kv_heads >= crew.size else 1
+    fewest = MIX_ROWS if kv_heads >= barrier.size else 1
     block = min(max((rows + blocks - 1) // blocks, fewest), QUERY_BLOCK)
     blocks = (rows + block - 1) // block
-    unit = take(crew, step)
+    unit = next_unit(barrier, step)
     while unit < kv_heads * blocks:
         head, number = divmod(unit, blocks)
         begin = number * block
@@ -324,5 +326,5 @@ def _attend(crew, step, run, layer, thread):
         keys, values = run.keys[layer, head], run.values[layer, head]
         queries, out = work.queries[head], work.attended
         attend(queries, begin, end, group, keys, values, view, window, scratch, out, head)
-        unit = finish(crew, step)
-    return wait(crew, step, kv_heads * blocks)
+        unit = finish_unit(barrier, step)
+    return wait(barrier, step, kv_heads * blocks)
