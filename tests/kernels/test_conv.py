@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from treesnake.kernels.cpu import conv as cpu
 from treesnake.kernels.dispatch import ConvKernels
 from treesnake.kernels.reference import conv as reference
-from treesnake.states.topology import topology
+from treesnake.states.tree_layout import tree_layout
 
 FORMS = [pytest.param(reference, id="reference"), pytest.param(cpu, id="cpu")]
 CPU = torch.device("cpu")
@@ -68,7 +68,7 @@ def test_a_node_sees_its_own_path(
     parents = tuple(data.draw(st.integers(-1, node - 1)) for node in range(num_nodes))
     num_new = data.draw(st.integers(1, num_nodes))
     inputs, weight, bias, history = random_case(num_nodes, 20, conv_width)
-    windows = topology(parents, conv_width, CPU).windows[-num_new:]
+    windows = tree_layout(parents, conv_width, CPU).windows[-num_new:]
     outputs = form.tree_conv(inputs, weight, bias, history, windows)
     for output, node in zip(outputs, range(num_nodes - num_new, num_nodes), strict=True):
         path = [node]

@@ -15,7 +15,7 @@ from treesnake.kernels.cpu import ssm as cpu_ssm
 from treesnake.kernels.dispatch import SsmKernels
 from treesnake.kernels.reference import ssd as reference_ssd
 from treesnake.kernels.reference import ssm as reference_ssm
-from treesnake.states.topology import topology
+from treesnake.states.tree_layout import tree_layout
 
 CPU = torch.device("cpu")
 
@@ -192,7 +192,7 @@ def test_path_sums_equal_stepping_each_path(recurrence: Recurrence, data: st.Dat
     parents, num_new = draw_tree(data)
     num_nodes, form = len(parents), recurrence.form
     case = recurrence.case(num_nodes)
-    mask = topology(parents, 4, CPU).ancestor_mask
+    mask = tree_layout(parents, 4, CPU).ancestor_mask
     new_C = case.C[num_nodes - num_new :]
     y = form.extend_sums(case.x, case.dt, case.A, case.B, new_C, case.D, case.state, mask)
     for row, node in enumerate(range(num_nodes - num_new, num_nodes)):
@@ -211,6 +211,6 @@ def test_path_sums_do_not_overflow_across_branches(recurrence: Recurrence) -> No
     """The decay from a node to one on another branch has no bound; it must never be computed."""
     case = recurrence.case(3)
     steps = torch.tensor([[0.1], [1e3], [0.1]]).expand(case.dt.shape).contiguous()
-    mask = topology((-1, 0, 0), 4, CPU).ancestor_mask
+    mask = tree_layout((-1, 0, 0), 4, CPU).ancestor_mask
     y = recurrence.form.extend_sums(case.x, steps, case.A, case.B, case.C, case.D, case.state, mask)
     assert y.isfinite().all()

@@ -27,7 +27,7 @@ from treesnake.models.hf_masks import tree_mask
 from treesnake.models.hf_probe import check_scores_once
 from treesnake.prompt import num_shared
 from treesnake.states.kv import KvCache
-from treesnake.states.topology import Topology, topology
+from treesnake.states.tree_layout import TreeLayout, tree_layout
 
 PREFILL_BYTES = 64 * 2**20
 """What a pass over a part of a long prompt may take, about, beside weights and cache."""
@@ -99,7 +99,7 @@ class HfAttention:
         )
         return outputs.logits[0]
 
-    def masks(self, tree: Topology, num_new: int, num_held: int) -> Masks:
+    def masks(self, tree: TreeLayout, num_new: int, num_held: int) -> Masks:
         """Returns what the newest nodes of a tree may see."""
         visible, depths = tree.ancestor_mask[-num_new:], depths_of(tree)
         masks = {
@@ -154,7 +154,7 @@ class HfAttentionState:
         # A pass that was interrupted may have left rows of nodes that were never appended.
         self._cache.keep(num_held + len(self._tokens))
         grown = (*self._parents, *parents)
-        tree = topology(grown, conv_width=1, device=self.network.model.device)
+        tree = tree_layout(grown, conv_width=1, device=self.network.model.device)
         is_chain = grown == tuple(range(-1, len(grown) - 1))  # for which the model has masks
         masks = None if is_chain else self.network.masks(tree, num_new, num_held)
         positions = num_held + depths_of(tree)[-num_new:]
@@ -187,6 +187,6 @@ class HfAttentionState:
         self._parents = ()
 
 
-def depths_of(tree: Topology) -> Int[Tensor, " nodes"]:
+def depths_of(tree: TreeLayout) -> Int[Tensor, " nodes"]:
     """Returns how far each node is below the text; 0 is right behind it."""
     return tree.ancestor_mask.sum(-1) - 1

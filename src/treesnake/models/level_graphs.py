@@ -19,7 +19,7 @@ from torch import Tensor
 
 from treesnake.models.cuda_graphs import Pass, capture
 from treesnake.states.ssm import SsmState
-from treesnake.states.topology import Topology
+from treesnake.states.tree_layout import TreeLayout
 
 LARGEST_LEVEL = 64
 """Nodes; larger levels have enough work to hide what launching it costs."""
@@ -27,8 +27,8 @@ LARGEST_LEVEL = 64
 MOST_GRAPHS = 128
 """Graphs of one state; trees whose levels are never of the same size are not worth capturing."""
 
-Step = Callable[[Int[Tensor, " new"], Topology, SsmState], Float[Tensor, "new vocab"]]
-"""Runs the newest nodes of a tree: a pass, if the state and the topology stay where they are."""
+Step = Callable[[Int[Tensor, " new"], TreeLayout, SsmState], Float[Tensor, "new vocab"]]
+"""Runs the newest nodes of a tree: a pass, if the state and the layout stay where they are."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _Level:
     """
 
     token_ids: Int[Tensor, " new"]
-    topology: Topology
+    layout: TreeLayout
     room: Float[Tensor, "layers nodes channels"]
     replay: Pass
 
@@ -78,16 +78,16 @@ class LevelGraphs:
         self, step: Step, token_ids: Int[Tensor, " new"], state: SsmState
     ) -> Float[Tensor, "new vocab"]:
         """Runs the newest nodes of a state's tree, which were appended already."""
-        topology = state.topology
+        layout = state.layout
         levels = self._levels.setdefault(state, {})
-        size = LevelSize(len(token_ids), len(topology))
+        size = LevelSize(len(token_ids), len(layout))
         level = levels.get(size)
         if level is None and len(levels) >= MOST_GRAPHS:
-            return step(token_ids, topology, state)
+            return step(token_ids, layout, state)
         if level is None or level.room is not state.conv_inputs:
             level = levels[size] = self._captured(step, token_ids, state)
         level.token_ids.copy_(token_ids)
-        level.topology.overwrite(topology)
+        level.layout.overwrite(layout)
         return level.replay().clone()
 
     def forget(self) -> None:
@@ -99,7 +99,7 @@ class LevelGraphs:
         return LevelGraphs(self._capture)
 
     def _captured(self, step: Step, token_ids: Int[Tensor, " new"], state: SsmState) -> _Level:
-        tokens, topology = token_ids.clone(), state.topology.clone()
+        tokens, layout = token_ids.clone(), state.layout.clone()
         # The state is not kept, neither here nor by a graph: it would never be forgotten.
-        replay = self._capture(lambda: step(tokens, topology, state), token_ids.device)
-        return _Level(tokens, topology, state.conv_inputs, replay)
+        replay = self._capture(lambda: step(tokens, layout, state), token_ids.device)
+        return _Level(tokens, layout, state.conv_inputs, replay)

@@ -21,7 +21,7 @@ from treesnake.kernels.reference.conv import next_history
 from treesnake.models.level_graphs import LevelGraphs
 from treesnake.states.branching import PathSums, Selected, StateCopies, StateShape
 from treesnake.states.ssm import SsmState
-from treesnake.states.topology import Topology
+from treesnake.states.tree_layout import TreeLayout
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that are run at once: enough for matrix products, little memory."""
@@ -161,12 +161,12 @@ class Mixer(nn.Module, ABC):
     def run_nodes(
         self,
         hidden: Float[Tensor, "new hidden"],
-        topology: Topology,
+        layout: TreeLayout,
         sequence: SsmState,
         layer: int,
     ) -> Float[Tensor, "new hidden"]:
         """Returns the outputs of the newest nodes of a tree and keeps what their children need."""
-        num_nodes, num_new = len(topology), hidden.shape[0]
+        num_nodes, num_new = len(layout), hidden.shape[0]
         projected = self.project(hidden)
         conv_inputs = projected.conv_inputs
         all_inputs = sequence.conv_inputs[layer, :num_nodes]
@@ -176,11 +176,11 @@ class Mixer(nn.Module, ABC):
             self.conv1d.weight.squeeze(1),
             self.conv1d.bias,
             sequence.history[layer],
-            topology.windows[-num_new:],
+            layout.windows[-num_new:],
         )
         selected = self.select(convolved.to(conv_inputs.dtype), projected.dt)
         committed = sequence.recurrent[layer]
-        y = sequence.branching.extend(layer, selected, committed, topology)
+        y = sequence.branching.extend(layer, selected, committed, layout)
         return self.finish(y, projected.gate)
 
 
@@ -331,16 +331,16 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         if self._graphs.serve(state, len(tokens)):
             logits = self._graphs.run(self.run_level, tokens, state)
         else:
-            logits = self.run_level(tokens, state.topology, state)
+            logits = self.run_level(tokens, state.layout, state)
         return logits[-len(parents) :]
 
     def run_level(
-        self, token_ids: Int[Tensor, " new"], topology: Topology, state: SsmState
+        self, token_ids: Int[Tensor, " new"], layout: TreeLayout, state: SsmState
     ) -> Float[Tensor, "new vocab"]:
         """Runs the newest nodes of a tree, on tensors alone and without waiting for the device."""
         hidden = self.backbone.embeddings(token_ids).float()
         for layer, block in enumerate(self.backbone.blocks):
-            hidden = hidden + block.mixer.run_nodes(block.norm(hidden), topology, state, layer)
+            hidden = hidden + block.mixer.run_nodes(block.norm(hidden), layout, state, layer)
         rows = self.lm_head.weight if self._output_rows is None else self._output_rows
         return F.linear(self.backbone.norm_f(hidden), rows).float()
 

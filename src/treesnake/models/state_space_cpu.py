@@ -26,7 +26,7 @@ from treesnake.models.state_space import StateSpaceNetwork, check_growth
 from treesnake.models.state_space_packing import pack_mamba, pack_mamba2
 from treesnake.states.branching import PathSums, StateCopies, StateShape
 from treesnake.states.ssm import SsmState
-from treesnake.states.topology import topology
+from treesnake.states.tree_layout import tree_layout
 
 PREFILL_CHUNK = 128
 """Tokens of a prompt that are run at once: their activations stay in the cache."""
@@ -90,7 +90,7 @@ class CpuNetwork(ABC):
         tokens = np.array([*state.take_pending(), *known], np.int64)
         for part in np.split(tokens, range(chunk, len(tokens), chunk)) if len(tokens) else ():
             windows = np.arange(len(part))[:, None] + np.arange(self._shape.conv_width)
-            nothing = topology((), self._shape.conv_width, CPU)
+            nothing = tree_layout((), self._shape.conv_width, CPU)
             parents, mask = nothing.parents.numpy(), nothing.ancestor_mask.numpy()
             run = Tokens(TEXT, part, windows, parents, np.zeros(0, bool))
             self._run(run, mask, state, num_logits=0)
@@ -106,7 +106,7 @@ class CpuNetwork(ABC):
         check_growth(token_ids, parents)
         known = self._known(token_ids)
         tokens = np.array([*state.append(parents), *known], np.int64)
-        tree = state.topology
+        tree = state.layout
         mask = tree.ancestor_mask.numpy()[-len(tokens) :]
         run = Tokens(
             SUMS if isinstance(state.branching, PathSums) else COPIES,

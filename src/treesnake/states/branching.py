@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.kernels.dispatch import SsmKernels
-from treesnake.states.topology import Topology
+from treesnake.states.tree_layout import TreeLayout
 from treesnake.threads import on_one_thread
 
 
@@ -107,10 +107,10 @@ class StateCopies:
         layer: int,
         selected: Selected,
         committed: Float[Tensor, "*state_axes"],
-        topology: Topology,
+        layout: TreeLayout,
     ) -> Float[Tensor, " new *x_axes"]:
         """Runs the newest nodes through one layer's recurrence and returns their outputs."""
-        states = self.states[layer, : len(topology)]
+        states = self.states[layer, : len(layout)]
         return self.kernels.extend_copies(
             selected.x,
             selected.dt,
@@ -120,7 +120,7 @@ class StateCopies:
             selected.D,
             committed,
             states,
-            topology.parents,
+            layout.parents,
         )
 
     @on_one_thread
@@ -173,10 +173,10 @@ class PathSums:
         layer: int,
         selected: Selected,
         committed: Float[Tensor, "*state_axes"],
-        topology: Topology,
+        layout: TreeLayout,
     ) -> Float[Tensor, " new *x_axes"]:
         """Runs the newest nodes through one layer's recurrence and returns their outputs."""
-        num_nodes = len(topology)
+        num_nodes = len(layout)
         newest = slice(num_nodes - selected.x.shape[0], num_nodes)
         x, dt, B = self.x[layer], self.dt[layer], self.B[layer]
         x[newest], dt[newest], B[newest] = selected.x, selected.dt, selected.B
@@ -188,7 +188,7 @@ class PathSums:
             selected.C,
             selected.D,
             committed,
-            topology.ancestor_mask,
+            layout.ancestor_mask,
         )
 
     def commit(self, path: Sequence[int], committed: Float[Tensor, " layers *state_axes"]) -> None:

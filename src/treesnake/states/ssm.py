@@ -13,7 +13,7 @@ import torch
 from treesnake.errors import InvalidInputError
 from treesnake.kernels.reference.conv import next_history
 from treesnake.states.branching import Branching, StateShape, with_room
-from treesnake.states.topology import Topology, topology
+from treesnake.states.tree_layout import TreeLayout, tree_layout
 from treesnake.threads import on_one_thread
 
 
@@ -57,9 +57,9 @@ class SsmState:
         return self.shape.committed_bytes + self.conv_inputs.nbytes + self.branching.num_bytes
 
     @property
-    def topology(self) -> Topology:
+    def layout(self) -> TreeLayout:
         """How all nodes lie, those of pending tokens included."""
-        return topology(self._parents, self.shape.conv_width, self.history.device)
+        return tree_layout(self._parents, self.shape.conv_width, self.history.device)
 
     def append(self, parents: Sequence[int]) -> tuple[int, ...]:
         """Adds nodes to the tree; returns pending tokens, to be run in front of the new nodes.
