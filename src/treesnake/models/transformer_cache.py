@@ -73,16 +73,16 @@ class TransformerCache:
             self.values[:, :, start:end] = self.values[:, :, rows]
         self.length = end
 
-    def grown(self, capacity: int) -> "TransformerCache":
-        """Returns a copy with a larger capacity, the nodes of a tree that is growing included."""
+    def reserve(self, capacity: int) -> None:
+        """Makes room for so many tokens and nodes; a cache that is too small moves, as it is."""
+        if capacity <= self.capacity:
+            return
         layers, heads, _, head_dim = self.keys.shape
-        grown = TransformerCache(
-            layers, heads, capacity, head_dim, self.keys.dtype, self.keys.device
-        )
-        grown.keys[:, :, : self.capacity] = self.keys[:, :, : self.capacity]
-        grown.values[:, :, : self.capacity] = self.values[:, :, : self.capacity]
-        grown.length = self.length
-        return grown
+        for name in ("keys", "values"):
+            rows = getattr(self, name)
+            moved = rows.new_zeros(layers, heads, capacity + 1, head_dim)
+            moved[:, :, : self.capacity] = rows[:, :, : self.capacity]
+            setattr(self, name, moved)
 
     def rewind(self, length: int) -> None:
         """Forgets every token from position `length` on."""

@@ -13,22 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.errors import BrokenModelError, InvalidInputError
-from treesnake.prompt import Key, Prompt
-
-
-@runtime_checkable
-class Snapshot(Protocol):
-    """What a state needs to come back to a text: rows for attention, a copy for recurrences."""
-
-    @property
-    def key(self) -> tuple[Key, ...]:
-        """The text, place by place; see `Prompt.key`."""
-        ...
-
-    @property
-    def num_bytes(self) -> int:
-        """What it takes in memory."""
-        ...
+from treesnake.prompt import Prompt
+from treesnake.states.snapshots import Snapshot
 
 
 @runtime_checkable
