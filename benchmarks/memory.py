@@ -123,7 +123,7 @@ def _run_tiny(dtype: str) -> None:
 
 def _run(session: Target, prompt: list[int]) -> None:
     session.prefill(Prompt.of(prompt))
-    session.score(TokenTree.chain(torch.tensor(prompt[-1:])))
+    session.score(TokenTree.chain(prompt[-1:]))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from treesnake import Prompt, SamplingParams, SpeculativeDecoder
 from treesnake.draft import Draft
 from treesnake.sampling import Rng
 from treesnake.shape import Shape
-from treesnake.testing import TableModel, TinyTargetModel, check_drafter
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import TableModel, TinyNetwork, check_drafter
 from treesnake.tree import TreeBuilder
 
 VOCAB_SIZE = 10
@@ -37,5 +38,7 @@ class Counting:
 
 check_drafter(CountingModel(), VOCAB_SIZE)
 
-decoder = SpeculativeDecoder(TinyTargetModel(TableModel(VOCAB_SIZE)), CountingModel())
+decoder = SpeculativeDecoder(
+    NetworkTargetModel(TinyNetwork(TableModel(VOCAB_SIZE))), CountingModel()
+)
 print(decoder.generate([1, 2, 3], max_new_tokens=12).token_ids)

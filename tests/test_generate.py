@@ -61,7 +61,7 @@ class CountingDrafter:
         self.calls.append(("draft", anchor, shape.depth))
         tokens = [(anchor + step) % VOCAB_SIZE for step in range(shape.depth + 1)]
         tokens[1:] = [0 if token in self.wrong else token for token in tokens[1:]]
-        return Draft.chosen(TokenTree.chain(torch.tensor(tokens)))
+        return Draft.chosen(TokenTree.chain(tokens))
 
     def commit(self, token_ids: Sequence[int]) -> None:
         self.calls.append(("commit", tuple(token_ids)))

@@ -40,17 +40,19 @@ from transformers.generation import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from treesnake.continuation import continue_text
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.errors import InvalidInputError
-from treesnake.generate import generate
+from treesnake.models.hf_attention import HfAttention
 from treesnake.outcome import FinishReason
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel, TreeSearch
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.search.self_tuning import SelfTuningSearch
 from treesnake.search.static import SEED_KEEPING
 from treesnake.stopping import Cut
-from treesnake.targets.attention import AttentionTargetModel
+from treesnake.targets.network import NetworkTargetModel
 
 WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 """What `SamplingParams` says. None of these changes what is greedy."""
@@ -107,20 +109,18 @@ def custom_generate(
     prompt = Prompt.of(input_ids[0].tolist())
     rules = [_CriterionRule(prompt, each, input_ids.device) for each in stopping_criteria]
     params = _sampling_params(logits_processor, sampled=bool(generation_config.do_sample))
-    target = AttentionTargetModel(model).new_session()
-    steps = generate(
-        target,
-        (drafter or NgramDrafterModel()).new_session(),
+    pair = Pair(NetworkTargetModel(HfAttention(model)), drafter or NgramDrafterModel())
+    continuation = continue_text(
+        *pair.new_sessions(),
         prompt,
+        params,
         search=search or _default_search(sampled=bool(generation_config.do_sample)),
-        params=params,
-        rng=TorchRng(params.seed),
-        max_length=_max_length(stopping_criteria, target.context_length),
+        max_new_tokens=_max_length(stopping_criteria) - len(prompt),
         constraints=_constraints(logits_processor),
         stop_rules=[rule for rule in rules if not isinstance(rule.criterion, MaxLengthCriteria)],
     )
     tokens = list(prompt.token_ids)
-    for step in steps:
+    for step in continuation.steps:
         tokens += step.emitted
         if token_streamer is not None:
             token_streamer.put(torch.tensor(step.emitted))
@@ -248,8 +248,8 @@ def _constraints(processors: LogitsProcessorList) -> list[_ProcessorConstraint]:
     return [_ProcessorConstraint(each) for each in processors if not isinstance(each, WARPERS)]
 
 
-def _max_length(criteria: StoppingCriteriaList, context_length: int | None) -> int:
+def _max_length(criteria: StoppingCriteriaList) -> int:
     lengths = [each.max_length for each in criteria if isinstance(each, MaxLengthCriteria)]
     if not lengths:
         raise InvalidInputError("set max_new_tokens or max_length")
-    return min(*lengths, context_length or lengths[0])
+    return min(lengths)

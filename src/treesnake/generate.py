@@ -10,6 +10,7 @@ from time import perf_counter
 
 from treesnake.acceptance.exact import rule_for
 from treesnake.constraints import Constraint, constrain, num_allowed
+from treesnake.draft import Scored
 from treesnake.outcome import Step, StepSeconds
 from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule, Drafter, Target, TreeSearch
@@ -63,7 +64,8 @@ def generate(
         logits, dead_ends = constrain(logits, draft.tree, context, constraints, find_cut)
 
         scored = perf_counter()
-        acceptance = accept(draft, to_probs(logits, params), rng)
+        target_probs = to_probs(logits, params)
+        acceptance = accept(draft, target_probs, rng)
         num_emitted = min(room, num_allowed(acceptance.path, dead_ends))
         emitted = acceptance.emitted(draft.tree)[:num_emitted]
         cut = find_cut(emitted)
@@ -72,8 +74,9 @@ def generate(
 
         accepted = perf_counter()
         # The last emitted token is the next anchor; all before it is committed.
-        target.commit(acceptance.path[: len(emitted)])
-        drafter.commit([context[-1], *emitted[:-1]])
+        path = acceptance.path[: len(emitted)]
+        target.commit(path)
+        drafter.commit([context[-1], *emitted[:-1]], Scored(draft, target_probs, path))
         context += emitted
 
         seconds = StepSeconds(

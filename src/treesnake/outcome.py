@@ -156,7 +156,7 @@ def acceptance_by_position(steps: Sequence[Step]) -> list[float]:
     drafted: list[int] = []
     accepted: list[int] = []
     for step in steps:
-        depth = int(step.tree.depths.max())
+        depth = step.tree.depth
         missing = depth - len(drafted)
         drafted += [0] * missing
         accepted += [0] * missing

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from treesnake.draft import Draft
+from treesnake.draft import Draft, Scored
 from treesnake.outcome import Acceptance, Step
 from treesnake.prompt import Prompt
 from treesnake.sampling import Rng, SamplingParams
@@ -68,11 +68,12 @@ class Drafter(Protocol):
         """
         ...
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Takes the tokens by which the text grew since the draft, its anchor first.
 
         They usually are a path of the drafted tree, but need not be: another drafter may have found
-        them.
+        them. `scored` says what the target made of the whole draft, where that is known: a drafter
+        may learn from it which of its guesses were wrong.
         """
         ...
 
@@ -123,4 +124,18 @@ class DrafterModel(Protocol):
 
     def new_session(self) -> Drafter:
         """Returns a session with an empty state."""
+        ...
+
+
+@runtime_checkable
+class PairModel(Protocol):
+    """A target and its drafter, which may share weights or state."""
+
+    @property
+    def target(self) -> TargetModel:
+        """The target alone, for plain decoding."""
+        ...
+
+    def new_sessions(self) -> tuple[Target, Drafter]:
+        """Returns a session of each, both for one text."""
         ...

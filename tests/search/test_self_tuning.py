@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import lru_cache
 
 import pytest
-import torch
 
 from treesnake.evaluation.simulation.comparison import best_fixed, rate, run
 from treesnake.evaluation.simulation.machines import BIG_GPU, CPU, MACHINES
@@ -161,7 +160,7 @@ def step_beside_lookup(shape: Shape, *, has_guess: bool) -> Step:
     asks_model = shape.depth > 0 and not (is_priced and (has_guess or shape.level_prices[0] > 1))
     guesses = has_guess and shape.depth > 0
     num_drafted = asks_model + guesses
-    tree = TokenTree(torch.arange(1 + num_drafted), torch.tensor([-1] + [0] * num_drafted))
+    tree = TokenTree.of(range(1 + num_drafted), [-1] + [0] * num_drafted)
     path = (0, num_drafted) if guesses else (0,)
     return Step(
         shape,

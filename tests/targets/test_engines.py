@@ -68,7 +68,7 @@ def test_broken_weights_are_refused_with_the_layer(engine: type, llama: LlamaFor
     session = engine(broken).new_session()
     session.prefill(Prompt((1, 2, 3)))
     with pytest.raises(BrokenModelError, match=r"layers?[ .]1\b.*(load|fetch)"):
-        session.score(TokenTree.chain(torch.tensor([3, 4])))
+        session.score(TokenTree.chain([3, 4]))
 
 
 @ENGINES
@@ -80,7 +80,7 @@ def test_a_token_outside_of_the_vocabulary_is_refused(
         session.prefill(Prompt((1, VOCAB_SIZE)))
     session.prefill(Prompt((1, 2)))
     with pytest.raises(InvalidInputError, match="31"):
-        session.score(TokenTree.chain(torch.tensor([2, VOCAB_SIZE])))
+        session.score(TokenTree.chain([2, VOCAB_SIZE]))
 
 
 @ENGINES
@@ -94,6 +94,6 @@ def test_a_prompt_that_fills_the_context_is_refused(engine: type, llama: LlamaFo
 def test_a_tree_beyond_the_context_is_refused(engine: type, llama: LlamaForCausalLM) -> None:
     session = engine(llama).new_session()
     session.prefill(Prompt((1,) * (CONTEXT - 2)))
-    session.score(TokenTree.chain(torch.tensor([1, 2, 3])))
+    session.score(TokenTree.chain([1, 2, 3]))
     with pytest.raises(ContextLengthError, match=r"reaches token 65 .* the context holds 64"):
-        session.score(TokenTree.chain(torch.tensor([1, 2, 3, 4])))
+        session.score(TokenTree.chain([1, 2, 3, 4]))

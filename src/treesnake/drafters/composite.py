@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import isnan, nan
 
-import torch
-
-from treesnake.draft import Draft
+from treesnake.draft import Draft, Scored
 from treesnake.errors import InvalidInputError
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter, DrafterModel
@@ -73,15 +71,15 @@ class CompositeDrafter:
         return Draft(
             tree,
             first.draft_probs,
-            torch.cat([first.sampled_mask, torch.zeros(len(added), dtype=torch.bool)]),
+            first.sampled_mask + (False,) * len(added),
             first.node_probs and (*first.node_probs, *added),
             first.tree.num_expanded if first.num_expanded is None else first.num_expanded,
         )
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Commits to both."""
-        self._first.commit(token_ids)
-        self._second.commit(token_ids)
+        self._first.commit(token_ids, scored)
+        self._second.commit(token_ids, scored)
 
 
 def _beside(second: Draft, shape: Shape) -> Shape:

@@ -18,7 +18,7 @@ from treesnake.threads import on_one_thread
 from treesnake.tree import TokenTree, level_parents
 
 Extend = Callable[[Sequence[int], Sequence[int]], Float[Tensor, "new_nodes network_logits"]]
-"""`TreeModel.extend`, or something like it, for the target's tokens."""
+"""`TreeState.extend`, or something like it, for the target's tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ def grow(
     """
     vocabulary = vocabulary or SameVocabulary()
     if shape.depth == 0:
-        tree = TokenTree(torch.tensor([anchor]), torch.tensor([-1]))
+        tree = TokenTree((anchor,), (-1,))
         return GrownDraft(Draft.chosen(tree), (-1,))
     if isinstance(shape, BestFirst):
         free = (0.0,) * shape.depth, (0.0,) * shape.num_drafted
@@ -110,7 +110,7 @@ def _grow_fixed(
             parents += [node] * len(children)
             places += shape.children[places[node]][: len(children)]
         newest = list(range(first, len(tokens)))
-    tree = TokenTree(torch.tensor(tokens), torch.tensor(parents))
+    tree = TokenTree(tuple(tokens), tuple(parents))
     draft = Draft.sampled(tree, _rows_by_node(rows)) if sampled else Draft.chosen(tree)
     return GrownDraft(draft, tuple(grown.get(node, -1) for node in range(len(tokens))))
 
@@ -137,7 +137,7 @@ def _grow_priced(
     grown: dict[int, int] = {}
     tree = grow_best(anchor, shape, best_children)
     draft = Draft.chosen(
-        TokenTree(torch.tensor(tree.tokens), torch.tensor(tree.parents)),
+        TokenTree(tree.tokens, tree.parents),
         node_probs=tree.probs,
         num_expanded=tree.num_expanded,
     )

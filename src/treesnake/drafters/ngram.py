@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from treesnake.draft import Draft
+from treesnake.draft import Draft, Scored
 from treesnake.errors import InvalidInputError
-from treesnake.prompt import Prompt, missing_tokens
+from treesnake.prompt import Prompt, num_shared
 from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import FixedTree, LevelWidths, Priced, Shape
 from treesnake.tree import TreeBuilder
@@ -100,11 +100,10 @@ class NgramDrafter:
 
     def prefill(self, prompt: Prompt) -> None:
         """Reads the prompt but for its last token."""
-        missing = missing_tokens(self._tokens, prompt.token_ids[:-1])
-        if missing is None:
+        wanted = prompt.token_ids[:-1]
+        if num_shared(self._tokens, wanted) < len(self._tokens):
             self._forget()
-            missing = list(prompt.token_ids[:-1])
-        self._read(missing)
+        self._read(wanted[len(self._tokens) :])
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Returns a chosen tree of at most the shape's depth and size, often just the anchor."""
@@ -116,7 +115,7 @@ class NgramDrafter:
                 grown.add_path(tokens, num_agreeing, self._model.record, shape)
         return Draft.chosen(grown.builder.build(), node_probs=tuple(grown.probs))
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Reads the tokens, and notes for each whether it would have been guessed."""
         for token in token_ids:
             for num_agreeing, start in self._continuations()[:1]:

@@ -6,18 +6,16 @@ from treesnake.testing.tiny import (
     AttentionModel,
     RecurrentModel,
     TableModel,
-    TinyDrafterModel,
     TinyModel,
-    TinyTargetModel,
+    TinyNetwork,
 )
 
 __all__ = [
     "AttentionModel",
     "RecurrentModel",
     "TableModel",
-    "TinyDrafterModel",
     "TinyModel",
-    "TinyTargetModel",
+    "TinyNetwork",
     "check_drafter",
     "check_rule",
     "check_target",

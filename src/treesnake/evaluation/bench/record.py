@@ -241,7 +241,7 @@ def show(step: Step) -> ShownStep:
     return ShownStep(
         shape=str(step.shape),
         tokens=tuple(step.tree.tokens),
-        parents=tuple(step.tree.parent_list),
+        parents=step.tree.parents,
         path=step.acceptance.path,
         emitted=step.emitted,
         draft_s=step.seconds.draft_s,
@@ -281,10 +281,10 @@ def _rounded(number: int) -> str:
 
 
 def _tally_positions(steps: Sequence[Step]) -> Tally:
-    deepest = max((int(step.tree.depths.max()) for step in steps), default=0)
+    deepest = max((step.tree.depth for step in steps), default=0)
     offered, taken = [0] * deepest, [0] * deepest
     for step in steps:
-        for position in range(int(step.tree.depths.max())):
+        for position in range(step.tree.depth):
             offered[position] += 1
             taken[position] += position < step.num_accepted
     return Tally(tuple(offered), tuple(taken))

@@ -17,6 +17,7 @@ from treesnake.loading.checkpoint import end_token_ids
 from treesnake.loading.networks import LoadedNetwork
 from treesnake.loading.pretrained import DtypeName, load_pretrained
 from treesnake.models.hf_attention import HfAttention
+from treesnake.pairs import Pair
 from treesnake.protocols import DrafterModel, TargetModel
 from treesnake.search.by_name import search_by_name
 from treesnake.targets.load import load_target
@@ -117,8 +118,7 @@ class Workshop:
     def _decoder(self, drafter: str) -> SpeculativeDecoder:
         model, loaded = self._target()
         return SpeculativeDecoder(
-            model,
-            self.drafter(drafter),
+            Pair(model, self.drafter(drafter)),
             tokenizer=cast(Tokenizer, loaded.checkpoint.tokenizer),
             end_token_ids=end_token_ids(loaded.checkpoint),
         )
