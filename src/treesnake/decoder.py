@@ -377,4 +377,3 @@ class SpeculativeDecoder:
         if self.tokenizer is None:
             raise InvalidInputError(f"{purpose} needs a tokenizer: give token ids or a tokenizer")
         return self.tokenizer
-

@@ -2,6 +2,7 @@
 
 from treesnake.testing.conformance import check_drafter, check_rule, check_target
 from treesnake.testing.enumeration import enumerate_outcomes
+from treesnake.testing.networks import check_network
 from treesnake.testing.tiny import (
     AttentionModel,
     RecurrentModel,
@@ -17,6 +18,7 @@ __all__ = [
     "TinyModel",
     "TinyNetwork",
     "check_drafter",
+    "check_network",
     "check_rule",
     "check_target",
     "enumerate_outcomes",
