@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from treesnake.training import provenance
-from treesnake.training.held_out import Judgement
-from treesnake.training.position import Evaluation
+from treesnake.training.held_out import HeldOutScore
+from treesnake.training.progress import Evaluation
 from treesnake.training.provenance import StageRecord, write_provenance
-from treesnake.training.recipe import Recipe
+from treesnake.training.training_recipe import TrainingRecipe
 
-EVALUATION = Evaluation(4, 1000, 7.5, 2.0, Judgement(3, 30, 2.1, 0.5, 1.9, 0.1))
+EVALUATION = Evaluation(4, 1000, 7.5, 2.0, HeldOutScore(3, 30, 2.1, 0.5, 1.9, 0.1))
 RECORD = StageRecord("distil", 80, 900, 1000, 0.002, [EVALUATION])
 
 
-def test_recipe_sources_and_curves_are_written(recipe: Recipe, tmp_path: Path) -> None:
+def test_recipe_sources_and_curves_are_written(recipe: TrainingRecipe, tmp_path: Path) -> None:
     write_provenance(tmp_path, recipe, [RECORD], num_parameters=123, num_processes=2)
     facts = json.loads((tmp_path / "provenance.json").read_text())
     assert facts["recipe"] == json.loads(json.dumps(asdict(recipe)))

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from treesnake.cli import options
-from treesnake.cli.opening import loading
+from treesnake.cli.target_options import loading
 from treesnake.loading.networks import load_attention_network
 
 PACKAGES = (

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from treesnake.training.learner import locate_trained
-from treesnake.training.position import Evaluation
-from treesnake.training.recipe import Recipe, TrainedBefore
+from treesnake.training.progress import Evaluation
+from treesnake.training.training_recipe import TrainedBefore, TrainingRecipe
 
 PROVENANCE_FILE = "provenance.json"
 
@@ -43,7 +43,7 @@ class StageRecord:
 
 def write_provenance(
     folder: Path,
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     records: Sequence[StageRecord],
     num_parameters: int,
     num_processes: int,
@@ -64,7 +64,7 @@ def write_provenance(
     (folder / PROVENANCE_FILE).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
 
-def _sources(recipe: Recipe) -> Mapping[str, Any]:
+def _sources(recipe: TrainingRecipe) -> Mapping[str, Any]:
     """Returns where the data of each stage came from."""
     sources: dict[str, Any] = {}
     for stage in recipe.stages:
@@ -77,7 +77,7 @@ def _sources(recipe: Recipe) -> Mapping[str, Any]:
     return sources
 
 
-def _trained_before(recipe: Recipe) -> Any:
+def _trained_before(recipe: TrainingRecipe) -> Any:
     """Returns the provenance of a drafter that goes on learning, if it has one."""
     if not isinstance(recipe.drafter, TrainedBefore):
         return None

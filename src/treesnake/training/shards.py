@@ -1,7 +1,7 @@
 """Texts to learn from, on disk: safetensors files, each of some prompts and what follows them.
 
 A shard holds the prompt of each text, which may be empty, and the answer, which is learned; and for
-answers of the target also the most probable tokens at each of their places. Token ids take two
+answers of the target also the most probable tokens at each of their positions. Token ids take two
 bytes where the vocabulary allows it. A file that is there is whole: it is written beside, then
 renamed.
 """

@@ -5,7 +5,7 @@ from time import perf_counter
 from typing import Protocol, runtime_checkable
 
 from treesnake.decoder import SpeculativeDecoder
-from treesnake.evaluation.bench.record import TurnRecord, add_up, show
+from treesnake.evaluation.bench.record import TurnRecord, sum_steps, to_shown_step
 from treesnake.evaluation.memory import held_bytes
 from treesnake.generate import generate
 from treesnake.prompt import Prompt
@@ -15,7 +15,7 @@ from treesnake.stopping import EndTokens
 
 
 @dataclass(frozen=True)
-class Answer:
+class MeasuredTurn:
     """What a runner made of a prompt.
 
     Attributes:
@@ -37,7 +37,7 @@ class Runner(Protocol):
 
     def run(
         self, prompt: Prompt, params: SamplingParams, max_new_tokens: int, *, is_shown: bool
-    ) -> Answer:
+    ) -> MeasuredTurn:
         """Continues a prompt; `is_shown` keeps every step."""
         ...
 
@@ -59,7 +59,7 @@ class SpeculativeRunner:
 
     def run(
         self, prompt: Prompt, params: SamplingParams, max_new_tokens: int, *, is_shown: bool
-    ) -> Answer:
+    ) -> MeasuredTurn:
         """Continues a prompt in a new session."""
         target, drafter = self._decoder.target.new_session(), self._decoder.drafter.new_session()
         max_length = len(prompt) + max_new_tokens
@@ -90,10 +90,10 @@ class SpeculativeRunner:
             first_s=emissions[0] if emissions else total_s,
             total_s=total_s,
             token_ids=tokens,
-            steps=add_up(steps),
-            shown=tuple(map(show, steps)) if is_shown else (),
+            steps=sum_steps(steps),
+            shown=tuple(map(to_shown_step, steps)) if is_shown else (),
         )
-        return Answer(
+        return MeasuredTurn(
             turn,
             held_bytes([self._decoder.target, self._decoder.drafter]),
             held_bytes(target, self._decoder.target),
