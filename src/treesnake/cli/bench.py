@@ -18,6 +18,7 @@ from rich.table import Table
 from treesnake.cli import options
 from treesnake.cli.generate import INTERRUPTED
 from treesnake.cli.target_options import loading
+from treesnake.environment import describe_environment
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench import (
     BenchRecipe,
@@ -28,7 +29,6 @@ from treesnake.evaluation.bench import (
 )
 from treesnake.evaluation.bench.bench_recipe import PairTable, SamplingTable, TaskTable
 from treesnake.evaluation.bench.summary import ALL, Summary, interval
-from treesnake.evaluation.environment import describe_environment
 
 METHODS = ["plain", "transformers", "transformers prompt lookup", "chain(4)"]
 

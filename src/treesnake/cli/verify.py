@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from treesnake.cli import options
 from treesnake.cli.target_options import open_decoder
-from treesnake.evaluation.environment import describe_environment
+from treesnake.environment import describe_environment
 from treesnake.evaluation.tasks import load_questions
 from treesnake.evaluation.verification import SamplingPlan, VerifyPlan, verify
 from treesnake.evaluation.verification.page import to_page

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from treesnake.errors import TrainingError
+from treesnake.files import replacing
 from treesnake.training.answering import Answer
 
 SUFFIX = ".safetensors"
@@ -107,12 +108,10 @@ def write_shard(
         for name in Shard.__dataclass_fields__
         if (tensor := getattr(shard, name)) is not None
     }
-    partial = path.with_suffix(".tmp")
     try:
-        save_file(tensors, partial, metadata=dict(notes or {}))
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file(tensors, partial, metadata=dict(notes or {}))
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise TrainingError(
             f"{path} cannot be written: {error}; what was written before is whole, so make room "
             "and run the same command again"

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from treesnake.drafters.vocabulary import read_draft_vocabulary, save_draft_vocabulary
 from treesnake.errors import InvalidInputError, TrainingError
+from treesnake.files import write_text
 from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
 from treesnake.loading.pretrained import load_checkpoint
 from treesnake.training.answers import answer_prompts, read_prompts
@@ -289,7 +290,7 @@ class _TrainingRun:
         return True
 
     def _mark_done(self, stage: CorpusStage | AnswersStage) -> None:
-        self._done_file(stage).write_text(_described(stage), "utf-8")
+        write_text(self._done_file(stage), _described(stage))
 
     def _done_file(self, stage: CorpusStage | AnswersStage) -> Path:
         return self._folder / f"{stage.name}.{DONE_FILE}"
