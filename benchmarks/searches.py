@@ -25,7 +25,7 @@ from rich.table import Table
 from treesnake import SpeculativeDecoder
 from treesnake.decoder import DecoderSession
 from treesnake.evaluation.calibration import measure_costs
-from treesnake.evaluation.simulation.comparison import Interval, relative_rate
+from treesnake.evaluation.simulation.comparison import rate, relative_rate
 from treesnake.evaluation.simulation.replay import Replayed
 from treesnake.outcome import Generation, Step
 from treesnake.protocols import TreeSearch
@@ -153,7 +153,7 @@ def _summary(
             "search_us": 1e6 * statistics.median(searches[method].seconds),
             "search_mean_us": 1e6 * statistics.mean(searches[method].seconds),
             "speedup_by_category": {
-                category: _speedup(mine, plain, categories, category).value
+                category: _speedup(mine, plain, categories, category)
                 for category in sorted(set(categories))
             },
         }
@@ -162,13 +162,9 @@ def _summary(
 
 def _speedup(
     mine: list[Replayed], plain: list[Replayed], categories: list[str], category: str
-) -> Interval:
+) -> float:
     chosen = [number for number, each in enumerate(categories) if each == category]
-    return relative_rate(
-        [mine[number] for number in chosen],
-        [plain[number] for number in chosen],
-        num_resamplings=50,
-    )
+    return rate([mine[number] for number in chosen]) / rate([plain[number] for number in chosen])
 
 
 def _replayed(generation: Generation) -> Replayed:

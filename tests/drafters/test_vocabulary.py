@@ -19,7 +19,6 @@ from treesnake.drafters.vocabulary import (
     SharedTokens,
     VocabularyMap,
     check_same_tokens,
-    frequent_tokens,
     read_draft_vocabulary,
     save_draft_vocabulary,
     share_tokens,
@@ -165,15 +164,6 @@ def test_logits_of_a_draft_vocabulary_go_to_their_tokens():
     vocabulary = DraftVocabulary(KEPT, 5, TARGET_SIZE)
     assert vocabulary.translate(torch.tensor([[1.0, 2.0]])).tolist() == [[-inf, 2, -inf, 1]]
     assert vocabulary.express([0, 3]) == [0, 3]
-
-
-def test_a_draft_vocabulary_holds_the_most_frequent_tokens():
-    texts = [[5, 5, 2, 9], [2, 7, 5], [1]]
-    assert frequent_tokens(texts, 2).tolist() == [2, 5]
-    assert frequent_tokens(texts, 4).tolist() == [1, 2, 5, 7]
-    assert frequent_tokens(texts, 99).tolist() == [1, 2, 5, 7, 9]
-    with pytest.raises(InvalidInputError, match="at least one text"):
-        frequent_tokens([], 2)
 
 
 def test_a_draft_vocabulary_lies_beside_its_network(tmp_path: Path):

@@ -5,7 +5,7 @@ import pytest
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.errors import InvalidInputError
-from treesnake.evaluation.agreement import calibration_error, compare_models
+from treesnake.evaluation.agreement import binned_calibration_error, compare_models
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams
 from treesnake.targets.network import NetworkTargetModel
@@ -54,5 +54,5 @@ def test_a_drafter_without_probabilities_is_refused() -> None:
 
 
 def test_the_calibration_error_weighs_gaps_by_positions() -> None:
-    assert calibration_error([10, 30], [5.0, 27.0], [4.0, 30.0]) == pytest.approx(4 / 40)
-    assert calibration_error([0], [0.0], [0.0]) == 0
+    assert binned_calibration_error([10, 30], [5.0, 27.0], [4.0, 30.0]) == pytest.approx(4 / 40)
+    assert binned_calibration_error([0], [0.0], [0.0]) == 0

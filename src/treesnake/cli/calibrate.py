@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from treesnake.cli import options
-from treesnake.cli.opening import loading
+from treesnake.cli.target_options import loading
 from treesnake.drafters.load import check_drafter_name, load_drafter
 from treesnake.evaluation.calibration import measure_costs
 from treesnake.loading.cost_files import CostKey, write_costs

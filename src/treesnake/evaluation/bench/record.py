@@ -161,12 +161,12 @@ class RunRecord:
     @property
     def key(self) -> tuple[str, ...]:
         """What no two records share."""
-        place = (self.pair, self.task, self.question, self.sampling, str(self.repeat))
-        return (self.kind, self.method, *place)
+        asked = (self.pair, self.task, self.question, self.sampling, str(self.repeat))
+        return (self.kind, self.method, *asked)
 
 
 @dataclass(frozen=True)
-class AgreementRecord:
+class DrafterRecord:
     """A drafter's probabilities beside the target's, along a text of the target.
 
     Attributes:
@@ -204,7 +204,7 @@ class AgreementRecord:
         return (self.kind, self.pair, self.drafter, self.task, self.question)
 
 
-Record = RunRecord | AgreementRecord
+Record = RunRecord | DrafterRecord
 
 
 def as_line(record: Record) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def _without_none(value: Any) -> Any:
     return value
 
 
-def add_up(steps: Sequence[Step]) -> StepRecord:
+def sum_steps(steps: Sequence[Step]) -> StepRecord:
     """Adds up the steps of a text."""
     return StepRecord(
         num_drafted=sum(step.num_drafted for step in steps),
@@ -235,7 +235,7 @@ def add_up(steps: Sequence[Step]) -> StepRecord:
     )
 
 
-def show(step: Step) -> ShownStep:
+def to_shown_step(step: Step) -> ShownStep:
     """Keeps everything of a step that a reader may want to see."""
     probs = step.node_probs or ()
     return ShownStep(

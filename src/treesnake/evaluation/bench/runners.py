@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from treesnake.continuation import continue_text
 from treesnake.decoder import SpeculativeDecoder
-from treesnake.evaluation.bench.record import TurnRecord, add_up, show
+from treesnake.evaluation.bench.record import TurnRecord, sum_steps, to_shown_step
 from treesnake.evaluation.memory import held_bytes
 from treesnake.prompt import Prompt
 from treesnake.protocols import SharedSearch
@@ -14,7 +14,7 @@ from treesnake.sampling import SamplingParams
 
 
 @dataclass(frozen=True)
-class Answer:
+class MeasuredTurn:
     """What a runner made of a prompt.
 
     Attributes:
@@ -36,7 +36,7 @@ class Runner(Protocol):
 
     def run(
         self, prompt: Prompt, params: SamplingParams, max_new_tokens: int, *, is_shown: bool
-    ) -> Answer:
+    ) -> MeasuredTurn:
         """Continues a prompt; `is_shown` keeps every step."""
         ...
 
@@ -58,7 +58,7 @@ class SpeculativeRunner:
 
     def run(
         self, prompt: Prompt, params: SamplingParams, max_new_tokens: int, *, is_shown: bool
-    ) -> Answer:
+    ) -> MeasuredTurn:
         """Continues a prompt in a new session."""
         target, drafter = self._decoder.pair.new_sessions()
         emissions = []
@@ -85,10 +85,10 @@ class SpeculativeRunner:
             first_s=emissions[0] if emissions else total_s,
             total_s=total_s,
             token_ids=tokens,
-            steps=add_up(steps),
-            shown=tuple(map(show, steps)) if is_shown else (),
+            steps=sum_steps(steps),
+            shown=tuple(map(to_shown_step, steps)) if is_shown else (),
         )
-        return Answer(
+        return MeasuredTurn(
             turn,
             held_bytes(self._decoder.pair),
             held_bytes(target, self._decoder.pair),
