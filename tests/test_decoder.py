@@ -95,7 +95,7 @@ def test_greedy_text_is_the_same_whatever_drafts() -> None:
     )
     shapes = (LevelWidths((1, 1, 1)), LevelWidths((2, 2)))
     texts = {
-        decoder(drafter=drafter, new_search=lambda shape=shape: StaticSearch(shape))
+        decoder(drafter=drafter, search=StaticSearch(shape))
         .generate("aba", max_new_tokens=30)
         .token_ids
         for drafter, shape in itertools.product(drafters, shapes)
@@ -112,7 +112,7 @@ def test_a_seed_gives_the_same_sample_again_and_another_seed_another() -> None:
 
 
 def test_a_stop_string_ends_the_text_inside_of_an_accepted_path() -> None:
-    drafting = decoder(new_search=lambda: StaticSearch(LevelWidths((1, 1, 1))))
+    drafting = decoder(search=StaticSearch(LevelWidths((1, 1, 1))))
     whole = drafting.generate("abc", max_new_tokens=40)
     assert whole.text is not None
     assert whole.mean_tokens_per_step > 2, "the drafter is the target"

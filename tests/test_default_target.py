@@ -43,7 +43,7 @@ def decoder(loaded: Loaded, shape: Shape | None = chain(4)) -> SpeculativeDecode
     tokenizer: Any = network.checkpoint.tokenizer
     drafter = NoDrafterModel() if shape is None else NgramDrafterModel(shortest=1)
     search = StaticSearch(shape or chain(0))
-    return SpeculativeDecoder(model, drafter, tokenizer=tokenizer, new_search=lambda: search)
+    return SpeculativeDecoder(model, drafter, tokenizer=tokenizer, search=search)
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,10 @@ from treesnake.errors import InvalidInputError
 from treesnake.generate import generate
 from treesnake.outcome import FinishReason
 from treesnake.prompt import Prompt
-from treesnake.protocols import DrafterModel, TreeSearch
+from treesnake.protocols import DrafterModel, SharedSearch
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.search.self_tuning import SelfTuningSearch
-from treesnake.search.static import SEED_KEEPING
+from treesnake.search.static import CLOCK_FREE_SEARCH
 from treesnake.stopping import Cut
 from treesnake.targets.attention import AttentionTargetModel
 
@@ -77,7 +77,7 @@ def custom_generate(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     drafter: DrafterModel | None = None,
-    search: TreeSearch | None = None,
+    search: SharedSearch | None = None,
     token_streamer: BaseStreamer | None = None,
     **model_kwargs: object,
 ) -> Int[Tensor, "1 longer"] | GenerateDecoderOnlyOutput:
@@ -91,9 +91,10 @@ def custom_generate(
         generation_config: sampling or greedy; beams are refused. The text ends at the latest with
             the model's context.
         drafter: what drafts; prompt lookup by default.
-        search: what chooses the trees. By default one that tunes itself, anew in every call, so
-            give one to go on learning; and chains of 4 where text is sampled, because trees that
-            depend on measured times do not keep a seed.
+        search: what chooses the trees. The default for greedy text tunes itself, anew in every
+            call; give a search to keep what it learns. The default for sampled text is chains of 4:
+            with trees that depend on measured times or on earlier texts, a seed does not give the
+            same sample again.
         token_streamer: gets the new tokens as they come. Transformers does not hand its own
             argument `streamer` on to custom methods.
         model_kwargs: what else the model is given, refused where it would make a difference.
@@ -112,7 +113,7 @@ def custom_generate(
         target,
         (drafter or NgramDrafterModel()).new_session(),
         prompt,
-        search=search or _default_search(sampled=bool(generation_config.do_sample)),
+        search=(search or _default_search(params)).new_session(),
         params=params,
         rng=TorchRng(params.seed),
         max_length=_max_length(stopping_criteria, target.context_length),
@@ -165,8 +166,8 @@ class _CriterionRule:
         return None
 
 
-def _default_search(*, sampled: bool) -> TreeSearch:
-    return SEED_KEEPING if sampled else SelfTuningSearch()
+def _default_search(params: SamplingParams) -> SharedSearch:
+    return SelfTuningSearch() if params.is_greedy else CLOCK_FREE_SEARCH
 
 
 def _check_options(input_ids: Int[Tensor, "batch tokens"], config: GenerationConfig) -> None:

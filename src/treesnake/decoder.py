@@ -1,6 +1,6 @@
 """What users import: a target, a drafter and a tokenizer, wired to the loop in `generate.py`."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol, Self, cast, runtime_checkable
@@ -19,14 +19,14 @@ from treesnake.protocols import (
     AcceptanceRule,
     Drafter,
     DrafterModel,
+    SharedSearch,
     Target,
     TargetModel,
     TreeSearch,
 )
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.search.by_name import SELF_TUNING, search_by_name
-from treesnake.search.self_tuning import SelfTuningSearch
-from treesnake.search.static import SEED_KEEPING
+from treesnake.search.static import CLOCK_FREE_SEARCH
 from treesnake.stopping import EndTokens, StopRule, StopStrings
 from treesnake.targets.load import load_target
 from treesnake.text import TextAssembler
@@ -66,11 +66,19 @@ class DecoderSession:
     """The state of one text: what was prefilled or generated in it need not be run again.
 
     A session serves one generation at a time.
+
+    Attributes:
+        target: holds the text so far.
+        drafter: holds it too.
+        search: chooses the trees.
+        seeded_search: takes its place where text is sampled with a seed; None where `search`
+            keeps seeds itself.
     """
 
     target: Target
     drafter: Drafter
     search: TreeSearch
+    seeded_search: TreeSearch | None = None
 
 
 class TextStream(Iterator[str]):
@@ -154,8 +162,9 @@ class SpeculativeDecoder:
         drafter: the model that guesses.
         tokenizer: a tokenizer of transformers, needed for text in and text out.
         end_token_ids: the tokens after which a text ends.
-        new_search: makes the tree search of a session; by default all share one that tunes itself,
-            for what it learns is about the pair.
+        search: chooses the trees of all sessions; by default one that tunes itself. Samples with a
+            seed are drafted by chains of 4 instead, if the search reads the clock or learns across
+            texts: the same seed would not give the same sample again.
         accept: the acceptance rule; by default the best that is exact for each draft.
     """
 
@@ -166,14 +175,14 @@ class SpeculativeDecoder:
         *,
         tokenizer: Tokenizer | None = None,
         end_token_ids: Collection[int] = (),
-        new_search: Callable[[], TreeSearch] | None = None,
+        search: SharedSearch | None = None,
         accept: AcceptanceRule | None = None,
     ) -> None:
         self.target = target
         self.drafter = drafter
         self.tokenizer = tokenizer
         self.end_token_ids = frozenset(end_token_ids)
-        self._new_search = new_search or _sharing(search_by_name(SELF_TUNING))
+        self._search = search or search_by_name(SELF_TUNING)
         self._accept = accept
 
     @classmethod
@@ -188,7 +197,7 @@ class SpeculativeDecoder:
         device_map: DeviceMap | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
-        search: str | TreeSearch = SELF_TUNING,
+        search: str | SharedSearch = SELF_TUNING,
     ) -> Self:
         """Loads a target and a drafter by name.
 
@@ -232,7 +241,7 @@ class SpeculativeDecoder:
             drafter_model,
             tokenizer=cast(Tokenizer, loaded.checkpoint.tokenizer),
             end_token_ids=end_token_ids(loaded.checkpoint),
-            new_search=_sharing(search),
+            search=search,
         )
 
     @property
@@ -243,7 +252,10 @@ class SpeculativeDecoder:
     def new_session(self) -> DecoderSession:
         """Returns a session with an empty state, to continue one text in several calls."""
         return DecoderSession(
-            self.target.new_session(), self.drafter.new_session(), self._new_search()
+            self.target.new_session(),
+            self.drafter.new_session(),
+            self._search.new_session(),
+            None if _keeps_seeds(self._search) else CLOCK_FREE_SEARCH,
         )
 
     def generate(
@@ -311,7 +323,7 @@ class SpeculativeDecoder:
             session.target,
             session.drafter,
             tokens,
-            search=_search_for(params, session.search),
+            search=_search_for(params, session),
             params=params,
             rng=TorchRng(params.seed),
             max_length=max_length,
@@ -373,12 +385,12 @@ class SpeculativeDecoder:
         return self.tokenizer
 
 
-def _search_for(params: SamplingParams, search: TreeSearch) -> TreeSearch:
-    """Returns the search, or one that keeps a seed where a seed is given and text is sampled."""
-    if isinstance(search, SelfTuningSearch) and params.seed is not None and not params.is_greedy:
-        return SEED_KEEPING
-    return search
+def _search_for(params: SamplingParams, session: DecoderSession) -> TreeSearch:
+    if params.seed is None or params.is_greedy:
+        return session.search
+    return session.seeded_search or session.search
 
 
-def _sharing(search: TreeSearch) -> Callable[[], TreeSearch]:
-    return lambda: search
+def _keeps_seeds(search: SharedSearch) -> bool:
+    """Tells whether the trees for a text follow from the text alone."""
+    return not (search.reads_clock or search.learns_across_texts)

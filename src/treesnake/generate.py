@@ -6,9 +6,9 @@ those of plain greedy decoding, with the others they have the distribution of pl
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from time import perf_counter
 
 from treesnake.acceptance.exact import rule_for
+from treesnake.clock import waited_s, work_clock
 from treesnake.constraints import Constraint, constrain, num_allowed
 from treesnake.outcome import Step, StepSeconds
 from treesnake.prompt import Prompt
@@ -52,17 +52,17 @@ def generate(
     drafter.prefill(prompt)
     context = list(prompt.token_ids)
     while len(context) < max_length:
-        started = perf_counter()
+        started, waited = work_clock(), waited_s()
         room = max_length - len(context)
         shape = search.choose(len(context)).clipped(room - 1)
         draft = drafter.draft(context[-1], shape, params, rng)
 
-        drafted = perf_counter()
+        drafted = work_clock()
         find_cut = partial(first_cut, stop_rules, context[len(prompt) :])
         logits = target.score(draft.tree)
         logits, dead_ends = constrain(logits, draft.tree, context, constraints, find_cut)
 
-        scored = perf_counter()
+        scored = work_clock()
         acceptance = accept(draft, to_probs(logits, params), rng)
         num_emitted = min(room, num_allowed(acceptance.path, dead_ends))
         emitted = acceptance.emitted(draft.tree)[:num_emitted]
@@ -70,7 +70,7 @@ def generate(
         if cut:
             emitted = emitted[: cut.num_kept]
 
-        accepted = perf_counter()
+        accepted = work_clock()
         # The last emitted token is the next anchor; all before it is committed.
         target.commit(acceptance.path[: len(emitted)])
         drafter.commit([context[-1], *emitted[:-1]])
@@ -80,7 +80,8 @@ def generate(
             draft_s=drafted - started,
             score_s=scored - drafted,
             accept_s=accepted - scored,
-            commit_s=perf_counter() - accepted,
+            commit_s=work_clock() - accepted,
+            queued_s=waited_s() - waited,
         )
         step = Step(
             shape,

@@ -71,7 +71,7 @@ def _score_costs(session: Target, prompt: Prompt, num_rounds: int) -> dict[int, 
             max_length=len(prompt) + 1000,
         )
         taken = [
-            step.seconds.total_s - step.seconds.draft_s
+            step.seconds.work_s - step.seconds.draft_s
             for _, step in zip(range(num_rounds + 1), steps, strict=False)
         ]
         costs[num_nodes] = max(statistics.median(taken[1:]), LEAST_S)
@@ -111,7 +111,8 @@ class _Guesses:
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Returns the shape with the tokens 0, 1, 2 and so on."""
-        parents = shape.parents if isinstance(shape, FixedTree) else ()
+        fixed = shape.as_tree()
+        parents = () if fixed is None else fixed.parents
         return Draft.chosen(
             TokenTree(torch.tensor([anchor, *range(len(parents))]), torch.tensor([-1, *parents]))
         )

@@ -47,7 +47,7 @@ def decoder(target: TargetModel, *, accept: AcceptanceRule | None = None) -> Spe
     return SpeculativeDecoder(
         target,
         TinyDrafterModel(RecurrentModel(8, seed=6)),
-        new_search=lambda: StaticSearch(SHAPE),
+        search=StaticSearch(SHAPE),
         accept=accept,
     )
 
@@ -122,7 +122,7 @@ def sampled_with(rule: AcceptanceRule) -> bool:
     subject = SpeculativeDecoder(
         TinyTargetModel(TableModel(4, seed=0)),
         TinyDrafterModel(TableModel(4, seed=13)),
-        new_search=lambda: StaticSearch(LevelWidths((3,))),
+        search=StaticSearch(LevelWidths((3,))),
         accept=rule,
     )
     plan = SamplingPlan(num_samples=600, num_tokens=2, num_long_tokens=24, alpha=ALPHA, seed=0)
@@ -202,7 +202,7 @@ def test_a_faulty_state_is_found_in_greedy_texts_and_in_samples(
     subject = SpeculativeDecoder(
         FaultyTargetModel(session),
         TinyDrafterModel(SHARP),
-        new_search=lambda: AlternatingSearch(SHAPE),
+        search=AlternatingSearch(SHAPE),
     )
     verdict = judge(subject)
     assert verdict.greedy is not None
@@ -220,7 +220,7 @@ def test_a_correct_state_passes_under_shapes_that_change() -> None:
     subject = SpeculativeDecoder(
         TinyTargetModel(SHARP),
         TinyDrafterModel(SHARP),
-        new_search=lambda: AlternatingSearch(SHAPE),
+        search=AlternatingSearch(SHAPE),
     )
     assert judge(subject).is_lossless
 
@@ -246,7 +246,7 @@ def test_the_false_alarm_rate_is_what_it_says() -> None:
     subject = SpeculativeDecoder(
         TinyTargetModel(TableModel(6, seed=5)),
         TinyDrafterModel(TableModel(6, seed=6)),
-        new_search=lambda: StaticSearch(LevelWidths((2,))),
+        search=StaticSearch(LevelWidths((2,))),
     )
     alarms = [
         not verify_sampling(

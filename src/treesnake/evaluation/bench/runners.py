@@ -9,7 +9,7 @@ from treesnake.evaluation.bench.record import TurnRecord, add_up, show
 from treesnake.evaluation.memory import held_bytes
 from treesnake.generate import generate
 from treesnake.prompt import Prompt
-from treesnake.protocols import TreeSearch
+from treesnake.protocols import SharedSearch
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.stopping import EndTokens
 
@@ -45,15 +45,15 @@ class Runner(Protocol):
 class SpeculativeRunner:
     """Our own decoding: the loop itself, so that no text is made while the clock runs.
 
-    Every prompt has a session of its own, and all share one search, as those of a server do: what
-    it learns is about the pair.
+    Every prompt has sessions of its own. What the search learns is about the pair, so it goes from
+    prompt to prompt, as in a server.
 
     Args:
         decoder: target, drafter and end tokens.
         search: chooses the trees, also of seeded samples.
     """
 
-    def __init__(self, decoder: SpeculativeDecoder, search: TreeSearch) -> None:
+    def __init__(self, decoder: SpeculativeDecoder, search: SharedSearch) -> None:
         self._decoder = decoder
         self._search = search
 
@@ -72,7 +72,7 @@ class SpeculativeRunner:
             target,
             drafter,
             prompt,
-            search=self._search,
+            search=self._search.new_session(),
             params=params,
             rng=TorchRng(params.seed),
             max_length=max_length,
