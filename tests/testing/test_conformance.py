@@ -92,7 +92,7 @@ class KeepsTheFirstMask(ToyTarget):
 
     def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
         first: dict[int, tuple[int, ...]] = self.__dict__.setdefault("first", {})
-        return super().score(TokenTree(tree.tokens, first.setdefault(len(tree), tree.parents)))
+        return super().score(TokenTree.of(tree.tokens, first.setdefault(len(tree), tree.parents)))
 
 
 class CommitsTheFirstNodes(ToyTarget):
@@ -212,7 +212,7 @@ def test_a_mask_that_sessions_share_is_found_out() -> None:
     class SharesTheFirstMask(ToyTarget):
         def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
             parents = first.setdefault(len(tree), tree.parents)
-            return super().score(TokenTree(tree.tokens, parents))
+            return super().score(TokenTree.of(tree.tokens, parents))
 
     with pytest.raises(AssertionError):
         check_target(SessionsOf(lambda: SharesTheFirstMask(new_state())))
@@ -284,7 +284,7 @@ class DraftsTooDeep(NetworkDrafter):
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         tree = super().draft(anchor, shape, params, rng).tree
-        return Draft.chosen(TokenTree((*tree.tokens, 0), (*tree.parents, len(tree) - 1)))
+        return Draft.chosen(TokenTree.of((*tree.tokens, 0), (*tree.parents, len(tree) - 1)))
 
 
 class DraftsTwice(NetworkDrafter):
@@ -294,7 +294,7 @@ class DraftsTwice(NetworkDrafter):
         tree = super().draft(anchor, shape, params, rng).tree
         if len(tree) < 2:
             return Draft.chosen(tree)
-        return Draft.chosen(TokenTree((*tree.tokens, tree.tokens[1]), (*tree.parents, 0)))
+        return Draft.chosen(TokenTree.of((*tree.tokens, tree.tokens[1]), (*tree.parents, 0)))
 
 
 class GivesWeights(NetworkDrafter):

@@ -132,4 +132,4 @@ def _draft_priced(recorded: RecordedTree, shape: Priced) -> _Drafted:
 
 @lru_cache(maxsize=1024)
 def _tree_of(shape: FixedTree) -> TokenTree:
-    return TokenTree((0,) * (1 + len(shape.parents)), (-1, *shape.parents))
+    return TokenTree.of((0,) * (1 + len(shape.parents)), (-1, *shape.parents))
