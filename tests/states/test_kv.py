@@ -1,6 +1,5 @@
 """A cache grows in place, and keeps the rows of a path where they belong."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,21 +88,6 @@ def test_layers_without_rows_are_left_alone():
     assert numbers_in(cache.layers[1]) == [0, 1, 3]
 
 
-def test_it_crops_and_resets_as_caches_of_transformers_do():
-    cache = filled(9)
-    cache.crop(-4)
-    assert numbers_in(cache.layers[0]) == list(range(5))
-    with pytest.raises(ValueError, match="negative number, not 4"):
-        cache.crop(4)
-    cache.reset()
-    assert cache.get_seq_length() == 0
-
-
-def test_beams_are_refused():
-    with pytest.raises(NotImplementedError, match="no beams"):
-        filled(2).reorder_cache(torch.tensor([0]))
-
-
 def test_the_dtype_is_that_of_the_model():
     cache = KvCache([True])
     keys, values = rows(0, 3)
@@ -111,21 +95,17 @@ def test_the_dtype_is_that_of_the_model():
     assert cache.layers[0].keys.dtype == torch.bfloat16
 
 
-def test_texts_leave_a_batch_and_the_others_keep_their_rows():
-    cache = KvCache([True])
-    texts = torch.arange(3.0)[:, None, None, None]
-    cache.update(
-        texts.expand(3, HEADS, 4, KEY_DIM), texts.expand(3, HEADS, 4, VALUE_DIM), layer_idx=0
-    )
-    cache.batch_select_indices(torch.tensor([2, 0]))
-    (layer,) = cache.layers
-    assert layer.keys[:, 0, :, 0].tolist() == [[2.0] * 4, [0.0] * 4]
-    assert layer.values[:, 0, :, 0].tolist() == [[2.0] * 4, [0.0] * 4]
-    keys, _ = cache.update(torch.ones(2, HEADS, 1, KEY_DIM), torch.ones(2, HEADS, 1, VALUE_DIM), 0)
-    assert keys[:, 0, :, 0].tolist() == [[2.0] * 4 + [1.0], [0.0] * 4 + [1.0]]
-
-
-def test_a_cache_without_rows_can_lose_texts():
-    cache = KvCache([True])
-    cache.batch_select_indices(torch.tensor([0]))
+def test_copies_bring_rows_back():
+    cache = filled(5)
+    copies = cache.copy(3)
+    cache.keep(1)
+    cache.update(*rows(9, 1), 0)
+    cache.restore(copies)
+    assert all(numbers_in(layer) == [0, 1, 2] for layer in cache.layers)
+    cache.restore(KvCache([True, True]).copy(0))
     assert cache.get_seq_length() == 0
+
+
+def test_the_bytes_of_rows_are_those_of_all_layers():
+    assert KvCache([True]).num_bytes(7) == 0
+    assert filled(5).num_bytes(3) == 2 * 3 * HEADS * (KEY_DIM + VALUE_DIM) * 4
