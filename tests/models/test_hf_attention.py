@@ -118,21 +118,27 @@ def test_a_part_that_cannot_grow_stops_the_others_before_they_run(network):
         first.commit((0,))
 
 
-def test_texts_that_run_together_run_in_one_pass(tiny_model):
-    network = HfAttention(tiny_model("llama"))
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("llama", [(3, 4)]),
+        ("llama4_text", [(1, 1), (1, 4), (1, 2)]),  # reads the number of rows as well
+        ("bert", [(1, 1), (1, 4), (1, 2)]),  # nobody verified what it reads
+    ],
+)
+def test_texts_share_a_pass_where_the_model_reads_masks_and_positions_alone(
+    family, expected, tiny_model
+):
+    changes = {"is_decoder": True} if family == "bert" else {}
+    network = HfAttention(tiny_model(family, **changes))
+    states = [filled(network), filled(network, TEXT[:1]), network.new_state()]
     shapes: list[torch.Size] = []
     network.model.get_input_embeddings().register_forward_hook(
         lambda module, inputs, output: shapes.append(output.shape[:2])
     )
-    states = [filled(network), filled(network, TEXT[:1]), network.new_state()]
-    shapes.clear()
-    network.extend_all(
-        [
-            Part(state, TOKENS[:new], PARENTS[:new])
-            for state, new in zip(states, (1, 4, 2), strict=True)
-        ]
-    )
-    assert shapes == [(3, 4)]
+    growths = zip(states, (1, 4, 2), strict=True)
+    network.extend_all([Part(state, TOKENS[:new], PARENTS[:new]) for state, new in growths])
+    assert shapes == expected
 
 
 def test_one_text_in_a_shared_call_gets_the_bits_that_it_gets_alone(network):

@@ -7,6 +7,7 @@ import torch
 
 from treesnake.models.hf_attention import HfAttention
 from treesnake.models.hf_families import VERIFIED_FAMILIES
+from treesnake.models.tree_network import Part
 from treesnake.prompt import Prompt
 
 LATENT: dict[str, Any] = {
@@ -138,6 +139,24 @@ def test_scores_are_those_of_plain_passes_over_whole_paths(family, tiny_model):
     after = state.extend([AFTER], [-1])
     expected = plain([*text_to(LEAF), AFTER])[-1:]
     torch.testing.assert_close(after, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_of_different_lengths_share_a_pass(family, tiny_model):
+    network = HfAttention(tiny_model(family, **FAMILIES[family]))
+    texts = [(TEXT, 9), (TEXT[:3], 1), ([], 4), (TEXT[5:], 2)]
+    states = [network.new_state() for _ in texts]
+    for state, (text, _) in zip(states, texts, strict=True):
+        state.prefill(Prompt.of([*text, AFTER]))
+    parts = [
+        Part(state, TOKENS[:new], PARENTS[:new])
+        for state, (_, new) in zip(states, texts, strict=True)
+    ]
+    for shared, part in zip(network.extend_all(parts), parts, strict=True):
+        alone = network.new_state()
+        alone.restore(part.state.snapshot())
+        expected = alone.extend(part.token_ids, part.parents)
+        torch.testing.assert_close(shared, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_families_tested_here_are_the_trusted_ones():

@@ -65,10 +65,9 @@ class KvBlock:
 class KvLayer(CacheLayerMixin):
     """The rows of one attention layer and one text.
 
-    `keys` and `values` are views of the rows in use, `[1, heads, rows, head_dim]`; the storage
-    behind them grows by a quarter of what it must hold, so that each row is copied a few times at
-    most, however long the text becomes. The storage is the text's own or a slot of a `KvBlock`,
-    until the text outgrows that.
+    Their storage grows by a quarter of what it must hold, so that each row is copied a few times at
+    most, however long the text becomes. It is the text's own or a slot of a `KvBlock`, until the
+    text outgrows that. Dropping rows costs nothing: they are no longer counted.
     """
 
     is_croppable = False
@@ -90,7 +89,6 @@ class KvLayer(CacheLayerMixin):
         self._key_storage = key_states[:, :, :0].clone()
         self._value_storage = value_states[:, :, :0].clone()
         self.is_initialized = True
-        self.show(0)
 
     def update(
         self,
@@ -106,40 +104,39 @@ class KvLayer(CacheLayerMixin):
         self._reserve(end)
         self._key_storage[:, :, start:end] = key_states
         self._value_storage[:, :, start:end] = value_states
-        return self.show(end)
+        self._num_rows = end
+        return self.first(end)
 
     def keep(self, num_rows: int, rows: Int[Tensor, " kept"] | None = None) -> None:
         """Drops all but the first `num_rows` rows, and `rows`, which follow them in that order."""
-        if not self.is_initialized:
-            return
-        end = num_rows
+        self._num_rows = num_rows
         if rows is not None:
-            end += len(rows)
+            self._num_rows += len(rows)
             for storage in (self._key_storage, self._value_storage):
-                storage[:, :, num_rows:end] = storage.index_select(2, rows)
-        self.show(end)
+                storage[:, :, num_rows : self._num_rows] = storage.index_select(2, rows)
+
+    def count(self, num_rows: int) -> None:
+        """Counts so many rows, of which the last were written into the slot of a block."""
+        self._num_rows = num_rows
 
     def move(self, block: KvBlock, slot: int) -> None:
         """Takes the rows along into a slot of a block, which no other text has had."""
-        block.keys[slot : slot + 1, :, : self._num_rows] = self.keys
-        block.values[slot : slot + 1, :, : self._num_rows] = self.values
+        keys, values = self.first(self._num_rows)
+        block.keys[slot : slot + 1, :, : self._num_rows] = keys
+        block.values[slot : slot + 1, :, : self._num_rows] = values
         self._key_storage = block.keys[slot : slot + 1]
         self._value_storage = block.values[slot : slot + 1]
         self.block, self._slot = block, slot
-        self.show(self._num_rows)
 
     def is_in(self, block: KvBlock, slot: int) -> bool:
         """Tells whether the rows are in this slot."""
         return self.block is block and self._slot == slot
 
-    def show(
+    def first(
         self, num_rows: int
     ) -> tuple[Float[Tensor, "1 heads rows key_dim"], Float[Tensor, "1 heads rows value_dim"]]:
-        """Takes as many rows of the storage for those in use, and returns them."""
-        self._num_rows = num_rows
-        keys = self.keys = self._key_storage[:, :, :num_rows]
-        values = self.values = self._value_storage[:, :, :num_rows]
-        return keys, values
+        """Returns views of the first rows."""
+        return self._key_storage[:, :, :num_rows], self._value_storage[:, :, :num_rows]
 
     @property
     def bytes_per_row(self) -> int:
@@ -206,11 +203,7 @@ class KvCache(Cache):
         """Returns copies of the first rows: keys and values of each layer that has them."""
         if num_rows == 0:
             return ()
-        return tuple(
-            rows[:, :, :num_rows].clone()
-            for layer in self._kv_layers()
-            for rows in (layer.keys, layer.values)
-        )
+        return tuple(rows.clone() for layer in self._kv_layers() for rows in layer.first(num_rows))
 
     def restore(self, copies: Sequence[Shaped[Tensor, "1 _ rows _"]]) -> None:
         """Makes the rows those that `copy` returned, of this or another cache of the model."""

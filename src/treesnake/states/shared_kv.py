@@ -96,7 +96,7 @@ class SharedKvLayer(CacheLayerMixin):
         block.keys[text, :, row] = key_states[text, :, number]
         block.values[text, :, row] = value_states[text, :, number]
         for each, end in zip(self._texts, self._new_rows.ends, strict=True):
-            each.show(end)
+            each.count(end)
         most_rows = max(self._new_rows.ends)
         return block.keys[:, :, :most_rows], block.values[:, :, :most_rows]
 
@@ -138,8 +138,11 @@ class SharedKvCache(Cache):
     """
 
     def __init__(self, caches: Sequence[KvCache], new_rows: NewRows) -> None:
-        layers: list[CacheLayerMixin | DummyLayer] = []
-        for texts in zip(*(cache.layers for cache in caches), strict=True):
-            rows = [text for text in texts if isinstance(text, KvLayer)]
-            layers.append(SharedKvLayer(rows, new_rows) if rows else DummyLayer())
-        super().__init__(layers=layers)
+        layers_of_texts = zip(*(cache.layers for cache in caches), strict=True)
+        super().__init__(layers=[_shared(layers, new_rows) for layers in layers_of_texts])
+
+
+def _shared(layers: Sequence[object], new_rows: NewRows) -> SharedKvLayer | DummyLayer:
+    """Returns one layer of several texts, which all keep rows there or none does."""
+    texts = [layer for layer in layers if isinstance(layer, KvLayer)]
+    return SharedKvLayer(texts, new_rows) if texts else DummyLayer()
