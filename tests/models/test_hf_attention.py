@@ -12,6 +12,7 @@ from treesnake.models import hf_attention
 from treesnake.models.hf_attention import HfAttention, HfAttentionState
 from treesnake.models.tree_network import Part
 from treesnake.prompt import Prompt, PromptInput
+from treesnake.testing import check_network
 
 VOCAB_SIZE = 61
 TEXT = (5, 17, 60, 2, 33, 8, 8, 41, 12, 27, 3)
@@ -40,6 +41,10 @@ def filled(network: HfAttention, token_ids=TEXT) -> HfAttentionState:
     state = network.new_state()
     state.prefill(Prompt.of([*token_ids, 0]))
     return state
+
+
+def test_it_is_a_network(network):
+    check_network(network)
 
 
 @pytest.mark.parametrize("sizes", [(1,) * 9, (1, 2, 3, 3), (4, 5), (8, 1)], ids=str)

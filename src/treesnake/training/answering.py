@@ -18,7 +18,7 @@ from treesnake.prompt import Prompt
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """One prompt and what the target said.
+    """One prompt and what the target answers.
 
     Attributes:
         prompt: token ids.
@@ -40,7 +40,7 @@ class AnswerOptions:
     Attributes:
         max_new_tokens: of each answer.
         temperature: 0 takes the most probable token.
-        num_top: how many of the most probable tokens are kept at each place.
+        num_top: how many of the most probable tokens are kept at each position.
         end_tokens: what ends an answer.
     """
 
@@ -68,24 +68,24 @@ def answer(
     live = _LiveTexts(network, prompts)
     logits = live.step([prompt[-1] for prompt in prompts])
     device = logits.device
-    said = _Said.nothing(len(prompts), options, device)
+    answers = _Answers.empty(len(prompts), options, device)
     ends = torch.tensor(options.end_tokens, device=device)
     generator = torch.Generator(device).manual_seed(seed)
-    for place in range(options.max_new_tokens):
+    for index in range(options.max_new_tokens):
         log_probs = logits.log_softmax(-1)
         top = log_probs.topk(options.num_top)
         chosen = _choose(log_probs, top.indices[:, 0], options.temperature, generator)
         rows = torch.tensor(live.rows, device=device)
-        said.tokens[rows, place] = chosen
-        said.top_ids[rows, place] = top.indices
-        said.top_log_probs[rows, place] = top.values
-        said.lengths[rows] += 1
+        answers.tokens[rows, index] = chosen
+        answers.top_ids[rows, index] = top.indices
+        answers.top_log_probs[rows, index] = top.values
+        answers.lengths[rows] += 1
         goes_on = ~torch.isin(chosen, ends)
-        if place == options.max_new_tokens - 1 or not goes_on.any():
+        if index == options.max_new_tokens - 1 or not goes_on.any():
             break
         live.keep(goes_on.tolist())
         logits = live.step(chosen[goes_on].tolist())
-    return said.answers(prompts)
+    return answers.of_prompts(prompts)
 
 
 class _LiveTexts:
@@ -119,16 +119,16 @@ class _LiveTexts:
 
 
 @dataclass(frozen=True, eq=False)
-class _Said:
-    """What was said so far, in rectangles with room for the longest answers."""
+class _Answers:
+    """The answers so far, in rectangles with room for the longest answers."""
 
     lengths: Int[Tensor, " prompts"]
-    tokens: Int[Tensor, "prompts places"]
-    top_ids: Int[Tensor, "prompts places top"]
-    top_log_probs: Float[Tensor, "prompts places top"]
+    tokens: Int[Tensor, "prompts tokens"]
+    top_ids: Int[Tensor, "prompts tokens top"]
+    top_log_probs: Float[Tensor, "prompts tokens top"]
 
     @classmethod
-    def nothing(cls, num_prompts: int, options: AnswerOptions, device: torch.device) -> "_Said":
+    def empty(cls, num_prompts: int, options: AnswerOptions, device: torch.device) -> "_Answers":
         shape = (num_prompts, options.max_new_tokens)
         return cls(
             torch.zeros(num_prompts, dtype=torch.int64, device=device),
@@ -137,7 +137,7 @@ class _Said:
             torch.zeros(*shape, options.num_top, device=device),
         )
 
-    def answers(self, prompts: Sequence[Sequence[int]]) -> list[Answer]:
+    def of_prompts(self, prompts: Sequence[Sequence[int]]) -> list[Answer]:
         tokens, ids, log_probs = self.tokens.cpu(), self.top_ids.cpu(), self.top_log_probs.cpu()
         return [
             Answer(prompt, tokens[row, :length], ids[row, :length], log_probs[row, :length])
