@@ -40,7 +40,7 @@ class CountingTarget:
 
     def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
         self.calls.append(("score", tuple(tree.tokens)))
-        following = (tree.token_ids + 1) % VOCAB_SIZE
+        following = (torch.tensor(tree.tokens) + 1) % VOCAB_SIZE
         return torch.nn.functional.one_hot(following, VOCAB_SIZE).float()
 
     def commit(self, path: Sequence[int]) -> None:

@@ -40,7 +40,7 @@ def test_no_drafter_drafts_nothing() -> None:
     session = NoDrafterModel().new_session()
     session.prefill(Prompt((1, 1, 1)))
     draft = session.draft(1, chain(4), SamplingParams(), TorchRng(0))
-    assert draft.tree.tokens == [1]
+    assert draft.tree.tokens == (1,)
 
 
 @pytest.fixture
