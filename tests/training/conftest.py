@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from treesnake.loading.conversion import build_tokenizer
 from treesnake.loading.pretrained import load_pretrained
+from treesnake.models.hf_attention import HfAttention
 from treesnake.training.answers import answer_prompts, read_prompts
 from treesnake.training.reporting import NoReporter
 from treesnake.training.training_recipe import (
@@ -120,7 +121,7 @@ def answers_folder(
     folder = tmp_path_factory.mktemp("answers")
     target = load_pretrained(str(target_folder), dtype="float32", device="cpu")
     answer_prompts(
-        target.model,
+        HfAttention(target.model),
         target.tokenizer,
         read_prompts([prompts_file]),
         [2],
