@@ -20,9 +20,15 @@ from typing import Any
 from facts import facts, write_result
 
 from treesnake.training.provenance import PROVENANCE_FILE
-from treesnake.training.recipe import DistilStage, Mamba2Sizes, Recipe, Start, read_recipe
 from treesnake.training.reporting import TerminalReporter
-from treesnake.training.run import train_drafter
+from treesnake.training.training_recipe import (
+    DistilStage,
+    Mamba2Sizes,
+    Start,
+    TrainingRecipe,
+    read_training_recipe,
+)
+from treesnake.training.training_run import train_drafter
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "treesnake-smol"
 
@@ -61,10 +67,10 @@ def main() -> None:
         _plot(trained, arguments.plot)
 
 
-def variants(answers: Path, updates: int, batch_tokens: int) -> list[tuple[str, Recipe]]:
+def variants(answers: Path, updates: int, batch_tokens: int) -> list[tuple[str, TrainingRecipe]]:
     """Returns the variants, each with its recipe."""
-    recipe = read_recipe(RECIPES / "recipe.toml")
-    transformer = read_recipe(RECIPES / "transformer.toml")
+    recipe = read_training_recipe(RECIPES / "recipe.toml")
+    transformer = read_training_recipe(RECIPES / "transformer.toml")
     (stage,) = (stage for stage in recipe.stages if isinstance(stage, DistilStage))
     stage = replace(
         stage,

@@ -4,17 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from treesnake.evaluation.environment import describe_environment as facts
+from treesnake.environment import describe_environment as facts
+from treesnake.files import write_text
 
 __all__ = ["facts", "read_questions", "write_result"]
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """Writes a result as JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps(result, indent=1) + "\n")
 
 
 def read_questions(paths: list[Path]) -> list[dict[str, Any]]:

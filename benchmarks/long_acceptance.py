@@ -24,8 +24,8 @@ from facts import facts, write_result
 
 from treesnake import SpeculativeDecoder
 from treesnake.drafters.load import load_drafter
+from treesnake.evaluation.bench.bench_recipe import LongContextTable
 from treesnake.evaluation.bench.documents import long_questions
-from treesnake.evaluation.bench.recipe import LongContextTable
 from treesnake.evaluation.bootstrap import bootstrap_rate, bootstrap_ratio
 from treesnake.loading.checkpoint import find_checkpoint
 from treesnake.prompt import Prompt
@@ -138,8 +138,8 @@ def _plot(drafters: dict[str, Any], folder: Path) -> None:
         values = [rate["value"] for rate in rates]
         below = [rate["value"] - rate["low"] for rate in rates]
         above = [rate["high"] - rate["value"] for rate in rates]
-        places = [length * 1.03**number for length in lengths]  # so that bars lie side by side
-        axis.errorbar(places, values, yerr=(below, above), marker="o", capsize=3, label=name)
+        positions = [length * 1.03**number for length in lengths]  # so that bars lie side by side
+        axis.errorbar(positions, values, yerr=(below, above), marker="o", capsize=3, label=name)
     axis.set_xscale("log", base=2)
     axis.set_xticks(lengths, [str(length) for length in lengths])
     axis.set_xlabel("tokens of context")

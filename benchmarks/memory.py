@@ -26,6 +26,7 @@ from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.protocols import Target
 from treesnake.targets.attention import AttentionTargetModel
@@ -73,8 +74,7 @@ def _measure(target: str, engine: str, dtype: str) -> dict[str, Any]:
     before = psutil.Process().memory_info().rss
     model, loaded = load_target(target, dtype=dtype, device="cpu", engine=engine)
     decoder = SpeculativeDecoder(
-        model,
-        NgramDrafterModel(),
+        Pair(model, NgramDrafterModel()),
         tokenizer=loaded.checkpoint.tokenizer,
         end_token_ids=end_token_ids(loaded.checkpoint),
     )
@@ -123,7 +123,7 @@ def _run_tiny(dtype: str) -> None:
 
 def _run(session: Target, prompt: list[int]) -> None:
     session.prefill(Prompt.of(prompt))
-    session.score(TokenTree.chain(torch.tensor(prompt[-1:])))
+    session.score(TokenTree.chain(prompt[-1:]))
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def _treesnake(target: str, engine: str, dtype: str, prompt: list[int]) -> Decod
         times = []
         for _ in range(num_tokens):
             started = time.perf_counter()
-            logits = session.score(TokenTree.chain(torch.tensor([token])))
+            logits = session.score(TokenTree.chain([token]))
             token = int(logits[0].argmax())
             session.commit((0,))
             times.append(time.perf_counter() - started)
@@ -272,7 +272,7 @@ def _scoring(
 
 
 def _time_of_scoring(session: Target, prompt: list[int], count: int) -> float:
-    tree = TokenTree.chain(torch.tensor((prompt * count)[:count]))
+    tree = TokenTree.chain((prompt * count)[:count])
     started = time.perf_counter()
     session.score(tree)
     return time.perf_counter() - started

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from treesnake import FinishReason, LevelWidths, Prompt, SamplingParams, SpeculativeDecoder
 from treesnake.constraints import AllowedTokens
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.errors import ContextLengthError, InvalidInputError
 from treesnake.search.self_tuning import SelfTuningSearch
 from treesnake.search.static import StaticSearch
-from treesnake.testing import RecurrentModel, TableModel, TinyDrafterModel, TinyTargetModel
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import RecurrentModel, TableModel, TinyNetwork
 
 END = 256
 VOCAB_SIZE = 257
@@ -54,9 +56,9 @@ class ByteTokenizer:
         add_generation_prompt: bool,
         tokenize: bool,
     ) -> str:
-        assert add_generation_prompt
         assert not tokenize
-        return "".join(f"{turn['role']}: {turn['content']}\n" for turn in conversation)
+        turns = [f"{turn['role']}: {turn['content']}\n" for turn in conversation]
+        return "".join([*turns, *(["assistant: "] if add_generation_prompt else [])])
 
 
 class PlainTokenizer(ByteTokenizer):
@@ -67,13 +69,13 @@ TARGET = LetterModel(VOCAB_SIZE, seed=1)
 
 
 def decoder(**changes: Any) -> SpeculativeDecoder:
-    options: dict[str, Any] = {
-        "target": TinyTargetModel(TARGET),
-        "drafter": TinyDrafterModel(TARGET),
-        "tokenizer": ByteTokenizer(),
-        "end_token_ids": [END],
+    models = {
+        "target": NetworkTargetModel(TinyNetwork(TARGET)),
+        "drafter": NetworkDrafterModel(TinyNetwork(TARGET)),
     }
-    return SpeculativeDecoder(**(options | changes))
+    options: dict[str, Any] = {"tokenizer": ByteTokenizer(), "end_token_ids": [END]}
+    pair = Pair(**{name: changes.pop(name, model) for name, model in models.items()})
+    return SpeculativeDecoder(pair, **(options | changes))
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED])
@@ -90,12 +92,12 @@ def test_greedy_text_is_the_same_whatever_drafts() -> None:
     drafters = (
         NoDrafterModel(),
         NgramDrafterModel(),
-        TinyDrafterModel(TARGET),
-        TinyDrafterModel(TableModel(VOCAB_SIZE)),
+        NetworkDrafterModel(TinyNetwork(TARGET)),
+        NetworkDrafterModel(TinyNetwork(TableModel(VOCAB_SIZE))),
     )
     shapes = (LevelWidths((1, 1, 1)), LevelWidths((2, 2)))
     texts = {
-        decoder(drafter=drafter, new_search=lambda shape=shape: StaticSearch(shape))
+        decoder(drafter=drafter, search=StaticSearch(shape))
         .generate("aba", max_new_tokens=30)
         .token_ids
         for drafter, shape in itertools.product(drafters, shapes)
@@ -112,7 +114,7 @@ def test_a_seed_gives_the_same_sample_again_and_another_seed_another() -> None:
 
 
 def test_a_stop_string_ends_the_text_inside_of_an_accepted_path() -> None:
-    drafting = decoder(new_search=lambda: StaticSearch(LevelWidths((1, 1, 1))))
+    drafting = decoder(search=StaticSearch(LevelWidths((1, 1, 1))))
     whole = drafting.generate("abc", max_new_tokens=40)
     assert whole.text is not None
     assert whole.mean_tokens_per_step > 2, "the drafter is the target"
@@ -133,7 +135,7 @@ def test_an_end_token_ends_the_text_and_is_not_shown() -> None:
 
 
 def test_a_text_ends_with_the_context() -> None:
-    short = decoder(target=TinyTargetModel(TARGET, context_length=10))
+    short = decoder(target=NetworkTargetModel(TinyNetwork(TARGET, context_length=10)))
     generation = short.generate("abcd", max_new_tokens=50)
     assert generation.num_emitted == 6
     assert generation.finish_reason == FinishReason.CONTEXT
@@ -249,7 +251,7 @@ def test_bad_requests_are_refused_before_the_first_piece(
 
 
 def test_a_prompt_that_fills_the_context_is_refused() -> None:
-    short = decoder(target=TinyTargetModel(TARGET, context_length=4))
+    short = decoder(target=NetworkTargetModel(TinyNetwork(TARGET, context_length=4)))
     with pytest.raises(ContextLengthError, match="the prompt has 5 tokens and the context holds 4"):
         short.stream("abcde")
 

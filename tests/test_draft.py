@@ -8,7 +8,7 @@ from treesnake.draft import Draft
 from treesnake.errors import InvalidInputError
 from treesnake.tree import TokenTree
 
-BRANCHED = TokenTree(torch.tensor([0, 1, 2, 1]), torch.tensor([-1, 0, 0, 1]))
+BRANCHED = TokenTree.of([0, 1, 2, 1], [-1, 0, 0, 1])
 UNIFORM = torch.full((4, 3), 1 / 3)
 
 
@@ -26,7 +26,7 @@ def test_a_mixed_draft_is_neither_sampled_nor_chosen() -> None:
 
 
 def test_an_anchor_alone_is_both() -> None:
-    draft = Draft.chosen(TokenTree.chain(torch.tensor([5])))
+    draft = Draft.chosen(TokenTree.chain([5]))
     assert draft.is_sampled
     assert draft.is_chosen
 

@@ -8,7 +8,7 @@ from treesnake.draft import Draft
 from treesnake.errors import LosslessnessError
 from treesnake.tree import TokenTree
 
-TREE = TokenTree(torch.tensor([0, 2, 1, 3]), torch.tensor([-1, 0, 0, 1]))
+TREE = TokenTree.of([0, 2, 1, 3], [-1, 0, 0, 1])
 DRAFT_PROBS = torch.tensor([[0.1, 0.2, 0.5, 0.2], [0.25, 0.25, 0.25, 0.25]])
 TARGET_PROBS = torch.full((4, 4), 0.25)
 MIXED = Draft(TREE, DRAFT_PROBS, torch.tensor([False, True, True, False]))

@@ -16,9 +16,9 @@ from treesnake.protocols import AcceptanceRule
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.tree import TokenTree
 
-CHAIN = TokenTree.chain(torch.tensor([0, 1, 2]))
-BRANCHED = TokenTree(torch.tensor([0, 1, 2]), torch.tensor([-1, 0, 0]))
-TWICE = TokenTree(torch.tensor([0, 1, 1]), torch.tensor([-1, 0, 0]))
+CHAIN = TokenTree.chain([0, 1, 2])
+BRANCHED = TokenTree.of([0, 1, 2], [-1, 0, 0])
+TWICE = TokenTree.of([0, 1, 1], [-1, 0, 0])
 
 CHAIN_RULES = [rejection, block]
 TREE_RULES = [tree_rejection, traversal]

@@ -187,7 +187,7 @@ TREE = FixedTree((0, 0, 0, 1, 1, 2, 4, 7))
 def test_a_fixed_tree_is_filled_as_it_stands(params: SamplingParams) -> None:
     recording = Recording(model(1))
     draft = grow(ANCHOR, TREE, params, TorchRng(0), recording.extend).draft
-    assert draft.tree.parent_list[1:] == list(TREE.parents)
+    assert draft.tree.parents[1:] == list(TREE.parents)
     assert recording.sizes == [1, 2, 1, 1], "leaves are not run"
     assert draft.is_chosen == params.is_greedy
 
@@ -207,13 +207,13 @@ def test_level_widths_are_a_fixed_tree(widths: tuple[int, ...], seed: int, is_gr
     levels = draft_of(LevelWidths(widths), params, seed)
     fixed = draft_of(FixedTree(tuple(level_parents(widths)[1:])), params, seed)
     assert levels.tree.tokens == fixed.tree.tokens
-    assert levels.tree.parent_list == fixed.tree.parent_list
+    assert levels.tree.parents == fixed.tree.parents
 
 
 def test_below_a_token_that_could_not_be_drawn_nothing_is_drafted() -> None:
     params = SamplingParams(temperature=1.0, top_k=1)
     draft = draft_of(FixedTree((0, 0, 1, 2, 3)), params)
-    assert draft.tree.parent_list == [-1, 0, 1, 2]
+    assert draft.tree.parents == [-1, 0, 1, 2]
 
 
 @given(st.integers(1, 3), st.integers(0, 4), st.integers(0, 8), SEEDS)
@@ -223,7 +223,7 @@ def test_best_first_is_a_priced_tree_that_costs_nothing(
     best = draft_of(BestFirst(width, depth, num_drafted), SamplingParams(), seed)
     priced = draft_of(Priced(width, (0.0,) * depth, (0.0,) * num_drafted), SamplingParams(), seed)
     assert best.tree.tokens == priced.tree.tokens
-    assert best.tree.parent_list == priced.tree.parent_list
+    assert best.tree.parents == priced.tree.parents
 
 
 @given(SEEDS, st.floats(0.01, 0.9), st.floats(0.0, 1.0))
@@ -237,7 +237,7 @@ def test_a_priced_tree_keeps_the_nodes_that_are_worth_their_price(
     for node in range(1, len(draft.tree)):
         path = draft.tree.path_tokens(node)
         logits = logits_after(seed, path[:-1])
-        parent = draft.node_probs[draft.tree.parent_list[node]]
+        parent = draft.node_probs[draft.tree.parents[node]]
         expected = parent * float(logits.softmax(-1)[path[-1]])
         assert draft.node_probs[node] == pytest.approx(expected, rel=1e-4)
         assert draft.node_probs[node] >= node_price
@@ -254,4 +254,4 @@ def test_a_level_is_drafted_if_the_one_above_it_is_probable_enough() -> None:
     second = everything.node_probs[1]
     for price, depth in ((second * 0.99, 2), (second * 1.01, 1)):
         draft = draft_of(Priced(1, (0.0, price), (0.0,) * 3), SamplingParams())
-        assert int(draft.tree.depths.max()) == depth
+        assert draft.tree.depth == depth

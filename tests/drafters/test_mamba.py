@@ -23,7 +23,8 @@ from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
 from treesnake.states.branching import PathSums, StateCopies
 from treesnake.states.ssm import SsmState
 from treesnake.targets.attention import AttentionTargetModel
-from treesnake.testing import TableModel, TinyTargetModel, check_drafter, enumerate_outcomes
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import TableModel, TinyNetwork, check_drafter, enumerate_outcomes
 from treesnake.testing.conformance import sequence_distribution, total_variation
 
 VOCAB_SIZE = 61
@@ -121,7 +122,7 @@ def test_sampled_texts_have_the_targets_distribution(architecture, branching, sh
     params = SamplingParams(temperature=1.0)
     actual = enumerate_outcomes(
         lambda rng: generated(
-            TinyTargetModel(table),
+            NetworkTargetModel(TinyNetwork(table)),
             drafter,
             shape,
             prompt=Prompt((0,)),

@@ -7,7 +7,7 @@ import pytest
 from jaxtyping import Float
 from torch import Tensor
 
-from treesnake.drafters.model_drafter import ModelDrafter
+from treesnake.drafters.network import NetworkDrafter
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.shape import OFF, BestFirst, LevelWidths, chain
@@ -38,9 +38,9 @@ class Recording:
         self.state.commit(path)
 
 
-def prefilled() -> tuple[Recording, ModelDrafter]:
+def prefilled() -> tuple[Recording, NetworkDrafter]:
     model = Recording()
-    drafter = ModelDrafter(model)
+    drafter = NetworkDrafter(model)
     drafter.prefill(PROMPT)
     return model, drafter
 
@@ -135,7 +135,7 @@ def test_nothing_is_run_while_nothing_is_drafted_and_then_part_by_part() -> None
 
 
 def test_a_tree_is_no_deeper_than_the_model_allows() -> None:
-    drafter = ModelDrafter(TinyState(RecurrentModel(5)), max_depth=2)
+    drafter = NetworkDrafter(TinyState(RecurrentModel(5)), max_depth=2)
     drafter.prefill(PROMPT)
     assert len(drafter.draft(3, chain(9), GREEDY, TorchRng(0)).tree) == 3
 
@@ -151,7 +151,7 @@ def test_a_draft_that_was_interrupted_can_be_repeated() -> None:
             return super().extend(token_ids, parents)
 
     model = Interrupted()
-    drafter = ModelDrafter(model)
+    drafter = NetworkDrafter(model)
     drafter.prefill(PROMPT)
     with pytest.raises(KeyboardInterrupt):
         drafter.draft(3, chain(3), GREEDY, TorchRng(0))

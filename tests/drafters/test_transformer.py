@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.transformer import TransformerDrafterModel
 from treesnake.drafters.window import WindowedDrafter, first_seen
 from treesnake.errors import InvalidInputError
@@ -21,7 +22,7 @@ from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
 from treesnake.targets.attention import AttentionTargetModel
-from treesnake.testing import RecurrentModel, TinyDrafterModel, check_drafter
+from treesnake.testing import RecurrentModel, TinyNetwork, check_drafter
 
 VOCAB_SIZE = 61
 PROMPT = Prompt((5, 17, 60, 2, 33, 8, 8, 41, 12, 27, 3, 50))
@@ -95,7 +96,9 @@ def test_our_own_network_is_a_drafter(window, native):
 def test_any_drafter_can_have_a_window(window):
     class Model:
         def new_session(self) -> WindowedDrafter:
-            return WindowedDrafter(TinyDrafterModel(RecurrentModel(7)).new_session(), window)
+            return WindowedDrafter(
+                NetworkDrafterModel(TinyNetwork(RecurrentModel(7))).new_session(), window
+            )
 
     check_drafter(Model(), 7)
 

@@ -152,7 +152,7 @@ def chosen_then_sampled(drafter: TableModel) -> Drafting:
         level = [best, rng.draw(others)]
         rows = torch.cat([first_row, to_probs(state.extend(level, [0, 0]), SAMPLING)])
         tokens = [0, *level, *(rng.draw(row) for row in rows[1:])]
-        tree = TokenTree(torch.tensor(tokens), torch.tensor([-1, 0, 0, 1, 2]))
+        tree = TokenTree.of(tokens, [-1, 0, 0, 1, 2])
         return Draft(tree, rows, torch.tensor([False, False, True, True, True]))
 
     return draft
@@ -177,7 +177,7 @@ def sorted_children(drafter: TableModel) -> Drafting:
         assert honest.draft_probs is not None
         row = honest.draft_probs[0]
         tokens = sorted(honest.tree.tokens[1:], key=lambda token: -row[token])
-        tree = TokenTree(torch.tensor([0, *tokens]), honest.tree.parents)
+        tree = TokenTree.of([0, *tokens], honest.tree.parents)
         return Draft.sampled(tree, honest.draft_probs)
 
     return draft
@@ -191,7 +191,7 @@ def pruned_children(drafter: TableModel) -> Drafting:
         assert honest.draft_probs is not None
         row = honest.draft_probs[0]
         tokens = [token for token in honest.tree.tokens[1:] if row[token] > 0.3]
-        tree = TokenTree(torch.tensor([0, *tokens]), torch.tensor([-1] + [0] * len(tokens)))
+        tree = TokenTree.of([0, *tokens], [-1] + [0] * len(tokens))
         return Draft.sampled(tree, honest.draft_probs)
 
     return draft

@@ -11,7 +11,7 @@ from treesnake.tree import TokenTree, level_parents
 
 def star(num_children: int) -> TokenTree:
     parents = torch.tensor(level_parents((num_children,)))
-    return TokenTree(torch.zeros_like(parents), parents)
+    return TokenTree.of(torch.zeros_like(parents), parents)
 
 
 def test_ranks_are_accepted_as_often_as_they_were() -> None:

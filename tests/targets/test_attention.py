@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from treesnake.draft import Draft
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.errors import ContextLengthError, InvalidInputError
 from treesnake.generate import generate
 from treesnake.prompt import Prompt
@@ -16,7 +17,7 @@ from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.search.static import StaticSearch
 from treesnake.shape import BestFirst, LevelWidths
 from treesnake.targets.attention import AttentionTargetModel
-from treesnake.testing import AttentionModel, TinyDrafterModel, check_target
+from treesnake.testing import AttentionModel, TinyNetwork, check_target
 from treesnake.tree import TokenTree, TreeBuilder
 
 LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -61,7 +62,7 @@ class GuessingDrafter:
             node = known[0] if known else self._chance.choice(children)
         return Draft.chosen(builder.build())
 
-    def commit(self, token_ids) -> None:
+    def commit(self, token_ids, scored=None) -> None:
         self._length += len(token_ids)
 
 
@@ -105,7 +106,7 @@ def test_greedy_output_is_that_of_generate(family, tiny_model):
     expected = generated(model, 48)
     guessing = GuessingDrafter([*PROMPT.token_ids, *expected])
     assert continued(target, guessing, 48, LevelWidths((3, 1, 1, 1))) == expected
-    strange = TinyDrafterModel(AttentionModel(VOCAB_SIZE))
+    strange = NetworkDrafterModel(TinyNetwork(AttentionModel(VOCAB_SIZE)))
     for shape in (LevelWidths((3, 2)), BestFirst(4, 3, 9)):
         assert continued(target, strange.new_session(), 24, shape) == expected[:24]
 
@@ -141,7 +142,7 @@ def test_an_interrupted_step_leaves_the_state_as_it_was(tiny_model):
     model = tiny_model("llama")
     session = AttentionTargetModel(model).new_session()
     session.prefill(PROMPT)
-    tree = TokenTree(torch.tensor([50, 1, 2]), torch.tensor([-1, 0, 0]))
+    tree = TokenTree.of([50, 1, 2], [-1, 0, 0])
     expected = session.score(tree)
 
     def interrupt(module, inputs):
@@ -212,12 +213,12 @@ def test_an_unknown_token_in_a_tree_is_refused(tiny_model):
     session = AttentionTargetModel(tiny_model("llama")).new_session()
     session.prefill(PROMPT)
     with pytest.raises(InvalidInputError, match="the tree has token id 61 and the target knows 61"):
-        session.score(TokenTree.chain(torch.tensor([50, 61])))
+        session.score(TokenTree.chain([50, 61]))
 
 
 def test_a_tree_beyond_the_context_is_refused(tiny_model):
     session = AttentionTargetModel(tiny_model("gpt2", max_position_embeddings=14)).new_session()
     session.prefill(PROMPT)
-    session.score(TokenTree.chain(torch.tensor([50, 1, 2])))
+    session.score(TokenTree.chain([50, 1, 2]))
     with pytest.raises(ContextLengthError, match=r"reaches token 15 .* the context holds 14"):
-        session.score(TokenTree.chain(torch.tensor([50, 1, 2, 3])))
+        session.score(TokenTree.chain([50, 1, 2, 3]))

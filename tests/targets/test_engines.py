@@ -11,6 +11,7 @@ from treesnake.drafters.none import NoDrafterModel
 from treesnake.errors import BrokenModelError, ContextLengthError, InvalidInputError
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
+from treesnake.pairs import Pair
 from treesnake.protocols import TargetModel
 from treesnake.targets.attention import AttentionTargetModel
 from treesnake.testing import check_target
@@ -53,7 +54,7 @@ def test_the_native_engine_keeps_the_promises_of_targets(llama: LlamaForCausalLM
 
 def test_both_engines_give_the_same_greedy_text(llama: LlamaForCausalLM) -> None:
     texts = {
-        SpeculativeDecoder(engine(llama), NoDrafterModel())
+        SpeculativeDecoder(Pair(engine(llama), NoDrafterModel()))
         .generate([3, 1, 4], max_new_tokens=24)
         .token_ids
         for engine in (native, AttentionTargetModel)
@@ -68,7 +69,7 @@ def test_broken_weights_are_refused_with_the_layer(engine: type, llama: LlamaFor
     session = engine(broken).new_session()
     session.prefill(Prompt((1, 2, 3)))
     with pytest.raises(BrokenModelError, match=r"layers?[ .]1\b.*(load|fetch)"):
-        session.score(TokenTree.chain(torch.tensor([3, 4])))
+        session.score(TokenTree.chain([3, 4]))
 
 
 @ENGINES
@@ -80,7 +81,7 @@ def test_a_token_outside_of_the_vocabulary_is_refused(
         session.prefill(Prompt((1, VOCAB_SIZE)))
     session.prefill(Prompt((1, 2)))
     with pytest.raises(InvalidInputError, match="31"):
-        session.score(TokenTree.chain(torch.tensor([2, VOCAB_SIZE])))
+        session.score(TokenTree.chain([2, VOCAB_SIZE]))
 
 
 @ENGINES
@@ -94,6 +95,6 @@ def test_a_prompt_that_fills_the_context_is_refused(engine: type, llama: LlamaFo
 def test_a_tree_beyond_the_context_is_refused(engine: type, llama: LlamaForCausalLM) -> None:
     session = engine(llama).new_session()
     session.prefill(Prompt((1,) * (CONTEXT - 2)))
-    session.score(TokenTree.chain(torch.tensor([1, 2, 3])))
+    session.score(TokenTree.chain([1, 2, 3]))
     with pytest.raises(ContextLengthError, match=r"reaches token 65 .* the context holds 64"):
-        session.score(TokenTree.chain(torch.tensor([1, 2, 3, 4])))
+        session.score(TokenTree.chain([1, 2, 3, 4]))

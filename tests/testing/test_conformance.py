@@ -8,20 +8,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from treesnake.draft import Draft
-from treesnake.drafters.model_drafter import ModelDrafter
+from treesnake.draft import Draft, Scored
+from treesnake.drafters.network import NetworkDrafter, NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter, DrafterModel, Target, TargetModel
 from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import Shape
+from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import (
     AttentionModel,
     RecurrentModel,
     TableModel,
-    TinyDrafterModel,
     TinyModel,
-    TinyTargetModel,
+    TinyNetwork,
     check_drafter,
     check_target,
 )
@@ -39,13 +39,13 @@ TOYS = [
 @pytest.mark.parametrize("model", TOYS, ids=lambda model: type(model).__name__)
 @pytest.mark.parametrize("seed", range(2))
 def test_toy_targets_keep_every_promise(model: TinyModel, seed: int) -> None:
-    check_target(TinyTargetModel(model), seed=seed)
+    check_target(NetworkTargetModel(TinyNetwork(model)), seed=seed)
 
 
 @pytest.mark.parametrize("model", TOYS, ids=lambda model: type(model).__name__)
 @pytest.mark.parametrize("seed", range(2))
 def test_toy_drafters_keep_every_promise(model: TinyModel, seed: int) -> None:
-    check_drafter(TinyDrafterModel(model), VOCAB_SIZE, seed=seed)
+    check_drafter(NetworkDrafterModel(TinyNetwork(model)), VOCAB_SIZE, seed=seed)
 
 
 def test_prompt_lookup_keeps_every_promise() -> None:
@@ -55,9 +55,9 @@ def test_prompt_lookup_keeps_every_promise() -> None:
 def test_a_toy_target_that_drafts_for_itself_is_consistent() -> None:
     """One set of weights in both roles: the sessions must not share anything else."""
     model = RecurrentModel(VOCAB_SIZE)
-    check_target(TinyTargetModel(model))
-    check_drafter(TinyDrafterModel(model), VOCAB_SIZE)
-    check_target(TinyTargetModel(model))
+    check_target(NetworkTargetModel(TinyNetwork(model)))
+    check_drafter(NetworkDrafterModel(TinyNetwork(model)), VOCAB_SIZE)
+    check_target(NetworkTargetModel(TinyNetwork(model)))
 
 
 # Targets with a fault, each in one method.
@@ -84,7 +84,9 @@ class KeepsTheFirstMask(TinyTarget):
 
     def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
         first: dict[int, Tensor] = self.__dict__.setdefault("first", {})
-        return super().score(TokenTree(tree.token_ids, first.setdefault(len(tree), tree.parents)))
+        return super().score(
+            TokenTree.of(tree.token_ids, first.setdefault(len(tree), tree.parents))
+        )
 
 
 class CommitsTheFirstNodes(TinyTarget):
@@ -205,7 +207,7 @@ def test_a_mask_that_sessions_share_is_found_out() -> None:
     class SharesTheFirstMask(TinyTarget):
         def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
             parents = first.setdefault(len(tree), tree.parents)
-            return super().score(TokenTree(tree.token_ids, parents))
+            return super().score(TokenTree.of(tree.token_ids, parents))
 
     with pytest.raises(AssertionError):
         check_target(SessionsOf(lambda: SharesTheFirstMask(new_state(), None)))
@@ -229,31 +231,31 @@ def test_logits_for_the_anchor_alone_are_found_out() -> None:
 # Drafters with a fault.
 
 
-class IgnoresCommits(ModelDrafter):
+class IgnoresCommits(NetworkDrafter):
     """Drafts on, but never learns what became of it."""
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         self._forget_draft()
 
 
-class LosesUnseenTokens(ModelDrafter):
+class LosesUnseenTokens(NetworkDrafter):
     """Forgets accepted leaves, which its model has not seen yet."""
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         super().commit(token_ids)
         self._pending = []
 
 
-class CommitsAllItDrafted(ModelDrafter):
+class CommitsAllItDrafted(NetworkDrafter):
     """Takes everything that its model has seen for accepted."""
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         assert self._grown is not None
         tree = self._grown.draft.tree
         super().commit(tree.path_tokens(len(tree) - 1))
 
 
-class KeepsUnseenTokens(ModelDrafter):
+class KeepsUnseenTokens(NetworkDrafter):
     """Carries pending tokens over into another text."""
 
     def prefill(self, prompt: Prompt) -> None:
@@ -262,7 +264,7 @@ class KeepsUnseenTokens(ModelDrafter):
         self._pending = pending
 
 
-class DraftsOnItsDraft(ModelDrafter):
+class DraftsOnItsDraft(NetworkDrafter):
     """Leaves the nodes of an abandoned draft in its state."""
 
     def _forget_draft(self) -> None:
@@ -272,17 +274,17 @@ class DraftsOnItsDraft(ModelDrafter):
             self._grown = None
 
 
-class DraftsTooDeep(ModelDrafter):
+class DraftsTooDeep(NetworkDrafter):
     """Adds a level that nobody asked for."""
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         tree = super().draft(anchor, shape, params, rng).tree
         token_ids = torch.cat([tree.token_ids, torch.tensor([0])])
         parents = torch.cat([tree.parents, torch.tensor([len(tree) - 1])])
-        return Draft.chosen(TokenTree(token_ids, parents))
+        return Draft.chosen(TokenTree.of(token_ids, parents))
 
 
-class DraftsTwice(ModelDrafter):
+class DraftsTwice(NetworkDrafter):
     """Has the same child twice."""
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
@@ -291,10 +293,10 @@ class DraftsTwice(ModelDrafter):
             return Draft.chosen(tree)
         token_ids = torch.cat([tree.token_ids, tree.token_ids[1:2]])
         parents = torch.cat([tree.parents, torch.tensor([0])])
-        return Draft.chosen(TokenTree(token_ids, parents))
+        return Draft.chosen(TokenTree.of(token_ids, parents))
 
 
-class GivesWeights(ModelDrafter):
+class GivesWeights(NetworkDrafter):
     """Gives draft probabilities that were not normalized."""
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
@@ -318,7 +320,9 @@ class GivesWeights(ModelDrafter):
     ],
 )
 @pytest.mark.parametrize("seed", range(2))
-def test_faulty_drafters_are_found_out(faulty: type[ModelDrafter], promise: str, seed: int) -> None:
+def test_faulty_drafters_are_found_out(
+    faulty: type[NetworkDrafter], promise: str, seed: int
+) -> None:
     with pytest.raises(AssertionError, match=promise):
         check_drafter(DraftersOf(lambda: faulty(new_state())), VOCAB_SIZE, seed=seed)
 
@@ -326,12 +330,15 @@ def test_faulty_drafters_are_found_out(faulty: type[ModelDrafter], promise: str,
 def test_drafters_that_share_their_state_are_found_out() -> None:
     shared = new_state()
     with pytest.raises(AssertionError):
-        check_drafter(DraftersOf(lambda: ModelDrafter(shared)), VOCAB_SIZE)
+        check_drafter(DraftersOf(lambda: NetworkDrafter(shared)), VOCAB_SIZE)
 
 
 def test_sessions_play_their_roles() -> None:
     model = RecurrentModel(VOCAB_SIZE)
-    target, drafter = TinyTargetModel(model), TinyDrafterModel(model)
+    target, drafter = (
+        NetworkTargetModel(TinyNetwork(model)),
+        NetworkDrafterModel(TinyNetwork(model)),
+    )
     assert isinstance(target, TargetModel)
     assert isinstance(target.new_session(), Target)
     assert isinstance(drafter, DrafterModel)

@@ -6,13 +6,8 @@ from torch import Tensor
 
 from treesnake.errors import ContextLengthError, InvalidInputError
 from treesnake.prompt import Prompt
-from treesnake.testing import (
-    AttentionModel,
-    RecurrentModel,
-    TableModel,
-    TinyModel,
-    TinyTargetModel,
-)
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import AttentionModel, RecurrentModel, TableModel, TinyModel, TinyNetwork
 from treesnake.testing.tiny import TinyState
 
 TOYS = [TableModel, RecurrentModel, AttentionModel]
@@ -74,7 +69,7 @@ def test_a_committed_path_is_held(kind: type) -> None:
 
 
 def test_targets_refuse_prompts_that_do_not_fit() -> None:
-    session = TinyTargetModel(TableModel(4), context_length=3).new_session()
+    session = NetworkTargetModel(TinyNetwork(TableModel(4), context_length=3)).new_session()
     session.prefill(Prompt((1, 2)))
     with pytest.raises(ContextLengthError):
         session.prefill(Prompt((1, 2, 3)))

@@ -12,9 +12,9 @@ from treesnake.loading.pretrained import Pretrained, load_pretrained
 from treesnake.training import answers
 from treesnake.training.answering import AnswerOptions, answer
 from treesnake.training.answers import answer_batches, answer_prompts, read_prompts
-from treesnake.training.recipe import AnswersStage
 from treesnake.training.reporting import NoReporter
 from treesnake.training.shards import read_shard, shard_files
+from treesnake.training.training_recipe import AnswersStage
 
 PROMPTS = [[5, 6, 7], [9], [5, 6, 7, 8, 9, 10], [11, 12]]
 
@@ -40,7 +40,7 @@ def greedy(model: PreTrainedModel, prompt: list[int], ends: tuple[int, ...]) -> 
 
 
 def test_batched_answers_are_those_of_one_prompt_alone(model: PreTrainedModel) -> None:
-    # Tokens that occur early end the texts at different places.
+    # Tokens that occur early end the texts at different positions.
     ends = tuple({greedy(model, prompt, ())[3 + row] for row, prompt in enumerate(PROMPTS[:2])})
     options = AnswerOptions(10, temperature=0.0, num_top=3, end_tokens=ends)
     found = answer(model, PROMPTS, options, torch.Generator())

@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from treesnake.cli import options
-from treesnake.cli.opening import loading
+from treesnake.cli.target_options import loading
 from treesnake.drafters.load import check_drafter_name, load_drafter
 from treesnake.evaluation.calibration import measure_costs
 from treesnake.loading.cost_files import CostKey, write_costs
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.search.costs import CostTable
 from treesnake.targets.load import load_target
@@ -50,7 +51,7 @@ def calibrate(
         drafter_model = load_drafter(drafter, target=loaded.checkpoint, device=device)
     prompt = Prompt.of(loaded.checkpoint.tokenizer.encode(TEXT))
     key = CostKey.of(loaded, drafter)
-    costs = measure_costs(target_model, drafter_model, prompt)
+    costs = measure_costs(Pair(target_model, drafter_model), prompt)
     path = write_costs(key, costs)
     if as_json:
         print(json.dumps({"key": asdict(key), "costs": asdict(costs)}))

@@ -5,9 +5,9 @@ import sys
 from rich.console import Console
 
 from treesnake.cli import options
-from treesnake.cli.opening import open_decoder
 from treesnake.cli.statistics import Comparison, print_statistics
 from treesnake.cli.streaming import run_stream
+from treesnake.cli.target_options import open_decoder
 from treesnake.decoder import Message, SpeculativeDecoder
 from treesnake.errors import ContextLengthError, InvalidInputError
 from treesnake.sampling import SamplingParams

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from treesnake.cli import options
-from treesnake.cli.opening import open_decoder
 from treesnake.cli.statistics import Comparison, print_statistics, statistics
 from treesnake.cli.streaming import run_stream
+from treesnake.cli.target_options import open_decoder
 from treesnake.decoder import DecoderSession, PromptLike, TextStream
 from treesnake.errors import InvalidInputError
 from treesnake.outcome import FinishReason

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import psutil
@@ -14,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from treesnake.cli import options
-from treesnake.cli.opening import loading
+from treesnake.cli.target_options import loading
+from treesnake.environment import package_versions
 from treesnake.loading.networks import load_attention_network
 
 PACKAGES = (
@@ -86,13 +86,8 @@ def _machine() -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    versions = package_versions(PACKAGES)
+    return {package: found or "not installed" for package, found in versions.items()}
 
 
 def _readable(name: str, value: object) -> str:

@@ -10,8 +10,8 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from treesnake.cli import options
-from treesnake.cli.opening import open_decoder
-from treesnake.evaluation.environment import describe_environment
+from treesnake.cli.target_options import open_decoder
+from treesnake.environment import describe_environment
 from treesnake.evaluation.tasks import load_questions
 from treesnake.evaluation.verification import SamplingPlan, VerifyPlan, verify
 from treesnake.evaluation.verification.page import to_page

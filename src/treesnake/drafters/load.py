@@ -11,10 +11,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from treesnake.drafters.composite import CompositeDrafterModel
-from treesnake.drafters.mamba import MambaDrafterModel
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
-from treesnake.drafters.transformer import TransformerDrafterModel
 from treesnake.drafters.vocabulary import (
     DraftVocabulary,
     PaddedVocabulary,
@@ -153,7 +152,7 @@ def _load_model(
 
 def _load_mamba(
     folder: Path, target: Checkpoint | None, dtype: DtypeName, device: str, tokens: Tokens
-) -> MambaDrafterModel:
+) -> NetworkDrafterModel:
     network_size = read_config(folder).vocab_size
     tokenizer = _read_tokenizer(folder) if target is not None else None
     vocabulary = _vocabulary(tokenizer, network_size, target, tokens)
@@ -161,7 +160,7 @@ def _load_mamba(
     if kept is not None:
         vocabulary = _draft_vocabulary(kept, network_size, target)
     network = load_state_space_network(folder, dtype, resolve_device(device), kept, target)
-    return MambaDrafterModel(network, vocabulary)
+    return NetworkDrafterModel(network, vocabulary)
 
 
 def _load_transformer(
@@ -172,14 +171,14 @@ def _load_transformer(
     device: str,
     window: int | None,
     tokens: Tokens,
-) -> TransformerDrafterModel:
+) -> NetworkDrafterModel:
     kept = read_draft_vocabulary(path) if tokens == "same" else None
     loaded = load_attention_network(name, dtype=dtype, device=device, draft_vocab=kept)
     network_size = _vocab_size(loaded.checkpoint)
     vocabulary = _vocabulary(loaded.checkpoint.tokenizer, network_size, target, tokens)
     if kept is not None:
         vocabulary = _draft_vocabulary(kept, network_size, target)
-    return TransformerDrafterModel(loaded.network, vocabulary, window)
+    return NetworkDrafterModel(loaded.network, vocabulary, window)
 
 
 def _vocabulary(

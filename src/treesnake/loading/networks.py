@@ -22,12 +22,12 @@ from treesnake.loading.pretrained import (
     load_checkpoint,
     resolve_device,
 )
-from treesnake.models.attention_network import AttentionNetwork
 from treesnake.models.gguf import GgufFile
 from treesnake.models.hf_attention import HfAttention
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig, unsupported_reason
 from treesnake.models.transformer_layers import restrict_output
+from treesnake.models.tree_network import TreeNetwork
 from treesnake.models.weights import exact_dtype
 
 EngineName = Literal["auto", "native", "generic"]
@@ -48,7 +48,7 @@ class LoadedNetwork:
     """
 
     checkpoint: Checkpoint
-    network: AttentionNetwork
+    network: TreeNetwork
     engine: str
     why: str
     dtype: str

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from treesnake.errors import TreesnakeError, UnsupportedModelError
-from treesnake.models.tree_model import TreeModel
+from treesnake.models.tree_network import TreeState
 from treesnake.tree import TokenTree
 
 PARENTS = (-1, 0, 0, 1, 1, 2, 4)
@@ -24,7 +24,7 @@ MISFITS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What code raises that is given masks, positions or caches that it does not know."""
 
 
-def check_scores_once(model: PreTrainedModel, state: TreeModel) -> None:
+def check_scores_once(model: PreTrainedModel, state: TreeState) -> None:
     """Does what `check_scores` does, unless the model passed before with the same attention."""
     attention = str(model.config.get_text_config(decoder=True)._attn_implementation)
     if _PASSED.get(model) != attention:
@@ -32,7 +32,7 @@ def check_scores_once(model: PreTrainedModel, state: TreeModel) -> None:
         _PASSED[model] = attention
 
 
-def check_scores(model: PreTrainedModel, state: TreeModel) -> None:
+def check_scores(model: PreTrainedModel, state: TreeState) -> None:
     """Compares the scores of a small tree with the model's own forward passes over whole paths.
 
     The reference runs each path from the beginning of the text, with no cache, no mask and no
@@ -58,7 +58,7 @@ def check_scores(model: PreTrainedModel, state: TreeModel) -> None:
         )
 
 
-def _largest_error(model: PreTrainedModel, state: TreeModel) -> float:
+def _largest_error(model: PreTrainedModel, state: TreeState) -> float:
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     token_ids = _scattered_tokens(vocab_size, 5 + len(PARENTS))
     text, tree = token_ids[:5], TokenTree(torch.tensor(token_ids[5:]), torch.tensor(PARENTS))

@@ -3,12 +3,14 @@
 import dataclasses
 import threading
 from collections.abc import Mapping, Sequence
+from time import perf_counter
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from treesnake.clock import book_wait
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.attention import SEES_ALL, SPARE_ROWS
 from treesnake.kernels.cpu.linear import (
@@ -105,7 +107,9 @@ class CpuEngine:
         counts = [part.num_logits for part in parts]
         num_logits = sum(counts)
         logits = np.empty((padded_rows(num_logits), self.config.output_size), np.float32)
+        asked = perf_counter()
         with self._lock:
+            book_wait(asked)
             self._run(self._settings, parts, logits, num_logits)
         return list(torch.from_numpy(logits)[:num_logits].split(counts))
 
@@ -116,7 +120,9 @@ class CpuEngine:
         settings = self._settings._replace(num_layers=num_layers)
         text = NewNodes.of_text(token_ids, self.new_cache(len(token_ids)), num_logits=0)
         logits = np.empty((0, self.config.output_size), np.float32)
+        asked = perf_counter()
         with self._lock:
+            book_wait(asked)
             self._run(settings, [text], logits, 0)
             residual = self._workspace.residual[: len(token_ids), : self.config.hidden_size]
             return torch.tensor(residual)

@@ -3,7 +3,7 @@
 from treesnake.loading.checkpoint import DEFAULT_MODEL
 from treesnake.loading.networks import EngineName, LoadedNetwork, load_attention_network
 from treesnake.loading.pretrained import DeviceMap, DtypeName
-from treesnake.targets.attention import AttentionTargetModel
+from treesnake.targets.network import NetworkTargetModel
 
 
 def load_target(
@@ -15,7 +15,7 @@ def load_target(
     device_map: DeviceMap | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-) -> tuple[AttentionTargetModel, LoadedNetwork]:
+) -> tuple[NetworkTargetModel, LoadedNetwork]:
     """Loads a target.
 
     Options and errors are those of `treesnake.loading.networks.load_attention_network`.
@@ -32,4 +32,4 @@ def load_target(
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
-    return AttentionTargetModel(loaded.network), loaded
+    return NetworkTargetModel(loaded.network), loaded

@@ -17,7 +17,7 @@ from treesnake.states.kv import KvCache
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """One prompt and what the target said.
+    """One prompt and what the target answers.
 
     Attributes:
         prompt: token ids.
@@ -39,7 +39,7 @@ class AnswerOptions:
     Attributes:
         max_new_tokens: of each answer.
         temperature: 0 takes the most probable token.
-        num_top: how many of the most probable tokens are kept at each place.
+        num_top: how many of the most probable tokens are kept at each position.
         end_tokens: what ends an answer.
     """
 
@@ -65,35 +65,35 @@ def answer(
         generator: on the model's device.
     """
     batch = _Batch(model, prompts, options.max_new_tokens)
-    said = _Said.nothing(len(prompts), options, model.device)
+    answers = _Answers.empty(len(prompts), options, model.device)
     ends = torch.tensor(options.end_tokens, device=model.device)
     logits = batch.prefill()
-    for place in range(options.max_new_tokens):
+    for index in range(options.max_new_tokens):
         log_probs = logits.log_softmax(-1)
         top = log_probs.topk(options.num_top)
         chosen = _choose(log_probs, top.indices[:, 0], options.temperature, generator)
-        said.tokens[batch.members, place] = chosen
-        said.top_ids[batch.members, place] = top.indices
-        said.top_log_probs[batch.members, place] = top.values
-        said.lengths[batch.members] += 1
+        answers.tokens[batch.members, index] = chosen
+        answers.top_ids[batch.members, index] = top.indices
+        answers.top_log_probs[batch.members, index] = top.values
+        answers.lengths[batch.members] += 1
         alive = ~torch.isin(chosen, ends)
-        if place == options.max_new_tokens - 1 or not alive.any():
+        if index == options.max_new_tokens - 1 or not alive.any():
             break
         logits = batch.step(chosen, alive)
-    return said.answers(prompts)
+    return answers.of_prompts(prompts)
 
 
 @dataclass(frozen=True, eq=False)
-class _Said:
-    """What was said so far, in rectangles with room for the longest answers."""
+class _Answers:
+    """The answers so far, in rectangles with room for the longest answers."""
 
     lengths: Int[Tensor, " prompts"]
-    tokens: Int[Tensor, "prompts places"]
-    top_ids: Int[Tensor, "prompts places top"]
-    top_log_probs: Float[Tensor, "prompts places top"]
+    tokens: Int[Tensor, "prompts tokens"]
+    top_ids: Int[Tensor, "prompts tokens top"]
+    top_log_probs: Float[Tensor, "prompts tokens top"]
 
     @classmethod
-    def nothing(cls, num_prompts: int, options: AnswerOptions, device: torch.device) -> "_Said":
+    def empty(cls, num_prompts: int, options: AnswerOptions, device: torch.device) -> "_Answers":
         shape = (num_prompts, options.max_new_tokens)
         return cls(
             torch.zeros(num_prompts, dtype=torch.int64, device=device),
@@ -102,7 +102,7 @@ class _Said:
             torch.zeros(*shape, options.num_top, device=device),
         )
 
-    def answers(self, prompts: Sequence[Sequence[int]]) -> list[Answer]:
+    def of_prompts(self, prompts: Sequence[Sequence[int]]) -> list[Answer]:
         tokens, ids, log_probs = self.tokens.cpu(), self.top_ids.cpu(), self.top_log_probs.cpu()
         return [
             Answer(prompt, tokens[row, :length], ids[row, :length], log_probs[row, :length])
@@ -145,7 +145,7 @@ class _Batch:
         length = self._tokens.shape[1]
         visible = self._visible[:, :length]
         square = torch.ones(length, length, dtype=torch.bool, device=visible.device)
-        # A filled-up place looks at itself, for a row that sees nothing has no softmax.
+        # A filled-up position looks at itself, for a row that sees nothing has no softmax.
         mask = square.tril() & visible[:, None, None] | square.tril() & square.triu()
         return self._run(self._tokens, (visible.cumsum(1) - 1).clamp_min(0), mask)
 

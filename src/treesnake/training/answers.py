@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from treesnake.errors import InvalidInputError, TrainingError
 from treesnake.training.answering import AnswerOptions, answer
 from treesnake.training.corpus import prompt_tokens
-from treesnake.training.recipe import AnswersStage
 from treesnake.training.reporting import Reporter
 from treesnake.training.shards import answers_shard, write_shard
+from treesnake.training.training_recipe import AnswersStage
 
 WINDOW = 1024
 """Prompts that are sorted by length at once."""
@@ -109,9 +109,9 @@ def answer_prompts(
     )
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     generator = torch.Generator(model.device)
-    for place, batch in enumerate(answer_batches(prompts, tokenizer, stage)):
+    for index, batch in enumerate(answer_batches(prompts, tokenizer, stage)):
         path = folder / f"{batch.number:06}.safetensors"
-        if place % share[1] != share[0]:
+        if index % share[1] != share[0]:
             continue
         if not path.exists():
             generator.manual_seed(seed * 1_000_003 + batch.number)

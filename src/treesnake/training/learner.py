@@ -17,7 +17,7 @@ from treesnake.loading.state_space import read_embeddings
 from treesnake.models.checkpoint import load_network, save_network, shares_embeddings
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
-from treesnake.training.recipe import (
+from treesnake.training.training_recipe import (
     DrafterSizes,
     Mamba2Sizes,
     MambaSizes,

@@ -11,7 +11,7 @@ import pytest
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench import Journal, ResultFiles, write_results
 from treesnake.evaluation.bench.record import (
-    AgreementRecord,
+    DrafterRecord,
     RunRecord,
     ShapeUse,
     ShownStep,
@@ -71,7 +71,7 @@ def result_path(tmp_path: Path) -> Path:
                 record = replace(record, turns=(turn, turn), asked="Who <sat>?")
             journal.append(replace(record, drafter_bytes=1000))
     journal.append(replace(run("chain(2)", "x", "qa", 1), error="RuntimeError: no", turns=()))
-    journal.append(AgreementRecord("pair", "d", "task", "qa", "qa", 4, 1, 2, (1, 3), (0.1, 0.5), (0.2, 0.4)))  # fmt: skip  # noqa: E501
+    journal.append(DrafterRecord("pair", "d", "task", "qa", "qa", 4, 1, 2, (1, 3), (0.1, 0.5), (0.2, 0.4)))  # fmt: skip  # noqa: E501
     write_results(files, ENVIRONMENT)
     return files.summary
 

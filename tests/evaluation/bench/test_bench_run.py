@@ -15,7 +15,7 @@ from treesnake.evaluation.bench import (
     to_markdown,
     write_results,
 )
-from treesnake.evaluation.bench.recipe import (
+from treesnake.evaluation.bench.bench_recipe import (
     DrafterTable,
     LongContextTable,
     PairTable,

@@ -21,31 +21,32 @@ from transformers import PreTrainedModel
 
 from treesnake.drafters.vocabulary import read_draft_vocabulary, save_draft_vocabulary
 from treesnake.errors import InvalidInputError, TrainingError
+from treesnake.files import write_text
 from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
 from treesnake.loading.pretrained import load_checkpoint
 from treesnake.training.answers import answer_prompts, read_prompts
-from treesnake.training.checkpoints import fault, find_folder, write_folder
+from treesnake.training.checkpoints import find_damage, find_folder, write_folder
 from treesnake.training.corpus import PROMPTS_FILE, collect_corpus
 from treesnake.training.devices import new_accelerator, rounded_products
+from treesnake.training.distillation_loss import DistillationLoss, Objective
 from treesnake.training.draft_vocabulary import choose_draft_vocabulary
 from treesnake.training.learner import Learner, build_learner, locate_trained
-from treesnake.training.lesson import Lesson, Objective
-from treesnake.training.position import Evaluation
+from treesnake.training.progress import Evaluation
 from treesnake.training.provenance import StageRecord, write_provenance
-from treesnake.training.recipe import (
+from treesnake.training.reporting import NoReporter, Reporter
+from treesnake.training.rounding import rounded_to_int8, rounding_pays
+from treesnake.training.shards import read_shard, shard_files
+from treesnake.training.start import keeps_target_embeddings, start_from_target
+from treesnake.training.texts import Texts, read_texts
+from treesnake.training.trainer import BEST_FOLDER, WEIGHTS_FILE, Trainer
+from treesnake.training.training_recipe import (
     AnswersStage,
     CorpusStage,
     DistilStage,
     PretrainStage,
-    Recipe,
     TrainedBefore,
+    TrainingRecipe,
 )
-from treesnake.training.reporting import NoReporter, Reporter
-from treesnake.training.rounding import rounded_to_int8, rounding_pays
-from treesnake.training.shards import read_shard, shard_files
-from treesnake.training.start import prepare, shares_embeddings
-from treesnake.training.texts import Texts, read_texts
-from treesnake.training.trainer import BEST_FOLDER, WEIGHTS_FILE, Trainer
 
 CHANGEABLE = (
     "learning_rate",
@@ -65,7 +66,7 @@ VOCABULARY_FOLDER = "draft-vocabulary"
 
 
 def train_drafter(
-    recipe: Recipe, folder: Path, reporter: Reporter, *, tensorboard: bool = False
+    recipe: TrainingRecipe, folder: Path, reporter: Reporter, *, tensorboard: bool = False
 ) -> Path:
     """Runs a recipe, or what is left of it; returns the folder of the drafter.
 
@@ -83,13 +84,13 @@ def train_drafter(
     accelerator = new_accelerator(recipe.precision, folder / LOGS_FOLDER if tensorboard else None)
     own_reporter = reporter if accelerator.is_main_process else NoReporter()
     with rounded_products(recipe.precision):
-        return _Run(recipe, folder, accelerator, own_reporter, tensorboard).go()
+        return _TrainingRun(recipe, folder, accelerator, own_reporter, tensorboard).go()
 
 
-class _Run:
+class _TrainingRun:
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: TrainingRecipe,
         folder: Path,
         accelerator: Accelerator,
         reporter: Reporter,
@@ -133,7 +134,7 @@ class _Run:
         """Returns the network as the recipe starts it, or as the last learning stage left it."""
         recipe = self._recipe
         learner = build_learner(recipe.drafter, self._checkpoint, recipe.seed)
-        prepare(learner, recipe.start, self._checkpoint)
+        start_from_target(learner, recipe.start, self._checkpoint)
         if self._best is not None:
             _load_weights(learner, self._best)
         return learner
@@ -197,12 +198,14 @@ class _Run:
                 f'the data of the stage "{stage.name}" has no probabilities of the target; let the '
                 'target answer first, or choose probabilities = "target"'
             )
-        lesson = Lesson(self._new_learner(), _objective(stage), self._target_size, vocabulary)
+        loss_module = DistillationLoss(
+            self._new_learner(), _objective(stage), self._target_size, vocabulary
+        )
         if self._tensorboard:
             self._accelerator.init_trackers(stage.name)
         trainer = Trainer(
             stage,
-            lesson,
+            loss_module,
             texts,
             self._folder / stage.name,
             self._fingerprint(stage, vocabulary),
@@ -243,7 +246,7 @@ class _Run:
         """Writes all of it; the main process is alone here, so nothing may wait for the others."""
         learner = self._new_learner()
         dtype = getattr(torch, self._recipe.stored_dtype)
-        is_shared = shares_embeddings(learner, self._recipe.start, self._checkpoint)
+        is_shared = keeps_target_embeddings(learner, self._recipe.start, self._checkpoint)
         learner.save(folder, dtype, leave_out_embeddings=is_shared)
         self._checkpoint.tokenizer.save_pretrained(folder)
         if self._vocabulary is not None:
@@ -287,7 +290,7 @@ class _Run:
         return True
 
     def _mark_done(self, stage: CorpusStage | AnswersStage) -> None:
-        self._done_file(stage).write_text(_described(stage), "utf-8")
+        write_text(self._done_file(stage), _described(stage))
 
     def _done_file(self, stage: CorpusStage | AnswersStage) -> Path:
         return self._folder / f"{stage.name}.{DONE_FILE}"
@@ -299,7 +302,7 @@ def _described(stage: CorpusStage | AnswersStage) -> str:
 
 def _load_weights(learner: Learner, folder: Path) -> None:
     """Loads what a trainer found best; tied weights are stored once."""
-    if (found := fault(folder)) is not None:
+    if (found := find_damage(folder)) is not None:
         raise TrainingError(
             f"{folder} is broken: {found}; delete {folder.parent} to train this stage anew"
         )

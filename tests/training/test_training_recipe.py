@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from treesnake.errors import InvalidInputError
-from treesnake.training.recipe import CorpusStage, Recipe, check_recipe, read_recipe
+from treesnake.training.training_recipe import (
+    CorpusStage,
+    TrainingRecipe,
+    check_training_recipe,
+    read_training_recipe,
+)
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted([*FOLDER.glob("train/*.toml"), *FOLDER.glob("treesnake-smol/*.toml")])
@@ -20,14 +25,14 @@ drafter = {kind = "mamba", hidden_size = 8, num_layers = 1}
 
 
 def test_a_recipe_comes_back_as_it_was_written(
-    recipe: Recipe, tmp_path: Path, write_recipe: Callable[[Recipe, Path], Path]
+    recipe: TrainingRecipe, tmp_path: Path, write_recipe: Callable[[TrainingRecipe, Path], Path]
 ) -> None:
-    assert read_recipe(write_recipe(recipe, tmp_path / "recipe.toml")) == recipe
+    assert read_training_recipe(write_recipe(recipe, tmp_path / "recipe.toml")) == recipe
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_that_comes_along_can_be_read(path: Path) -> None:
-    assert read_recipe(path).stages
+    assert read_training_recipe(path).stages
 
 
 @pytest.mark.parametrize(
@@ -65,15 +70,15 @@ def test_what_cannot_be_right_is_told(text: str, message: str, tmp_path: Path) -
     path = tmp_path / "recipe.toml"
     path.write_text(text)
     with pytest.raises(InvalidInputError, match=message):
-        read_recipe(path)
+        read_training_recipe(path)
 
 
 def test_a_recipe_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="cannot be read"):
-        read_recipe(tmp_path / "recipe.toml")
+        read_training_recipe(tmp_path / "recipe.toml")
 
 
-def test_stages_have_names_of_their_own(recipe: Recipe) -> None:
+def test_stages_have_names_of_their_own(recipe: TrainingRecipe) -> None:
     corpus = CorpusStage(name="distil", source="x", content="text", column="text")
     with pytest.raises(InvalidInputError, match='two stages are called "distil"'):
-        check_recipe(replace(recipe, stages=(corpus, *recipe.stages)))
+        check_training_recipe(replace(recipe, stages=(corpus, *recipe.stages)))

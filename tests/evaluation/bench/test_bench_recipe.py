@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from treesnake.errors import InvalidInputError
+from treesnake.evaluation.bench.bench_recipe import SamplingTable, read_bench_recipe
 from treesnake.evaluation.bench.methods import Peer, parse_method
-from treesnake.evaluation.bench.recipe import SamplingTable, read_recipe
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 
@@ -28,7 +28,7 @@ top_p = 0.9
 def read(tmp_path: Path, text: str) -> object:
     path = tmp_path / "small.toml"
     path.write_text(text)
-    return read_recipe(path)
+    return read_bench_recipe(path)
 
 
 def test_a_recipe_is_read_and_named_for_its_file(tmp_path: Path) -> None:
@@ -85,4 +85,4 @@ def test_sampling_has_the_seed_of_the_run() -> None:
     ids=lambda path: path.stem,
 )
 def test_the_recipes_of_this_repository_can_be_read(path: Path) -> None:
-    assert read_recipe(path).description
+    assert read_bench_recipe(path).description

@@ -1,4 +1,4 @@
-"""One forward pass of training: what the drafter says where the target spoke, and how far off."""
+"""The loss of a batch: how far the drafter is from the target at each learned position."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from torch.utils.checkpoint import checkpoint
 
 from treesnake.training.learner import Learner
 from treesnake.training.losses import all_outcomes, cross_entropy, divergence, stored_outcomes
-from treesnake.training.recipe import Divergence
 from treesnake.training.texts import Batch
+from treesnake.training.training_recipe import Divergence
 
-PLACES_PER_PART = 1024
-"""The logits of so many places exist at once; of more, they are made again for the gradients."""
+POSITIONS_PER_PART = 1024
+"""The logits of so many positions exist at once; of more, they are made again for the gradients."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Objective:
 
 
 @dataclass(frozen=True, eq=False)
-class Marks:
-    """How a drafter did at some places; each is a column of what `Lesson` returns.
+class LossTerms:
+    """How a drafter did at some positions; each is a column of what `DistillationLoss` returns.
 
     Attributes:
         loss: what is minimised.
@@ -40,18 +40,18 @@ class Marks:
         confidence: the probability that it gave to that token.
     """
 
-    loss: Float[Tensor, " places"]
-    is_right: Float[Tensor, " places"]
-    confidence: Float[Tensor, " places"]
+    loss: Float[Tensor, " positions"]
+    is_right: Float[Tensor, " positions"]
+    confidence: Float[Tensor, " positions"]
 
     @classmethod
-    def of(cls, columns: Float[Tensor, "places marks"]) -> "Marks":
+    def of(cls, columns: Float[Tensor, "positions terms"]) -> "LossTerms":
         """Names the columns."""
         return cls(*columns.unbind(-1))
 
 
-class Lesson(nn.Module):
-    """A learner, the tokens that it may say and what it is to minimise.
+class DistillationLoss(nn.Module):
+    """Computes what a learner minimises, from its network to the loss of each position.
 
     The loss is made inside of `forward`, where wrappers for many devices have all weights in place.
 
@@ -83,36 +83,42 @@ class Lesson(nn.Module):
         self.register_buffer("_columns", columns, persistent=False)
 
     def forward(
-        self, batch: Batch, target_logits: Float[Tensor, "places vocab"] | None = None
-    ) -> Float[Tensor, "places 3"]:
-        """Returns the columns of `Marks`.
+        self, batch: Batch, target_logits: Float[Tensor, "positions vocab"] | None = None
+    ) -> Float[Tensor, "positions 3"]:
+        """Returns the columns of `LossTerms`.
 
         Args:
-            batch: texts, and the places where they are learned.
+            batch: texts, and the positions where they are learned.
             target_logits: where the target was run along; else those stored with the batch are
                 used, if the objective needs any.
         """
-        features = self._features(batch.tokens).flatten(0, 1)[batch.places]
+        features = self._features(batch.tokens).flatten(0, 1)[batch.positions]
         weight = self._output_rows()
         if not len(features):
-            # A device without places takes part in the sum of gradients all the same.
+            # A device without positions takes part in the sum of gradients all the same.
             return (features.sum() + weight.sum()).expand(0, 3)
-        starts = range(0, len(features), PLACES_PER_PART)
-        parts = [slice(start, start + PLACES_PER_PART) for start in starts]
+        starts = range(0, len(features), POSITIONS_PER_PART)
+        parts = [slice(start, start + POSITIONS_PER_PART) for start in starts]
         if len(parts) == 1:
-            return self._mark(features, weight, batch, target_logits, parts[0])
-        marks = [
+            return self._loss_terms(features, weight, batch, target_logits, parts[0])
+        terms = [
             checkpoint(
-                self._mark, features[part], weight, batch, target_logits, part, use_reentrant=False
+                self._loss_terms,
+                features[part],
+                weight,
+                batch,
+                target_logits,
+                part,
+                use_reentrant=False,
             )
             for part in parts
         ]
-        return torch.cat(marks)
+        return torch.cat(terms)
 
     def next_probs(
         self, tokens: Int[Tensor, "texts tokens"], ends: Int[Tensor, " texts"]
     ) -> Float[Tensor, "texts drafted"]:
-        """Returns the probabilities of the tokens that may be said after a place of each text."""
+        """Returns the probabilities of the token after a position of each text."""
         rows = torch.arange(len(tokens), device=tokens.device)
         features = self._features(tokens)[rows, ends]
         return F.linear(features, self._output_rows()).float().softmax(-1)
@@ -127,14 +133,14 @@ class Lesson(nn.Module):
         weight = self.learner.output_weight
         return weight if len(self.drafted) == len(weight) else weight[self.drafted]
 
-    def _mark(
+    def _loss_terms(
         self,
-        features: Float[Tensor, "places hidden"],
+        features: Float[Tensor, "positions hidden"],
         weight: Float[Tensor, "drafted hidden"],
         batch: Batch,
-        target_logits: Float[Tensor, "all_places vocab"] | None,
+        target_logits: Float[Tensor, "all_positions vocab"] | None,
         part: slice,
-    ) -> Float[Tensor, "places 3"]:
+    ) -> Float[Tensor, "positions 3"]:
         logits = F.linear(features, weight).float()
         labels = self._columns[batch.labels[part]]
         loss = torch.zeros(len(logits), device=logits.device)

@@ -7,6 +7,7 @@ from typing import Any
 
 from treesnake.evaluation.bench.journal import Journal
 from treesnake.evaluation.bench.summary import Summary, summarize, to_markdown
+from treesnake.files import write_text
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,6 @@ class ResultFiles:
 def write_results(files: ResultFiles, environment: dict[str, Any]) -> Summary:
     """Summarizes a journal, and writes measures and tables beside it, each whole or not at all."""
     summary = summarize(Journal(files.journal), environment)
-    _write(files.summary, json.dumps(summary.as_json(), indent=1) + "\n")
-    _write(files.tables, to_markdown(summary))
+    write_text(files.summary, json.dumps(summary.as_json(), indent=1) + "\n")
+    write_text(files.tables, to_markdown(summary))
     return summary
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)

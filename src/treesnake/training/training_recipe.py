@@ -122,7 +122,7 @@ class AnswersStage:
         prompts: names of corpora of prompts, or JSONL files whose rows have a "prompt".
         max_prompt_tokens: longer prompts are left out.
         temperature: 0 is greedy.
-        num_top: how many of the most probable tokens are kept at each place.
+        num_top: how many of the most probable tokens are kept at each position.
         batch_size: prompts that are answered at once.
         int8: whether the target multiplies 8-bit integers meanwhile, which changes a few of its
             words; a CPU that is slower at that multiplies float32 numbers all the same.
@@ -201,7 +201,7 @@ class DistilStage(LearningStage):
         cross_entropy_weight: how much the cross-entropy of the tokens is added.
         probabilities: "stored" with the answers, the most probable ones and what is left over;
             "target" runs the target on every text and uses all of them.
-        rollout_tokens: if not 0, each text ends at a place drawn by chance, and so many of the
+        rollout_tokens: if not 0, each text ends at a position drawn by chance, and so many of the
             drafter's own tokens follow; what the target says there and to them is learned. Needs
             the target's probabilities, and a forward pass for each token.
     """
@@ -217,7 +217,7 @@ Stage = CorpusStage | AnswersStage | PretrainStage | DistilStage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class TrainingRecipe:
     """A drafter for a target, and how it comes to be.
 
     Attributes:
@@ -252,7 +252,7 @@ FRACTIONS = ("held_out", "final_rate", "warmup")
 MAY_BE_ZERO = ("temperature", "weight_decay", "cross_entropy_weight", "rollout_tokens")
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_training_recipe(path: Path) -> TrainingRecipe:
     """Reads and checks a recipe.
 
     Raises:
@@ -262,12 +262,12 @@ def read_recipe(path: Path) -> Recipe:
         table = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InvalidInputError(f"the recipe {path} cannot be read: {error}") from error
-    recipe = read_table(Recipe, table, path.name)
-    check_recipe(recipe)
+    recipe = read_table(TrainingRecipe, table, path.name)
+    check_training_recipe(recipe)
     return recipe
 
 
-def check_recipe(recipe: Recipe) -> None:
+def check_training_recipe(recipe: TrainingRecipe) -> None:
     """Checks what the types do not say.
 
     Raises:

@@ -1,17 +1,17 @@
-"""Where a run stands: all of a checkpoint that is neither weights nor an optimizer's state."""
+"""How far a run is: all of a checkpoint that is neither weights nor an optimizer's state."""
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from treesnake.training.held_out import Judgement
+from treesnake.training.held_out import HeldOutScore
 
 POSITION_FILE = "position.json"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How far training was, and what the drafter was worth then.
+    """How far training was, and how well the drafter guessed then.
 
     Attributes:
         update: how many updates there had been.
@@ -25,12 +25,12 @@ class Evaluation:
     num_tokens: int
     seconds_s: float
     training_loss: float
-    judgement: Judgement
+    judgement: HeldOutScore
 
 
 @dataclass
-class Position:
-    """Where a run stands; what the weights and the optimizers do not say.
+class TrainingProgress:
+    """How far a run is; what the weights and the optimizers do not say.
 
     Attributes:
         fingerprint: of all that the run's result depends on.
@@ -58,11 +58,11 @@ class Position:
         (folder / POSITION_FILE).write_text(json.dumps(asdict(self)), "utf-8")
 
     @classmethod
-    def read(cls, folder: Path) -> "Position":
+    def read(cls, folder: Path) -> "TrainingProgress":
         """Reads what `write` wrote."""
         stored = json.loads((folder / POSITION_FILE).read_text("utf-8"))
         evaluations = [
-            Evaluation(**(each | {"judgement": Judgement(**each["judgement"])}))
+            Evaluation(**(each | {"judgement": HeldOutScore(**each["judgement"])}))
             for each in stored.pop("evaluations")
         ]
         return cls(**stored, evaluations=evaluations)

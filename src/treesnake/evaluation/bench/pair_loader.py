@@ -9,14 +9,15 @@ from transformers import PreTrainedModel
 from treesnake.decoder import SpeculativeDecoder, Tokenizer
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.load import load_drafter
+from treesnake.evaluation.bench.bench_recipe import DrafterTable, PairTable
 from treesnake.evaluation.bench.methods import JOIN, Method, Peer
 from treesnake.evaluation.bench.peers import TransformersRunner
-from treesnake.evaluation.bench.recipe import DrafterTable, PairTable
 from treesnake.evaluation.bench.runners import Runner, SpeculativeRunner
 from treesnake.loading.checkpoint import end_token_ids
 from treesnake.loading.networks import LoadedNetwork
 from treesnake.loading.pretrained import DtypeName, load_pretrained
 from treesnake.models.hf_attention import HfAttention
+from treesnake.pairs import Pair
 from treesnake.protocols import DrafterModel, TargetModel
 from treesnake.search.by_name import search_by_name
 from treesnake.targets.load import load_target
@@ -24,7 +25,7 @@ from treesnake.targets.load import load_target
 Loaded = TypeVar("Loaded")
 
 
-class Workshop:
+class PairLoader:
     """The models of a pair and the runners over them.
 
     Args:
@@ -81,8 +82,9 @@ class Workshop:
         if peer is Peer.ASSISTED and name is not None:
             drafter = self._once(f"module {name}", lambda: self._load_module(name, "auto"))
         # A compiled model has another forward, so it is a copy of its own.
-        place = "module compiled" if peer is Peer.COMPILED else "module"
-        model = self._once(place, lambda: self._target_module(is_shared=place == "module"))
+        is_shared = peer is not Peer.COMPILED
+        kept_as = "module" if is_shared else "module compiled"
+        model = self._once(kept_as, lambda: self._target_module(is_shared=is_shared))
         return TransformersRunner(peer, model, self.decoder.end_token_ids, drafter)
 
     def _target_module(self, *, is_shared: bool) -> PreTrainedModel:
@@ -117,8 +119,7 @@ class Workshop:
     def _decoder(self, drafter: str) -> SpeculativeDecoder:
         model, loaded = self._target()
         return SpeculativeDecoder(
-            model,
-            self.drafter(drafter),
+            Pair(model, self.drafter(drafter)),
             tokenizer=cast(Tokenizer, loaded.checkpoint.tokenizer),
             end_token_ids=end_token_ids(loaded.checkpoint),
         )

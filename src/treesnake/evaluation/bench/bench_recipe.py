@@ -178,7 +178,7 @@ class BenchRecipe:
         return asdict(self)
 
 
-def read_recipe(path: Path) -> BenchRecipe:
+def read_bench_recipe(path: Path) -> BenchRecipe:
     """Reads a recipe.
 
     Raises:

@@ -10,14 +10,14 @@ import torch
 from treesnake.decoder import Message, PromptLike, SpeculativeDecoder
 from treesnake.drafters.load import WEIGHTLESS
 from treesnake.evaluation.agreement import compare_models
+from treesnake.evaluation.bench.bench_recipe import BenchRecipe, SamplingTable, TaskTable
 from treesnake.evaluation.bench.documents import long_questions
 from treesnake.evaluation.bench.journal import Journal
 from treesnake.evaluation.bench.methods import JOIN, Method
-from treesnake.evaluation.bench.recipe import BenchRecipe, SamplingTable, TaskTable
-from treesnake.evaluation.bench.record import AgreementRecord, RunRecord, TurnRecord, with_texts
-from treesnake.evaluation.bench.runners import Answer, Runner
-from treesnake.evaluation.bench.workshop import Workshop
-from treesnake.evaluation.memory import watch_growth
+from treesnake.evaluation.bench.pair_loader import PairLoader
+from treesnake.evaluation.bench.record import DrafterRecord, RunRecord, TurnRecord, with_texts
+from treesnake.evaluation.bench.runners import MeasuredTurn, Runner
+from treesnake.evaluation.memory import watch_memory_growth
 from treesnake.evaluation.tasks import Question, load_questions
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams
@@ -31,7 +31,7 @@ Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class _Place:
+class _AskedQuestion:
     """A question in a recipe.
 
     Attributes:
@@ -102,20 +102,20 @@ class _Bench:
 
     def run_pair(self, pair: str) -> None:
         """Runs all methods of a pair; its models are let go of afterwards."""
-        workshop = Workshop(self._recipe.pairs[pair], self._recipe.drafters)
-        places = list(self._places(pair, workshop.decoder))
+        loader = PairLoader(self._recipe.pairs[pair], self._recipe.drafters)
+        questions = list(self._questions(pair, loader.decoder))
         per_question = len(self._methods) * len(self._recipe.sampling) * self._recipe.repeats
-        self._num_runs = len(self._recipe.pairs) * len(places) * per_question
+        self._num_runs = len(self._recipe.pairs) * len(questions) * per_question
         warm: set[str] = set()
-        for number, place in enumerate(places):
+        for number, asked in enumerate(questions):
             for sampling in self._recipe.sampling:
                 for repeat in range(self._recipe.repeats):
                     for method in _rotated(list(self._methods.values()), number + repeat):
-                        self._run(workshop, method, place, sampling, repeat, warm)
-            if place.is_compared:
-                self._compare(workshop, place)
+                        self._run(loader, method, asked, sampling, repeat, warm)
+            if asked.is_compared:
+                self._compare(loader, asked)
 
-    def _places(self, pair: str, decoder: SpeculativeDecoder) -> Iterator[_Place]:
+    def _questions(self, pair: str, decoder: SpeculativeDecoder) -> Iterator[_AskedQuestion]:
         recipe = self._recipe
         tasks: list[tuple[str, list[Question]]] = [
             (task.name or task.source, self._load(task)) for task in recipe.tasks
@@ -127,7 +127,7 @@ class _Bench:
         ]
         for task, questions in tasks:
             for index, question in enumerate(questions):
-                yield _Place(
+                yield _AskedQuestion(
                     pair, task, question, index < recipe.num_shown, index < recipe.num_agreement
                 )
 
@@ -138,9 +138,9 @@ class _Bench:
 
     def _run(
         self,
-        workshop: Workshop,
+        loader: PairLoader,
         method: Method,
-        place: _Place,
+        asked: _AskedQuestion,
         sampling: SamplingTable,
         repeat: int,
         warm: set[str],
@@ -148,54 +148,54 @@ class _Bench:
         """Makes one run, unless it was made before."""
         self._num_done += 1
         blank = RunRecord(
-            pair=place.pair,
+            pair=asked.pair,
             method=method.name,
-            task=place.task,
-            question=place.question.name,
-            category=place.question.category,
+            task=asked.task,
+            question=asked.question.name,
+            category=asked.question.category,
             sampling=sampling.name,
             repeat=repeat,
         )
-        if blank.key in self._journal or (place.pair, method.name) in self._broken:
+        if blank.key in self._journal or (asked.pair, method.name) in self._broken:
             return
         if self._progress:
             self._progress(self._num_done, self._num_runs, f"{method.name}, {blank.category}")
         params = sampling.params(self._recipe.seed + repeat)
         try:
-            runner = workshop.runner(method)
+            runner = loader.runner(method)
         except Exception as error:  # noqa: BLE001 - a method that cannot run is a result
-            self._broken.add((place.pair, method.name))
+            self._broken.add((asked.pair, method.name))
             self._journal.append(replace(blank, error=_describe(error)))
             return
         try:
             if method.name not in warm:
-                first = _first_prompt(workshop.decoder, place.question)
+                first = _first_prompt(loader.decoder, asked.question)
                 runner.run(first, params, WARM_UP_TOKENS, is_shown=False)
                 warm.add(method.name)
-            record = self._answer(workshop, runner, blank, place, params)
+            record = self._answer(loader, runner, blank, asked, params)
         except Exception as error:  # noqa: BLE001 - neither need every method answer everything
             record = replace(blank, error=_describe(error))
         self._journal.append(record)
 
     def _answer(
         self,
-        workshop: Workshop,
+        loader: PairLoader,
         runner: Runner,
         blank: RunRecord,
-        place: _Place,
+        asked: _AskedQuestion,
         params: SamplingParams,
     ) -> RunRecord:
         """Answers every turn of a question."""
-        decoder = workshop.decoder
+        decoder = loader.decoder
         conversation: list[Message] = []
         turns: list[TurnRecord] = []
-        answer: Answer | None = None
-        with watch_growth(workshop.device) as growth:
-            for text in place.question.turns:
+        answer: MeasuredTurn | None = None
+        with watch_memory_growth(loader.device) as growth:
+            for text in asked.question.turns:
                 conversation.append({"role": "user", "content": text})
                 prompt = decoder.encode(_as_prompt(decoder, conversation))
                 answer = runner.run(
-                    prompt, params, self._recipe.max_new_tokens, is_shown=place.is_shown
+                    prompt, params, self._recipe.max_new_tokens, is_shown=asked.is_shown
                 )
                 turns.append(with_texts(answer.turn, partial(_decode, decoder)))
                 conversation.append(
@@ -209,33 +209,33 @@ class _Bench:
             growth_bytes=growth.num_bytes,
             target_bytes=answer.target_bytes,
             drafter_bytes=answer.drafter_bytes,
-            asked=place.question.turns[0][:MOST_ASKED] if place.is_shown else None,
+            asked=asked.question.turns[0][:MOST_ASKED] if asked.is_shown else None,
         )
 
-    def _compare(self, workshop: Workshop, place: _Place) -> None:
+    def _compare(self, loader: PairLoader, asked: _AskedQuestion) -> None:
         """Compares each drafter of the methods with the target along the target's own text."""
-        names = [workshop.drafter_name(one) for one in self._methods.values() if not one.peer]
+        names = [loader.drafter_name(one) for one in self._methods.values() if not one.peer]
         # What is joined to a drafter has no probabilities of its own.
         drafters = {name.partition(JOIN)[0] for name in names}
         for drafter in sorted(drafters - {*WEIGHTLESS}):
-            blank = AgreementRecord(
-                place.pair, drafter, place.task, place.question.name, place.question.category
+            blank = DrafterRecord(
+                asked.pair, drafter, asked.task, asked.question.name, asked.question.category
             )
             if blank.key not in self._journal:
-                self._journal.append(self._agreement(workshop, place, drafter, blank))
+                self._journal.append(self._agreement(loader, asked, drafter, blank))
 
     def _agreement(
-        self, workshop: Workshop, place: _Place, drafter: str, blank: AgreementRecord
-    ) -> AgreementRecord:
+        self, loader: PairLoader, asked: _AskedQuestion, drafter: str, blank: DrafterRecord
+    ) -> DrafterRecord:
         params = SamplingParams(temperature=1.0, seed=self._recipe.seed)
-        prompt = _first_prompt(workshop.decoder, place.question)
+        prompt = _first_prompt(loader.decoder, asked.question)
         try:
-            text = workshop.decoder.generate(
+            text = loader.decoder.generate(
                 prompt, params, max_new_tokens=self._recipe.max_new_tokens
             )
             found = compare_models(
-                workshop.target_model().new_session(),
-                workshop.drafter(drafter).new_session(),
+                loader.target_model().new_session(),
+                loader.drafter(drafter).new_session(),
                 prompt,
                 text.token_ids,
                 params,

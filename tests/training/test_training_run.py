@@ -19,20 +19,20 @@ from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.shape import chain
 from treesnake.training import answers as answers_module
-from treesnake.training import run as run_module
-from treesnake.training.recipe import (
+from treesnake.training import training_run
+from treesnake.training.reporting import NoReporter
+from treesnake.training.shards import shard_files
+from treesnake.training.trainer import Trainer
+from treesnake.training.training_recipe import (
     AnswersStage,
     DistilStage,
     MambaSizes,
-    Recipe,
     Start,
     TrainedBefore,
+    TrainingRecipe,
     TransformerSizes,
 )
-from treesnake.training.reporting import NoReporter
-from treesnake.training.run import train_drafter
-from treesnake.training.shards import shard_files
-from treesnake.training.trainer import Trainer
+from treesnake.training.training_run import train_drafter
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ from treesnake.training.trainer import Trainer
     ids=["mamba2", "mamba", "transformer"],
 )
 def test_a_recipe_makes_a_drafter_of_any_architecture(
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     sizes: MambaSizes | TransformerSizes | None,
     tmp_path: Path,
     target_folder: Path,
@@ -72,7 +72,7 @@ def test_a_recipe_makes_a_drafter_of_any_architecture(
 
 
 def test_a_drafter_goes_on_learning_with_its_vocabulary_and_its_targets_embeddings(
-    distillation: Recipe, tmp_path: Path
+    distillation: TrainingRecipe, tmp_path: Path
 ) -> None:
     start = Start(embeddings="target", frozen=("embeddings",))
     first = train_drafter(replace(distillation, start=start), tmp_path / "first", NoReporter())
@@ -92,7 +92,9 @@ def test_a_drafter_goes_on_learning_with_its_vocabulary_and_its_targets_embeddin
 
 
 def test_the_command_runs_a_recipe_and_names_the_drafter(
-    distillation: Recipe, tmp_path: Path, write_recipe: Callable[[Recipe, Path], Path]
+    distillation: TrainingRecipe,
+    tmp_path: Path,
+    write_recipe: Callable[[TrainingRecipe, Path], Path],
 ) -> None:
     path = write_recipe(distillation, tmp_path / "recipe.toml")
     result = CliRunner().invoke(app, ["train", str(path), "-o", str(tmp_path / "runs")])
@@ -105,7 +107,7 @@ def test_the_command_runs_a_recipe_and_names_the_drafter(
 
 
 def test_stages_that_were_made_with_other_settings_are_not_taken(
-    recipe: Recipe, tmp_path: Path
+    recipe: TrainingRecipe, tmp_path: Path
 ) -> None:
     (answers, _) = recipe.stages
     assert isinstance(answers, AnswersStage)
@@ -116,7 +118,7 @@ def test_stages_that_were_made_with_other_settings_are_not_taken(
 
 
 def test_a_target_is_not_rounded_where_that_is_slower(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: TrainingRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Listener(NoReporter):
         told: ClassVar[list[str]] = []
@@ -126,7 +128,7 @@ def test_a_target_is_not_rounded_where_that_is_slower(
 
     (answers, _) = recipe.stages
     assert isinstance(answers, AnswersStage)
-    monkeypatch.setattr(run_module, "rounding_pays", lambda: False)
+    monkeypatch.setattr(training_run, "rounding_pays", lambda: False)
     folders = []
     for int8 in (False, True):
         stages = (replace(answers, int8=int8),)
@@ -141,7 +143,9 @@ def test_a_target_is_not_rounded_where_that_is_slower(
     assert "unrounded" in message
 
 
-def test_a_drafter_that_nothing_judges_is_not_trained(distillation: Recipe, tmp_path: Path) -> None:
+def test_a_drafter_that_nothing_judges_is_not_trained(
+    distillation: TrainingRecipe, tmp_path: Path
+) -> None:
     (stage,) = distillation.stages
     assert isinstance(stage, DistilStage)
     none_held_out = replace(distillation, stages=(replace(stage, held_out=0.0),))
@@ -150,7 +154,7 @@ def test_a_drafter_that_nothing_judges_is_not_trained(distillation: Recipe, tmp_
 
 
 def test_short_memory_names_the_setting_that_saves_it(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: TrainingRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhaust(*_arguments: object) -> None:
         raise torch.OutOfMemoryError("no memory")
