@@ -26,8 +26,8 @@ from treesnake.models.transformer_config import TransformerConfig
 from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.protocols import Target
-from treesnake.targets.attention import AttentionTargetModel
 from treesnake.targets.load import load_target
+from treesnake.targets.network import NetworkTargetModel
 from treesnake.tree import TokenTree
 
 SETTINGS = (
@@ -107,7 +107,7 @@ def _run_tiny(dtype: str) -> None:
     network = Transformer(
         TransformerConfig.from_hf(config), tensors, getattr(torch, dtype), torch.device("cpu")
     )
-    _run(AttentionTargetModel(network).new_session(), [1, 2, 3])
+    _run(NetworkTargetModel(network).new_session(), [1, 2, 3])
     module(torch.tensor([[1, 2, 3]]))
 
 

@@ -10,16 +10,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from treesnake import Generation, SamplingParams, SpeculativeDecoder
-from treesnake.drafters.mamba import MambaDrafterModel
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space_cpu import to_cpu
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.outcome import Step
+from treesnake.pairs import Pair
 from treesnake.search.by_name import SELF_TUNING, search_by_name
 from treesnake.search.costs import LearnedCosts
-from treesnake.targets.attention import AttentionTargetModel
+from treesnake.targets.network import NetworkTargetModel
 
 VOCAB_SIZE = 31
 NUM_THREADS = 8
@@ -43,7 +44,7 @@ def threads_that_interrupt_each_other() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def target() -> AttentionTargetModel:
+def target() -> NetworkTargetModel:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     model = LlamaForCausalLM(
@@ -54,19 +55,19 @@ def target() -> AttentionTargetModel:
             parameter.data.normal_(0, 0.3)
     config = TransformerConfig.from_hf(model.config)
     network = Transformer(config, model.state_dict(), torch.float32, torch.device("cpu"))
-    return AttentionTargetModel(network)
+    return NetworkTargetModel(network)
 
 
 @pytest.fixture(scope="module", params=DRAFTERS)
-def drafter(request: pytest.FixtureRequest) -> MambaDrafterModel:
+def drafter(request: pytest.FixtureRequest) -> NetworkDrafterModel:
     torch.manual_seed(1)
-    return MambaDrafterModel(to_cpu(DRAFTERS[request.param]().eval()))
+    return NetworkDrafterModel(to_cpu(DRAFTERS[request.param]().eval()))
 
 
 def decoder(
-    target: AttentionTargetModel, drafter: MambaDrafterModel, name: str = SELF_TUNING
+    target: NetworkTargetModel, drafter: NetworkDrafterModel, name: str = SELF_TUNING
 ) -> SpeculativeDecoder:
-    return SpeculativeDecoder(target, drafter, search=search_by_name(name))
+    return SpeculativeDecoder(Pair(target, drafter), search=search_by_name(name))
 
 
 def texts_at_once(
@@ -79,7 +80,7 @@ def texts_at_once(
 
 @pytest.mark.parametrize("name", [SELF_TUNING, "thompson", "3x2"])
 def test_each_text_is_its_own_alone(
-    name: str, target: AttentionTargetModel, drafter: MambaDrafterModel
+    name: str, target: NetworkTargetModel, drafter: NetworkDrafterModel
 ) -> None:
     alone = [
         decoder(target, drafter, name).generate(prompt, params, max_new_tokens=NUM_NEW).token_ids
@@ -102,7 +103,7 @@ def facts_of(prompt: Sequence[int], steps: Sequence[Step]) -> dict[int, tuple[in
 
 
 def test_every_step_teaches_about_its_own_text(
-    target: AttentionTargetModel, drafter: MambaDrafterModel, monkeypatch: pytest.MonkeyPatch
+    target: NetworkTargetModel, drafter: NetworkDrafterModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learned: list[tuple[Step, int, int]] = []
     observe = LearnedCosts.observe
