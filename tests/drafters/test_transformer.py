@@ -75,7 +75,7 @@ def test_a_draft_vocabulary_takes_its_rows_of_the_output_layer(dtype, tied, tiny
 
 def first_logits(network: Transformer) -> Float[Tensor, "1 kept"]:
     state = network.new_state()
-    state.prefill(PROMPT.token_ids)
+    state.prefill(PROMPT)
     return state.extend([9], [-1])
 
 

@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from treesnake import Prompt, SpeculativeDecoder, TokenTree
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.errors import BrokenModelError, ContextLengthError, InvalidInputError
+from treesnake.models.hf_attention import HfAttention
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.pairs import Pair
