@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol, Self, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from treesnake.constraints import Constraint
 from treesnake.drafters.load import AUTO, check_drafter_name, load_drafter
@@ -189,7 +189,7 @@ class SpeculativeDecoder:
         revision: str | None = None,
         trust_remote_code: bool = False,
         search: str | TreeSearch = SELF_TUNING,
-    ) -> Self:
+    ) -> "SpeculativeDecoder":
         """Loads a target and a drafter by name.
 
         Args:
