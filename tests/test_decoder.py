@@ -235,7 +235,6 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": []}, "the prompt is empty: give at least one token"),
     ({"prompt": [3, -1]}, "token ids cannot be negative, got -1"),
     ({"prompt": [300]}, "token id 300 is not in the vocabulary of 257 tokens"),
-    ({"prompt": ["a", "b"]}, "the prompt is a list of texts: give one text at a time"),
     ({"prompt": [{"role": "user"}]}, "the target's chat template refuses the conversation"),
     ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
     ({"max_new_tokens": -3}, "max_new_tokens must be at least 1, got -3"),
@@ -250,6 +249,15 @@ def test_bad_requests_are_refused_before_the_first_piece(
 ) -> None:
     with pytest.raises(InvalidInputError, match=message):
         decoder().stream(**({"prompt": "abc"} | changes))
+
+
+def test_a_list_of_texts_is_refused_where_types_are_not_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    texts: Any = ["a", "b"]
+    with pytest.raises(InvalidInputError, match="is a list of texts: give one text at a time"):
+        decoder().stream(texts)
 
 
 def test_a_prompt_that_fills_the_context_is_refused() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol, Self, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from treesnake.constraints import Constraint
 from treesnake.continuation import Continuation, continue_text
@@ -202,7 +202,7 @@ class SpeculativeDecoder:
         revision: str | None = None,
         trust_remote_code: bool = False,
         search: str | SharedSearch = SELF_TUNING,
-    ) -> Self:
+    ) -> "SpeculativeDecoder":
         """Loads a target and a drafter by name.
 
         Args:

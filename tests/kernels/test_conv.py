@@ -1,4 +1,8 @@
-"""Short causal convolutions: every form against the definition, over texts and over trees."""
+"""Short causal convolutions against the definition, over texts and over trees.
+
+Torch modules have this form alone on a CPU. The compiled convolution has no form on tensors: packed
+networks run it, and tests/models/test_state_space_cpu.py compares them with the torch modules.
+"""
 
 import pytest
 import torch
@@ -6,12 +10,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treesnake.kernels.cpu import conv as cpu
-from treesnake.kernels.dispatch import ConvKernels
 from treesnake.kernels.reference import conv as reference
-from treesnake.states.tree_layout import tree_layout
+from treesnake.states.topology import topology
 
-FORMS = [pytest.param(reference, id="reference"), pytest.param(cpu, id="cpu")]
 CPU = torch.device("cpu")
 
 
@@ -30,46 +31,39 @@ def by_definition(
     window: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     total = torch.zeros(weight.shape[0]) if bias is None else bias
-    for place in range(weight.shape[1]):
-        total = total + window[place] * weight[:, place]
+    for tap in range(weight.shape[1]):
+        total = total + window[tap] * weight[:, tap]
     return F.silu(total)
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("conv_width", [2, 3, 4])
 @pytest.mark.parametrize("channels", [5, 16, 48])
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_each_output_sees_the_last_inputs(
-    form: ConvKernels, conv_width: int, channels: int, has_bias: bool
-) -> None:
+def test_each_output_sees_the_last_inputs(conv_width: int, channels: int, has_bias: bool) -> None:
     inputs, weight, bias, history = random_case(9, channels, conv_width)
     bias = bias if has_bias else None
-    outputs = form.causal_conv(inputs, weight, bias, history)
+    outputs = reference.causal_conv(inputs, weight, bias, history)
     rows = torch.cat([history, inputs])
     for token in range(len(inputs)):
         expected = by_definition(rows[token : token + conv_width], weight, bias)
         torch.testing.assert_close(outputs[token], expected)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_batches_are_independent(form: ConvKernels) -> None:
+def test_batches_are_independent() -> None:
     inputs, weight, bias, history = random_case(12, 16, 4)
     batch = torch.stack([inputs, inputs.flip(0)])
-    outputs = form.causal_conv(batch, weight, bias, torch.stack([history, -history]))
-    torch.testing.assert_close(outputs[0], form.causal_conv(batch[0], weight, bias, history))
-    torch.testing.assert_close(outputs[1], form.causal_conv(batch[1], weight, bias, -history))
+    outputs = reference.causal_conv(batch, weight, bias, torch.stack([history, -history]))
+    torch.testing.assert_close(outputs[0], reference.causal_conv(batch[0], weight, bias, history))
+    torch.testing.assert_close(outputs[1], reference.causal_conv(batch[1], weight, bias, -history))
 
 
-@pytest.mark.parametrize("form", FORMS)
 @given(data=st.data(), num_nodes=st.integers(1, 12), conv_width=st.integers(2, 4))
-def test_a_node_sees_its_own_path(
-    form: ConvKernels, data: st.DataObject, num_nodes: int, conv_width: int
-) -> None:
+def test_a_node_sees_its_own_path(data: st.DataObject, num_nodes: int, conv_width: int) -> None:
     parents = tuple(data.draw(st.integers(-1, node - 1)) for node in range(num_nodes))
     num_new = data.draw(st.integers(1, num_nodes))
     inputs, weight, bias, history = random_case(num_nodes, 20, conv_width)
-    windows = tree_layout(parents, conv_width, CPU).windows[-num_new:]
-    outputs = form.tree_conv(inputs, weight, bias, history, windows)
+    windows = topology(parents, conv_width, CPU).windows[-num_new:]
+    outputs = reference.tree_conv(inputs, weight, bias, history, windows)
     for output, node in zip(outputs, range(num_nodes - num_new, num_nodes), strict=True):
         path = [node]
         while parents[path[0]] >= 0:
