@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from treesnake import SpeculativeDecoder
 from treesnake.drafters.load import PROMPT_LOOKUP
+from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
 from treesnake.search.static import StaticSearch
 from treesnake.shape import Shape, parse_shape
@@ -44,7 +45,7 @@ def main() -> None:
     questions = read_questions(arguments.questions)[: arguments.limit]
     log = Log(arguments.output.with_suffix(".log.jsonl"))
 
-    pretrained = load_pretrained(arguments.target, dtype="float32", device="cpu")
+    pretrained = load_pretrained(arguments.target, LoadOptions(dtype="float32", device="cpu"))
     model, tokenizer = pretrained.model, pretrained.tokenizer
     prompts = {str(question["question_id"]): _encode(tokenizer, question) for question in questions}
     log.run(REFERENCE, prompts, partial(_reference, model))

@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from treesnake import SpeculativeDecoder
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
+from treesnake.loading.options import LoadOptions
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.prompt import Prompt
@@ -71,7 +72,7 @@ def _measure(target: str, engine: str, dtype: str) -> dict[str, Any]:
     tokenizer = find_checkpoint(target).tokenizer
     tokenizer.encode(QUESTION)
     before = psutil.Process().memory_info().rss
-    model, loaded = load_target(target, dtype=dtype, device="cpu", engine=engine)
+    model, loaded = load_target(target, LoadOptions(dtype, "cpu", engine))
     decoder = SpeculativeDecoder(
         model,
         NgramDrafterModel(),

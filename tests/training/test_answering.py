@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from treesnake.errors import InvalidInputError
+from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import Pretrained, load_pretrained
 from treesnake.training import answers
 from treesnake.training.answering import AnswerOptions, answer
@@ -21,7 +22,7 @@ PROMPTS = [[5, 6, 7], [9], [5, 6, 7, 8, 9, 10], [11, 12]]
 
 @pytest.fixture(scope="module")
 def pretrained(target_folder: Path) -> Pretrained:
-    return load_pretrained(str(target_folder), dtype="float32", device="cpu")
+    return load_pretrained(str(target_folder), LoadOptions(dtype="float32", device="cpu"))
 
 
 @pytest.fixture(scope="module")
