@@ -27,6 +27,7 @@ from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
 from treesnake.loading.options import LoadOptions
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.protocols import Target
 from treesnake.targets.attention import AttentionTargetModel
@@ -74,8 +75,7 @@ def _measure(target: str, engine: str, dtype: str) -> dict[str, Any]:
     before = psutil.Process().memory_info().rss
     model, loaded = load_target(target, LoadOptions(dtype, "cpu", engine))
     decoder = SpeculativeDecoder(
-        model,
-        NgramDrafterModel(),
+        Pair(model, NgramDrafterModel()),
         tokenizer=loaded.checkpoint.tokenizer,
         end_token_ids=end_token_ids(loaded.checkpoint),
     )

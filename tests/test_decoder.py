@@ -56,9 +56,9 @@ class ByteTokenizer:
         add_generation_prompt: bool,
         tokenize: bool,
     ) -> str:
-        assert add_generation_prompt
         assert not tokenize
-        return "".join(f"{turn['role']}: {turn['content']}\n" for turn in conversation)
+        turns = [f"{turn['role']}: {turn['content']}\n" for turn in conversation]
+        return "".join([*turns, *(["assistant: "] if add_generation_prompt else [])])
 
 
 class PlainTokenizer(ByteTokenizer):
@@ -69,13 +69,13 @@ TARGET = LetterModel(VOCAB_SIZE, seed=1)
 
 
 def decoder(**changes: Any) -> SpeculativeDecoder:
-    options: dict[str, Any] = {
+    models = {
         "target": NetworkTargetModel(TinyNetwork(TARGET)),
         "drafter": NetworkDrafterModel(TinyNetwork(TARGET)),
-        "tokenizer": ByteTokenizer(),
-        "end_token_ids": [END],
     }
-    return SpeculativeDecoder(**(options | changes))
+    options: dict[str, Any] = {"tokenizer": ByteTokenizer(), "end_token_ids": [END]}
+    pair = Pair(**{name: changes.pop(name, model) for name, model in models.items()})
+    return SpeculativeDecoder(pair, **(options | changes))
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED])
@@ -97,7 +97,7 @@ def test_greedy_text_is_the_same_whatever_drafts() -> None:
     )
     shapes = (LevelWidths((1, 1, 1)), LevelWidths((2, 2)))
     texts = {
-        decoder(drafter=drafter, new_search=lambda shape=shape: StaticSearch(shape))
+        decoder(drafter=drafter, search=StaticSearch(shape))
         .generate("aba", max_new_tokens=30)
         .token_ids
         for drafter, shape in itertools.product(drafters, shapes)
@@ -114,7 +114,7 @@ def test_a_seed_gives_the_same_sample_again_and_another_seed_another() -> None:
 
 
 def test_a_stop_string_ends_the_text_inside_of_an_accepted_path() -> None:
-    drafting = decoder(new_search=lambda: StaticSearch(LevelWidths((1, 1, 1))))
+    drafting = decoder(search=StaticSearch(LevelWidths((1, 1, 1))))
     whole = drafting.generate("abc", max_new_tokens=40)
     assert whole.text is not None
     assert whole.mean_tokens_per_step > 2, "the drafter is the target"

@@ -21,6 +21,7 @@ from treesnake.drafters.none import NoDrafterModel
 from treesnake.loading.networks import LoadedNetwork
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
+from treesnake.pairs import Pair
 from treesnake.protocols import TargetModel
 from treesnake.shape import Shape
 from treesnake.targets.load import load_target
@@ -44,7 +45,7 @@ def decoder(loaded: Loaded, shape: Shape | None = chain(4)) -> SpeculativeDecode
     tokenizer: Any = network.checkpoint.tokenizer
     drafter = NoDrafterModel() if shape is None else NgramDrafterModel(shortest=1)
     search = StaticSearch(shape or chain(0))
-    return SpeculativeDecoder(model, drafter, tokenizer=tokenizer, new_search=lambda: search)
+    return SpeculativeDecoder(Pair(model, drafter), tokenizer=tokenizer, search=search)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.acceptance.greedy import greedy
-from treesnake.draft import Draft
+from treesnake.draft import Draft, Scored
 from treesnake.errors import LosslessnessError
 from treesnake.generate import generate
 from treesnake.outcome import FinishReason, Step
@@ -63,7 +63,7 @@ class CountingDrafter:
         tokens[1:] = [0 if token in self.wrong else token for token in tokens[1:]]
         return Draft.chosen(TokenTree.chain(tokens))
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         self.calls.append(("commit", tuple(token_ids)))
 
 

@@ -71,11 +71,19 @@ class DecoderSession:
     """The state of one text: what was prefilled or generated in it need not be run again.
 
     A session serves one generation at a time.
+
+    Attributes:
+        target: holds the text so far.
+        drafter: holds it too.
+        search: chooses the trees.
+        seeded_search: takes its place where text is sampled with a seed; None where `search`
+            keeps seeds itself.
     """
 
     target: Target
     drafter: Drafter
     search: TreeSearch
+    seeded_search: TreeSearch | None = None
 
 
 class TextStream(Iterator[str]):
@@ -156,7 +164,9 @@ class SpeculativeDecoder:
         pair: the models; `treesnake.pairs.Pair` of any target and any drafter.
         tokenizer: a tokenizer of transformers, needed for text in and text out.
         end_token_ids: the tokens after which a text ends.
-        search: chooses the trees of all texts; by default one that tunes itself.
+        search: chooses the trees of all texts; by default one that tunes itself. Samples with a
+            seed are drafted by chains of 4 instead, if the search reads the clock or learns across
+            texts: the same seed would not give the same sample again.
         accept: the acceptance rule; by default the best that is exact for each draft.
     """
 
@@ -250,7 +260,8 @@ class SpeculativeDecoder:
     def new_session(self) -> DecoderSession:
         """Returns a session with an empty state, to continue one text in several calls."""
         target, drafter = self.pair.new_sessions()
-        return DecoderSession(target, drafter, self.search.new_session())
+        seeded_search = None if _keeps_seeds(self.search) else CLOCK_FREE_SEARCH
+        return DecoderSession(target, drafter, self.search.new_session(), seeded_search)
 
     def generate(
         self,
@@ -311,7 +322,7 @@ class SpeculativeDecoder:
             session.drafter,
             self.encode(prompt),
             params,
-            search=self._search_for(params, session),
+            search=_search_for(params, session),
             max_new_tokens=max_new_tokens,
             end_token_ids=self.end_token_ids,
             constraints=constraints,
@@ -367,16 +378,6 @@ class SpeculativeDecoder:
         is_border = text.startswith(history) and tokens[border:] == opening
         return Prompt(tuple(tokens), borders=(border,) if is_border else ())
 
-    def _search_for(self, params: SamplingParams, session: DecoderSession) -> TreeSearch:
-        """Returns the text's search, or where a seed must give the same text again, a fixed one.
-
-        Which sample a seed gives depends on the shapes, and those of searches that read the clock
-        differ from run to run.
-        """
-        if self.search.reads_clock and params.seed is not None and not params.is_greedy:
-            return CLOCK_FREE_SEARCH
-        return session.search
-
     def _stop_rules(self, stop: Sequence[str]) -> list[StopRule]:
         if not stop:
             return []
@@ -391,3 +392,14 @@ class SpeculativeDecoder:
         if self.tokenizer is None:
             raise InvalidInputError(f"{purpose} needs a tokenizer: give token ids or a tokenizer")
         return self.tokenizer
+
+
+def _search_for(params: SamplingParams, session: DecoderSession) -> TreeSearch:
+    if params.seed is None or params.is_greedy:
+        return session.search
+    return session.seeded_search or session.search
+
+
+def _keeps_seeds(search: SharedSearch) -> bool:
+    """Tells whether the trees for a text follow from the text alone."""
+    return not (search.reads_clock or search.learns_across_texts)

@@ -80,7 +80,7 @@ class Drafter(Protocol):
 
 @runtime_checkable
 class TreeSearch(Protocol):
-    """Chooses the shape of each tree."""
+    """Chooses the shape of each tree of one text."""
 
     def choose(self, context_length: int) -> Shape:
         """Returns the shape of the next tree, `context_length` tokens into the text."""
@@ -115,6 +115,29 @@ class TargetModel(Protocol):
 
     def new_session(self) -> Target:
         """Returns a session with an empty state."""
+        ...
+
+
+@runtime_checkable
+class SharedSearch(Protocol):
+    """What a search has learned about a pair and a machine, shared by the sessions of its texts.
+
+    Sessions may run in several threads at once. They never raise, nor learn wrongly, whatever the
+    others do meanwhile.
+    """
+
+    @property
+    def reads_clock(self) -> bool:
+        """Whether measured times have a say in what is chosen."""
+        ...
+
+    @property
+    def learns_across_texts(self) -> bool:
+        """Whether earlier texts have a say in what is chosen for a text."""
+        ...
+
+    def new_session(self) -> TreeSearch:
+        """Returns the search for one text."""
         ...
 
 

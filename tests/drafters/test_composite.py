@@ -11,6 +11,7 @@ from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.errors import InvalidInputError
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel
 from treesnake.sampling import TorchRng
@@ -92,7 +93,7 @@ def test_what_drafting_takes_is_what_the_first_drafter_ran() -> None:
 def test_greedy_text_is_the_targets_own() -> None:
     target = NetworkTargetModel(TinyNetwork(RecurrentModel(VOCAB_SIZE, seed=2)))
     texts = {
-        SpeculativeDecoder(target, drafter).generate([1, 2], max_new_tokens=30).token_ids
+        SpeculativeDecoder(Pair(target, drafter)).generate([1, 2], max_new_tokens=30).token_ids
         for drafter in (NoDrafterModel(), CompositeDrafterModel(MODEL, LOOKUP))
     }
     assert len(texts) == 1

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treesnake.constraints import BannedTokens, Constraint, RepetitionPenalty
-from treesnake.draft import Draft
+from treesnake.draft import Draft, Scored
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.generate import generate
 from treesnake.outcome import FinishReason, Step
@@ -76,7 +76,7 @@ class RandomDrafter:
             depths.append(depths[parent] + 1)
         return Draft.chosen(TokenTree.of(tokens, parents))
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         assert token_ids[0] == self.text[-1]
         self.text += [*token_ids[1:], self.own_text[len(self.text) + len(token_ids) - 1]]
 

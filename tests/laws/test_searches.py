@@ -8,7 +8,7 @@ import pytest
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.generate import generate
 from treesnake.prompt import Prompt
-from treesnake.protocols import DrafterModel, TreeSearch
+from treesnake.protocols import DrafterModel, SharedSearch
 from treesnake.sampling import SamplingParams, TorchRng, to_probs
 from treesnake.search.by_name import SEARCHES, SELF_TUNING, search_by_name
 from treesnake.search.self_tuning import SelfTuningSearch
@@ -22,7 +22,7 @@ NAMES = [SELF_TUNING, *SEARCHES, "tree(0, 0, 1, 2, 2)", "priced(2; 0, 0.3; 0.1, 
 def text(
     target: TinyModel,
     drafter: DrafterModel,
-    search: TreeSearch,
+    search: SharedSearch,
     rng: TorchRng,
     num_new: int,
     params: SamplingParams,
@@ -31,7 +31,7 @@ def text(
         NetworkTargetModel(TinyNetwork(target)).new_session(),
         drafter.new_session(),
         PROMPT,
-        search=search,
+        search=search.new_session(),
         params=params,
         rng=rng,
         max_length=len(PROMPT) + num_new,
@@ -68,7 +68,7 @@ def own_probabilities(model: TinyModel, num_new: int) -> dict[tuple[int, ...], f
 
 @pytest.mark.parametrize("search", [SelfTuningSearch(), search_by_name("thompson")])
 def test_sampled_texts_have_the_targets_distribution_under_a_search_that_learns(
-    search: TreeSearch,
+    search: SharedSearch,
 ) -> None:
     target, drafter = (
         RecurrentModel(3, seed=1),

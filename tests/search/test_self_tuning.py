@@ -12,7 +12,7 @@ from treesnake.evaluation.simulation.replay import Machine, replay
 from treesnake.evaluation.simulation.synthetic import synthetic_trace
 from treesnake.evaluation.simulation.trace import Trace
 from treesnake.outcome import Acceptance, Step, StepSeconds
-from treesnake.protocols import TreeSearch
+from treesnake.protocols import SharedSearch, TreeSearch
 from treesnake.search.arms import ARMS
 from treesnake.search.costs import CostTable
 from treesnake.search.self_tuning import SelfTuningSearch
@@ -34,9 +34,17 @@ POOR = [synthetic_trace(120, doubtful, truth=0.9, seed=seed) for seed in range(2
 USELESS = [synthetic_trace(120, confident, truth=0.0, seed=seed) for seed in range(2)] * 5
 
 
-def rate_of(traces: list[Trace], costs: CostTable, search: TreeSearch) -> float:
+def rate_of(traces: list[Trace], costs: CostTable, search: SharedSearch) -> float:
+    """Returns the rate where each text has a session, as in a server."""
     machine = Machine(costs, noise=0.03)
-    return rate([replay(trace, search, machine) for trace in traces])
+    return rate([replay(trace, search.new_session(), machine) for trace in traces])
+
+
+def watch(traces: list[Trace], costs: CostTable, watched: TreeSearch) -> None:
+    """Runs one session over one text after the other, as in a conversation."""
+    machine = Machine(costs, noise=0.03)
+    for trace in traces:
+        replay(trace, watched, machine)
 
 
 def scaled(costs: CostTable, *, score: float = 1.0, draft: float = 1.0) -> CostTable:
@@ -100,10 +108,10 @@ def test_it_follows_a_text_that_changes() -> None:
 
 
 class Watched:
-    """A search whose steps can be looked at."""
+    """A session whose steps can be looked at."""
 
-    def __init__(self, search: TreeSearch) -> None:
-        self._search = search
+    def __init__(self, search: SharedSearch) -> None:
+        self._search = search.new_session()
         self.steps: list[Step] = []
 
     def choose(self, context_length: int) -> Shape:
@@ -116,7 +124,7 @@ class Watched:
 
 def steps_of(costs: CostTable | None, traces: list[Trace], machine: CostTable) -> list[Step]:
     watched = Watched(SelfTuningSearch(costs))
-    rate_of(traces, machine, watched)
+    watch(traces, machine, watched)
     return watched.steps
 
 
@@ -148,7 +156,7 @@ def test_without_confidence_it_draws_fixed_trees() -> None:
             super().observe(replace(step, node_probs=None))
 
     unsure = Unsure(search)
-    rate_of(GOOD, CPU, unsure)
+    watch(GOOD, CPU, unsure)
     kinds = [type(step.shape) for step in unsure.steps]
     assert kinds.count(Priced) <= 4, "only until it was seen that there is none"
     assert kinds.count(FixedTree) > len(kinds) / 2
@@ -174,7 +182,7 @@ def step_beside_lookup(shape: Shape, *, has_guess: bool) -> Step:
 
 
 def test_off_has_the_guesses_for_which_nothing_is_run() -> None:
-    search, chance = SelfTuningSearch(), random.Random(0)
+    search, chance = SelfTuningSearch().new_session(), random.Random(0)
     steps, length = [], 10
     for _ in range(600):
         step = step_beside_lookup(search.choose(length), has_guess=chance.random() < 0.5)
@@ -195,6 +203,6 @@ def test_a_first_step_that_compiles_for_long_is_forgotten() -> None:
             super().observe(step)
 
     slow = Slow(SelfTuningSearch())
-    rate_of(GOOD, CPU, slow)
+    watch(GOOD, CPU, slow)
     late = slow.steps[len(slow.steps) // 2 :]
     assert sum(step.num_drafted > 0 for step in late) > len(late) / 2

@@ -62,7 +62,7 @@ class GuessingDrafter:
             node = known[0] if known else self._chance.choice(children)
         return Draft.chosen(builder.build())
 
-    def commit(self, token_ids) -> None:
+    def commit(self, token_ids, scored=None) -> None:
         self._length += len(token_ids)
 
 

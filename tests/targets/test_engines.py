@@ -11,6 +11,7 @@ from treesnake.drafters.none import NoDrafterModel
 from treesnake.errors import BrokenModelError, ContextLengthError, InvalidInputError
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
+from treesnake.pairs import Pair
 from treesnake.protocols import TargetModel
 from treesnake.targets.attention import AttentionTargetModel
 from treesnake.testing import check_target
@@ -53,7 +54,7 @@ def test_the_native_engine_keeps_the_promises_of_targets(llama: LlamaForCausalLM
 
 def test_both_engines_give_the_same_greedy_text(llama: LlamaForCausalLM) -> None:
     texts = {
-        SpeculativeDecoder(engine(llama), NoDrafterModel())
+        SpeculativeDecoder(Pair(engine(llama), NoDrafterModel()))
         .generate([3, 1, 4], max_new_tokens=24)
         .token_ids
         for engine in (native, AttentionTargetModel)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from treesnake.draft import Draft
+from treesnake.draft import Draft, Scored
 from treesnake.drafters.network import NetworkDrafter, NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.prompt import Prompt
@@ -234,14 +234,14 @@ def test_logits_for_the_anchor_alone_are_found_out() -> None:
 class IgnoresCommits(NetworkDrafter):
     """Drafts on, but never learns what became of it."""
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         self._forget_draft()
 
 
 class LosesUnseenTokens(NetworkDrafter):
     """Forgets accepted leaves, which its model has not seen yet."""
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         super().commit(token_ids)
         self._pending = []
 
@@ -249,7 +249,7 @@ class LosesUnseenTokens(NetworkDrafter):
 class CommitsAllItDrafted(NetworkDrafter):
     """Takes everything that its model has seen for accepted."""
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         assert self._grown is not None
         tree = self._grown.draft.tree
         super().commit(tree.path_tokens(len(tree) - 1))

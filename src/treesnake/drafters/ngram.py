@@ -16,7 +16,7 @@ from treesnake.draft import Draft, Scored
 from treesnake.errors import InvalidInputError
 from treesnake.prompt import Prompt, num_shared
 from treesnake.sampling import Rng, SamplingParams
-from treesnake.shape import FixedTree, LevelWidths, Priced, Shape
+from treesnake.shape import Shape
 from treesnake.tree import TreeBuilder
 
 MOST_AGREEING = 32
@@ -109,7 +109,7 @@ class NgramDrafter:
         """Returns a chosen tree of at most the shape's depth and size, often just the anchor."""
         grown = _Grown(anchor)
         if shape.depth > 0:
-            for num_agreeing, start in self._continuations([anchor])[: _width(shape)]:
+            for num_agreeing, start in self._continuations([anchor])[: shape.widest]:
                 room = shape.num_drafted - (len(grown.probs) - 1)
                 tokens = self._copy(start, min(shape.depth, room), anchor)
                 grown.add_path(tokens, num_agreeing, self._model.record, shape)
@@ -176,7 +176,7 @@ class _Grown:
     def add_path(
         self, tokens: Sequence[int], num_agreeing: int, record: AgreementRecord, shape: Shape
     ) -> None:
-        """Adds tokens below the anchor; those of a priced shape as far as they are worth it.
+        """Adds tokens below the anchor; those of a priced shape as far as they pay.
 
         Where a path leaves an earlier one, it has a part of what that one's token leaves.
         """
@@ -185,17 +185,10 @@ class _Grown:
             node = self.builder.child(parent, token)
             if node is None:
                 prob = self._left[parent] * record.probability(num_agreeing + place)
-                if isinstance(shape, Priced) and not shape.is_worth(prob, len(self.probs) - 1):
+                if not shape.pays(prob, len(self.probs) - 1):
                     return
                 node = self.builder.add(parent, token)
                 self.probs.append(prob)
                 self._left.append(prob)
                 self._left[parent] -= prob
             parent = node
-
-
-def _width(shape: Shape) -> int:
-    """Returns how many children the anchor may have."""
-    if isinstance(shape, LevelWidths):
-        return shape.widths[0]
-    return len(shape.children[0]) if isinstance(shape, FixedTree) else shape.width

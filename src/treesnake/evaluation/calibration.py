@@ -66,7 +66,7 @@ def _score_costs(target: Target, prompt: Prompt, num_rounds: int) -> dict[int, f
             max_new_tokens=1000,
         ).steps
         taken = [
-            step.seconds.total_s - step.seconds.draft_s
+            step.seconds.work_s - step.seconds.draft_s
             for _, step in zip(range(num_rounds + 1), steps, strict=False)
         ]
         costs[num_nodes] = max(statistics.median(taken[1:]), LEAST_S)
@@ -105,7 +105,8 @@ class _Guesses:
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Returns the shape with the tokens 0, 1, 2 and so on."""
-        parents = shape.parents if isinstance(shape, FixedTree) else ()
+        fixed = shape.as_tree()
+        parents = () if fixed is None else fixed.parents
         return Draft.chosen(TokenTree.of([anchor, *range(len(parents))], [-1, *parents]))
 
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:

@@ -4,6 +4,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from treesnake.clock import book_wait
 from treesnake.errors import InvalidInputError
 from treesnake.kernels.cpu import mamba as mamba_kernels
 from treesnake.kernels.cpu import mamba2 as mamba2_kernels
@@ -132,7 +134,9 @@ class CpuNetwork(ABC):
     ) -> Float[Tensor, "new vocab"]:
         logits = np.empty((num_logits + SPARE_ROWS, len(self._weights.head)), np.float32)
         memory = _memory_of(state)
+        asked = perf_counter()
         with self._lock:
+            book_wait(asked)
             self._make_room(len(tokens.token_ids), len(tokens.parents))
             self._call(tokens, ancestor_mask, memory, num_logits, logits)
         return torch.from_numpy(logits)[:num_logits]

@@ -3,12 +3,14 @@
 import dataclasses
 import threading
 from collections.abc import Mapping
+from time import perf_counter
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from treesnake.clock import book_wait
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.attention import SEES_ALL, SPARE_ROWS
 from treesnake.kernels.cpu.linear import (
@@ -102,7 +104,9 @@ class CpuEngine:
     ) -> Float[Tensor, "last_nodes vocab"]:
         """Runs the nodes through all layers; see `treesnake.models.transformer`."""
         logits = np.empty((padded_rows(num_logits), self.config.output_size), np.float32)
+        asked = perf_counter()
         with self._lock:
+            book_wait(asked)
             self._run(self._settings, token_ids, ancestor_mask, cache, logits, num_logits)
         return torch.from_numpy(logits)[:num_logits]
 
@@ -113,7 +117,9 @@ class CpuEngine:
         mask = torch.ones(len(token_ids), len(token_ids), dtype=torch.bool).tril()
         settings = self._settings._replace(num_layers=num_layers)
         logits = np.empty((0, self.config.output_size), np.float32)
+        asked = perf_counter()
         with self._lock:
+            book_wait(asked)
             self._run(settings, token_ids, mask, self.new_cache(len(token_ids)), logits, 0)
             residual = self._workspace.residual[: len(token_ids), : self.config.hidden_size]
             return torch.tensor(residual)

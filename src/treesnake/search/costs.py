@@ -47,15 +47,15 @@ class CostTable:
 
 
 @dataclass(frozen=True)
-class Growth:
-    """How costs grow with the context, as a factor to those at the shortest length measured."""
+class LengthFactors:
+    """By how much costs grow with the context: 1 at the shortest length that was measured."""
 
     lengths: tuple[int, ...] = (0,)
     factors: tuple[float, ...] = (1.0,)
 
     @classmethod
-    def of(cls, table: Mapping[int, Mapping[int, float]]) -> "Growth":
-        """Reads the growth off a table, at the least count of it."""
+    def of(cls, table: Mapping[int, Mapping[int, float]]) -> "LengthFactors":
+        """Reads the factors from the smallest count in a table."""
         lengths = tuple(sorted(table))
         if not lengths:
             return cls()
@@ -176,7 +176,7 @@ class LearnedCosts:
     def __init__(self, table: CostTable | None = None) -> None:
         score = table.score_s if table else {}
         draft = table.draft_s if table else {}
-        self._score_growth, self._draft_growth = Growth.of(score), Growth.of(draft)
+        self._score_factors, self._draft_factors = LengthFactors.of(score), LengthFactors.of(draft)
         self._score = CostCurve(score[min(score)] if score else {})
         self._draft = CostCurve(draft[min(draft)] if draft else {})
 
@@ -192,24 +192,27 @@ class LearnedCosts:
 
     def score_s(self, num_nodes: int, context_length: int) -> float:
         """Returns the seconds of a step of so many nodes without drafting."""
-        return self._score.seconds(num_nodes) * self._score_growth.at(context_length)
+        return self._score.seconds(num_nodes) * self._score_factors.at(context_length)
 
     def draft_s(self, num_expanded: int, context_length: int) -> float:
         """Returns the seconds of a level for which so many nodes are expanded."""
-        return self._draft.seconds(num_expanded) * self._draft_growth.at(context_length)
+        return self._draft.seconds(num_expanded) * self._draft_factors.at(context_length)
 
-    def observe(self, step: Step, context_length: int, *, has_debt: bool) -> float:
+    def observe(self, step: Step, context_length: int, *, num_behind: int = 0) -> float:
         """Learns what a step took, and returns the seconds of drafting beyond what was believed.
 
-        What was drafted first after plain decoding also took what the drafter had missed: with
-        `has_debt` that is believed only if nothing better is known.
+        Args:
+            step: the step.
+            context_length: the tokens of its text before it.
+            num_behind: the tokens that the drafter had to read first. If there are any, drafting
+                took longer than usual: its time is believed only if nothing better is known.
         """
-        rest_s = step.seconds.total_s - step.seconds.draft_s
-        self._score.observe(len(step.tree), rest_s / self._score_growth.at(context_length))
+        rest_s = step.seconds.work_s - step.seconds.draft_s
+        self._score.observe(len(step.tree), rest_s / self._score_factors.at(context_length))
         levels = step.tree.num_expanded if step.num_expanded is None else step.num_expanded
         believed_s = sum(self.draft_s(level, context_length) for level in levels)
         extra_s = max(step.seconds.draft_s - believed_s, 0.0)
-        if levels and not (has_debt and self._draft.is_known):
+        if levels and not (num_behind and self._draft.is_known):
             ratio = step.seconds.draft_s / believed_s
             for level in set(levels):
                 self._draft.observe(level, self._draft.seconds(level) * ratio)

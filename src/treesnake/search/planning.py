@@ -12,8 +12,9 @@ from math import inf
 
 from treesnake.shape import FixedTree, Priced
 
-PATIENCE = 12
-"""After so many nodes that did not pay, no more are added: the first of a level pays late."""
+NODES_WITHOUT_GAIN = 12
+"""After this many nodes without a better rate the tree is complete. One is too few: the first node
+of a level pays only once it has siblings."""
 
 LEAST_S = 1e-9
 
@@ -58,13 +59,13 @@ def plan_tree(
         max_nodes: drafted at most.
         max_width: nodes of a level that may have children.
     """
-    growth = _Growth(accepted, draft_s, max_width)
+    planned = _PlannedTree(accepted, draft_s, max_width)
     tokens, drafting = 1.0, 0.0
     best: tuple[float, int, float, float] | None = None
     before = score_s(1)
     for num_nodes in range(1, max_nodes + 1):
         after = score_s(num_nodes + 1)
-        added = growth.add_best(after - before)
+        added = planned.add_best(after - before)
         if added is None:
             break
         before = after
@@ -73,14 +74,14 @@ def plan_tree(
         rate = tokens / (after + drafting)
         if best is None or rate > best[0]:
             best = rate, num_nodes, tokens, after + drafting
-        elif num_nodes > best[1] + PATIENCE and num_nodes > 2 * best[1]:
+        elif num_nodes > best[1] + NODES_WITHOUT_GAIN and num_nodes > 2 * best[1]:
             break
     assert best is not None, "the anchor can always have a child"
     _, num_nodes, tokens, seconds = best
-    return Plan(growth.shape(num_nodes), tokens, seconds)
+    return Plan(planned.shape(num_nodes), tokens, seconds)
 
 
-class _Growth:
+class _PlannedTree:
     """A tree under construction."""
 
     def __init__(

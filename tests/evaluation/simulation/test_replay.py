@@ -109,7 +109,9 @@ def test_a_drafter_that_was_off_reads_up_on_what_it_missed() -> None:
 def test_noise_of_one_seed_is_the_same_again() -> None:
     trace = recorded(2)
     first, again, other = (
-        replay(trace, SelfTuningSearch(), Machine(COSTS, noise=0.1, seed=seed)).seconds
+        replay(
+            trace, SelfTuningSearch().new_session(), Machine(COSTS, noise=0.1, seed=seed)
+        ).seconds
         for seed in (1, 1, 2)
     )
     assert first == again != other

@@ -22,6 +22,7 @@ from treesnake.evaluation.verification import (
     verify_sampling,
 )
 from treesnake.outcome import Acceptance
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule, TargetModel
 from treesnake.sampling import Rng, SamplingParams
@@ -47,9 +48,8 @@ Probs = Float[Tensor, " vocab"]
 
 def decoder(target: TargetModel, *, accept: AcceptanceRule | None = None) -> SpeculativeDecoder:
     return SpeculativeDecoder(
-        target,
-        NetworkDrafterModel(TinyNetwork(RecurrentModel(8, seed=6))),
-        new_search=lambda: StaticSearch(SHAPE),
+        Pair(target, NetworkDrafterModel(TinyNetwork(RecurrentModel(8, seed=6)))),
+        search=StaticSearch(SHAPE),
         accept=accept,
     )
 
@@ -122,9 +122,11 @@ def nothing_taken_away(remaining: Probs, proposed: Probs) -> Probs:
 def sampled_with(rule: AcceptanceRule) -> bool:
     """Whether sampling passes on a pair whose tables are far from each other."""
     subject = SpeculativeDecoder(
-        NetworkTargetModel(TinyNetwork(TableModel(4, seed=0))),
-        NetworkDrafterModel(TinyNetwork(TableModel(4, seed=13))),
-        new_search=lambda: StaticSearch(LevelWidths((3,))),
+        Pair(
+            NetworkTargetModel(TinyNetwork(TableModel(4, seed=0))),
+            NetworkDrafterModel(TinyNetwork(TableModel(4, seed=13))),
+        ),
+        search=StaticSearch(LevelWidths((3,))),
         accept=rule,
     )
     plan = SamplingPlan(num_samples=600, num_tokens=2, num_long_tokens=24, alpha=ALPHA, seed=0)
@@ -202,9 +204,8 @@ def test_a_faulty_state_is_found_in_greedy_texts_and_in_samples(
     session: type[TinyTarget],
 ) -> None:
     subject = SpeculativeDecoder(
-        FaultyTargetModel(session),
-        NetworkDrafterModel(TinyNetwork(SHARP)),
-        new_search=lambda: AlternatingSearch(SHAPE),
+        Pair(FaultyTargetModel(session), NetworkDrafterModel(TinyNetwork(SHARP))),
+        search=AlternatingSearch(SHAPE),
     )
     verdict = judge(subject)
     assert verdict.greedy is not None
@@ -220,9 +221,8 @@ def test_a_faulty_state_is_found_in_greedy_texts_and_in_samples(
 
 def test_a_correct_state_passes_under_shapes_that_change() -> None:
     subject = SpeculativeDecoder(
-        NetworkTargetModel(TinyNetwork(SHARP)),
-        NetworkDrafterModel(TinyNetwork(SHARP)),
-        new_search=lambda: AlternatingSearch(SHAPE),
+        Pair(NetworkTargetModel(TinyNetwork(SHARP)), NetworkDrafterModel(TinyNetwork(SHARP))),
+        search=AlternatingSearch(SHAPE),
     )
     assert judge(subject).is_lossless
 
@@ -246,9 +246,11 @@ def test_an_impossible_token_fails_whatever_the_frequencies_are() -> None:
 def test_the_false_alarm_rate_is_what_it_says() -> None:
     """At 10 %, 100 seeds give 10 alarms on average; 3 to 18 hold 99 of 100 such experiments."""
     subject = SpeculativeDecoder(
-        NetworkTargetModel(TinyNetwork(TableModel(6, seed=5))),
-        NetworkDrafterModel(TinyNetwork(TableModel(6, seed=6))),
-        new_search=lambda: StaticSearch(LevelWidths((2,))),
+        Pair(
+            NetworkTargetModel(TinyNetwork(TableModel(6, seed=5))),
+            NetworkDrafterModel(TinyNetwork(TableModel(6, seed=6))),
+        ),
+        search=StaticSearch(LevelWidths((2,))),
     )
     alarms = [
         not verify_sampling(

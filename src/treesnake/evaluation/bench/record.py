@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from treesnake.outcome import Step
-from treesnake.shape import BestFirst, FixedTree, LevelWidths, Shape
+from treesnake.shape import Shape, ShapeKind
 
 
 @dataclass(frozen=True)
@@ -267,11 +267,13 @@ def kind_of_shape(shape: Shape) -> str:
     """Names a shape as far as it makes sense to add up its steps."""
     if shape.num_drafted == 0 or shape.depth == 0:
         return "off"
-    if isinstance(shape, LevelWidths | BestFirst):
-        return str(shape)
-    if isinstance(shape, FixedTree):
-        return f"tree of {_rounded(shape.num_drafted)}"
-    return "by confidence"
+    match shape.kind:
+        case ShapeKind.FIXED_TREE:
+            return f"tree of {_rounded(shape.num_drafted)}"
+        case ShapeKind.PRICED:
+            return "by confidence"
+        case _:
+            return str(shape)
 
 
 def _rounded(number: int) -> str:

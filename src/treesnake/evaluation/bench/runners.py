@@ -44,8 +44,8 @@ class Runner(Protocol):
 class SpeculativeRunner:
     """Our own decoding: the loop itself, so that no text is made while the clock runs.
 
-    Every prompt has a session of its own, and all share one search, as those of a server do: what
-    it learns is about the pair.
+    Every prompt has sessions of its own. What the search learns is about the pair, so it goes from
+    prompt to prompt, as in a server.
 
     Args:
         decoder: target, drafter and end tokens.
