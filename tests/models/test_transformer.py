@@ -14,6 +14,8 @@ from treesnake.errors import ContextLengthError, InvalidInputError, UnsupportedM
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig, unsupported_reason
+from treesnake.models.transformer_cpu import CpuEngine
+from treesnake.models.transformer_pass import NewNodes
 from treesnake.models.transformer_torch import TorchEngine
 from treesnake.tree import TokenTree
 
@@ -108,6 +110,17 @@ def random_tree(num_nodes: int, seed: int) -> TokenTree:
     return TokenTree(random_tokens(num_nodes, seed), torch.tensor([-1, *parents]))
 
 
+def run(
+    engine: CpuEngine | TorchEngine,
+    tokens: Tensor,
+    mask: Tensor,
+    cache: TransformerCache,
+    num_logits: int,
+) -> Tensor:
+    """Runs the nodes of one text."""
+    return engine.forward_all([NewNodes(tokens, mask, cache, num_logits)])[0]
+
+
 def causal_mask(number: int) -> Tensor:
     return torch.ones(number, number, dtype=torch.bool).tril()
 
@@ -157,11 +170,11 @@ def test_the_torch_engine_gives_the_same_numbers(name: str) -> None:
     prompt, tree = random_tokens(19), random_tree(13, seed=1)
     mask = causal_mask(len(prompt))
     expected = ours.forward(prompt, mask, cache)
-    torch.testing.assert_close(other.forward(prompt, mask, other_cache, len(prompt)), expected)
+    torch.testing.assert_close(run(other, prompt, mask, other_cache, len(prompt)), expected)
     for each in (cache, other_cache):
         each.commit(range(len(prompt)))
     expected = ours.forward(tree.token_ids, tree.ancestor_mask, cache)
-    result = other.forward(tree.token_ids, tree.ancestor_mask, other_cache, len(tree))
+    result = run(other, tree.token_ids, tree.ancestor_mask, other_cache, len(tree))
     torch.testing.assert_close(result, expected)
 
 
@@ -232,9 +245,9 @@ def test_the_torch_engine_runs_trees_level_by_level(llama: Any) -> None:
     engine = TorchEngine(config, llama.state_dict(), torch.float32, CPU)
     tree, cache = random_tree(11, seed=3), engine.new_cache(40)
     tokens, mask = tree.token_ids, tree.ancestor_mask
-    whole = engine.forward(tokens, mask, cache, 11)
-    parts = [engine.forward(tokens[:6], mask[:6, :6], cache, 6)]
-    parts.append(engine.forward(tokens[6:], mask[6:], cache, 5))
+    whole = run(engine, tokens, mask, cache, 11)
+    parts = [run(engine, tokens[:6], mask[:6, :6], cache, 6)]
+    parts.append(run(engine, tokens[6:], mask[6:], cache, 5))
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
@@ -258,11 +271,11 @@ def test_sequences_do_not_disturb_each_other(networks: dict[torch.dtype, Transfo
     steps = [
         torch.cat(
             [
-                read(model, text[place, None], cache)
+                read(model, text[position, None], cache)
                 for text, cache in zip(texts, caches, strict=True)
             ]
         )
-        for place in range(12)
+        for position in range(12)
     ]
     assert torch.equal(torch.stack(steps, dim=1), torch.stack(alone))
 
@@ -283,11 +296,28 @@ def test_a_grown_cache_and_a_rewound_one_go_on_alike(
     model, tokens = networks[torch.float32], random_tokens(30)
     cache = model.new_cache(20)
     read(model, tokens[:20], cache)
-    grown = cache.grown(40)
-    after = read(model, tokens[20:], grown)
-    grown.rewind(15)
-    assert torch.equal(read(model, tokens[15:], grown)[5:], after)
-    assert grown.num_bytes == 30 * 3 * 2 * 2 * 16 * 4
+    cache.reserve(40)
+    after = read(model, tokens[20:], cache)
+    cache.rewind(15)
+    assert torch.equal(read(model, tokens[15:], cache)[5:], after)
+    assert cache.num_bytes == 30 * 3 * 2 * 2 * 16 * 4
+
+
+def test_texts_share_a_pass_with_logits_of_some_nodes_each(
+    networks: dict[torch.dtype, Transformer],
+) -> None:
+    model = networks[torch.float32]
+    tokens, mask = random_tokens(20), causal_mask(20)
+    every = model.forward(tokens, mask, model.new_cache(20))
+    counts = [3, 0, 20, 1]
+    lengths = [20, 15, 20, 6]
+    nodes = [
+        NewNodes(tokens[:length], mask[:length, :length], model.new_cache(capacity), count)
+        for length, count, capacity in zip(lengths, counts, (20, 40, 21, 6), strict=True)
+    ]
+    parts = model._engine.forward_all(nodes)
+    for logits, length, count in zip(parts, lengths, counts, strict=True):
+        assert torch.equal(logits, every[length - count : length])
 
 
 def test_weights_take_the_bytes_of_their_dtype(networks: dict[torch.dtype, Transformer]) -> None:
@@ -318,7 +348,7 @@ def test_tied_embeddings_are_in_memory_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "place"),
+    ("name", "part"),
     [
         ("model.embed_tokens.weight", "the embedding"),
         ("model.layers.0.self_attn.k_proj.weight", "layer 0"),
@@ -327,11 +357,11 @@ def test_tied_embeddings_are_in_memory_once() -> None:
         ("lm_head.weight", "the output layer"),
     ],
 )
-def test_a_broken_weight_is_found(llama: Any, name: str, place: str) -> None:
+def test_a_broken_weight_is_found(llama: Any, name: str, part: str) -> None:
     tensors = {key: value.clone() for key, value in llama.state_dict().items()}
     tensors[name][5] = torch.nan
     tokens = torch.tensor([5, 6, 7])
-    assert network(llama.config, tensors).find_broken_layer(tokens) == place
+    assert network(llama.config, tensors).find_broken_layer(tokens) == part
     assert network(llama.config, llama.state_dict()).find_broken_layer(tokens) is None
 
 
