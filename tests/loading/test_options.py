@@ -3,6 +3,7 @@
 from dataclasses import FrozenInstanceError
 from typing import Any
 
+import jaxtyping
 import pytest
 
 from treesnake.errors import InvalidInputError, LoadError
@@ -29,8 +30,9 @@ def test_the_defaults_choose_for_themselves() -> None:
     ],
 )
 def test_what_does_not_exist_or_contradicts_itself_is_refused(
-    chosen: dict[str, Any], message: str
+    chosen: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no such checks
     with pytest.raises(InvalidInputError, match=message):
         LoadOptions(**chosen)
 

@@ -54,9 +54,6 @@ class LoadOptions:
             raise LoadError("device_map needs the package accelerate; install treesnake[multi-gpu]")
 
 
-DEFAULT_OPTIONS = LoadOptions()
-
-
 def has_accelerate() -> bool:
     """Tells whether models can be spread over devices, or loaded straight to one."""
     return find_spec("accelerate") is not None
@@ -67,3 +64,7 @@ def _check_choice(what: str, chosen: str, names: Any) -> None:
         raise InvalidInputError(
             f"unknown {what} {chosen!r}; choose one of {', '.join(get_args(names))}"
         )
+
+
+DEFAULT_OPTIONS = LoadOptions()
+"""Everything chosen for the model and the machine."""
