@@ -129,6 +129,16 @@ def test_a_missing_tokenizer_is_refused(tiny_llama_folder: Path) -> None:
         find_checkpoint(str(tiny_llama_folder))
 
 
+def test_a_tokenizer_that_transformers_makes_of_nothing_is_refused(
+    tiny_llama_folder: Path, edit_config: EditConfig
+) -> None:
+    edit_config(tiny_llama_folder, model_type="gpt2")
+    (tiny_llama_folder / "tokenizer.json").unlink()
+    (tiny_llama_folder / "tokenizer_config.json").unlink()
+    with pytest.raises(LoadError, match="it knows special tokens only; its files are missing"):
+        find_checkpoint(str(tiny_llama_folder))
+
+
 def test_code_of_a_model_does_not_run_unasked(model_with_code: Path) -> None:
     with pytest.raises(LoadError, match="pass trust_remote_code=True if you trust it"):
         find_checkpoint(str(model_with_code))

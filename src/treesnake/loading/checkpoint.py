@@ -257,6 +257,9 @@ def _where(found: FoundModel) -> str:
 
 def _read_tokenizer(folder: Path, **arguments: Any) -> PreTrainedTokenizerBase:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, **arguments)
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
+        # Transformers makes some tokenizers out of nothing.
+        raise LoadError("it knows special tokens only; its files are missing")
     return tokenizer
 
 
