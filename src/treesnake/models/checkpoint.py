@@ -412,7 +412,7 @@ def _encoded(value: Any) -> Any:
     """Writes infinities as objects, which JSON has no numbers for."""
     if isinstance(value, dict):
         return {key: _encoded(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return [_encoded(part) for part in value]
     return {FLOAT_TAG: "Infinity"} if value == float("inf") else value
 
