@@ -10,19 +10,16 @@ this process. The minimum over all rounds is reported, all variants in turn in e
 The script is not called kernels.py: transformers would take it for the package of that name.
 """
 
-import argparse
 import functools
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from facts import facts, write_result
-from rich.console import Console
-from rich.table import Table
+from frame import Result, Variant, add_rounds, print_table, run, time_in_turn
 from torch import Tensor
 from transformers import LlamaConfig
 
@@ -55,35 +52,29 @@ STREAM_BYTES = 200_000_000
 """Weights that are read in turn, so that none is in the cache from the time before."""
 
 
-def main() -> None:
-    """Measures, prints tables and writes the result if a path is given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=10)
+def add_arguments(parser: ArgumentParser) -> None:
+    add_rounds(parser, 10)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
+
+
+def measure(arguments: Namespace) -> Result:
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"facts": facts()}
-    result["read_gb_per_s"] = round(_read_bandwidth(arguments.rounds), 1)
-    result["products"] = _products(arguments.dtypes, arguments.rounds, result["read_gb_per_s"])
+    bandwidth = round(_read_bandwidth(arguments.rounds), 1)
+    products = _products(arguments.dtypes, arguments.rounds, bandwidth)
     torch.set_num_threads(arguments.threads)
-    result["forward_threads"] = arguments.threads
-    result["forward"], result["first_logits_s"] = _forwards(arguments.dtypes, arguments.rounds)
-    _print(result)
-    if arguments.output:
-        write_result(arguments.output, result)
+    forward, first_logits_s = _forwards(arguments.dtypes, arguments.rounds)
+    return {
+        "read_gb_per_s": bandwidth,
+        "products": products,
+        "forward_threads": arguments.threads,
+        "forward": forward,
+        "first_logits_s": first_logits_s,
+    }
 
 
-def _minimum(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Returns the least seconds of each variant, all of them run in every round."""
-    best = dict.fromkeys(variants, float("inf"))
-    for _ in range(rounds):
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
+def _minimum(variants: Mapping[str, Variant], rounds: int) -> dict[str, float]:
+    """Returns the least seconds of each variant."""
+    return {name: min(times) for name, times in time_in_turn(variants, rounds).items()}
 
 
 def _read_bandwidth(rounds: int) -> float:
@@ -205,31 +196,33 @@ def _random_tensors() -> Iterator[tuple[str, Tensor]]:
             yield f"{prefix}{name}.weight", torch.randn(shape) * 0.02
 
 
-def _print(result: dict[str, Any]) -> None:
-    console = Console()
-    load = result["facts"]["load_average"]
-    console.print(f"reading {result['read_gb_per_s']} GB/s, load average {load}")
+def show(result: Result) -> None:
+    print(f"reading {result['read_gb_per_s']} GB/s")
     first_product = result["products"][0]
-    table = Table(title="milliseconds a product, one thread (floor: reading the weight)")
-    for column in ("product", "rows", *first_product["ms"]):
-        table.add_column(column, justify="right")
+    rows = []
     for row in result["products"]:
         floors = row["floor_ms"]
         cells = [
             f"{ms:.3f}" + (f" ({floors[name]:.3f})" if name in floors else "")
             for name, ms in row["ms"].items()
         ]
-        table.add_row(f"{row['outputs']} x {row['inputs']}", str(row["rows"]), *cells)
-    console.print(table)
-    table = Table(title="milliseconds a forward pass, all threads")
-    for column in ("dtype", "MB", *map(str, NODE_COUNTS), "first logits, s"):
-        table.add_column(column, justify="right")
-    for row in result["forward"]:
-        cells = [f"{ms:.1f}" for ms in row["ms"].values()]
-        first = str(result["first_logits_s"][row["dtype"]])
-        table.add_row(row["dtype"], str(row["weights_mb"]), *cells, first)
-    console.print(table)
+        rows.append((f"{row['outputs']} x {row['inputs']}", str(row["rows"]), *cells))
+    title = "milliseconds a product, one thread (floor: reading the weight)"
+    print_table(title, ("product", "rows", *first_product["ms"]), rows)
+    print_table(
+        "milliseconds a forward pass, all threads",
+        ("dtype", "MB", *map(str, NODE_COUNTS), "first logits, s"),
+        (
+            (
+                row["dtype"],
+                str(row["weights_mb"]),
+                *(f"{ms:.1f}" for ms in row["ms"].values()),
+                str(result["first_logits_s"][row["dtype"]]),
+            )
+            for row in result["forward"]
+        ),
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, add_arguments=add_arguments, show=show)

@@ -12,15 +12,14 @@ accepts what decoding with it would. Reported are tokens per step at each length
 the shortest one, with intervals over the documents.
 """
 
-import argparse
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from facts import facts, write_result
+from frame import Result, run, save_figure
 
 from treesnake import SpeculativeDecoder
 from treesnake.drafters.load import load_drafter
@@ -37,9 +36,7 @@ from treesnake.shape import chain
 GREEDY = SamplingParams()
 
 
-def main() -> None:
-    """Measures, prints a line for each document and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--documents", nargs="+", required=True)
     parser.add_argument("--drafter", action="append", required=True, help="NAME=FOLDER[:WINDOW]")
     parser.add_argument("--target", default="smollm2")
@@ -47,11 +44,9 @@ def main() -> None:
     parser.add_argument("--num-documents", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--plot", type=Path, help="a folder for the picture")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+
+
+def measure(arguments: Namespace) -> Result:
     decoder = SpeculativeDecoder.from_pretrained(
         arguments.target, "none", dtype="float32", search="off"
     )
@@ -69,17 +64,13 @@ def main() -> None:
         }
         answers.setdefault(question.category, []).append({"tokens": len(text), "steps": steps})
         print(question.name, len(text), steps, flush=True)
-    result = {
-        "facts": facts(),
+    return {
         "target": arguments.target,
         "tokens": arguments.tokens,
         "depth": arguments.depth,
         "drafters": {name: _summary(answers, name) for name in drafters},
         "answers": answers,
     }
-    write_result(arguments.output, result)
-    if arguments.plot:
-        _plot(result["drafters"], arguments.plot)
 
 
 def _read_drafter(text: str, target: str) -> tuple[str, Drafter]:
@@ -127,12 +118,12 @@ def _summary(answers: dict[str, list[dict[str, Any]]], drafter: str) -> dict[str
     return summary
 
 
-def _plot(drafters: dict[str, Any], folder: Path) -> None:
+def draw(result: Result, folder: Path) -> None:
     """Draws tokens per step by the length of the context, with intervals."""
     import matplotlib.pyplot as plt  # noqa: PLC0415 - only pictures need it
 
     figure, axis = plt.subplots(figsize=(6.4, 3.6))
-    for number, (name, by_length) in enumerate(drafters.items()):
+    for number, (name, by_length) in enumerate(result["drafters"].items()):
         lengths = [int(length.split()[0]) for length in by_length]
         rates = [each["tokens_per_step"] for each in by_length.values()]
         values = [rate["value"] for rate in rates]
@@ -146,10 +137,8 @@ def _plot(drafters: dict[str, Any], folder: Path) -> None:
     axis.set_ylabel("tokens a step, chains of 4")
     axis.set_ylim(bottom=1)
     axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(folder / "long_acceptance.svg")
-    plt.close(figure)
+    save_figure(figure, folder / "long_acceptance.svg")
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, add_arguments=add_arguments, draw=draw)

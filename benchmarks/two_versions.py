@@ -39,7 +39,9 @@ import torch
 threads, target, dtype, drafter, search, num_tokens = json.loads(sys.argv[1])
 torch.set_num_threads(threads)
 from treesnake import SpeculativeDecoder
-decoder = SpeculativeDecoder.from_pretrained(target, drafter, dtype=dtype, device="cpu", search=search)
+decoder = SpeculativeDecoder.from_pretrained(
+    target, drafter, dtype=dtype, device="cpu", search=search
+)
 print("ready", flush=True)
 for line in sys.stdin:
     message = [{"role": "user", "content": json.loads(line)}]

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from treesnake import FinishReason, LevelWidths, Prompt, SamplingParams, SpeculativeDecoder
 from treesnake.constraints import AllowedTokens
+from treesnake.decoder import DecoderSession
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.errors import ContextLengthError, InvalidInputError
-from treesnake.search.self_tuning import SelfTuningSearch
+from treesnake.pairs import Pair
+from treesnake.search.by_name import SEARCHES, SELF_TUNING, search_by_name
 from treesnake.search.static import StaticSearch
 from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import RecurrentModel, TableModel, TinyNetwork
@@ -288,11 +290,44 @@ def test_distributions_that_do_not_exist_are_refused(values: dict[str, Any], mes
         SamplingParams(**values)
 
 
-def test_all_sessions_of_a_decoder_share_what_its_search_learns() -> None:
+class CountingSearch(StaticSearch):
+    """Has a session for each text, and counts them."""
+
+    num_sessions = 0
+
+    def new_session(self) -> StaticSearch:
+        type(self).num_sessions += 1
+        return StaticSearch(self.shape)
+
+
+def test_each_text_has_a_session_of_the_decoders_search() -> None:
+    one = decoder(search=CountingSearch(LevelWidths((2,))))
+    session = one.new_session()
+    assert session.search is not one.new_session().search
+    one.generate("ab", session=session, max_new_tokens=3)
+    one.generate("cd", max_new_tokens=3)
+    assert CountingSearch.num_sessions == 3
+
+
+@pytest.mark.parametrize("name", [SELF_TUNING, *SEARCHES])
+def test_a_seed_gives_the_same_sample_again_whatever_was_learned_before(name: str) -> None:
+    one = decoder(
+        drafter=NetworkDrafterModel(TinyNetwork(TableModel(VOCAB_SIZE))),
+        search=search_by_name(name),
+    )
+    first = one.generate("abc", SAMPLED, max_new_tokens=20)
+    one.generate("abcabcabc", max_new_tokens=40)
+    again = one.generate("abc", SAMPLED, max_new_tokens=20)
+    assert again.token_ids == first.token_ids
+    assert [step.shape for step in again.steps] == [step.shape for step in first.steps]
+
+
+def test_a_search_of_ones_own_in_a_session_is_used_for_seeded_samples_too() -> None:
     one = decoder()
-    assert one.new_session().search is one.new_session().search
-    assert isinstance(one.new_session().search, SelfTuningSearch)
-    assert decoder().new_session().search is not one.new_session().search
+    fresh = one.new_session()
+    session = DecoderSession(fresh.target, fresh.drafter, StaticSearch(LevelWidths((2,))))
+    generation = one.generate("abc", SAMPLED, max_new_tokens=9, session=session)
+    assert generation.steps[0].shape == LevelWidths((2,))
 
 
 def test_a_wrong_search_is_refused_before_anything_is_loaded() -> None:

@@ -3,10 +3,8 @@
 import random
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxtyping import TypeCheckError
 
 from treesnake.errors import InvalidInputError
 from treesnake.tree import TokenTree, TreeBuilder, level_parents, merge
@@ -48,23 +46,9 @@ def test_a_path_leads_from_the_anchor_to_its_node(parents: list[int]) -> None:
 
 
 @given(PARENTS)
-def test_the_ancestor_mask_is_true_on_paths_and_nowhere_else(parents: list[int]) -> None:
-    tree = make_tree(parents)
-    for node in range(len(tree)):
-        seen = tree.ancestor_mask[node].nonzero()[:, 0].tolist()
-        assert tuple(seen) == naive_path(parents, node)
-
-
-@pytest.mark.parametrize("num_nodes", [1, 2, 3, 4, 5, 8, 9, 64, 65, 129])
-def test_the_ancestor_mask_of_a_long_chain_is_a_triangle(num_nodes: int) -> None:
-    tree = TokenTree.chain(range(num_nodes))
-    assert torch.equal(tree.ancestor_mask, torch.ones(num_nodes, num_nodes).tril().bool())
-
-
-@given(PARENTS)
 def test_depths_count_the_edges_up_to_the_anchor(parents: list[int]) -> None:
-    depths = make_tree(parents).depths.tolist()
-    assert depths == [len(naive_path(parents, node)) - 1 for node in range(len(parents))]
+    depths = make_tree(parents).depths
+    assert depths == tuple(len(naive_path(parents, node)) - 1 for node in range(len(parents)))
 
 
 @given(PARENTS)
@@ -85,7 +69,7 @@ def test_a_tree_is_a_chain_if_no_node_has_two_children(parents: list[int]) -> No
 
 def test_a_chain_continues_token_by_token() -> None:
     tree = TokenTree.chain([7, 5, 5, 9])
-    assert tree.parents == [-1, 0, 1, 2]
+    assert tree.parents == (-1, 0, 1, 2)
     assert tree.path_tokens(3) == [7, 5, 5, 9]
 
 
@@ -122,7 +106,7 @@ def test_arrays_that_are_no_tree_are_refused(tokens: list[int], parents: list[in
 
 
 def test_a_tree_needs_a_parent_for_each_token() -> None:
-    with pytest.raises((InvalidInputError, TypeCheckError)):
+    with pytest.raises(InvalidInputError, match="one parent per token"):
         TokenTree.of([1, 2], [-1])
 
 
@@ -134,7 +118,7 @@ def test_a_builder_returns_the_child_that_is_there_already() -> None:
     assert builder.add(0, 8) == first
     assert builder.add(first, 9) == 3
     tree = builder.build()
-    assert (tree.tokens, tree.parents) == ([4, 8, 9, 9], [-1, 0, 0, 1])
+    assert (tree.tokens, tree.parents) == ((4, 8, 9, 9), (-1, 0, 0, 1))
 
 
 def test_a_builder_adds_paths_below_any_node() -> None:
@@ -172,13 +156,14 @@ def test_a_tree_that_was_built_does_not_grow_with_its_builder() -> None:
 @given(st.lists(st.integers(1, 3), max_size=4))
 def test_level_widths_count_the_children_of_each_node(widths: list[int]) -> None:
     tree = make_tree(level_parents(widths))
-    for node, depth in enumerate(tree.depths.tolist()):
+    for node, depth in enumerate(tree.depths):
         assert len(tree.children[node]) == (widths[depth] if depth < len(widths) else 0)
 
 
 def test_the_papers_tree_has_46_nodes_in_levels() -> None:
     tree = make_tree(level_parents((3, 2, 2, 1, 1)))
-    assert tree.depths.bincount().tolist() == [1, 3, 6, 12, 12, 12]
+    assert [tree.depths.count(depth) for depth in range(6)] == [1, 3, 6, 12, 12, 12]
+    assert tree.depth == 5
 
 
 @pytest.mark.parametrize("widths", [(0,), (2, 0), (2, -1)])

@@ -25,7 +25,7 @@ DRAFT_PROBS = torch.tensor([[0.3, 0.5, 0.2], [0.2, 0.2, 0.6], [0.8, 0.1, 0.1]])
         (Draft.chosen(CHAIN), point_mass),
         (Draft.chosen(BRANCHED), point_mass),
         (Draft.sampled(BRANCHED, DRAFT_PROBS), traversal),
-        (Draft(CHAIN, DRAFT_PROBS, torch.tensor([False, True, False])), traversal),
+        (Draft(CHAIN, DRAFT_PROBS, (False, True, False)), traversal),
     ],
     ids=["sampled chain", "chosen chain", "chosen tree", "sampled tree", "mixed chain"],
 )

@@ -42,7 +42,7 @@ def test_on_any_tree_each_accepted_token_follows_from_its_parent(seed: int) -> N
     """Trees may be sampled, chosen or have the same child twice; the path ends where it must."""
     chance = random.Random(seed)
     num_nodes = chance.randrange(1, 20)
-    parents = torch.tensor([-1, *(chance.randrange(node) for node in range(1, num_nodes))])
+    parents = [-1, *(chance.randrange(node) for node in range(1, num_nodes))]
     tree = TokenTree.of([chance.randrange(3) for _ in parents], parents)
     next_tokens = [chance.randrange(3) for _ in parents]
     accepted = greedy(Draft.chosen(tree), one_hot(next_tokens), RNG)

@@ -31,7 +31,7 @@ def uniform(num_nodes: int = 3, vocab_size: int = 4) -> torch.Tensor:
 
 
 def mixed(tree: TokenTree) -> Draft:
-    return Draft(tree, uniform(), torch.tensor([False, True, False]))
+    return Draft(tree, uniform(), (False, True, False))
 
 
 @pytest.mark.parametrize("rule", ALL_RULES)

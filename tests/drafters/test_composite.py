@@ -45,8 +45,8 @@ def test_the_tree_holds_both_trees_and_says_which_nodes_were_drawn(
     first, second, both = drafts
     num_first = len(first.tree)
     assert both.tree.tokens[:num_first] == first.tree.tokens
-    assert both.sampled_mask.tolist()[:num_first] == first.sampled_mask.tolist()
-    assert not both.sampled_mask[num_first:].any()
+    assert both.sampled_mask[:num_first] == first.sampled_mask
+    assert not any(both.sampled_mask[num_first:])
     paths = [both.tree.path_tokens(node) for node in range(len(both.tree))]
     assert all(second.tree.path_tokens(node) in paths for node in range(len(second.tree)))
 
@@ -74,7 +74,7 @@ def test_a_priced_tree_holds_nodes_of_both_that_are_worth_their_price() -> None:
 def test_a_model_is_not_run_where_lookup_leaves_too_little() -> None:
     sure = draft_after(LOOP, Priced(2, (0.5,) * 4, (0.0,) * 30))
     assert sure.num_expanded == ()
-    assert sure.tree.tokens == [0, 1, 2, 3, 0]
+    assert sure.tree.tokens == (0, 1, 2, 3, 0)
     assert sure.node_probs is not None
     unsure = draft_after([3, 2, 1], Priced(2, (0.5,) * 4, (0.0,) * 30))
     assert unsure.num_expanded is not None

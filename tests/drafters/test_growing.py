@@ -13,7 +13,7 @@ from torch import Tensor
 
 from treesnake.draft import Draft
 from treesnake.drafters.growing import grow
-from treesnake.models.tree_model import TreeModel
+from treesnake.models.tree_network import TreeState
 from treesnake.sampling import Rng, SamplingParams, TorchRng, to_probs
 from treesnake.shape import OFF, BestFirst, FixedTree, LevelWidths, Priced, Shape
 from treesnake.testing import RecurrentModel, enumerate_outcomes
@@ -56,7 +56,7 @@ def draft_of(shape: Shape, params: SamplingParams, seed: int = 0, rng: Rng | Non
 
 
 def test_the_toys_state_is_a_model_that_trees_grow_on() -> None:
-    assert isinstance(model(), TreeModel)
+    assert isinstance(model(), TreeState)
 
 
 @given(WIDTHS, SEEDS)
@@ -66,7 +66,7 @@ def test_chosen_levels_have_each_nodes_most_probable_tokens(
     draft = draft_of(LevelWidths(widths, sampled=False), SAMPLING, seed)
     assert draft.is_chosen
     assert len(draft.tree) == 1 + LevelWidths(widths).num_drafted
-    for node, depth in enumerate(draft.tree.depths.tolist()):
+    for node, depth in enumerate(draft.tree.depths):
         tokens = [draft.tree.tokens[child] for child in draft.tree.children[node]]
         if depth < len(widths):
             logits = logits_after(seed, draft.tree.path_tokens(node))
@@ -81,7 +81,7 @@ def test_sampled_levels_come_with_the_distributions_that_they_were_drawn_from(
 ) -> None:
     draft = draft_of(LevelWidths(widths), SAMPLING, seed)
     assert draft.is_sampled
-    for node, depth in enumerate(draft.tree.depths.tolist()):
+    for node, depth in enumerate(draft.tree.depths):
         if depth < len(widths):
             assert draft.draft_probs is not None
             expected = to_probs(logits_after(seed, draft.tree.path_tokens(node)), SAMPLING)
@@ -119,7 +119,7 @@ def test_greedy_decoding_chooses_whatever_the_shape_says() -> None:
 def test_without_depth_the_model_is_not_asked(shape: Shape) -> None:
     recording = Recording(model())
     grown = grow(ANCHOR, shape, SAMPLING, TorchRng(0), recording.extend)
-    assert (grown.draft.tree.tokens, grown.grown_nodes, recording.sizes) == ([ANCHOR], (-1,), [])
+    assert (grown.draft.tree.tokens, grown.grown_nodes, recording.sizes) == ((ANCHOR,), (-1,), [])
 
 
 def test_the_model_runs_once_a_level_and_never_on_the_deepest() -> None:
@@ -173,11 +173,10 @@ def test_grown_nodes_are_the_models_own_numbers(shape: Shape, seed: int) -> None
         if number < 0:
             assert not tree.children[node], "nothing was drafted below a node that was not seen"
         else:
-            token, after = state.nodes[number]
-            assert token == tree.tokens[node]
+            assert state._held.tokens[number] == tree.tokens[node]
             alone = model(seed)
             alone.extend(tree.path_tokens(node), list(range(-1, len(tree.path(node)) - 1)))
-            torch.testing.assert_close(after, alone.nodes[-1][1])
+            torch.testing.assert_close(state._nodes[number], alone._nodes[-1])
 
 
 TREE = FixedTree((0, 0, 0, 1, 1, 2, 4, 7))
@@ -187,7 +186,7 @@ TREE = FixedTree((0, 0, 0, 1, 1, 2, 4, 7))
 def test_a_fixed_tree_is_filled_as_it_stands(params: SamplingParams) -> None:
     recording = Recording(model(1))
     draft = grow(ANCHOR, TREE, params, TorchRng(0), recording.extend).draft
-    assert draft.tree.parents[1:] == list(TREE.parents)
+    assert draft.tree.parents[1:] == TREE.parents
     assert recording.sizes == [1, 2, 1, 1], "leaves are not run"
     assert draft.is_chosen == params.is_greedy
 
@@ -213,7 +212,7 @@ def test_level_widths_are_a_fixed_tree(widths: tuple[int, ...], seed: int, is_gr
 def test_below_a_token_that_could_not_be_drawn_nothing_is_drafted() -> None:
     params = SamplingParams(temperature=1.0, top_k=1)
     draft = draft_of(FixedTree((0, 0, 1, 2, 3)), params)
-    assert draft.tree.parents == [-1, 0, 1, 2]
+    assert draft.tree.parents == (-1, 0, 1, 2)
 
 
 @given(st.integers(1, 3), st.integers(0, 4), st.integers(0, 8), SEEDS)

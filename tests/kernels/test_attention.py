@@ -19,6 +19,7 @@ from treesnake.kernels.cpu.attention import (
 from treesnake.kernels.cpu.jit import entry_point
 from treesnake.kernels.cpu.linear import BITS, STORAGE, padded
 from treesnake.kernels.reference import attention as reference
+from treesnake.states.tree_layout import tree_layout
 from treesnake.tree import TokenTree
 
 CASES = [(1, 1, 16), (9, 3, 64), (4, 4, 24), (6, 1, 128)]
@@ -79,7 +80,11 @@ def random_tree(num_nodes: int, random: torch.Generator) -> TokenTree:
         int(torch.randint(max(0, node - reach), node, (), generator=random))
         for node in range(1, num_nodes)
     ]
-    return TokenTree(torch.zeros(num_nodes, dtype=torch.long), torch.tensor([-1, *parents]))
+    return TokenTree.of([0] * num_nodes, [-1, *parents])
+
+
+def mask_of(tree: TokenTree) -> Bool[Tensor, "nodes nodes"]:
+    return tree_layout(tree.parents, 1, torch.device("cpu")).ancestor_mask
 
 
 def random_inputs(
@@ -99,8 +104,8 @@ def test_forms_agree(shape: tuple[int, int, int], window: int | None, length: in
     tree = random_tree(13, random)
     inputs = random_inputs(shape, len(tree), length + len(tree), random)
     scale = shape[2] ** -0.5
-    expected = reference.tree_attention(*inputs, tree.ancestor_mask, scale, window)
-    result = tree_attention(*inputs, tree.ancestor_mask, scale, window)
+    expected = reference.tree_attention(*inputs, mask_of(tree), scale, window)
+    result = tree_attention(*inputs, mask_of(tree), scale, window)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -109,8 +114,8 @@ def test_half_precision_caches_are_read_exactly() -> None:
     tree = random_tree(9, random)
     queries, keys, values = random_inputs((4, 2, 32), len(tree), 40, random)
     keys, values = keys.half(), values.half()
-    expected = reference.tree_attention(queries, keys, values, tree.ancestor_mask, 0.2)
-    result = tree_attention(queries, keys, values, tree.ancestor_mask, 0.2)
+    expected = reference.tree_attention(queries, keys, values, mask_of(tree), 0.2)
+    result = tree_attention(queries, keys, values, mask_of(tree), 0.2)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -127,7 +132,7 @@ def test_a_node_has_the_bits_of_its_path_in_a_text(
     random = torch.Generator().manual_seed(seed)
     tree = random_tree(nodes, random)
     queries, keys, values = random_inputs((6, 2, 32), nodes, length + nodes, random)
-    together = tree_attention(queries, keys, values, tree.ancestor_mask, 0.2, window)
+    together = tree_attention(queries, keys, values, mask_of(tree), 0.2, window)
     for node in range(nodes):
         path = list(tree.path(node))
         rows = [*range(length), *(length + step for step in path)]
@@ -140,10 +145,10 @@ def test_a_node_has_the_bits_of_its_path_in_a_text(
 
 def test_what_a_node_does_not_see_does_not_matter() -> None:
     random = torch.Generator().manual_seed(0)
-    tree = TokenTree(torch.zeros(4, dtype=torch.long), torch.tensor([-1, 0, 0, 1]))
+    tree = TokenTree.of([0] * 4, [-1, 0, 0, 1])
     queries, keys, values = random_inputs((2, 1, 16), 4, 24, random)
-    before = tree_attention(queries, keys, values, tree.ancestor_mask, 0.25)
+    before = tree_attention(queries, keys, values, mask_of(tree), 0.25)
     keys[:, 22], values[:, 22] = torch.nan, torch.inf  # node 2, a sibling of node 1
-    after = tree_attention(queries, keys, values, tree.ancestor_mask, 0.25)
+    after = tree_attention(queries, keys, values, mask_of(tree), 0.25)
     assert torch.equal(after[[0, 1, 3]], before[[0, 1, 3]])
     assert after[2].isnan().all()

@@ -133,9 +133,8 @@ def sampled_then_chosen(drafter: TableModel) -> Drafting:
         sampled = drafting(drafter, LevelWidths((1, 1)), SAMPLING)(rng)
         chosen = drafting(lookup, LevelWidths((2, 1), sampled=False), SAMPLING)(rng)
         tree, _ = merge(sampled.tree, chosen.tree)
-        sampled_mask = torch.zeros(len(tree), dtype=torch.bool)
-        sampled_mask[1 : len(sampled.tree)] = True
-        return Draft(tree, sampled.draft_probs, sampled_mask)
+        num_chosen = len(tree) - len(sampled.tree)
+        return Draft(tree, sampled.draft_probs, sampled.sampled_mask + (False,) * num_chosen)
 
     return draft
 
@@ -153,7 +152,7 @@ def chosen_then_sampled(drafter: TableModel) -> Drafting:
         rows = torch.cat([first_row, to_probs(state.extend(level, [0, 0]), SAMPLING)])
         tokens = [0, *level, *(rng.draw(row) for row in rows[1:])]
         tree = TokenTree.of(tokens, [-1, 0, 0, 1, 2])
-        return Draft(tree, rows, torch.tensor([False, False, True, True, True]))
+        return Draft(tree, rows, (False, False, True, True, True))
 
     return draft
 

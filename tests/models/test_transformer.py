@@ -17,6 +17,7 @@ from treesnake.models.transformer_config import TransformerConfig, unsupported_r
 from treesnake.models.transformer_cpu import CpuEngine
 from treesnake.models.transformer_pass import NewNodes
 from treesnake.models.transformer_torch import TorchEngine
+from treesnake.states.tree_layout import tree_layout
 from treesnake.tree import TokenTree
 
 CPU = torch.device("cpu")
@@ -107,7 +108,12 @@ def random_tree(num_nodes: int, seed: int) -> TokenTree:
         int(torch.randint(max(0, node - reach), node, (), generator=random))
         for node in range(1, num_nodes)
     ]
-    return TokenTree(random_tokens(num_nodes, seed), torch.tensor([-1, *parents]))
+    return TokenTree.of(random_tokens(num_nodes, seed).tolist(), [-1, *parents])
+
+
+def tensors_of(tree: TokenTree) -> tuple[Tensor, Tensor]:
+    """The token ids and the mask of a tree."""
+    return torch.tensor(tree.tokens), tree_layout(tree.parents, 1, CPU).ancestor_mask
 
 
 def run(
@@ -173,8 +179,8 @@ def test_the_torch_engine_gives_the_same_numbers(name: str) -> None:
     torch.testing.assert_close(run(other, prompt, mask, other_cache, len(prompt)), expected)
     for each in (cache, other_cache):
         each.commit(range(len(prompt)))
-    expected = ours.forward(tree.token_ids, tree.ancestor_mask, cache)
-    result = run(other, tree.token_ids, tree.ancestor_mask, other_cache, len(tree))
+    expected = ours.forward(*tensors_of(tree), cache)
+    result = run(other, *tensors_of(tree), other_cache, len(tree))
     torch.testing.assert_close(result, expected)
 
 
@@ -199,12 +205,12 @@ def test_a_node_has_the_bits_of_its_path_decoded_token_by_token(
     cache = model.new_cache(64)
     if length:
         read(model, text, cache)
-    scored = model.forward(tree.token_ids, tree.ancestor_mask, cache)
+    scored = model.forward(*tensors_of(tree), cache)
     path = tree.path(data.draw(st.integers(0, num_nodes - 1)))
     cache.commit(path)
 
     plain = model.new_cache(77)
-    tokens = torch.cat([text, tree.token_ids[list(path)]])
+    tokens = torch.cat([text, torch.tensor([tree.tokens[node] for node in path])])
     logits = read(model, tokens, plain, chunk=1)
     assert torch.equal(scored[list(path)], logits[length:])
     assert cache.length == plain.length
@@ -232,11 +238,11 @@ def test_a_tree_may_be_run_level_by_level(
     model, tree = networks[torch.float32], random_tree(num_nodes, seed=num_nodes)
     cache = model.new_cache(64)
     read(model, random_tokens(10), cache)
-    whole = model.forward(tree.token_ids, tree.ancestor_mask, cache)
+    whole = model.forward(*tensors_of(tree), cache)
     middle = data.draw(st.integers(1, num_nodes - 1))
-    mask = tree.ancestor_mask
-    first = model.forward(tree.token_ids[:middle], mask[:middle, :middle], cache)
-    second = model.forward(tree.token_ids[middle:], mask[middle:], cache)
+    tokens, mask = tensors_of(tree)
+    first = model.forward(tokens[:middle], mask[:middle, :middle], cache)
+    second = model.forward(tokens[middle:], mask[middle:], cache)
     assert torch.equal(torch.cat([first, second]), whole)
 
 
@@ -244,7 +250,7 @@ def test_the_torch_engine_runs_trees_level_by_level(llama: Any) -> None:
     config = TransformerConfig.from_hf(llama.config)
     engine = TorchEngine(config, llama.state_dict(), torch.float32, CPU)
     tree, cache = random_tree(11, seed=3), engine.new_cache(40)
-    tokens, mask = tree.token_ids, tree.ancestor_mask
+    tokens, mask = tensors_of(tree)
     whole = run(engine, tokens, mask, cache, 11)
     parts = [run(engine, tokens[:6], mask[:6, :6], cache, 6)]
     parts.append(run(engine, tokens[6:], mask[6:], cache, 5))
@@ -257,7 +263,7 @@ def test_the_number_of_threads_changes_no_bit(networks: dict[torch.dtype, Transf
     threads = torch.get_num_threads()
     for number in (1, 2, 3):
         torch.set_num_threads(number)
-        logits.append(model.forward(tree.token_ids, tree.ancestor_mask, model.new_cache(64)))
+        logits.append(model.forward(*tensors_of(tree), model.new_cache(64)))
     torch.set_num_threads(threads)
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], logits[2])

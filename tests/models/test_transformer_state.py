@@ -9,16 +9,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from treesnake.errors import InvalidInputError
 from treesnake.models.transformer import SMALLEST_CAPACITY, Transformer, TransformerState
 from treesnake.models.transformer_config import TransformerConfig
+from treesnake.models.transformer_cpu import CPU_DTYPES
 from treesnake.models.transformer_pass import NewNodes
 from treesnake.models.tree_network import Part, TreeNetwork, TreeState
 from treesnake.prompt import Prompt, PromptInput
+from treesnake.testing import check_network
 
 VOCAB_SIZE = 31
 TEXT = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
-@pytest.fixture(scope="module")
-def network() -> Transformer:
+def build(dtype: torch.dtype) -> Transformer:
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=32,
@@ -31,8 +32,13 @@ def network() -> Transformer:
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
     return Transformer(
-        TransformerConfig.from_hf(config), model.state_dict(), torch.float32, torch.device("cpu")
+        TransformerConfig.from_hf(config), model.state_dict(), dtype, torch.device("cpu")
     )
+
+
+@pytest.fixture(scope="module")
+def network() -> Transformer:
+    return build(torch.float32)
 
 
 def after(state: TransformerState, token: int) -> torch.Tensor:
@@ -151,6 +157,11 @@ def record_passes(network: Transformer, monkeypatch: pytest.MonkeyPatch) -> list
 def test_the_network_and_its_state_are_what_both_roles_ask_for(network: Transformer) -> None:
     assert isinstance(network, TreeNetwork)
     assert isinstance(network.new_state(), TreeState)
+
+
+@pytest.mark.parametrize("dtype", CPU_DTYPES, ids=str)
+def test_it_keeps_the_promises_of_a_network_to_the_bit(dtype: torch.dtype) -> None:
+    check_network(build(dtype), num_trials=5, tolerance=0)
 
 
 def test_several_texts_share_one_pass(

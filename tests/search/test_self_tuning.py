@@ -14,10 +14,10 @@ from treesnake.evaluation.simulation.trace import Trace
 from treesnake.outcome import Acceptance, Step, StepSeconds
 from treesnake.protocols import SharedSearch, TreeSearch
 from treesnake.search.arms import ARMS
-from treesnake.search.costs import CostTable
+from treesnake.search.costs import CostTable, LearnedCosts
 from treesnake.search.self_tuning import SelfTuningSearch
 from treesnake.search.static import StaticSearch
-from treesnake.shape import OFF, FixedTree, Priced, Shape
+from treesnake.shape import OFF, FixedTree, Priced, Shape, chain
 from treesnake.tree import TokenTree
 
 
@@ -206,3 +206,62 @@ def test_a_first_step_that_compiles_for_long_is_forgotten() -> None:
     watch(GOOD, CPU, slow)
     late = slow.steps[len(slow.steps) // 2 :]
     assert sum(step.num_drafted > 0 for step in late) > len(late) / 2
+
+
+def test_a_text_begins_with_what_others_taught() -> None:
+    search = SelfTuningSearch(BIG_GPU)
+    assert search.new_session().choose(10) == OFF, "nothing is known yet"
+    for trace in GOOD:
+        replay(trace, search.new_session(), Machine(BIG_GPU))
+    assert search.new_session().choose(10).num_drafted > 4
+
+
+def test_sessions_side_by_side_know_each_its_own_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    learned: list[tuple[int, int]] = []
+    observe = LearnedCosts.observe
+
+    def noting(costs: LearnedCosts, step: Step, context_length: int, *, num_behind: int) -> float:
+        learned.append((context_length, num_behind))
+        return observe(costs, step, context_length, num_behind=num_behind)
+
+    monkeypatch.setattr(LearnedCosts, "observe", noting)
+    search = SelfTuningSearch()
+    sessions = {length: search.new_session() for length in (10, 1000)}
+    for length, session in sessions.items():  # plain, each in the other's middle
+        session.choose(length)
+    for length, session in sessions.items():
+        session.observe(step_beside_lookup(OFF, has_guess=False))
+        session.choose(length + 1)
+    for session in sessions.values():
+        session.observe(step_beside_lookup(chain(1), has_guess=False))
+    assert learned == [(10, 0), (1000, 0), (11, 1), (1001, 1)]
+
+
+def test_another_text_in_a_session_leaves_the_drafter_behind_in_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = SelfTuningSearch().new_session()
+    session.choose(10)
+    session.observe(step_beside_lookup(OFF, has_guess=False))
+    session.choose(50)
+    behind: list[int] = []
+    observe = LearnedCosts.observe
+
+    def noting(costs: LearnedCosts, step: Step, context_length: int, *, num_behind: int) -> float:
+        behind.append(num_behind)
+        return observe(costs, step, context_length, num_behind=num_behind)
+
+    monkeypatch.setattr(LearnedCosts, "observe", noting)
+    session.observe(step_beside_lookup(chain(1), has_guess=False))
+    assert behind == [0]
+
+
+def test_time_in_a_queue_teaches_nothing() -> None:
+    class Queued(Watched):
+        def observe(self, step: Step) -> None:
+            super().observe(replace(step, seconds=replace(step.seconds, queued_s=9.0)))
+
+    alone, queued = Watched(SelfTuningSearch(CPU)), Queued(SelfTuningSearch(CPU))
+    for watched in (alone, queued):
+        watch(GOOD, CPU, watched)
+    assert [step.shape for step in alone.steps] == [step.shape for step in queued.steps]

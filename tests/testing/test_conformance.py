@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,7 +14,8 @@ from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter, DrafterModel, Target, TargetModel
 from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import Shape
-from treesnake.targets.network import NetworkTargetModel
+from treesnake.states.held_text import HeldText
+from treesnake.targets.network import NetworkTarget, NetworkTargetModel
 from treesnake.testing import (
     AttentionModel,
     RecurrentModel,
@@ -25,7 +25,7 @@ from treesnake.testing import (
     check_drafter,
     check_target,
 )
-from treesnake.testing.tiny import TinyState, TinyTarget
+from treesnake.testing.tiny import TinyState
 from treesnake.tree import TokenTree
 
 VOCAB_SIZE = 7
@@ -63,94 +63,99 @@ def test_a_toy_target_that_drafts_for_itself_is_consistent() -> None:
 # Targets with a fault, each in one method.
 
 
-class KeepsTheScoredTree(TinyTarget):
+class ToyTarget(NetworkTarget):
+    """A target over a toy, whose state faults may reach into."""
+
+    def __init__(self, state: TinyState) -> None:
+        super().__init__(TinyNetwork(RecurrentModel(VOCAB_SIZE)), state)
+        self.state = state
+
+
+class KeepsTheScoredTree(ToyTarget):
     """Does not roll its state back after scoring."""
 
     def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
         logits = super().score(tree)
-        self.state.state = self.state.nodes[-1][1]
+        self.state._committed = self.state._nodes[-1]
         return logits
 
 
-class ScoresTreesAsTexts(TinyTarget):
+class ScoresTreesAsTexts(ToyTarget):
     """Lets every node see all nodes before it, siblings included."""
 
     def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
-        return super().score(TokenTree.chain(tree.token_ids))
+        return super().score(TokenTree.chain(tree.tokens))
 
 
-class KeepsTheFirstMask(TinyTarget):
+class KeepsTheFirstMask(ToyTarget):
     """Computes the ancestor mask for each size of tree only once."""
 
     def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
-        first: dict[int, Tensor] = self.__dict__.setdefault("first", {})
-        return super().score(
-            TokenTree.of(tree.token_ids, first.setdefault(len(tree), tree.parents))
-        )
+        first: dict[int, tuple[int, ...]] = self.__dict__.setdefault("first", {})
+        return super().score(TokenTree.of(tree.tokens, first.setdefault(len(tree), tree.parents)))
 
 
-class CommitsTheFirstNodes(TinyTarget):
+class CommitsTheFirstNodes(ToyTarget):
     """Takes as many nodes as the path has, but from the beginning of the tree."""
 
     def commit(self, path: Sequence[int]) -> None:
-        parents = range(-1, len(path) - 1)
-        tokens = [token for token, _ in self.state.nodes[: len(path)]]
-        self.state.nodes = []
-        self.state.extend(tokens, list(parents))
+        tokens = self.state._held.tokens[: len(path)]
+        self.state.commit(())
+        self.state.extend(tokens, range(-1, len(path) - 1))
         super().commit(range(len(path)))
 
 
-class ForgetsTheAnchor(TinyTarget):
+class ForgetsTheAnchor(ToyTarget):
     """Commits the accepted tokens without the anchor before them."""
 
     def commit(self, path: Sequence[int]) -> None:
-        tokens = [self.state.nodes[node][0] for node in path[1:]]
-        self.state.nodes = []
+        tokens = [self.state._held.tokens[node] for node in path[1:]]
+        self.state.commit(())
         if tokens:
-            self.state.extend(tokens, list(range(-1, len(tokens) - 1)))
+            self.state.extend(tokens, range(-1, len(tokens) - 1))
         super().commit(range(len(tokens)))
 
 
-class CommitsTheAnchorOnly(TinyTarget):
+class CommitsTheAnchorOnly(ToyTarget):
     """Lets the loop feed it the accepted tokens again, which the loop does not."""
 
     def commit(self, path: Sequence[int]) -> None:
         super().commit(path[:1])
 
 
-class NeverForgets(TinyTarget):
+class NeverForgets(ToyTarget):
     """Runs a new prompt after whatever it held."""
 
     def prefill(self, prompt: Prompt) -> None:
-        self.state.held = []
+        self.state._held = HeldText()
         super().prefill(prompt)
 
 
-class HoldsTooMuch(TinyTarget):
+class HoldsTooMuch(ToyTarget):
     """Keeps its state if the new prompt is the beginning of what it holds."""
 
     def prefill(self, prompt: Prompt) -> None:
         wanted = list(prompt.token_ids[:-1])
-        if self.state.held[: len(wanted)] != wanted:
+        if self.state._held.key[: len(wanted)] != wanted:
             super().prefill(prompt)
 
 
-class CommitsUnnoticed(TinyTarget):
+class CommitsUnnoticed(ToyTarget):
     """Moves its state on without noting which tokens it holds."""
 
     def commit(self, path: Sequence[int]) -> None:
-        held = list(self.state.held)
+        key = list(self.state._held.key)
         super().commit(path)
-        self.state.held = held
+        self.state._held.key = key
 
 
-class IgnoresWhatWasCommitted(TinyTarget):
+class IgnoresWhatWasCommitted(ToyTarget):
     """Compares a new prompt with the last prompt, and not with what it holds by now."""
 
     def prefill(self, prompt: Prompt) -> None:
         last: list[int] = self.__dict__.setdefault("last", [])
         if last and list(prompt.token_ids[: len(last)]) == last:
-            self.state.held = list(last)
+            self.state._held.key = list(last)
         super().prefill(prompt)
         self.__dict__["last"] = list(prompt.token_ids[:-1])
 
@@ -176,7 +181,7 @@ class DraftersOf:
 
 
 def new_state() -> TinyState:
-    return TinyState(RecurrentModel(VOCAB_SIZE))
+    return TinyNetwork(RecurrentModel(VOCAB_SIZE)).new_state()
 
 
 @pytest.mark.parametrize(
@@ -195,37 +200,37 @@ def new_state() -> TinyState:
     ],
 )
 @pytest.mark.parametrize("seed", range(2))
-def test_faulty_targets_are_found_out(faulty: type[TinyTarget], seed: int) -> None:
+def test_faulty_targets_are_found_out(faulty: type[ToyTarget], seed: int) -> None:
     with pytest.raises(AssertionError, match="differ"):
-        check_target(SessionsOf(lambda: faulty(new_state(), None)), seed=seed)
+        check_target(SessionsOf(lambda: faulty(new_state())), seed=seed)
 
 
 def test_a_mask_that_sessions_share_is_found_out() -> None:
     """As a graph that was captured for the first tree of each size would be."""
-    first: dict[int, Tensor] = {}
+    first: dict[int, tuple[int, ...]] = {}
 
-    class SharesTheFirstMask(TinyTarget):
+    class SharesTheFirstMask(ToyTarget):
         def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
             parents = first.setdefault(len(tree), tree.parents)
-            return super().score(TokenTree.of(tree.token_ids, parents))
+            return super().score(TokenTree.of(tree.tokens, parents))
 
     with pytest.raises(AssertionError):
-        check_target(SessionsOf(lambda: SharesTheFirstMask(new_state(), None)))
+        check_target(SessionsOf(lambda: SharesTheFirstMask(new_state())))
 
 
 def test_sessions_that_share_their_state_are_found_out() -> None:
     shared = new_state()
     with pytest.raises(AssertionError):
-        check_target(SessionsOf(lambda: TinyTarget(shared, None)))
+        check_target(SessionsOf(lambda: ToyTarget(shared)))
 
 
 def test_logits_for_the_anchor_alone_are_found_out() -> None:
-    class ScoresTheAnchor(TinyTarget):
+    class ScoresTheAnchor(ToyTarget):
         def score(self, tree: TokenTree) -> Tensor:
             return super().score(tree)[:1]
 
     with pytest.raises(AssertionError, match="one row of logits per node"):
-        check_target(SessionsOf(lambda: ScoresTheAnchor(new_state(), None)))
+        check_target(SessionsOf(lambda: ScoresTheAnchor(new_state())))
 
 
 # Drafters with a fault.
@@ -243,7 +248,7 @@ class LosesUnseenTokens(NetworkDrafter):
 
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         super().commit(token_ids)
-        self._pending = []
+        self._behind = []
 
 
 class CommitsAllItDrafted(NetworkDrafter):
@@ -256,12 +261,12 @@ class CommitsAllItDrafted(NetworkDrafter):
 
 
 class KeepsUnseenTokens(NetworkDrafter):
-    """Carries pending tokens over into another text."""
+    """Is behind by the tokens of another text."""
 
     def prefill(self, prompt: Prompt) -> None:
-        pending = self._pending
+        behind = self._behind
         super().prefill(prompt)
-        self._pending = pending
+        self._behind = behind
 
 
 class DraftsOnItsDraft(NetworkDrafter):
@@ -270,7 +275,7 @@ class DraftsOnItsDraft(NetworkDrafter):
     def _forget_draft(self) -> None:
         if self._grown is not None:
             seen = [node for node in self._grown.grown_nodes if node >= 0]
-            self._model.commit(seen[:1])
+            self._state.commit(seen[:1])
             self._grown = None
 
 
@@ -279,9 +284,7 @@ class DraftsTooDeep(NetworkDrafter):
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         tree = super().draft(anchor, shape, params, rng).tree
-        token_ids = torch.cat([tree.token_ids, torch.tensor([0])])
-        parents = torch.cat([tree.parents, torch.tensor([len(tree) - 1])])
-        return Draft.chosen(TokenTree.of(token_ids, parents))
+        return Draft.chosen(TokenTree.of((*tree.tokens, 0), (*tree.parents, len(tree) - 1)))
 
 
 class DraftsTwice(NetworkDrafter):
@@ -291,9 +294,7 @@ class DraftsTwice(NetworkDrafter):
         tree = super().draft(anchor, shape, params, rng).tree
         if len(tree) < 2:
             return Draft.chosen(tree)
-        token_ids = torch.cat([tree.token_ids, tree.token_ids[1:2]])
-        parents = torch.cat([tree.parents, torch.tensor([0])])
-        return Draft.chosen(TokenTree.of(token_ids, parents))
+        return Draft.chosen(TokenTree.of((*tree.tokens, tree.tokens[1]), (*tree.parents, 0)))
 
 
 class GivesWeights(NetworkDrafter):

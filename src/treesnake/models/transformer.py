@@ -221,8 +221,9 @@ class TransformerState:
     def snapshot(self) -> Snapshot:
         """Returns copies of the text's keys and values."""
         rows = slice(self.length)
-        copies = (cached[:, :, rows].clone() for cached in (self._cache.keys, self._cache.values))
-        return Snapshot(tuple(self.text.key), tuple(copies))
+        with self._cache.pool.lock:
+            keys, values = self._cache.keys[:, :, rows], self._cache.values[:, :, rows]
+            return Snapshot(tuple(self.text.key), (keys.clone(), values.clone()))
 
     @on_one_thread
     def restore(self, snapshot: Snapshot) -> None:
@@ -231,8 +232,9 @@ class TransformerState:
         length = len(snapshot.key)
         self._reserve(length)
         keys, values = snapshot.tensors
-        self._cache.keys[:, :, :length] = keys
-        self._cache.values[:, :, :length] = values
+        with self._cache.pool.lock:
+            self._cache.keys[:, :, :length] = keys
+            self._cache.values[:, :, :length] = values
         self._cache.commit(range(length))
         self.text.read(snapshot.key)
 

@@ -34,8 +34,7 @@ ARMS: tuple[Shape, ...] = (
 """From plain decoding to more than sixty nodes: one of them is not far from the best anywhere."""
 
 USUAL_DEVIATION = 0.5
-"""The deviation of a step's tokens per second from their mean, in parts of it, before it is
-measured."""
+"""Before it is measured: the deviation of a step's tokens per second, relative to their mean."""
 
 
 def check_arms(arms: Sequence[Shape]) -> tuple[Shape, ...]:
@@ -85,9 +84,9 @@ class ArmSearch(ABC):
 
 
 class MeasuredRate:
-    """Emitted tokens per measured second, as a ratio of sums, and how sure it is.
+    """Emitted tokens per measured second, as a ratio of sums, with its standard error.
 
-    Sums decay, so that what was seen `1 / (1 - discount)` steps ago counts a third.
+    Sums decay: a step that is `1 / (1 - discount)` steps old counts a third.
     """
 
     __slots__ = ("_seconds", "_squares", "_tokens", "_tokens_seconds", "_tokens_squares", "num")
@@ -127,7 +126,7 @@ class MeasuredRate:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean, by the residuals of the ratio, with two steps of the usual deviation."""
+        """That of the mean, by the residuals of the ratio and two steps of usual deviation."""
         if not self._seconds:
             return 0.0
         rate = self.mean

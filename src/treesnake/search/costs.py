@@ -10,18 +10,18 @@ from treesnake.errors import InvalidInputError
 from treesnake.outcome import Step
 
 KNOTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-"""The counts at which costs are kept; between them they are interpolated."""
+"""Costs are kept at these counts of nodes, and interpolated between them."""
 
 SLOWEST_GAIN = 0.05
-"""What an observation weighs at least, so that costs follow a machine that changes."""
+"""The least weight of an observation, so that costs follow a machine that changes."""
 
 DRIFT_GAIN = 0.02
-"""What an observation tells about the costs of all other counts, by a longer text above all."""
+"""The weight of an observation in the costs of all other counts: a text that grows raises all."""
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """What a pair takes on a machine, by measurement.
+    """Measured costs of a pair on a machine.
 
     Attributes:
         score_s: for some context lengths, the seconds of a step without drafting by the number of
@@ -75,10 +75,10 @@ class CostCurve:
     """Seconds by a count of nodes, learned from what steps took.
 
     It begins with a table, or with the hope that all counts cost the same. Each observation moves
-    the factor by which the curve differs from that at the counts around it. Counts that were never
-    seen take the factor between those of their seen neighbours: so a table that is wrong everywhere
-    is put right by one observation, and without a table what costs little more than the largest
-    count seen is believed until it was tried.
+    the factors by which the curve differs from the table at the counts around it. A count that was
+    never seen takes a factor between those of its seen neighbours. So one observation puts right a
+    table that is wrong everywhere. Without a table, a count beyond the largest one seen is believed
+    to cost no more, until it is tried.
 
     Args:
         table: seconds for some counts; it may be empty.
@@ -113,10 +113,10 @@ class CostCurve:
         return curve[lower] + share * (curve[lower + 1] - curve[lower])
 
     def observe(self, count: int, seconds: float) -> None:
-        """Takes note of what a count took.
+        """Learns from the seconds that a count took.
 
-        The first two observations at a place count by the smaller one, since whatever runs for the
-        first time takes longer. Later ones that are more than twice off count as twice off.
+        Of the first two observations at a count the smaller one holds, since a first run takes
+        longer. Later ones that are off by more than a factor of two count as off by two.
         """
         ratio = max(seconds, 1e-9) / self.seconds(count)
         lower, share = _place(min(count, KNOTS[-1]))
@@ -132,7 +132,7 @@ class CostCurve:
         self._curve = self._filled()
 
     def _learn(self, knot: int, part: float, ratio: float) -> None:
-        """Moves the factor of a place by what was seen to `part` there."""
+        """Moves the factor of a knot by an observation that belongs to it to the share `part`."""
         weight = self._weights[knot]
         if weight >= 2:
             self._factors[knot] *= ratio ** max(part / weight, SLOWEST_GAIN * part)
@@ -147,8 +147,7 @@ class CostCurve:
     def _filled(self) -> list[float]:
         """Returns the seconds at every knot.
 
-        A count that was seen cannot take longer than a larger one did; if it seemed to, something
-        else was slow.
+        A count cannot take longer than a larger one. If it seemed to, something else was slow.
         """
         prior = self._prior
         factors: list[float] = []
@@ -182,20 +181,20 @@ class LearnedCosts:
 
     @property
     def most_nodes(self) -> int:
-        """The most nodes to draft: what was seen and as many again, for a table may be wrong."""
+        """The most nodes to draft: twice the most seen, since a table may be wrong."""
         return 2 * self._score.largest_seen + 2
 
     @property
     def most_width(self) -> int:
-        """The most nodes of a level to expand: what was seen and as many again."""
+        """The most nodes of a level to expand: twice the most seen."""
         return 2 * self._draft.largest_seen + 1
 
     def score_s(self, num_nodes: int, context_length: int) -> float:
-        """Returns the seconds of a step of so many nodes without drafting."""
+        """Returns the seconds of a step with this many nodes, without drafting."""
         return self._score.seconds(num_nodes) * self._score_factors.at(context_length)
 
     def draft_s(self, num_expanded: int, context_length: int) -> float:
-        """Returns the seconds of a level for which so many nodes are expanded."""
+        """Returns the seconds of drafting a level for which this many nodes are expanded."""
         return self._draft.seconds(num_expanded) * self._draft_factors.at(context_length)
 
     def observe(self, step: Step, context_length: int, *, num_behind: int = 0) -> float:

@@ -11,12 +11,12 @@ from treesnake.shape import Shape
 class MovingAverageSearch(ArmSearch):
     """Keeps an exponential moving average of each shape's tokens per second, and takes the best.
 
-    An average moves with its own steps only. So that it can move at all, every `explore_every`-th
-    step goes to the shape that was not tried for longest.
+    An average moves only with steps of its shape. So every `explore_every`-th step goes to the
+    shape that was not tried for longest.
 
     Args:
         arms: the shapes.
-        weight: that of a step in its average, in (0, 1].
+        weight: of a step in its average, in (0, 1].
         explore_every: how often another shape is tried.
     """
 

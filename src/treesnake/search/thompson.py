@@ -9,10 +9,10 @@ from treesnake.shape import Shape
 
 
 class ThompsonSearch(ArmSearch):
-    """Draws a rate for each shape from what is believed of it, and takes the highest.
+    """Draws a rate for each shape from its distribution, and takes the shape with the highest.
 
-    The belief is a normal distribution around the measured tokens per second with their standard
-    error; sums decay, so that doubt comes back (Thompson 1933; Raj and Kalyani 2017).
+    The distribution is normal: around the measured tokens per second, with their standard error.
+    Sums decay, so the error grows again (Thompson 1933; Raj and Kalyani 2017).
 
     Args:
         arms: the shapes.

@@ -12,7 +12,7 @@ class TrialSearch(ArmSearch):
     """Tries each shape for some steps, then keeps the best: what careful people do by hand.
 
     Args:
-        arms: the shapes. They are tried in turns, so that none has the easier part of the text.
+        arms: the shapes. They take turns, so that none gets an easier part of the text.
         num_trials: steps for each.
     """
 

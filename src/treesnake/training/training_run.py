@@ -25,6 +25,7 @@ from treesnake.files import write_text
 from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_checkpoint
+from treesnake.models.hf_attention import HfAttention
 from treesnake.training.answers import answer_prompts, read_prompts
 from treesnake.training.checkpoints import find_damage, find_folder, write_folder
 from treesnake.training.corpus import PROMPTS_FILE, collect_corpus
@@ -161,7 +162,7 @@ class _TrainingRun:
         try:
             with rounded_to_int8(self._target) if self._is_rounded(stage) else nullcontext():
                 answer_prompts(
-                    self._target,
+                    HfAttention(self._target),
                     self._checkpoint.tokenizer,
                     prompts,
                     sorted(end_token_ids(self._checkpoint)),

@@ -28,9 +28,9 @@ from treesnake.protocols import AcceptanceRule, TargetModel
 from treesnake.sampling import Rng, SamplingParams
 from treesnake.search.static import StaticSearch
 from treesnake.shape import LevelWidths
-from treesnake.targets.network import NetworkTargetModel
+from treesnake.targets.network import NetworkTarget, NetworkTargetModel
 from treesnake.testing import RecurrentModel, TableModel, TinyNetwork
-from treesnake.testing.tiny import TinyState, TinyTarget
+from treesnake.testing.tiny import TinyState
 from treesnake.tree import TokenTree
 
 PROMPTS = [[1, 2], [3]]
@@ -153,28 +153,44 @@ def test_a_faulty_rule_is_found_in_samples(order: Order, remainder: Remainder) -
 # Faults of a state: they show in greedy texts and in samples.
 
 
-class UnrolledTarget(TinyTarget):
+class ToyTarget(NetworkTarget):
+    """A target over a toy, whose state faults may reach into."""
+
+    def __init__(self, state: TinyState) -> None:
+        super().__init__(TinyNetwork(SHARP), state)
+        self.state = state
+
+
+class UnrolledTarget(ToyTarget):
     """Keeps the whole tree where only a path was accepted."""
 
     def commit(self, path: Sequence[int]) -> None:
-        super().commit(range(len(self.state.nodes)))
+        tokens = list(self.state._held.tokens)
+        super().commit(())
+        self.state.extend(tokens, range(-1, len(tokens) - 1))
+        super().commit(range(len(tokens)))
 
 
-class StaleMaskTarget(TinyTarget):
+class StaleMaskTarget(ToyTarget):
     """Scores a tree with the parents of the last tree that was as large."""
 
-    def __init__(self, state: TinyState, context_length: int | None) -> None:
-        super().__init__(state, context_length)
-        self._parents: dict[int, list[int]] = {}
+    def __init__(self, state: TinyState) -> None:
+        super().__init__(state)
+        self._parents: dict[int, tuple[int, ...]] = {}
 
     def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
         parents = self._parents.get(len(tree), tree.parents)
         self._parents[len(tree)] = tree.parents
-        self.state.nodes = []
+        self.state.commit(())
         return self.state.extend(tree.tokens, parents)
 
+    def commit(self, path: Sequence[int]) -> None:
+        self.state._committed = self.state._nodes[path[-1]]
+        self.state._held.commit(path)
+        self.state._nodes = []
 
-class ForgetfulTarget(TinyTarget):
+
+class ForgetfulTarget(ToyTarget):
     """Loses the last token of a path of several."""
 
     def commit(self, path: Sequence[int]) -> None:
@@ -186,10 +202,10 @@ SHARP = TableModel(8, order=2, seed=5, sharpness=3.0)
 
 @dataclass(frozen=True)
 class FaultyTargetModel:
-    session: type[TinyTarget]
+    session: type[ToyTarget]
 
-    def new_session(self) -> TinyTarget:
-        return self.session(TinyState(SHARP), None)
+    def new_session(self) -> ToyTarget:
+        return self.session(TinyState(SHARP))
 
 
 class AlternatingSearch(StaticSearch):
@@ -201,7 +217,7 @@ class AlternatingSearch(StaticSearch):
 
 @pytest.mark.parametrize("session", [UnrolledTarget, StaleMaskTarget, ForgetfulTarget])
 def test_a_faulty_state_is_found_in_greedy_texts_and_in_samples(
-    session: type[TinyTarget],
+    session: type[ToyTarget],
 ) -> None:
     subject = SpeculativeDecoder(
         Pair(FaultyTargetModel(session), NetworkDrafterModel(TinyNetwork(SHARP))),

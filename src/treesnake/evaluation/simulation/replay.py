@@ -7,7 +7,7 @@ from functools import lru_cache
 from math import ceil, exp
 
 from treesnake.drafters.growing import grow_best
-from treesnake.drafters.model_drafter import LONGEST_LEAD
+from treesnake.drafters.network import MOST_BEHIND
 from treesnake.evaluation.simulation.trace import RecordedTree, Trace
 from treesnake.outcome import Acceptance, Step, StepSeconds
 from treesnake.protocols import TreeSearch
@@ -59,8 +59,8 @@ class Machine:
         score_s = self._costs.score_s(num_nodes, context_length)
         draft_s = sum(self._costs.draft_s(level, context_length) for level in levels)
         if levels and num_behind:
-            most = min(num_behind, LONGEST_LEAD)
-            runs = ceil(num_behind / LONGEST_LEAD)
+            most = min(num_behind, MOST_BEHIND)
+            runs = ceil(num_behind / MOST_BEHIND)
             draft_s += runs * self._costs.draft_s(most, context_length)
         if self._noise:
             factor = exp(self._random.gauss(0.0, self._noise))
@@ -132,4 +132,4 @@ def _draft_priced(recorded: RecordedTree, shape: Priced) -> _Drafted:
 
 @lru_cache(maxsize=1024)
 def _tree_of(shape: FixedTree) -> TokenTree:
-    return TokenTree((0,) * (1 + len(shape.parents)), (-1, *shape.parents))
+    return TokenTree.of((0,) * (1 + len(shape.parents)), (-1, *shape.parents))
