@@ -1,6 +1,7 @@
 """Which architecture a model has: decided here, for targets and drafters alike.
 
-A folder's config.json is read here and nowhere else; what was read is handed on.
+What config.json says is read here and handed on. Only transformers reads it again, for models of
+its own.
 """
 
 from collections.abc import Mapping
