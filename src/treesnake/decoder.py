@@ -168,6 +168,9 @@ class SpeculativeDecoder:
             seed are drafted by chains of 4 instead, if the search reads the clock or learns across
             texts: the same seed would not give the same sample again.
         accept: the acceptance rule; by default the best that is exact for each draft.
+
+    Raises:
+        InvalidInputError: if `search` is none that texts can share.
     """
 
     def __init__(
@@ -183,6 +186,12 @@ class SpeculativeDecoder:
         self.tokenizer = tokenizer
         self.end_token_ids = frozenset(end_token_ids)
         self.search = search or search_by_name(SELF_TUNING)
+        if not isinstance(self.search, SharedSearch):
+            raise InvalidInputError(
+                f"{self.search!r} cannot choose the trees of many texts: give the name of a "
+                "search, or an object with reads_clock, learns_across_texts and new_session, such "
+                "as StaticSearch(chain(3)) for one shape"
+            )
         self._accept = accept
 
     @classmethod

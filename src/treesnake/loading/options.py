@@ -25,7 +25,7 @@ class LoadOptions:
             else generic.
         device_map: spreads the layers over several devices with accelerate; the engine is generic.
         revision: of a model at the hub.
-        trust_remote_code: runs code that comes with the model; a Transformer then runs in the generic engine.
+        trust_remote_code: runs code that comes with the model; no Transformer is native then.
 
     Raises:
         InvalidInputError: for options that do not exist or contradict each other.
