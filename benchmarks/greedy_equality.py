@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from treesnake import SpeculativeDecoder
 from treesnake.drafters.load import NO_DRAFTER, PROMPT_LOOKUP
 from treesnake.evaluation.tasks import Question
+from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
 
 NEW_TOKENS = 64
@@ -39,7 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def measure(arguments: Namespace) -> Result:
-    pretrained = load_pretrained(arguments.target, dtype="float32", device="cpu")
+    pretrained = load_pretrained(arguments.target, LoadOptions(dtype="float32", device="cpu"))
     model, tokenizer = pretrained.model, pretrained.tokenizer
     questions = read_questions(arguments)
     prompts = {question.name: _encode(tokenizer, question) for question in questions}

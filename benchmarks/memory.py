@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from treesnake import SpeculativeDecoder
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
+from treesnake.loading.options import LoadOptions
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.pairs import Pair
@@ -62,7 +63,7 @@ def _measure(target: str, engine: str, dtype: str) -> Result:
     tokenizer = find_checkpoint(target).tokenizer
     tokenizer.encode(QUESTION)
     before = psutil.Process().memory_info().rss
-    model, loaded = load_target(target, dtype=dtype, device="cpu", engine=engine)
+    model, loaded = load_target(target, LoadOptions(dtype, "cpu", engine))
     decoder = SpeculativeDecoder(
         Pair(model, NgramDrafterModel()),
         tokenizer=loaded.checkpoint.tokenizer,

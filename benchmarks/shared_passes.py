@@ -16,6 +16,7 @@ from frame import Result, add_rounds, milliseconds, print_table, run, time_in_tu
 
 from treesnake.drafters.load import load_drafter
 from treesnake.drafters.network import NetworkDrafterModel
+from treesnake.loading.checkpoint import find_checkpoint
 from treesnake.loading.networks import load_network
 from treesnake.loading.options import LoadOptions
 from treesnake.models.tree_network import Part, TreeNetwork
@@ -63,14 +64,13 @@ def show(result: Result) -> None:
 
 
 def _networks(target: str) -> Iterator[tuple[str, TreeNetwork]]:
-    checkpoint = None
+    checkpoint = find_checkpoint(target)
     for engine, dtype in TARGETS:
-        loaded = load_network(target, LoadOptions(engine=engine, dtype=dtype, device="cpu"))
-        checkpoint = loaded.checkpoint
+        loaded = load_network(checkpoint, LoadOptions(engine=engine, dtype=dtype, device="cpu"))
         yield f"{target} {engine} {dtype}", loaded.network
     for dtype in ("float32", "int8"):
         options = LoadOptions(dtype=dtype, device="cpu")
-        drafter = load_drafter(DRAFTER, target=checkpoint, options=options)
+        drafter = load_drafter(DRAFTER, options, target=checkpoint)
         assert isinstance(drafter, NetworkDrafterModel)
         yield f"{DRAFTER} {dtype}", drafter.network
 

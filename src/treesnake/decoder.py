@@ -11,8 +11,13 @@ from treesnake.drafters.load import AUTO, check_drafter_name, load_drafter
 from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
 from treesnake.loading.cost_files import CostKey, read_costs
-from treesnake.loading.networks import EngineName
-from treesnake.loading.pretrained import DeviceMap, DtypeName
+from treesnake.loading.options import (
+    DEFAULT_OPTIONS,
+    DeviceMap,
+    DtypeName,
+    EngineName,
+    LoadOptions,
+)
 from treesnake.outcome import FinishReason, Generation, Step
 from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
@@ -210,7 +215,7 @@ class SpeculativeDecoder:
             drafter: "auto" for the best that comes with the package, "prompt-lookup", "none" for
                 plain decoding, or a model by name or folder that has the target's tokenizer; see
                 `treesnake.drafters.load.load_drafter`.
-            dtype: of the target's weights; see `treesnake.loading.networks.load_attention_network`.
+            dtype: of the target's weights; see `treesnake.loading.options.LoadOptions`.
             device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is.
             engine: "native", "generic", or "auto".
             device_map: spreads the layers over several devices, as in accelerate.
@@ -225,19 +230,28 @@ class SpeculativeDecoder:
             UnsupportedModelError: if it cannot be run correctly.
             InvalidInputError: for names and options that do not exist or contradict each other.
         """
+        options = LoadOptions(dtype, device, engine, device_map, revision, trust_remote_code)
+        return cls.load(target, drafter, options, search=search)
+
+    @classmethod
+    def load(
+        cls,
+        target: str = DEFAULT_MODEL,
+        drafter: str = AUTO,
+        options: LoadOptions = DEFAULT_OPTIONS,
+        *,
+        search: str | SharedSearch = SELF_TUNING,
+    ) -> Self:
+        """Does what `from_pretrained` does, with options in one piece.
+
+        They are the target's; the drafter is loaded to the same device, with a dtype of its own.
+        """
         check_drafter_name(drafter)
         if isinstance(search, str):
             search_by_name(search)  # a wrong name need not wait for the models
-        model, loaded = load_target(
-            target,
-            dtype=dtype,
-            device=device,
-            engine=engine,
-            device_map=device_map,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
-        drafter_model = load_drafter(drafter, target=loaded.checkpoint, device=device)
+        model, loaded = load_target(target, options)
+        drafter_options = LoadOptions(device=options.device)
+        drafter_model = load_drafter(drafter, drafter_options, target=loaded.checkpoint)
         if isinstance(search, str):
             search = search_by_name(search, read_costs(CostKey.of(loaded, drafter)))
         return cls(

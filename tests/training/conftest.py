@@ -12,6 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from treesnake.loading.conversion import build_tokenizer
+from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
 from treesnake.models.hf_attention import HfAttention
 from treesnake.training.answers import answer_prompts, read_prompts
@@ -119,7 +120,7 @@ def answers_folder(
 ) -> Path:
     """What the target answers."""
     folder = tmp_path_factory.mktemp("answers")
-    target = load_pretrained(str(target_folder), dtype="float32", device="cpu")
+    target = load_pretrained(str(target_folder), LoadOptions(dtype="float32", device="cpu"))
     answer_prompts(
         HfAttention(target.model),
         target.tokenizer,

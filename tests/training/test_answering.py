@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from treesnake.errors import InvalidInputError
+from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import Pretrained, load_pretrained
 from treesnake.models.hf_attention import HfAttention
 from treesnake.models.tree_network import TreeNetwork
@@ -23,7 +24,7 @@ PROMPTS = [[5, 6, 7], [9], [5, 6, 7, 8, 9, 10], [11, 12]]
 
 @pytest.fixture(scope="module")
 def pretrained(target_folder: Path) -> Pretrained:
-    return load_pretrained(str(target_folder), dtype="float32", device="cpu")
+    return load_pretrained(str(target_folder), LoadOptions(dtype="float32", device="cpu"))
 
 
 @pytest.fixture(scope="module")

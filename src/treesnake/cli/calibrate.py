@@ -13,6 +13,7 @@ from treesnake.cli.target_options import loading
 from treesnake.drafters.load import check_drafter_name, load_drafter
 from treesnake.evaluation.calibration import measure_costs
 from treesnake.loading.cost_files import CostKey, write_costs
+from treesnake.loading.options import LoadOptions
 from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.search.costs import CostTable
@@ -40,15 +41,10 @@ def calibrate(
     check_drafter_name(drafter)
     if threads is not None:
         torch.set_num_threads(threads)
+    load_options = LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code)
     with loading(target):
-        target_model, loaded = load_target(
-            target,
-            dtype=dtype,
-            device=device,
-            engine=engine,
-            trust_remote_code=trust_remote_code,
-        )
-        drafter_model = load_drafter(drafter, target=loaded.checkpoint, device=device)
+        target_model, loaded = load_target(target, load_options)
+        drafter_model = load_drafter(drafter, LoadOptions(device=device), target=loaded.checkpoint)
     prompt = Prompt.of(loaded.checkpoint.tokenizer.encode(TEXT))
     key = CostKey.of(loaded, drafter)
     costs = measure_costs(Pair(target_model, drafter_model), prompt)
