@@ -36,7 +36,7 @@ class LevelSize:
     """What a graph is for.
 
     Attributes:
-        num_new: nodes of the level, pending tokens in front of it included.
+        num_new: nodes of the level.
         num_nodes: nodes of the tree with them.
     """
 
@@ -69,23 +69,22 @@ class LevelGraphs:
         self._capture = capture
         self._levels: WeakKeyDictionary[SsmState, dict[LevelSize, _Level]] = WeakKeyDictionary()
 
-    def serve(self, state: SsmState, num_new: int) -> bool:
-        """Returns whether so many new nodes of a tree run as a graph: on CUDA, by Triton."""
+    def can_run(self, state: SsmState, num_new: int) -> bool:
+        """Tells whether this many new nodes of a tree run as a graph: on CUDA, by Triton."""
         has_kernels = state.recurrent.is_cuda and find_spec("triton") is not None
         return has_kernels and num_new <= LARGEST_LEVEL
 
     def run(
-        self, step: Step, token_ids: Int[Tensor, " new"], state: SsmState
+        self, step: Step, token_ids: Int[Tensor, " new"], layout: TreeLayout, state: SsmState
     ) -> Float[Tensor, "new vocab"]:
-        """Runs the newest nodes of a state's tree, which were appended already."""
-        layout = state.layout
+        """Runs the newest nodes of a tree, for which the state has room already."""
         levels = self._levels.setdefault(state, {})
         size = LevelSize(len(token_ids), len(layout))
         level = levels.get(size)
         if level is None and len(levels) >= MOST_GRAPHS:
             return step(token_ids, layout, state)
         if level is None or level.room is not state.conv_inputs:
-            level = levels[size] = self._captured(step, token_ids, state)
+            level = levels[size] = self._captured(step, token_ids, layout, state)
         level.token_ids.copy_(token_ids)
         level.layout.overwrite(layout)
         return level.replay().clone()
@@ -98,8 +97,10 @@ class LevelGraphs:
         """Returns one without graphs, which read the weights that they were captured from."""
         return LevelGraphs(self._capture)
 
-    def _captured(self, step: Step, token_ids: Int[Tensor, " new"], state: SsmState) -> _Level:
-        tokens, layout = token_ids.clone(), state.layout.clone()
+    def _captured(
+        self, step: Step, token_ids: Int[Tensor, " new"], layout: TreeLayout, state: SsmState
+    ) -> _Level:
+        tokens, layout = token_ids.clone(), layout.clone()
         # The state is not kept, neither here nor by a graph: it would never be forgotten.
         replay = self._capture(lambda: step(tokens, layout, state), token_ids.device)
         return _Level(tokens, layout, state.conv_inputs, replay)
