@@ -41,7 +41,7 @@ def load(
 
 
 def first_logits(network: CpuNetwork) -> torch.Tensor:
-    return network.extend([3], [-1], network.new_state())
+    return network.new_state().extend([3], [-1])
 
 
 def test_a_cpu_gets_weights_of_8_bits_unless_told_otherwise(folder: Path) -> None:

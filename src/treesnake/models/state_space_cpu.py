@@ -151,7 +151,8 @@ class CpuNetwork(ABC):
     ) -> Float[Tensor, "new vocab"]:
         """Runs the new nodes of trees that branch in one way."""
         needed = [_needed_nodes(tree) for tree in trees] if task == SUMS else [NOTHING] * len(trees)
-        fields, first_row = [], 0
+        fields: list[tuple[int, ...]] = []
+        first_row = 0
         for tree, own in zip(trees, needed, strict=True):
             fields.append((first_row, *_layout_fields(tree, own), *_addresses(tree.memory)))
             first_row += tree.num_new
