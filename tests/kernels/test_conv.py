@@ -85,8 +85,8 @@ def by_definition(
     window: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     total = torch.zeros(weight.shape[0]) if bias is None else bias
-    for place in range(weight.shape[1]):
-        total = total + window[place] * weight[:, place]
+    for tap in range(weight.shape[1]):
+        total = total + window[tap] * weight[:, tap]
     return F.silu(total)
 
 

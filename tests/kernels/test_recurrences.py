@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from treesnake.kernels.cpu import ssd, ssm_rows, ssm_scan
+from treesnake.kernels.cpu import ssm as cpu_ssm
 from treesnake.kernels.cpu.jit import entry_point
 from treesnake.kernels.cpu.linear import padded, padded_rows
 from treesnake.kernels.cpu.mamba import commit_mamba
@@ -235,6 +236,11 @@ def draw_tree(data: st.DataObject, max_nodes: int = 14) -> tuple[tuple[int, ...]
     num_nodes = data.draw(st.integers(1, max_nodes))
     parents = tuple(data.draw(st.integers(-1, node - 1)) for node in range(num_nodes))
     return parents, data.draw(st.integers(1, num_nodes))
+
+
+def test_the_compiled_scan_is_a_form_of_its_own() -> None:
+    assert cpu_ssm.scan is ssm_scan.scan
+    assert cpu_ssm.scan is not reference_ssm.scan
 
 
 @each_scan

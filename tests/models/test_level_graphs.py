@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from treesnake.models.cuda_graphs import Pass
-from treesnake.models.level_graphs import MOST_GRAPHS, LevelGraphs
+from treesnake.models.level_graphs import LevelGraphs
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space import StateSpaceNetwork
@@ -121,14 +121,6 @@ def test_a_result_is_not_overwritten_by_the_next_one() -> None:
     state.commit([])
     extend(graphs, model, [9], [-1], state)
     assert torch.equal(first, kept)
-
-
-def test_trees_that_never_repeat_are_not_captured_without_end() -> None:
-    model, recorder = network("mamba"), Recorder()
-    graphs, state = LevelGraphs(recorder), model.new_state()
-    for _ in range(MOST_GRAPHS + 5):
-        extend(graphs, model, [4], [-1], state)
-    assert recorder.num_captured == MOST_GRAPHS
 
 
 def test_graphs_are_forgotten_with_their_state() -> None:

@@ -387,7 +387,7 @@ def _bounds(trees: Sequence[GrownTree]) -> list[tuple[int, int]]:
     return list(pairwise(ends))
 
 
-def _joined(parts: Sequence[Float[Tensor, "_ *axes"]]) -> Float[Tensor, " all_rows *axes"]:
+def _joined(parts: Sequence[Float[Tensor, " _ *axes"]]) -> Float[Tensor, " all_rows *axes"]:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
