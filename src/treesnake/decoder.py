@@ -241,7 +241,7 @@ class SpeculativeDecoder:
         options: LoadOptions = DEFAULT_OPTIONS,
         *,
         search: str | SharedSearch = SELF_TUNING,
-    ) -> Self:
+    ) -> "SpeculativeDecoder":
         """Does what `from_pretrained` does, with options in one piece.
 
         They are the target's; the drafter is loaded to the same device, with a dtype of its own.
