@@ -77,7 +77,7 @@ def run_transformer() -> None:
 def run_mamba() -> None:
     sizes = {"vocab_size": 9, "hidden_size": 16, "num_layers": 1, "state_dim": 4}
     network = to_cpu(Mamba(MambaConfig(**sizes)).eval())
-    network.extend([1], [-1], network.new_state())
+    network.new_state().extend([1], [-1])
 
 
 @pytest.mark.parametrize(

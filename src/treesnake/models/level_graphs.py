@@ -28,7 +28,7 @@ class LevelSize:
     """What a graph is for.
 
     Attributes:
-        num_new: nodes of the level, pending tokens in front of it included.
+        num_new: nodes of the level.
         num_nodes: nodes of the tree with them.
     """
 
@@ -66,17 +66,17 @@ class LevelGraphs:
         self._graphs: WeakKeyDictionary[SsmState, GraphCache[LevelSize, LevelInputs]]
         self._graphs = WeakKeyDictionary()
 
-    def serve(self, state: SsmState, num_new: int) -> bool:
-        """Returns whether so many new nodes of a tree run as a graph: on CUDA, by Triton."""
+    def can_run(self, state: SsmState, num_new: int) -> bool:
+        """Tells whether this many new nodes of a tree run as a graph: on CUDA, by Triton."""
         has_kernels = find_spec("triton") is not None
         return has_kernels and self._graphs_of(state).serves(state.recurrent.device, num_new)
 
     def run(
-        self, step: Step, token_ids: Int[Tensor, " new"], state: SsmState
+        self, step: Step, token_ids: Int[Tensor, " new"], layout: TreeLayout, state: SsmState
     ) -> Float[Tensor, "new vocab"]:
-        """Runs the newest nodes of a state's tree, which were appended already."""
-        inputs = LevelInputs(token_ids, state.layout)
-        size = LevelSize(len(token_ids), len(state.layout))
+        """Runs the newest nodes of a tree, for which the state has room already."""
+        inputs = LevelInputs(token_ids, layout)
+        size = LevelSize(len(token_ids), len(layout))
         room = state.conv_inputs.shape[1]  # it moves when the tree outgrows it
         logits = self._graphs_of(state).run(
             # The state is not kept, neither here nor by a graph: it would never be forgotten.
