@@ -122,7 +122,8 @@ def test_a_shard_that_is_broken_or_cannot_be_written_is_named(tmp_path: Path) ->
     with pytest.raises(TrainingError, match=r"000000\.safetensors is no shard of texts"):
         read_shard(path)
     with pytest.raises(TrainingError, match="cannot be written"):
-        write_shard(tmp_path / "missing" / "a.safetensors", answers(), 100)
+        write_shard(path / "a file is no folder.safetensors", answers(), 100)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_no_texts_at_all_are_an_error(tmp_path: Path) -> None:
