@@ -11,6 +11,7 @@ run in turn in every round; minimum and median are reported.
 
 import functools
 from argparse import ArgumentParser, Namespace
+from math import prod
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from frame import Result, Variant, add_rounds, milliseconds, print_table, run, t
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space_cpu import CpuNetwork, to_cpu
-from treesnake.states.branching import PathSums, StateCopies, StateShape
-from treesnake.states.ssm import SsmState
+from treesnake.models.state_space_state import StateSpaceState
+from treesnake.prompt import Prompt
+from treesnake.states.branching import BranchingKind, PathSums, StateCopies, StateShape
 from treesnake.tree import level_parents
 
 TREES = {"chain(5)": (1,) * 5, "3x2x2x1x1": (3, 2, 2, 1, 1), "3x4x4 (64 nodes)": (3, 4, 4)}
@@ -28,8 +30,6 @@ BRANCHINGS = {"state copies": StateCopies, "path sums": PathSums}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 PROMPT_LENGTH = 64
 LEVELS = (1, 8)
-
-Branching = type[StateCopies] | type[PathSums]
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -59,18 +59,27 @@ def _bytes(shape: StateShape) -> dict[str, Any]:
 
     The inputs of the convolutions, which both ways to branch keep, are counted with the nodes.
     """
+    float_bytes = 4 * shape.num_layers
+    history = (shape.conv_width - 1) * shape.conv_channels
     per_node = {
-        name: branching.bytes_per_node(shape) + shape.conv_bytes
+        name: float_bytes * (_kept_per_node(branching, shape) + shape.conv_channels)
         for name, branching in BRANCHINGS.items()
     }
     return {
-        "committed": shape.committed_bytes,
+        "committed": float_bytes * (history + prod(shape.state)),
         "per node": per_node,
         "trees": {
             tree: {name: sum(_levels(widths)) * size for name, size in per_node.items()}
             for tree, widths in TREES.items()
         },
     }
+
+
+def _kept_per_node(branching: BranchingKind, shape: StateShape) -> int:
+    """Returns the numbers that a way to branch keeps of a node in each layer."""
+    if branching is StateCopies:
+        return prod(shape.state)
+    return prod(shape.x) + prod(shape.dt) + prod(shape.B)
 
 
 def _levels(widths: tuple[int, ...]) -> list[int]:
@@ -85,39 +94,39 @@ def _variants(network: CpuNetwork, dtype: str) -> dict[str, Variant]:
     variants: dict[str, Variant] = {}
     for name, branching in BRANCHINGS.items():
         state = network.new_state(branching)
-        network.prefill(range(PROMPT_LENGTH), state)
+        state.prefill(Prompt.of(range(PROMPT_LENGTH + 1)))
         for tree, widths in TREES.items():
-            variants[f"{name}, {dtype}, {tree}"] = functools.partial(_draft, network, state, widths)
+            variants[f"{name}, {dtype}, {tree}"] = functools.partial(_draft, state, widths)
         for size in LEVELS:
-            level = functools.partial(_level, network, state, size)
+            level = functools.partial(_level, state, size)
             variants[f"{name}, {dtype}, level of {size}"] = level
-        whole = functools.partial(_score, network, state, TREES["3x4x4 (64 nodes)"])
+        whole = functools.partial(_score, state, TREES["3x4x4 (64 nodes)"])
         variants[f"{name}, {dtype}, 64 nodes in one pass"] = whole
     return variants
 
 
-def _draft(network: CpuNetwork, state: SsmState, widths: tuple[int, ...]) -> None:
+def _draft(state: StateSpaceState, widths: tuple[int, ...]) -> None:
     """Drafts a tree level by level and commits the anchor and a token of the first level."""
     level, num_nodes = [-1], 0
     for size in _levels(widths):
         children = size // len(level)
         parents = [node for node in level for _ in range(children)]
-        network.extend([1] * size, parents, state)
+        state.extend([1] * size, parents)
         level = list(range(num_nodes, num_nodes + size))
         num_nodes += size
     state.commit([0, 1])
 
 
-def _score(network: CpuNetwork, state: SsmState, widths: tuple[int, ...]) -> None:
+def _score(state: StateSpaceState, widths: tuple[int, ...]) -> None:
     """Runs a whole tree, leaves included, as a target does, and commits as `_draft`."""
     parents = level_parents(widths)
-    network.extend([1] * len(parents), parents, state)
+    state.extend([1] * len(parents), parents)
     state.commit([0, 1])
 
 
-def _level(network: CpuNetwork, state: SsmState, size: int) -> None:
-    network.extend([1] * size, [-1] * size, state)
-    state.clear_tree()
+def _level(state: StateSpaceState, size: int) -> None:
+    state.extend([1] * size, [-1] * size)
+    state.commit([])
 
 
 def _transformers_chain(name: str) -> Variant:

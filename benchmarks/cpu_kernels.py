@@ -23,10 +23,12 @@ from frame import Result, Variant, add_rounds, print_table, run, time_in_turn
 from torch import Tensor
 from transformers import LlamaConfig
 
-from treesnake.kernels.cpu.linear import PackedWeight, linear, pack_weight
+from treesnake.kernels.cpu.jit import entry_point
+from treesnake.kernels.cpu.linear import linear_rows, padded_rows
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
+from treesnake.models.weight_stack import WeightStack
 
 SMOLLM2 = LlamaConfig(
     vocab_size=49152,
@@ -85,12 +87,13 @@ def _products(dtypes: list[str], rounds: int, bandwidth: float) -> list[dict[str
     rows: list[dict[str, Any]] = []
     for outputs, inputs in PRODUCTS:
         weight = torch.randn(outputs, inputs)
-        packed = {name: _copies(pack_weight(weight, DTYPES[name])) for name in dtypes}
+        packed = {name: _copies(weight, DTYPES[name]) for name in dtypes}
         plain = [weight.clone() for _ in range(STREAM_BYTES // weight.nbytes)]
         for nodes in NODE_COUNTS:
             x = torch.randn(nodes, inputs)
             variants = {
-                name: functools.partial(_each, linear, x, copies) for name, copies in packed.items()
+                name: functools.partial(_each, _product, x, copies)
+                for name, copies in packed.items()
             }
             variants["torch"] = functools.partial(_each, F.linear, x, plain)
             seconds = _minimum(variants, max(2, rounds // 4))
@@ -102,7 +105,7 @@ def _products(dtypes: list[str], rounds: int, bandwidth: float) -> list[dict[str
                     "rows": nodes,
                     "ms": {name: round(s / counts[name] * 1e3, 4) for name, s in seconds.items()},
                     "floor_ms": {
-                        name: round(copies[0].values.nbytes / bandwidth / 1e6, 4)
+                        name: round(copies[0][0].nbytes / bandwidth / 1e6, 4)
                         for name, copies in packed.items()
                     },
                 }
@@ -115,12 +118,28 @@ def _each(product: Callable[..., Tensor], x: Tensor, weights: Sequence[Any]) -> 
         product(x, weight)
 
 
-def _copies(weight: PackedWeight) -> list[PackedWeight]:
-    """Returns equal weights in one large array, as those of a model's layers are."""
-    number = STREAM_BYTES // weight.values.nbytes
-    stack = np.empty((number, *weight.values.shape), weight.values.dtype)
-    stack[:] = weight.values
-    return [PackedWeight(values, weight.scale, weight.num_inputs) for values in stack]
+def _copies(weight: Tensor, dtype: torch.dtype) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns equal weights and their scales in one large array, as those of layers are."""
+    number = STREAM_BYTES // WeightStack(1, *weight.shape, dtype).values.nbytes
+    stack = WeightStack(number, *weight.shape, dtype)
+    for layer in range(number):
+        stack.write(layer, weight)
+    return list(zip(stack.values, stack.scale, strict=True))
+
+
+@entry_point
+def _linear(x, num_rows, values, scale, out):
+    linear_rows(x, num_rows, values, 0, values.shape[0], out, scale)
+
+
+def _product(x: Tensor, weight: tuple[np.ndarray, np.ndarray]) -> Tensor:
+    """Multiplies rows with a packed weight on the calling thread."""
+    values, scale = weight
+    inputs = np.zeros((padded_rows(len(x)), values.shape[1]), np.float32)
+    inputs[: len(x), : x.shape[1]] = x.numpy()
+    out = np.empty((len(inputs), len(values)), np.float32)
+    _linear(inputs, len(x), values, scale, out)
+    return torch.from_numpy(out[: len(x)])
 
 
 def _forwards(dtypes: list[str], rounds: int) -> tuple[list[dict[str, Any]], dict[str, float]]:

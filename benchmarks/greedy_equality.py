@@ -1,16 +1,15 @@
 """Is greedy output equal to `transformers.generate`, token for token?
 
     uv run python benchmarks/greedy_equality.py --questions FILE.jsonl ... \
-        --drafters prompt-lookup FOLDER --output results/greedy_equality.json
+        --output results/greedy_equality.json
 
 Runs the first turn of every question through transformers' own greedy generate in float32, and
-through each engine, plainly and speculatively, with each drafter. Where tokens differ, the result
+through each method: an engine, a drafter, and a search or shape. Where tokens differ, the result
 names the position and the gap between the two logits.
 """
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +17,18 @@ from frame import Result, add_questions, read_questions, run
 from transformers import PreTrainedModel
 
 from treesnake import SpeculativeDecoder
-from treesnake.drafters.load import NO_DRAFTER, PROMPT_LOOKUP
 from treesnake.evaluation.tasks import Question
+from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
 
 NEW_TOKENS = 64
+METHODS = (
+    "native none off",
+    "native treesnake-smol chain(4)",
+    "native auto self-tuning",
+    "generic prompt-lookup chain(4)",
+)
+"""Engine, drafter and search."""
 
 Texts = dict[str, list[int]]
 """Token ids by the name of the question: of its prompt, or of an answer."""
@@ -31,35 +37,28 @@ Texts = dict[str, list[int]]
 def add_arguments(parser: ArgumentParser) -> None:
     add_questions(parser)
     parser.add_argument("--target", default="smollm2")
-    parser.add_argument("--engines", nargs="*", default=["native", "generic"])
-    parser.add_argument("--shapes", nargs="*", default=["chain(4)", "2x1x1"])
-    parser.add_argument(
-        "--drafters", nargs="*", default=[PROMPT_LOOKUP], help="names, or folders of models"
-    )
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
 
 
 def measure(arguments: Namespace) -> Result:
-    pretrained = load_pretrained(arguments.target, dtype="float32", device="cpu")
+    pretrained = load_pretrained(arguments.target, LoadOptions(dtype="float32", device="cpu"))
     model, tokenizer = pretrained.model, pretrained.tokenizer
     questions = read_questions(arguments)
     prompts = {question.name: _encode(tokenizer, question) for question in questions}
     expected = {name: _reference(model, prompt) for name, prompt in prompts.items()}
     methods = {}
-    for engine in arguments.engines:
-        settings = [(NO_DRAFTER, "off")]
-        settings += [(each, shape) for each in arguments.drafters for shape in arguments.shapes]
-        for drafter, shape in settings:
-            decoder = SpeculativeDecoder.from_pretrained(
-                arguments.target,
-                drafter,
-                dtype="float32",
-                device="cpu",
-                engine=engine,
-                search=shape,
-            )
-            name = _method(engine, shape, drafter)
-            methods[name] = _compare(decoder, prompts, expected, model)
-            print(f"{name}: {methods[name]['equal']} of {methods[name]['prompts']} equal")
+    for name in arguments.methods:
+        engine, drafter, search = name.split()
+        decoder = SpeculativeDecoder.from_pretrained(
+            arguments.target,
+            drafter,
+            dtype="float32",
+            device="cpu",
+            engine=engine,
+            search=search,
+        )
+        methods[name] = _compare(decoder, prompts, expected, model)
+        print(f"{name}: {methods[name]['equal']} of {methods[name]['prompts']} equal", flush=True)
     return {"new_tokens": NEW_TOKENS, "dtype": "float32", "methods": methods}
 
 
@@ -72,12 +71,6 @@ def _encode(tokenizer: Any, question: Question) -> list[int]:
 def _reference(model: PreTrainedModel, prompt: list[int]) -> list[int]:
     output = model.generate(torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False)
     return output[0, len(prompt) :].tolist()
-
-
-def _method(engine: str, shape: str, drafter: str) -> str:
-    """Returns what a run is called; a folder goes by its own name, wherever it is."""
-    name = f"{engine} {shape}"
-    return name if drafter in (NO_DRAFTER, PROMPT_LOOKUP) else f"{name} {Path(drafter).name}"
 
 
 def _compare(

@@ -27,6 +27,7 @@ from treesnake.evaluation.bench.bench_recipe import LongContextTable
 from treesnake.evaluation.bench.documents import long_questions
 from treesnake.evaluation.bootstrap import bootstrap_rate, bootstrap_ratio
 from treesnake.loading.checkpoint import find_checkpoint
+from treesnake.loading.options import LoadOptions
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter
 from treesnake.sampling import SamplingParams, TorchRng
@@ -77,9 +78,8 @@ def _read_drafter(text: str, target: str) -> tuple[str, Drafter]:
     folder, _, window = source.partition(":")
     model = load_drafter(
         folder,
+        LoadOptions(dtype="int8", device="cpu"),
         target=find_checkpoint(target),
-        dtype="int8",
-        device="cpu",
         window=int(window) if window else None,
     )
     return name, model.new_session()

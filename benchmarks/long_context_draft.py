@@ -19,7 +19,7 @@ from frame import Result, add_rounds, milliseconds, print_table, run, time_in_tu
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from treesnake.drafters.mamba import MambaState
-from treesnake.drafters.model_drafter import ModelDrafter
+from treesnake.drafters.network import NetworkDrafter
 from treesnake.drafters.window import WindowedDrafter
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space_cpu import to_cpu
@@ -107,10 +107,10 @@ def _drafters(
     network = Transformer(config, transformer.state_dict(), dtype, torch.device("cpu"))
     whole, windowed = network.new_state(), network.new_state()
     return {
-        "mamba2": Drafting(ModelDrafter(recurrent), recurrent),
-        "transformer": Drafting(ModelDrafter(whole), whole),
+        "mamba2": Drafting(NetworkDrafter(recurrent), recurrent),
+        "transformer": Drafting(NetworkDrafter(whole), whole),
         f"transformer, window of {WINDOW}": Drafting(
-            WindowedDrafter(ModelDrafter(windowed), WINDOW), windowed
+            WindowedDrafter(NetworkDrafter(windowed), WINDOW), windowed
         ),
     }
 

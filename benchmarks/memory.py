@@ -21,12 +21,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from treesnake import SpeculativeDecoder
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
+from treesnake.loading.options import LoadOptions
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.protocols import Target
-from treesnake.targets.attention import AttentionTargetModel
 from treesnake.targets.load import load_target
+from treesnake.targets.network import NetworkTargetModel
 from treesnake.tree import TokenTree
 
 SETTINGS = (
@@ -61,10 +63,9 @@ def _measure(target: str, engine: str, dtype: str) -> Result:
     tokenizer = find_checkpoint(target).tokenizer
     tokenizer.encode(QUESTION)
     before = psutil.Process().memory_info().rss
-    model, loaded = load_target(target, dtype=dtype, device="cpu", engine=engine)
+    model, loaded = load_target(target, LoadOptions(dtype, "cpu", engine))
     decoder = SpeculativeDecoder(
-        model,
-        NgramDrafterModel(),
+        Pair(model, NgramDrafterModel()),
         tokenizer=loaded.checkpoint.tokenizer,
         end_token_ids=end_token_ids(loaded.checkpoint),
     )
@@ -107,13 +108,13 @@ def _run_tiny(dtype: str) -> None:
     network = Transformer(
         TransformerConfig.from_hf(config), tensors, getattr(torch, dtype), torch.device("cpu")
     )
-    _run(AttentionTargetModel(network).new_session(), [1, 2, 3])
+    _run(NetworkTargetModel(network).new_session(), [1, 2, 3])
     module(torch.tensor([[1, 2, 3]]))
 
 
 def _run(session: Target, prompt: list[int]) -> None:
     session.prefill(Prompt.of(prompt))
-    session.score(TokenTree.chain(torch.tensor(prompt[-1:])))
+    session.score(TokenTree.chain(prompt[-1:]))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import torch
 from frame import Result, add_rounds, print_table, run
 from transformers import StoppingCriteria
 
+from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
 from treesnake.loading.smollm import find_gguf
 from treesnake.prompt import Prompt
@@ -86,7 +87,7 @@ def measure(arguments: Namespace) -> Result:
 
 def _methods(target: str, only: list[str] | None) -> tuple[dict[str, Decode], list[int]]:
     wanted = lambda name: only is None or any(part in name for part in only)  # noqa: E731
-    pretrained = load_pretrained(target, dtype="float32", device="cpu")
+    pretrained = load_pretrained(target, LoadOptions(dtype="float32", device="cpu"))
     text = pretrained.tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True, tokenize=False
     )
@@ -104,7 +105,7 @@ def _methods(target: str, only: list[str] | None) -> tuple[dict[str, Decode], li
     if wanted("transformers float32"):
         methods["transformers float32"] = _transformers(pretrained.model, prompt)
     if wanted("transformers compiled float32"):
-        compiled = load_pretrained(target, dtype="float32", device="cpu").model
+        compiled = load_pretrained(target, LoadOptions(dtype="float32", device="cpu")).model
         methods["transformers compiled float32"] = _transformers(compiled, prompt, compiled=True)
     for kind in ("Q8_0", "F16"):
         if wanted(name := f"llama.cpp {kind}"):
@@ -128,7 +129,7 @@ def _reading(num_bytes: int) -> Decode:
 
 
 def _treesnake(target: str, engine: str, dtype: str, prompt: list[int]) -> Decode:
-    model, _ = load_target(target, dtype=dtype, device="cpu", engine=engine)
+    model, _ = load_target(target, LoadOptions(dtype, "cpu", engine))
 
     def decode(num_tokens: int, threads: int) -> list[float]:
         torch.set_num_threads(threads)
@@ -138,7 +139,7 @@ def _treesnake(target: str, engine: str, dtype: str, prompt: list[int]) -> Decod
         times = []
         for _ in range(num_tokens):
             started = time.perf_counter()
-            logits = session.score(TokenTree.chain(torch.tensor([token])))
+            logits = session.score(TokenTree.chain([token]))
             token = int(logits[0].argmax())
             session.commit((0,))
             times.append(time.perf_counter() - started)
@@ -244,7 +245,7 @@ def _scoring(
     ]:
         if only is not None and not any(part in f"treesnake {engine} {dtype}" for part in only):
             continue
-        model, _ = load_target(target, dtype=dtype, device="cpu", engine=engine)
+        model, _ = load_target(target, LoadOptions(dtype, "cpu", engine))
         session = model.new_session()
         session.prefill(Prompt.of(prompt))
         for number in threads:
@@ -262,7 +263,7 @@ def _scoring(
 
 
 def _time_of_scoring(session: Target, prompt: list[int], count: int) -> float:
-    tree = TokenTree.chain(torch.tensor((prompt * count)[:count]))
+    tree = TokenTree.chain((prompt * count)[:count])
     started = time.perf_counter()
     session.score(tree)
     return time.perf_counter() - started

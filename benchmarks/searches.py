@@ -27,7 +27,7 @@ from treesnake.evaluation.simulation.comparison import rate, relative_rate
 from treesnake.evaluation.simulation.replay import Replayed
 from treesnake.evaluation.tasks import Question
 from treesnake.outcome import Generation, Step
-from treesnake.protocols import TreeSearch
+from treesnake.protocols import SharedSearch, TreeSearch
 from treesnake.search.by_name import search_by_name
 from treesnake.search.costs import CostTable
 from treesnake.shape import Shape
@@ -50,11 +50,11 @@ METHODS = (
 
 
 class Timed:
-    """A search, and the seconds that it takes itself."""
+    """The search of one text, and the seconds that it takes itself."""
 
-    def __init__(self, search: TreeSearch) -> None:
+    def __init__(self, search: TreeSearch, seconds: list[float]) -> None:
         self._search = search
-        self.seconds: list[float] = []
+        self.seconds = seconds
 
     def choose(self, context_length: int) -> Shape:
         started = time.perf_counter()
@@ -83,9 +83,10 @@ def measure(arguments: Namespace) -> Result:
     )
     questions = read_questions(arguments)
     prompt = decoder.encode([{"role": "user", "content": questions[0].turns[0]}])
-    costs = measure_costs(decoder.target, decoder.drafter, prompt)
-    searches = {method: Timed(_search(method, costs)) for method in arguments.methods}
-    generations = _run(decoder, questions, searches, arguments.tokens)
+    costs = measure_costs(decoder.pair, prompt)
+    searches = {method: _search(method, costs) for method in arguments.methods}
+    search_s: dict[str, list[float]] = {method: [] for method in searches}
+    generations = _run(decoder, questions, searches, search_s, arguments.tokens)
     return {
         "target": arguments.target,
         "dtype": arguments.dtype,
@@ -93,11 +94,11 @@ def measure(arguments: Namespace) -> Result:
         "prompts": len(questions),
         "tokens_per_prompt": arguments.tokens,
         "costs": asdict(costs),
-        "methods": _summary(generations, searches, [each.category for each in questions]),
+        "methods": _summary(generations, search_s, [each.category for each in questions]),
     }
 
 
-def _search(method: str, costs: CostTable) -> TreeSearch:
+def _search(method: str, costs: CostTable) -> SharedSearch:
     if method == "calibrated":
         return search_by_name("self-tuning", costs)
     return search_by_name(method)
@@ -106,7 +107,8 @@ def _search(method: str, costs: CostTable) -> TreeSearch:
 def _run(
     decoder: SpeculativeDecoder,
     questions: Sequence[Question],
-    searches: dict[str, Timed],
+    searches: dict[str, SharedSearch],
+    search_s: dict[str, list[float]],
     num_tokens: int,
 ) -> dict[str, list[Generation]]:
     methods = list(searches)
@@ -116,7 +118,8 @@ def _run(
         turn = number % len(methods)
         for method in methods[turn:] + methods[:turn]:
             session = decoder.new_session()
-            session = DecoderSession(session.target, session.drafter, searches[method])
+            search = Timed(searches[method].new_session(), search_s[method])
+            session = DecoderSession(session.target, session.drafter, search)
             generation = decoder.generate(prompt, max_new_tokens=num_tokens, session=session)
             generations[method].append(generation)
         texts = {generations[method][-1].token_ids for method in methods}
@@ -127,7 +130,9 @@ def _run(
 
 
 def _summary(
-    generations: dict[str, list[Generation]], searches: dict[str, Timed], categories: list[str]
+    generations: dict[str, list[Generation]],
+    search_s: dict[str, list[float]],
+    categories: list[str],
 ) -> Result:
     plain = [_replayed(each) for each in generations[PLAIN]]
     summary = {}
@@ -139,8 +144,8 @@ def _summary(
             "speedup": asdict(relative_rate(mine, plain)),
             "tokens_per_step": sum(each.tokens for each in mine) / len(steps),
             "share_off": sum(len(step.tree) == 1 for step in steps) / len(steps),
-            "search_us": 1e6 * statistics.median(searches[method].seconds),
-            "search_mean_us": 1e6 * statistics.mean(searches[method].seconds),
+            "search_us": 1e6 * statistics.median(search_s[method]),
+            "search_mean_us": 1e6 * statistics.mean(search_s[method]),
             "speedup_by_category": {
                 category: _speedup(mine, plain, categories, category)
                 for category in sorted(set(categories))

@@ -47,7 +47,7 @@ def _measure(dtype: str, questions: list[Question], num_tokens: int) -> dict[str
                 for name, setter in (("woken", None), ("asleep", set_threads)):
                     threads._set_openmp_threads = setter
                     fresh = decoder.new_session()
-                    search = search_by_name(shape)
+                    search = search_by_name(shape).new_session()
                     session = DecoderSession(fresh.target, fresh.drafter, search)
                     made = decoder.generate(
                         prompt, params, max_new_tokens=num_tokens, session=session

@@ -17,7 +17,6 @@ from treesnake import SpeculativeDecoder
 from treesnake.evaluation.simulation.recording import record
 from treesnake.evaluation.simulation.trace import Trace, read_traces, write_traces
 from treesnake.evaluation.tasks import load_questions
-from treesnake.stopping import EndTokens
 
 WRITE_EVERY = 10
 
@@ -46,11 +45,10 @@ def main() -> None:
         if question.name in done or len(prompt) > arguments.longest_prompt:
             continue
         trace = record(
-            decoder.target.new_session(),
-            decoder.drafter.new_session(),
+            decoder.pair,
             prompt,
             num_tokens=arguments.tokens,
-            stop_rules=[EndTokens(decoder.end_token_ids)],
+            end_token_ids=decoder.end_token_ids,
             name=question.name,
             category=question.category,
         )

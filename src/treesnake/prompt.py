@@ -1,20 +1,92 @@
 """What a sequence begins with."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from operator import itemgetter
+
+from jaxtyping import Shaped
+from torch import Tensor, uint8
 
 from treesnake.errors import ContextLengthError, InvalidInputError
+
+Key = int | tuple[str, int]
+"""What one place of a text is: a token id, or for a placeholder the digest of its input and the
+number of the placeholder within it."""
+
+
+@dataclass(frozen=True, eq=False)
+class PromptInput:
+    """What a model is given once beside token ids, such as the pixels of an image.
+
+    Two inputs are equal if their tensors are, bit for bit, and their placeholders.
+
+    Attributes:
+        tensors: by the names of the model's own arguments, such as `pixel_values`.
+        start: the index of its first placeholder among the prompt's tokens.
+        num_placeholders: how many tokens in a row stand for it.
+
+    Raises:
+        InvalidInputError: if there is no tensor or no placeholder.
+    """
+
+    tensors: Mapping[str, Shaped[Tensor, "..."]]
+    start: int
+    num_placeholders: int
+
+    def __post_init__(self) -> None:
+        if not self.tensors or self.start < 0 or self.num_placeholders < 1:
+            raise InvalidInputError(
+                "an input of a prompt needs tensors and at least one placeholder among the "
+                f"tokens, got {sorted(self.tensors)}, {self.num_placeholders} placeholders from "
+                f"token {self.start} on"
+            )
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of names, shapes, dtypes and bytes of the tensors."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items(), key=itemgetter(0)):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+            flat = tensor.detach().cpu().contiguous().flatten()
+            digest.update(flat.view(uint8).numpy().tobytes() if flat.numel() else b"")
+        return digest.hexdigest()
+
+    @property
+    def end(self) -> int:
+        """The index of the token after its last placeholder."""
+        return self.start + self.num_placeholders
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PromptInput) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[str, int, int]:
+        return self.digest, self.start, self.num_placeholders
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """The tokens that a generation continues.
+    """The text that a generation continues.
+
+    Attributes:
+        token_ids: one token at least.
+        inputs: what some of the tokens stand for, in the order of the text.
+        borders: numbers of tokens behind which another prompt is likely to go on differently, such
+            as the end of the last message. States that cannot be cut keep a snapshot there.
 
     Raises:
-        InvalidInputError: if there is no token, or one is negative.
+        InvalidInputError: if there is no token, one is negative, or placeholders overlap or lie
+            outside of the prompt.
     """
 
     token_ids: tuple[int, ...]
+    inputs: tuple[PromptInput, ...] = ()
+    borders: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.token_ids:
@@ -23,14 +95,37 @@ class Prompt:
             )
         if min(self.token_ids) < 0:
             raise InvalidInputError(f"token ids cannot be negative, got {min(self.token_ids)}")
+        reached = 0
+        for each in self.inputs:
+            if each.start < reached or each.end >= len(self):
+                raise InvalidInputError(
+                    f"an input has its placeholders at tokens {each.start} to {each.end - 1}: they "
+                    f"must come after token {reached - 1}, where the input before it ends, and "
+                    f"before the last token of the prompt, which is token {len(self) - 1}"
+                )
+            reached = each.end
 
     @classmethod
-    def of(cls, token_ids: Sequence[int]) -> "Prompt":
+    def of(cls, token_ids: Iterable[int]) -> "Prompt":
         """Makes a prompt of any sequence of token ids."""
         return cls(tuple(int(token) for token in token_ids))
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @cached_property
+    def key(self) -> tuple[Key, ...]:
+        """What the text is, place by place.
+
+        Texts with equal keys are equal. Equal token ids say nothing: pictures differ where their
+        placeholders do not. So whatever compares texts compares keys.
+        """
+        key: list[Key] = list(self.token_ids)
+        for each in self.inputs:
+            key[each.start : each.end] = [
+                (each.digest, number) for number in range(each.num_placeholders)
+            ]
+        return tuple(key)
 
     def check(self, vocab_size: int, context_length: int | None) -> None:
         """Checks that a model with this vocabulary and context can continue the prompt.
@@ -50,17 +145,21 @@ class Prompt:
                 "so there is no room for a new one; shorten the prompt"
             )
 
+    def check_text_only(self) -> None:
+        """Checks that the prompt is token ids and nothing else.
 
-def missing_tokens(held: Sequence[int], wanted: Sequence[int]) -> list[int] | None:
-    """Returns what a state that holds some tokens lacks of the wanted ones.
+        Raises:
+            InvalidInputError: if it has inputs.
+        """
+        if self.inputs:
+            names = sorted({name for each in self.inputs for name in each.tensors})
+            raise InvalidInputError(
+                f"the model reads text and nothing else, and the prompt brings {', '.join(names)}; "
+                "leave them out or load a model that takes them"
+            )
 
-    None if it holds anything else, so that it has to start afresh.
-    """
-    num_held = len(held)
-    return list(wanted[num_held:]) if list(wanted[:num_held]) == list(held) else None
 
-
-def num_shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """Returns how many tokens two texts begin with in common."""
+def num_shared(first: Sequence[Key], second: Sequence[Key]) -> int:
+    """Returns how many places two texts begin with in common."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

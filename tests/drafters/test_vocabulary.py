@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from treesnake.drafters.model_drafter import ModelDrafter
+from treesnake.drafters.network import NetworkDrafter
 from treesnake.drafters.vocabulary import (
     DraftVocabulary,
     PaddedVocabulary,
@@ -29,11 +29,12 @@ from treesnake.prompt import Prompt
 from treesnake.sampling import Rng, SamplingParams, TorchRng
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
+from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import (
     RecurrentModel,
     TableModel,
     TinyModel,
-    TinyTargetModel,
+    TinyNetwork,
     check_drafter,
     enumerate_outcomes,
 )
@@ -68,8 +69,8 @@ class MappedDrafterModel:
     model: TinyModel
     vocabulary: VocabularyMap
 
-    def new_session(self) -> ModelDrafter:
-        return ModelDrafter(TinyState(self.model), self.vocabulary)
+    def new_session(self) -> NetworkDrafter:
+        return NetworkDrafter(TinyState(self.model), self.vocabulary)
 
 
 KEPT = torch.tensor([3, 1])
@@ -103,7 +104,7 @@ def new_tokens(
     num_new: int,
 ) -> tuple[int, ...]:
     steps = generate(
-        TinyTargetModel(target).new_session(),
+        NetworkTargetModel(TinyNetwork(target)).new_session(),
         drafter.new_session(),
         Prompt((0,)),
         search=StaticSearch(shape),

@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.evaluation.calibration import LEAST_S, NODES, WIDTHS, measure_costs
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
-from treesnake.testing import RecurrentModel, TableModel, TinyDrafterModel, TinyTargetModel
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import RecurrentModel, TableModel, TinyNetwork
 
 TARGET_STEP_S, DRAFTER_STEP_S = 0.001, 0.01
 PROMPT = Prompt((1, 2, 3))
@@ -49,7 +52,7 @@ class SlowDrafter(TableModel):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("treesnake.generate", "treesnake.evaluation.calibration"):
+    for module in ("treesnake.clock", "treesnake.evaluation.calibration"):
         monkeypatch.setattr(sys.modules[module], "perf_counter", clock)
     return clock
 
@@ -57,8 +60,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_every_count_is_measured_at_every_length(clock: Clock) -> None:
     drafter = SlowDrafter(80)
     drafter.clock = clock
-    target = TinyTargetModel(SlowTarget(clock))
-    costs = measure_costs(target, TinyDrafterModel(drafter), PROMPT, lengths=(4, 8), num_rounds=3)
+    pair = Pair(
+        NetworkTargetModel(TinyNetwork(SlowTarget(clock))),
+        NetworkDrafterModel(TinyNetwork(drafter)),
+    )
+    costs = measure_costs(pair, PROMPT, lengths=(4, 8), num_rounds=3)
     assert set(costs.score_s) == set(costs.draft_s) == {4, 8}
     for length in (4, 8):
         score_s = {count: count * TARGET_STEP_S for count in NODES}
@@ -68,12 +74,13 @@ def test_every_count_is_measured_at_every_length(clock: Clock) -> None:
 
 
 def test_lengths_that_do_not_fit_are_left_out() -> None:
-    target = TinyTargetModel(RecurrentModel(80), context_length=200)
-    costs = measure_costs(target, NgramDrafterModel(), PROMPT, lengths=(4, 500), num_rounds=1)
+    target = NetworkTargetModel(TinyNetwork(RecurrentModel(80), context_length=200))
+    pair = Pair(target, NgramDrafterModel())
+    costs = measure_costs(pair, PROMPT, lengths=(4, 500), num_rounds=1)
     assert set(costs.score_s) == {4}
 
 
 def test_what_takes_no_time_is_not_free(clock: Clock) -> None:
-    target = TinyTargetModel(RecurrentModel(80))
-    costs = measure_costs(target, NgramDrafterModel(), PROMPT, lengths=(4,), num_rounds=1)
+    pair = Pair(NetworkTargetModel(TinyNetwork(RecurrentModel(80))), NgramDrafterModel())
+    costs = measure_costs(pair, PROMPT, lengths=(4,), num_rounds=1)
     assert set(costs.score_s[4].values()) == set(costs.draft_s[4].values()) == {LEAST_S}

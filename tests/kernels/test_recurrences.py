@@ -1,13 +1,15 @@
 """Selective state space and state space dual: every form against the recurrence, step by step.
 
-On a CPU only the scan of Mamba-1 is compiled for torch modules. All other compiled recurrences have
-no form on tensors: packed networks run them, and tests/models/test_state_space_cpu.py compares
-these with the torch modules.
+Compiled networks run recurrences over ranges of channels and over heads of padded arrays; what
+stands around these kernels here makes them look like the readable ones.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,13 +17,147 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from treesnake.kernels.cpu import ssd, ssm_rows, ssm_scan
 from treesnake.kernels.cpu import ssm as cpu_ssm
-from treesnake.kernels.dispatch import SsmKernels
+from treesnake.kernels.cpu.jit import entry_point
+from treesnake.kernels.cpu.linear import padded, padded_rows
+from treesnake.kernels.cpu.mamba import commit_mamba
+from treesnake.kernels.cpu.mamba2 import commit_mamba2
+from treesnake.kernels.cpu.team import TEAM
 from treesnake.kernels.reference import ssd as reference_ssd
 from treesnake.kernels.reference import ssm as reference_ssm
-from treesnake.states.topology import topology
+from treesnake.states.tree_layout import tree_layout
 
 CPU = torch.device("cpu")
+
+
+def padded_array(x: Tensor, axes: int = 1) -> np.ndarray:
+    """A copy with the last axes padded with zeros to whole vectors."""
+    padding: list[int] = []
+    for size in reversed(x.shape[-axes:]):
+        padding += [0, padded(size) - size]
+    return F.pad(x, padding).contiguous().numpy().copy()
+
+
+def unpadded(array: np.ndarray, shape: Sequence[int]) -> Tensor:
+    return torch.from_numpy(array)[tuple(slice(0, size) for size in shape)]
+
+
+def parents_of(ancestor_mask: Tensor) -> np.ndarray:
+    """Each node's last strict ancestor; -1 if there is none."""
+    strict = ancestor_mask & ~torch.eye(len(ancestor_mask), dtype=torch.bool)
+    return np.array([max(row.nonzero().flatten().tolist(), default=-1) for row in strict])
+
+
+@entry_point
+def run_ssm_copies(selection, committed, states, parents):
+    num_rows, end = selection.dt.shape[0], selection.A.shape[0]
+    ssm_rows.run_rows(selection, num_rows, committed, states, parents, 0, end)
+
+
+@entry_point
+def run_ssm_sums(selection, num_rows, committed, parents, needed, scratch):
+    end = selection.A.shape[0]
+    ssm_rows.run_sums(selection, num_rows, committed, parents, needed, scratch, 0, end)
+
+
+def ssm_selection(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> ssm_rows.SsmSelection:
+    """Outputs, and what reads the state, have a row before theirs and one to spare."""
+    readers = padded_array(F.pad(C, (0, 0, 1, 1)))
+    y = np.full((len(C) + 2, padded(x.shape[1])), np.nan, np.float32)
+    inputs = (padded_array(part) for part in (dt, x, B))
+    return ssm_rows.SsmSelection(padded_array(A, axes=2), *inputs, readers, 0, y, 1)
+
+
+def ssm_extend_copies(x, dt, A, B, C, D, committed, node_states, parents) -> Tensor:
+    selection = ssm_selection(x, dt, A, B, C)
+    states = padded_array(node_states, axes=2)
+    cells = states.reshape(-1, states.shape[2])
+    run_ssm_copies(selection, padded_array(committed, axes=2), cells, parents.numpy())
+    node_states.copy_(unpadded(states, node_states.shape))
+    return unpadded(selection.y[1:], x.shape) + D * x
+
+
+def ssm_extend_sums(x, dt, A, B, C, D, committed, ancestor_mask) -> Tensor:
+    selection, num_new = ssm_selection(x, dt, A, B, C), len(C)
+    state_dim = selection.A.shape[1]
+    scratch = np.empty((len(x) + 1, ssm_rows.REPLAYED_CHANNELS, state_dim), np.float32)
+    needed = ancestor_mask[-num_new:].any(dim=0).numpy()
+    state, parents = padded_array(committed, axes=2), parents_of(ancestor_mask)
+    run_ssm_sums(selection, num_new, state, parents, needed, scratch)
+    return unpadded(selection.y[1:], (num_new, x.shape[1])) + D * x[-num_new:]
+
+
+def ssm_commit_sums(x, dt, A, B, committed) -> None:
+    states = padded_array(committed, axes=2)
+    inputs = (padded_array(A, axes=2), *(padded_array(part) for part in (dt, x, B)))
+    TEAM.run(commit_mamba, 1, *inputs, states)
+    committed.copy_(unpadded(states, committed.shape))
+
+
+@entry_point
+def run_ssd_copies(selection, num_rows, committed, states, parents):
+    for head in range(selection.A.shape[0]):
+        ssd.run_rows(selection, num_rows, committed, states, parents, head)
+
+
+@entry_point
+def run_ssd_sums(selection, num_rows, committed, ancestor_mask, scores):
+    for row in range(num_rows):
+        at = selection.first_row + row
+        ssd.score_row(selection.B, selection.C, ancestor_mask, row, at, scores)
+    for head in range(selection.A.shape[0]):
+        ssd.run_sums(selection, num_rows, committed, ancestor_mask, scores, head)
+
+
+def ssd_selection(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> ssd.SsdSelection:
+    """Outputs, and what reads the state, have a row before theirs and some to spare."""
+    num_rows = 1 + padded_rows(len(C))
+    readers = padded_array(F.pad(C.transpose(0, 1), (0, 0, 1, num_rows - len(C) - 1)))
+    y = np.full((num_rows, x.shape[1] * x.shape[2]), np.nan, np.float32)
+    directions = padded_array(B.flatten(0, 1))
+    inputs = (dt.contiguous().numpy(), x.flatten(1).contiguous().numpy(), directions)
+    return ssd.SsdSelection(A.numpy(), *inputs, readers, y, 1)
+
+
+def cells_of(states: Tensor) -> np.ndarray:
+    return padded_array(states.flatten(0, -2))
+
+
+def ssd_extend_copies(x, dt, A, B, C, D, committed, node_states, parents) -> Tensor:
+    selection, cells = ssd_selection(x, dt, A, B, C), cells_of(node_states)
+    run_ssd_copies(selection, len(x), cells_of(committed), cells, parents.numpy())
+    states = torch.from_numpy(cells)[:, : node_states.shape[-1]]
+    node_states.copy_(states.reshape(node_states.shape))
+    y = torch.from_numpy(selection.y)[1 : 1 + len(x)].reshape(x.shape)
+    return y + D[:, None] * x
+
+
+def ssd_extend_sums(x, dt, A, B, C, D, committed, ancestor_mask) -> Tensor:
+    selection, num_new = ssd_selection(x, dt, A, B, C), len(C)
+    mask = ancestor_mask[-num_new:].contiguous().numpy()
+    scores = np.full((B.shape[1], num_new + 1, len(x)), np.nan, np.float32)
+    run_ssd_sums(selection, num_new, cells_of(committed), mask, scores)
+    y = torch.from_numpy(selection.y)[1 : 1 + num_new].reshape(num_new, *x.shape[1:])
+    return y + D[:, None] * x[-num_new:]
+
+
+def ssd_commit_sums(x, dt, A, B, committed) -> None:
+    states = padded_array(committed.flatten(1, 2))
+    inputs = (part.contiguous().numpy() for part in (A, dt, x.flatten(2)))
+    TEAM.run(commit_mamba2, 1, *inputs, padded_array(B.flatten(1, 2)), states)
+    committed.copy_(torch.from_numpy(states)[..., : committed.shape[-1]].reshape(committed.shape))
+
+
+COMPILED_SSM = SimpleNamespace(
+    scan=ssm_scan.scan,
+    extend_copies=ssm_extend_copies,
+    extend_sums=ssm_extend_sums,
+    commit_sums=ssm_commit_sums,
+)
+COMPILED_SSD = SimpleNamespace(
+    extend_copies=ssd_extend_copies, extend_sums=ssd_extend_sums, commit_sums=ssd_commit_sums
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +175,7 @@ class Case:
 class Recurrence:
     """One of its forms, the readable one, and the axes of its inputs behind those of tokens."""
 
-    form: SsmKernels
+    form: Any
     reference: ModuleType
     x: tuple[int, ...]
     dt: tuple[int, ...]
@@ -77,11 +213,15 @@ SSM = {"x": (20,), "dt": (20,), "A": (20, 16), "B": (16,), "state": (20, 16)}
 SSD = {"x": (4, 10), "dt": (4,), "A": (4,), "B": (2, 24), "state": (4, 10, 24)}
 RECURRENCES = {
     "ssm-reference": Recurrence(reference_ssm, reference_ssm, **SSM),
+    "ssm-cpu": Recurrence(COMPILED_SSM, reference_ssm, **SSM),
     "ssd-reference": Recurrence(reference_ssd, reference_ssd, **SSD),
+    "ssd-cpu": Recurrence(COMPILED_SSD, reference_ssd, **SSD),
 }
-SCANS = RECURRENCES | {"ssm-cpu": Recurrence(cpu_ssm, reference_ssm, **SSM)}
-each_recurrence = pytest.mark.parametrize("recurrence", RECURRENCES.values(), ids=RECURRENCES)
-each_scan = pytest.mark.parametrize("recurrence", SCANS.values(), ids=SCANS)
+SCANS = {name: each for name, each in RECURRENCES.items() if hasattr(each.form, "scan")}
+each_recurrence = pytest.mark.parametrize(
+    "recurrence", RECURRENCES.values(), ids=RECURRENCES.keys()
+)
+each_scan = pytest.mark.parametrize("recurrence", SCANS.values(), ids=SCANS.keys())
 
 
 def path_to(node: int, parents: tuple[int, ...]) -> list[int]:
@@ -99,6 +239,7 @@ def draw_tree(data: st.DataObject, max_nodes: int = 14) -> tuple[tuple[int, ...]
 
 
 def test_the_compiled_scan_is_a_form_of_its_own() -> None:
+    assert cpu_ssm.scan is ssm_scan.scan
     assert cpu_ssm.scan is not reference_ssm.scan
 
 
@@ -198,7 +339,7 @@ def test_path_sums_equal_stepping_each_path(recurrence: Recurrence, data: st.Dat
     parents, num_new = draw_tree(data)
     num_nodes, form = len(parents), recurrence.form
     case = recurrence.case(num_nodes)
-    mask = topology(parents, 4, CPU).ancestor_mask
+    mask = tree_layout(parents, 4, CPU).ancestor_mask
     new_C = case.C[num_nodes - num_new :]
     y = form.extend_sums(case.x, case.dt, case.A, case.B, new_C, case.D, case.state, mask)
     for row, node in enumerate(range(num_nodes - num_new, num_nodes)):
@@ -217,6 +358,6 @@ def test_path_sums_do_not_overflow_across_branches(recurrence: Recurrence) -> No
     """The decay from a node to one on another branch has no bound; it must never be computed."""
     case = recurrence.case(3)
     steps = torch.tensor([[0.1], [1e3], [0.1]]).expand(case.dt.shape).contiguous()
-    mask = topology((-1, 0, 0), 4, CPU).ancestor_mask
+    mask = tree_layout((-1, 0, 0), 4, CPU).ancestor_mask
     y = recurrence.form.extend_sums(case.x, steps, case.A, case.B, case.C, case.D, case.state, mask)
     assert y.isfinite().all()

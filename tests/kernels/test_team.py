@@ -10,23 +10,23 @@ import pytest
 import torch
 
 from treesnake.kernels.cpu.jit import entry_point
-from treesnake.kernels.cpu.team import TEAM, Team, finish, take, wait
+from treesnake.kernels.cpu.team import TEAM, ThreadTeam, finish_unit, next_unit, wait
 
 NUM_UNITS = 7
 
 
 @entry_point
-def count(crew: Any, num_steps: Any, counts: Any, sums: Any) -> None:
+def count(barrier: Any, num_steps: Any, counts: Any, sums: Any) -> None:
     """Counts how often each unit of each step is done, and what it sees of the step before."""
     step = 0
     for _ in range(num_steps):
-        unit = take(crew, step)
+        unit = next_unit(barrier, step)
         while unit < NUM_UNITS:
             counts[step, unit] += 1
             if step > 0:
                 sums[step, unit] = counts[step - 1].sum()
-            unit = finish(crew, step)
-        step = wait(crew, step, NUM_UNITS)
+            unit = finish_unit(barrier, step)
+        step = wait(barrier, step, NUM_UNITS)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def restore_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def run(team: Team, num_steps: int = 50) -> None:
+def run(team: ThreadTeam, num_steps: int = 50) -> None:
     counts = np.zeros((num_steps, NUM_UNITS), np.int64)
     sums = np.zeros((num_steps, NUM_UNITS), np.int64)
     team.run(count, num_steps, num_steps, counts, sums)
@@ -47,7 +47,7 @@ def run(team: Team, num_steps: int = 50) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_every_unit_is_done_once_and_after_those_of_the_step_before(threads: int) -> None:
     torch.set_num_threads(threads)
-    team = Team()
+    team = ThreadTeam()
     for _ in range(20):
         run(team)
 
@@ -78,7 +78,7 @@ def test_threads_that_never_come_are_not_waited_for(monkeypatch: pytest.MonkeyPa
         """Is called in place of what starts a thread."""
 
     monkeypatch.setattr(threading.Thread, "start", never)
-    run(Team())
+    run(ThreadTeam())
 
 
 def test_an_interrupted_call_ends_its_work_before_the_error_is_seen() -> None:
@@ -92,7 +92,7 @@ def test_an_interrupted_call_ends_its_work_before_the_error_is_seen() -> None:
         count(*arguments)
 
     with pytest.raises(KeyboardInterrupt):
-        Team().run(interrupted, 1, 1, counts, counts)
+        ThreadTeam().run(interrupted, 1, 1, counts, counts)
     assert (counts == 1).all()
 
 

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from treesnake.models.cuda_graphs import Pass
-from treesnake.models.level_graphs import MOST_GRAPHS, LevelGraphs
+from treesnake.models.level_graphs import LevelGraphs
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space import StateSpaceNetwork
+from treesnake.models.state_space_state import StateSpaceState
+from treesnake.prompt import Prompt
 from treesnake.states.branching import PathSums, StateCopies
-from treesnake.states.ssm import SsmState
+from treesnake.states.tree_layout import tree_layout
 
 VOCAB = 53
 TREES = {
@@ -57,11 +59,13 @@ def extend(
     network: StateSpaceNetwork[Any],
     token_ids: Sequence[int],
     parents: Sequence[int],
-    state: SsmState,
+    state: StateSpaceState,
 ) -> torch.Tensor:
-    """What `StateSpaceNetwork.extend` does on a GPU."""
-    tokens = torch.tensor([*state.append(parents), *token_ids])
-    return graphs.run(network.run_level, tokens, state)[-len(parents) :]
+    """What `StateSpaceNetwork.extend_all` does with one text on a GPU."""
+    state.held.append(token_ids, parents)
+    state.memory.reserve(len(state.held.parents))
+    layout = tree_layout(state.held.parents, state.memory.shape.conv_width, torch.device("cpu"))
+    return graphs.run(network.run_level, torch.tensor(token_ids), layout, state.memory)
 
 
 def tokens_for(parents: Sequence[int], step: int) -> list[int]:
@@ -76,21 +80,20 @@ def test_levels_through_buffers_are_those_of_the_network(
     model, graphs = network(architecture), LevelGraphs(Recorder())
     expected, state = model.new_state(branching), model.new_state(branching)
     for one in (expected, state):
-        model.prefill([5, 3, 8], one)
+        one.prefill(Prompt((5, 3, 8, 0)))
     for step, levels in enumerate([*TREES.values(), *TREES.values()]):
         for depth, parents in enumerate(levels):
             tokens = tokens_for(parents, step + depth)
             logits = extend(graphs, model, tokens, parents, state)
-            torch.testing.assert_close(logits, model.extend(tokens, parents, expected))
+            torch.testing.assert_close(logits, expected.extend(tokens, parents))
         for one in (expected, state):
-            one.commit([0], pending=[step % VOCAB] if step % 3 == 0 else [])
+            one.commit([0])
 
 
 def test_a_size_is_captured_once() -> None:
     model, recorder = network("mamba2"), Recorder()
     graphs, state = LevelGraphs(recorder), model.new_state()
-    state.append([-1] * 20)
-    state.commit([])  # room for twenty nodes, which then stays where it is
+    state.memory.reserve(20)  # room for twenty nodes, which then stays where it is
     counts = []
     for tree in ("3x2", "another tree of the same sizes", "chain", "3x2"):
         for parents in TREES[tree]:
@@ -120,21 +123,13 @@ def test_a_result_is_not_overwritten_by_the_next_one() -> None:
     assert torch.equal(first, kept)
 
 
-def test_trees_that_never_repeat_are_not_captured_without_end() -> None:
-    model, recorder = network("mamba"), Recorder()
-    graphs, state = LevelGraphs(recorder), model.new_state()
-    for _ in range(MOST_GRAPHS + 5):
-        extend(graphs, model, [4], [-1], state)
-    assert recorder.num_captured == MOST_GRAPHS
-
-
 def test_graphs_are_forgotten_with_their_state() -> None:
     """A graph of CUDA does not keep the pass that it was captured from, and no state with it."""
     model = network("mamba")
     graphs = LevelGraphs(lambda run, device: run().clone)
     state = model.new_state()
     extend(graphs, model, [4], [-1], state)
-    forgotten = weakref.ref(state)
+    forgotten = weakref.ref(state.memory)
     del state
     gc.collect()
     assert forgotten() is None
@@ -150,5 +145,5 @@ def test_a_copy_of_a_network_has_graphs_of_its_own() -> None:
 
 
 def test_a_cpu_needs_no_graphs() -> None:
-    state = network("mamba").new_state()
-    assert not LevelGraphs().serve(state, 1)
+    memory = network("mamba").new_state().memory
+    assert not LevelGraphs().can_run(memory, 1)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
-import torch
 
 from treesnake.errors import InvalidInputError
 from treesnake.outcome import Acceptance, Step, StepSeconds
@@ -42,7 +41,7 @@ def arms(probability: float, level_s: float) -> dict[Shape, Arm]:
 
 
 def step_of(shape: Shape, num_emitted: int, seconds: float) -> Step:
-    tree = TokenTree.chain(torch.zeros(1, dtype=torch.long))
+    tree = TokenTree.chain([0] * 1)
     times = StepSeconds(0.0, seconds, 0.0, 0.0)
     return Step(shape, tree, Acceptance((0,), 0), (0,) * num_emitted, times)
 

@@ -12,7 +12,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from treesnake.loading.conversion import build_tokenizer
+from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
+from treesnake.models.hf_attention import HfAttention
 from treesnake.training.answers import answer_prompts, read_prompts
 from treesnake.training.reporting import NoReporter
 from treesnake.training.training_recipe import (
@@ -118,9 +120,9 @@ def answers_folder(
 ) -> Path:
     """What the target answers."""
     folder = tmp_path_factory.mktemp("answers")
-    target = load_pretrained(str(target_folder), dtype="float32", device="cpu")
+    target = load_pretrained(str(target_folder), LoadOptions(dtype="float32", device="cpu"))
     answer_prompts(
-        target.model,
+        HfAttention(target.model),
         target.tokenizer,
         read_prompts([prompts_file]),
         [2],

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from treesnake.drafters.load import load_drafter
-from treesnake.drafters.mamba import MambaDrafterModel
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import Checkpoint, find_checkpoint
-from treesnake.models.checkpoint import load_network
+from treesnake.loading.options import LoadOptions
+from treesnake.models.checkpoint import read_network
 from treesnake.models.mamba2 import Mamba2
 from treesnake.training.learner import Learner, build_learner
 from treesnake.training.reporting import NoReporter
@@ -124,7 +125,7 @@ def test_a_drafter_that_was_trained_before_goes_on_learning(
     assert torch.equal(again.embeddings, before.embeddings)
     assert all(parameter.requires_grad for parameter in again.parameters())
     folder = train_drafter(replace(distillation, drafter=source), tmp_path / "run", NoReporter())
-    found = load_network(folder)
+    found = read_network(folder)
     assert found.config == before.network.config
     assert not torch.equal(found.backbone.embeddings.weight, before.embeddings)
 
@@ -138,7 +139,7 @@ def test_frozen_embeddings_of_the_target_are_not_stored_again(
         start=Start(embeddings="target", final_norm="target", frozen=("embeddings",)),
     )
     folder = train_drafter(recipe, tmp_path, NoReporter())
-    drafter = load_drafter(str(folder), target=target, dtype="float32", device="cpu")
-    assert isinstance(drafter, MambaDrafterModel)
+    drafter = load_drafter(str(folder), LoadOptions(dtype="float32", device="cpu"), target=target)
+    assert isinstance(drafter, NetworkDrafterModel)
     with pytest.raises(InvalidInputError, match="shares the embeddings of its target"):
-        load_drafter(str(folder), device="cpu")
+        load_drafter(str(folder), LoadOptions(device="cpu"))

@@ -15,6 +15,7 @@ from treesnake.cli.app import app
 from treesnake.drafters.load import load_drafter
 from treesnake.errors import InvalidInputError, TrainingError
 from treesnake.loading.checkpoint import find_checkpoint
+from treesnake.loading.options import LoadOptions
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.shape import chain
@@ -56,7 +57,9 @@ def test_a_recipe_makes_a_drafter_of_any_architecture(
         recipe = replace(recipe, drafter=sizes)
     folder = train_drafter(recipe, tmp_path, NoReporter())
     drafter = load_drafter(
-        str(folder), target=find_checkpoint(str(target_folder)), dtype="float32", device="cpu"
+        str(folder),
+        LoadOptions(dtype="float32", device="cpu"),
+        target=find_checkpoint(str(target_folder)),
     )
     session = drafter.new_session()
     session.prefill(Prompt((5, 6, 7)))

@@ -15,7 +15,8 @@ from rich.text import Text
 from treesnake.cli import options
 from treesnake.cli.target_options import loading
 from treesnake.environment import package_versions
-from treesnake.loading.networks import load_attention_network
+from treesnake.loading.options import LoadOptions
+from treesnake.targets.load import load_target
 
 PACKAGES = (
     "treesnake",
@@ -43,14 +44,9 @@ def info(
     """Show this machine, what is installed, and how a model would run."""
     facts: dict[str, Any] = {"machine": _machine(), "packages": _packages()}
     if target is not None:
+        load_options = LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code)
         with loading(target):
-            loaded = load_attention_network(
-                target,
-                dtype=dtype,
-                device=device,
-                engine=engine,
-                trust_remote_code=trust_remote_code,
-            )
+            _, loaded = load_target(target, load_options)
         facts["model"] = loaded.description | {"resident_bytes": psutil.Process().memory_info().rss}
     if as_json:
         print(json.dumps(facts))
@@ -91,6 +87,8 @@ def _packages() -> dict[str, str]:
 
 
 def _readable(name: str, value: object) -> str:
+    if value is None:
+        return "no limit"
     if name.endswith("_bytes") and isinstance(value, int):
         return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
     return str(value)

@@ -12,34 +12,17 @@ from rich.control import Control
 from rich.segment import ControlType
 
 from treesnake.decoder import SpeculativeDecoder
-from treesnake.loading.networks import EngineName
-from treesnake.loading.pretrained import DtypeName
+from treesnake.loading.options import LoadOptions
 
 
 def open_decoder(
-    *,
-    target: str,
-    drafter: str,
-    dtype: DtypeName,
-    device: str,
-    engine: EngineName,
-    search: str,
-    threads: int | None,
-    trust_remote_code: bool,
+    target: str, drafter: str, options: LoadOptions, *, search: str, threads: int | None
 ) -> SpeculativeDecoder:
     """Loads what a command needs; the options are checked before anything is loaded."""
     if threads is not None:
         torch.set_num_threads(threads)
     with loading(target):
-        return SpeculativeDecoder.from_pretrained(
-            target,
-            drafter,
-            dtype=dtype,
-            device=device,
-            engine=engine,
-            trust_remote_code=trust_remote_code,
-            search=search,
-        )
+        return SpeculativeDecoder.load(target, drafter, options, search=search)
 
 
 @contextmanager

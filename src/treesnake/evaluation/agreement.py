@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
 from treesnake.errors import InvalidInputError
@@ -68,7 +67,7 @@ def compare_models(
     confidence, hits = np.zeros(NUM_BINS), np.zeros(NUM_BINS)
     variation, num_same = 0.0, 0
     for token in (prompt.token_ids[-1], *tokens[:-1]):
-        logits = target.score(TokenTree.chain(torch.tensor([token])))
+        logits = target.score(TokenTree.chain([token]))
         draft = drafter.draft(token, ONE_CHILD, params, rng)
         if draft.draft_probs is None:
             raise InvalidInputError("the drafter has no probabilities to compare")

@@ -1,4 +1,7 @@
-"""Which form of a kernel runs where: compiled on CPUs, Triton on NVIDIA GPUs, torch elsewhere.
+"""Which form of a kernel a torch module runs: Triton on NVIDIA GPUs, elsewhere plain torch.
+
+On a CPU one kernel is compiled, the scan of Mamba-1, because training needs it; networks for
+inference are packed and compiled as a whole there (`treesnake.kernels.cpu.mamba` and `mamba2`).
 
 The forms of a kernel are modules of the same name with the same functions, so that a module is
 what is chosen. Text kernels (`causal_conv`, `scan`) are differentiable in every form and take batch
@@ -13,8 +16,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from treesnake.kernels.cpu import conv as cpu_conv
-from treesnake.kernels.cpu import ssd as cpu_ssd
 from treesnake.kernels.cpu import ssm as cpu_ssm
 from treesnake.kernels.reference import conv as reference_conv
 from treesnake.kernels.reference import ssd as reference_ssd
@@ -110,22 +111,20 @@ Kernels = TypeVar("Kernels", ConvKernels, SsmKernels)
 
 def conv_kernels(device: torch.device) -> ConvKernels:
     """Returns the short causal convolution for a device."""
-    return _choose("conv", device, cpu_conv, reference_conv)
+    return _choose("conv", device, reference_conv)
 
 
 def ssm_kernels(device: torch.device) -> SsmKernels:
     """Returns the selective state space of Mamba-1 for a device."""
-    return _choose("ssm", device, cpu_ssm, reference_ssm)
+    return _choose("ssm", device, cpu_ssm if device.type == "cpu" else reference_ssm)
 
 
 def ssd_kernels(device: torch.device) -> SsmKernels:
     """Returns the state space dual of Mamba-2 for a device."""
-    return _choose("ssd", device, cpu_ssd, reference_ssd)
+    return _choose("ssd", device, reference_ssd)
 
 
-def _choose(name: str, device: torch.device, on_cpu: Kernels, elsewhere: Kernels) -> Kernels:
-    if device.type == "cpu":
-        return on_cpu
+def _choose(name: str, device: torch.device, elsewhere: Kernels) -> Kernels:
     if device.type == "cuda" and find_spec("triton"):
         return cast("Kernels", import_module(f"treesnake.kernels.triton.{name}"))
     return elsewhere

@@ -1,12 +1,33 @@
-"""CUDA graphs: a pass that is captured once and replayed without Python between its kernels."""
+"""CUDA graphs: passes that are captured once and replayed without Python between their kernels.
 
-from collections.abc import Callable
+A graph reads its inputs at addresses of its own, and storage that many texts share. So there is one
+graph for each size of a pass, whichever texts take part in it. Targets and drafters keep their
+graphs in the same kind of cache.
+
+Source: Mamba Drafters (Choi et al. 2025), "graph caching".
+"""
+
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
+MOST_GRAPHS = 128
+"""Graphs of one network; the one that was not used for longest goes first."""
+
+LARGEST_GRAPH = 256
+"""Nodes of all slots together; larger passes have enough work to hide what launching it costs."""
+
 Pass = Callable[[], Tensor]
 """Reads and writes tensors at addresses that stay, and never waits for the device."""
+
+Capture = Callable[[Pass, torch.device], Pass]
+"""Makes a replay of a pass."""
+
+_ONE_CAPTURE = threading.Lock()
 
 
 def capture(run: Pass, device: torch.device) -> Pass:
@@ -14,18 +35,112 @@ def capture(run: Pass, device: torch.device) -> Pass:
 
     The pass runs once before; the capture itself computes nothing.
     """
-    # Libraries choose algorithms and allocate at their first calls, which cannot be captured.
     side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        run()
-    torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = run()
+    # A capture begins by waiting for the whole device, which would end that of another thread.
+    with _ONE_CAPTURE:
+        # Libraries choose algorithms and allocate at their first calls, which cannot be captured.
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            run()
+        torch.cuda.current_stream(device).wait_stream(side)
+        # Other threads go on with their passes meanwhile, and may allocate.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            result = run()
 
     def replay() -> Tensor:
         graph.replay()
         return result
 
     return replay
+
+
+Size = TypeVar("Size", bound=Hashable)
+Inputs = TypeVar("Inputs", bound="PassInputs")
+
+
+@runtime_checkable
+class PassInputs(Protocol):
+    """What a pass is told, in tensors whose shapes follow from its size."""
+
+    def copied_to(self: Inputs, device: torch.device) -> Inputs:
+        """Returns a copy on a device, at addresses of its own."""
+        ...
+
+    def overwrite(self: Inputs, other: Inputs) -> None:
+        """Takes the values of other inputs of the same size, wherever these are."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Graph(Generic[Inputs]):
+    """A captured pass and the inputs that it reads."""
+
+    inputs: Inputs
+    replay: Pass
+
+
+class GraphCache(Generic[Size, Inputs]):
+    """The passes of one network that were captured, by their sizes.
+
+    Only one thread at a time may use it.
+
+    Args:
+        capture: how a pass is captured; another one than of CUDA graphs is for tests.
+        device_type: where it is.
+    """
+
+    def __init__(self, capture: Capture = capture, device_type: str = "cuda") -> None:
+        self._capture = capture
+        self._device_type = device_type
+        self._graphs: dict[Size, Graph[Inputs]] = {}
+        self._generation = 0
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "GraphCache[Size, Inputs]":
+        """Returns one without graphs, which read the weights that they were captured from."""
+        return GraphCache(self._capture, self._device_type)
+
+    def serves(self, device: torch.device, num_nodes: int) -> bool:
+        """Tells whether a pass with so many nodes in all its slots is worth a graph."""
+        return device.type == self._device_type and num_nodes <= LARGEST_GRAPH
+
+    def run(
+        self,
+        size: Size,
+        generation: int,
+        inputs: Inputs,
+        step: Callable[[Inputs], Tensor],
+        device: torch.device,
+    ) -> Tensor:
+        """Runs a pass, which is captured if its size is new; the next pass overwrites the result.
+
+        Args:
+            size: what the shapes of all tensors in the pass follow from.
+            generation: how often the storage moved that the pass reads and writes beside its
+                inputs. Graphs of another generation are forgotten.
+            inputs: what the pass is told this time.
+            step: the pass. It may run more than once with the same inputs.
+            device: where it runs.
+        """
+        if generation != self._generation:
+            self.forget()
+            self._generation = generation
+        graph = self._graphs.pop(size, None) or self._captured(inputs, step, device)
+        self._graphs[size] = graph
+        if len(self._graphs) > MOST_GRAPHS:
+            del self._graphs[next(iter(self._graphs))]
+        graph.inputs.overwrite(inputs)
+        return graph.replay()
+
+    def forget(self) -> None:
+        """Drops all graphs, because what they read has moved."""
+        self._graphs.clear()
+
+    def _captured(
+        self, inputs: Inputs, step: Callable[[Inputs], Tensor], device: torch.device
+    ) -> Graph[Inputs]:
+        own = inputs.copied_to(device)
+        return Graph(own, self._capture(lambda: step(own), device))

@@ -3,8 +3,6 @@
 A drafter runs the same few shapes again and again, one small pass per level, and on a GPU launching
 its kernels takes longer than running them. What differs between two passes of one size is read from
 buffers: tokens, parents, which nodes are ancestors, and what the convolutions see.
-
-Source: Mamba Drafters (Choi et al. 2025), "graph caching".
 """
 
 from collections.abc import Callable
@@ -17,18 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from treesnake.models.cuda_graphs import Pass, capture
+from treesnake.models.cuda_graphs import Capture, GraphCache, capture
 from treesnake.states.ssm import SsmState
-from treesnake.states.topology import Topology
+from treesnake.states.tree_layout import TreeLayout
 
-LARGEST_LEVEL = 64
-"""Nodes; larger levels have enough work to hide what launching it costs."""
-
-MOST_GRAPHS = 128
-"""Graphs of one state; trees whose levels are never of the same size are not worth capturing."""
-
-Step = Callable[[Int[Tensor, " new"], Topology, SsmState], Float[Tensor, "new vocab"]]
-"""Runs the newest nodes of a tree: a pass, if the state and the topology stay where they are."""
+Step = Callable[[Int[Tensor, " new"], TreeLayout, SsmState], Float[Tensor, "new vocab"]]
+"""Runs the newest nodes of a tree: a pass, if the state and the layout stay where they are."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +28,7 @@ class LevelSize:
     """What a graph is for.
 
     Attributes:
-        num_new: nodes of the level, pending tokens in front of it included.
+        num_new: nodes of the level.
         num_nodes: nodes of the tree with them.
     """
 
@@ -45,17 +37,21 @@ class LevelSize:
 
 
 @dataclass(frozen=True, eq=False)
-class _Level:
-    """A captured level with what it reads.
-
-    Attributes:
-        room: the state's room for nodes; it moves when the tree outgrows it.
-    """
+class LevelInputs:
+    """What a level is told."""
 
     token_ids: Int[Tensor, " new"]
-    topology: Topology
-    room: Float[Tensor, "layers nodes channels"]
-    replay: Pass
+    layout: TreeLayout
+
+    def copied_to(self, device: torch.device) -> "LevelInputs":
+        """Returns a copy on the same device, at addresses of its own."""
+        assert device == self.token_ids.device
+        return LevelInputs(self.token_ids.clone(), self.layout.clone())
+
+    def overwrite(self, other: "LevelInputs") -> None:
+        """Takes the values of another level of the same size."""
+        self.token_ids.copy_(other.token_ids)
+        self.layout.overwrite(other.layout)
 
 
 class LevelGraphs:
@@ -65,41 +61,40 @@ class LevelGraphs:
         capture: makes a replay of a pass; another one than of CUDA graphs is for tests.
     """
 
-    def __init__(self, capture: Callable[[Pass, torch.device], Pass] = capture) -> None:
+    def __init__(self, capture: Capture = capture) -> None:
         self._capture = capture
-        self._levels: WeakKeyDictionary[SsmState, dict[LevelSize, _Level]] = WeakKeyDictionary()
+        self._graphs: WeakKeyDictionary[SsmState, GraphCache[LevelSize, LevelInputs]]
+        self._graphs = WeakKeyDictionary()
 
-    def serve(self, state: SsmState, num_new: int) -> bool:
-        """Returns whether so many new nodes of a tree run as a graph: on CUDA, by Triton."""
-        has_kernels = state.recurrent.is_cuda and find_spec("triton") is not None
-        return has_kernels and num_new <= LARGEST_LEVEL
+    def can_run(self, state: SsmState, num_new: int) -> bool:
+        """Tells whether this many new nodes of a tree run as a graph: on CUDA, by Triton."""
+        has_kernels = find_spec("triton") is not None
+        return has_kernels and self._graphs_of(state).serves(state.recurrent.device, num_new)
 
     def run(
-        self, step: Step, token_ids: Int[Tensor, " new"], state: SsmState
+        self, step: Step, token_ids: Int[Tensor, " new"], layout: TreeLayout, state: SsmState
     ) -> Float[Tensor, "new vocab"]:
-        """Runs the newest nodes of a state's tree, which were appended already."""
-        topology = state.topology
-        levels = self._levels.setdefault(state, {})
-        size = LevelSize(len(token_ids), len(topology))
-        level = levels.get(size)
-        if level is None and len(levels) >= MOST_GRAPHS:
-            return step(token_ids, topology, state)
-        if level is None or level.room is not state.conv_inputs:
-            level = levels[size] = self._captured(step, token_ids, state)
-        level.token_ids.copy_(token_ids)
-        level.topology.overwrite(topology)
-        return level.replay().clone()
+        """Runs the newest nodes of a tree, for which the state has room already."""
+        inputs = LevelInputs(token_ids, layout)
+        size = LevelSize(len(token_ids), len(layout))
+        room = state.conv_inputs.shape[1]  # it moves when the tree outgrows it
+        logits = self._graphs_of(state).run(
+            # The state is not kept, neither here nor by a graph: it would never be forgotten.
+            size,
+            room,
+            inputs,
+            lambda own: step(own.token_ids, own.layout, state),
+            token_ids.device,
+        )
+        return logits.clone()
 
     def forget(self) -> None:
         """Drops all graphs, because weights have moved."""
-        self._levels.clear()
+        self._graphs.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LevelGraphs":
         """Returns one without graphs, which read the weights that they were captured from."""
         return LevelGraphs(self._capture)
 
-    def _captured(self, step: Step, token_ids: Int[Tensor, " new"], state: SsmState) -> _Level:
-        tokens, topology = token_ids.clone(), state.topology.clone()
-        # The state is not kept, neither here nor by a graph: it would never be forgotten.
-        replay = self._capture(lambda: step(tokens, topology, state), token_ids.device)
-        return _Level(tokens, topology, state.conv_inputs, replay)
+    def _graphs_of(self, state: SsmState) -> GraphCache[LevelSize, LevelInputs]:
+        return self._graphs.setdefault(state, GraphCache(self._capture))

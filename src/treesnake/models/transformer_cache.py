@@ -1,7 +1,11 @@
-"""Keys and values of one sequence in arrays of fixed size."""
+"""Keys and values of many texts in two arrays: a text has a slot of its own."""
 
+import threading
+from collections import deque
 from collections.abc import Sequence
+from heapq import heappop, heappush
 from itertools import pairwise
+from weakref import finalize
 
 import torch
 from jaxtyping import Shaped
@@ -11,34 +15,119 @@ from treesnake.errors import ContextLengthError, InvalidInputError
 from treesnake.threads import on_one_thread
 
 
-class TransformerCache:
-    """The state of one sequence: `length` committed tokens, then the nodes of the last tree.
+class KvPool:
+    """Slots for the keys and values of texts, handed out lowest first.
 
-    Row r < length of each layer and head belongs to the token at position r, row length + t to node
-    t. One more row than the capacity is there for nodes that only fill up a batch. Memory for rows
-    that were never written is reserved, not used.
+    The slot of a cache that nobody holds any more is free again. One more row than the capacity is
+    there for nodes that only fill up a batch. Memory for rows that were never written is reserved,
+    not used.
+
+    Slots and rows grow by doubling. That moves the arrays, and what has their addresses is out of
+    date. Who reads or writes the arrays holds the lock, so that they do not move meanwhile.
+
+    Attributes:
+        lock: for passes, growth and commits; the same thread may take it again.
+        generation: how often the arrays have moved.
     """
 
     def __init__(
         self,
         num_layers: int,
         num_kv_heads: int,
-        capacity: int,
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (num_layers, num_kv_heads, capacity + 1, head_dim)
-        self.keys: Shaped[Tensor, "layers kv_heads rows head_dim"]
+        shape = (num_layers, 0, num_kv_heads, 1, head_dim)
+        self.keys: Shaped[Tensor, "layers slots kv_heads rows head_dim"]
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values: Shaped[Tensor, "layers kv_heads rows head_dim"]
+        self.values: Shaped[Tensor, "layers slots kv_heads rows head_dim"]
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.lock = threading.RLock()
+        self.generation = 0
+        self._free: list[int] = []
+        # Garbage is collected at any moment, in any thread: appending to a deque is safe then.
+        self._returned: deque[int] = deque()
+
+    @property
+    def num_slots(self) -> int:
+        """The number of slots, free ones included; a power of two, or 0 before the first text."""
+        return self.keys.shape[1]
+
+    @property
+    def capacity(self) -> int:
+        """The number of committed tokens and nodes that fit into each slot."""
+        return self.keys.shape[3] - 1
+
+    def new_cache(self, capacity: int) -> "TransformerCache":
+        """Returns an empty slot for so many tokens and nodes."""
+        with self.lock:
+            self.reserve(capacity)
+            slot = self._take_slot()
+        cache = TransformerCache(self, slot)
+        finalize(cache, self._returned.append, slot)
+        return cache
+
+    def reserve(self, capacity: int) -> None:
+        """Makes room for so many tokens and nodes in every slot."""
+        with self.lock:
+            if capacity > self.capacity:
+                self._move(self.num_slots, max(capacity, 2 * self.capacity))
+
+    def _take_slot(self) -> int:
+        while self._returned:
+            slot = self._returned.popleft()
+            # A row with weight zero is mixed in, too, and zero times no number is no number.
+            self.keys[:, slot].zero_()
+            self.values[:, slot].zero_()
+            heappush(self._free, slot)
+        if not self._free:
+            num_slots = max(1, 2 * self.num_slots)
+            self._free = list(range(self.num_slots, num_slots))
+            self._move(num_slots, self.capacity)
+        return heappop(self._free)
+
+    @torch.inference_mode(mode=False)
+    def _move(self, num_slots: int, capacity: int) -> None:
+        layers, slots, heads, rows, head_dim = self.keys.shape
+        for name in ("keys", "values"):
+            old: Tensor = getattr(self, name)
+            moved = old.new_zeros(layers, num_slots, heads, capacity + 1, head_dim)
+            moved[:, :slots, :, : rows - 1] = old[:, :, :, : rows - 1]
+            setattr(self, name, moved)
+        self.generation += 1
+
+
+class TransformerCache:
+    """The state of one sequence: `length` committed tokens, then the nodes of the last tree.
+
+    Row r < length of each layer and head belongs to the token at position r, row length + t to node
+    t.
+
+    Attributes:
+        pool: what the slot is one of.
+        slot: its number there.
+    """
+
+    def __init__(self, pool: KvPool, slot: int) -> None:
+        self.pool = pool
+        self.slot = slot
         self.length = 0
+
+    @property
+    def keys(self) -> Shaped[Tensor, "layers kv_heads rows head_dim"]:
+        """The keys, until the pool moves."""
+        return self.pool.keys[:, self.slot]
+
+    @property
+    def values(self) -> Shaped[Tensor, "layers kv_heads rows head_dim"]:
+        """The values, until the pool moves."""
+        return self.pool.values[:, self.slot]
 
     @property
     def capacity(self) -> int:
         """The number of committed tokens and nodes that fit."""
-        return self.keys.shape[2] - 1
+        return self.pool.capacity
 
     @property
     def num_bytes(self) -> int:
@@ -68,21 +157,16 @@ class TransformerCache:
             raise InvalidInputError(f"a path goes from nodes to later ones, got {list(path)}")
         start, end = self.length, self.length + len(path)
         if list(path) != list(range(len(path))):
-            rows = torch.tensor(path, device=self.keys.device) + start
-            self.keys[:, :, start:end] = self.keys[:, :, rows]
-            self.values[:, :, start:end] = self.values[:, :, rows]
+            with self.pool.lock:
+                keys, values = self.keys, self.values
+                rows = torch.tensor(path, device=keys.device) + start
+                keys[:, :, start:end] = keys[:, :, rows]
+                values[:, :, start:end] = values[:, :, rows]
         self.length = end
 
-    def grown(self, capacity: int) -> "TransformerCache":
-        """Returns a copy with a larger capacity, the nodes of a tree that is growing included."""
-        layers, heads, _, head_dim = self.keys.shape
-        grown = TransformerCache(
-            layers, heads, capacity, head_dim, self.keys.dtype, self.keys.device
-        )
-        grown.keys[:, :, : self.capacity] = self.keys[:, :, : self.capacity]
-        grown.values[:, :, : self.capacity] = self.values[:, :, : self.capacity]
-        grown.length = self.length
-        return grown
+    def reserve(self, capacity: int) -> None:
+        """Makes room for so many tokens and nodes; the whole pool grows if they do not fit."""
+        self.pool.reserve(capacity)
 
     def rewind(self, length: int) -> None:
         """Forgets every token from position `length` on."""

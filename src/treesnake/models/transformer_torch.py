@@ -1,14 +1,13 @@
 """The decoder in plain torch, on any device, in a few sizes that can be captured as CUDA graphs.
 
-Nodes, tree and cache are rounded up to powers of two. On a CUDA device each size is captured once
-for a cache and replayed afterwards, without Python between the layers. So `_run` works on tensors
-alone, of shapes that depend on the size only, and never waits for the device; on other devices it
-runs as it is.
+Texts have slots of one pool, and a pass runs the new nodes of several texts at once. Slots, nodes,
+tree and rows are rounded up to powers of two. On a CUDA device each size is captured once and
+replayed afterwards, without Python between the layers. So `_run` works on tensors alone, of shapes
+that depend on the size only, and never waits for the device; on other devices it runs as it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from treesnake.kernels.reference.norm import gate, rms_norm, rotate, rotation
-from treesnake.models.cuda_graphs import capture
-from treesnake.models.transformer_cache import TransformerCache
+from treesnake.models.cuda_graphs import GraphCache
+from treesnake.models.transformer_cache import KvPool, TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_layers import (
     EMBEDDING,
@@ -26,12 +25,10 @@ from treesnake.models.transformer_layers import (
     read_final_norm,
     read_layer,
 )
+from treesnake.models.transformer_pass import NewNodes
 
 TORCH_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """The dtypes that weights, activations and cache can have."""
-
-LARGEST_GRAPH = 64
-"""Nodes; larger chunks of a prompt have enough work to hide what launching it costs."""
 
 SMALLEST_ROWS = 256
 """Rows of the cache that attention reads at least."""
@@ -39,18 +36,24 @@ SMALLEST_ROWS = 256
 
 @dataclass(frozen=True)
 class Size:
-    """How many nodes, nodes of the whole tree and rows of the cache a forward pass is made for."""
+    """How many slots a pass has, and how many nodes, nodes of the whole tree and rows each slot."""
 
+    slots: int
     nodes: int
     tree_nodes: int
     rows: int
 
     @classmethod
-    def fitting(cls, mask: Bool[Tensor, "nodes tree_nodes"], cache: TransformerCache) -> "Size":
-        """Returns the size for a call: one of few, each number less than twice what is needed."""
-        nodes, tree_nodes = mask.shape
-        rows = max(_round_up(cache.length + tree_nodes), SMALLEST_ROWS)
-        return cls(_round_up(nodes), _round_up(tree_nodes), min(rows, cache.capacity))
+    def fitting(cls, parts: Sequence[NewNodes], num_slots: int) -> "Size":
+        """Returns the size for some texts: one of few, less than twice the largest of each."""
+        trees = [part.ancestor_mask.shape[1] for part in parts]
+        needed = max(part.cache.length + tree for part, tree in zip(parts, trees, strict=True))
+        return cls(
+            num_slots,
+            _round_up(max(len(part.token_ids) for part in parts)),
+            _round_up(max(trees)),
+            min(max(_round_up(needed), SMALLEST_ROWS), parts[0].cache.capacity),
+        )
 
 
 def _round_up(number: int) -> int:
@@ -59,46 +62,66 @@ def _round_up(number: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What a forward pass reads, at addresses that stay.
+    """What a pass is told about each of its slots.
 
-    Nodes that only fill up see the anchor and write to the spare row of the cache.
+    Nodes that only fill up see the first node of the tree and write to the spare row of their slot.
+
+    Attributes:
+        slots: their numbers in the pool.
+        token_ids: the new nodes' tokens.
+        mask: the nodes of the tree that each of them sees.
+        cache_rows: the row that each of them writes.
+        lengths: the committed tokens.
     """
 
-    token_ids: Int[Tensor, " nodes"]
-    mask: Bool[Tensor, "nodes tree_nodes"]
-    cache_rows: Int[Tensor, " nodes"]
-    length: Int[Tensor, ""]
+    slots: Int[Tensor, " slots"]
+    token_ids: Int[Tensor, "slots nodes"]
+    mask: Bool[Tensor, "slots nodes tree_nodes"]
+    cache_rows: Int[Tensor, "slots nodes"]
+    lengths: Int[Tensor, " slots"]
 
     @classmethod
-    def of_size(cls, size: Size, device: torch.device) -> "Inputs":
-        """Returns inputs to be filled."""
-        return cls(
-            token_ids=torch.zeros(size.nodes, dtype=torch.int64, device=device),
-            mask=torch.zeros(size.nodes, size.tree_nodes, dtype=torch.bool, device=device),
-            cache_rows=torch.zeros(size.nodes, dtype=torch.int64, device=device),
-            length=torch.zeros((), dtype=torch.int64, device=device),
+    def of(cls, parts: Sequence[NewNodes], slots: Sequence[int], size: Size) -> "Inputs":
+        """Returns the inputs of a pass over these slots, on the host; not all need have a part."""
+        spare_row = parts[0].cache.capacity
+        inputs = cls(
+            slots=torch.tensor(slots),
+            token_ids=torch.zeros(size.slots, size.nodes, dtype=torch.int64),
+            mask=torch.zeros(size.slots, size.nodes, size.tree_nodes, dtype=torch.bool),
+            cache_rows=torch.full((size.slots, size.nodes), spare_row),
+            lengths=torch.zeros(size.slots, dtype=torch.int64),
         )
+        inputs.mask[:, :, 0] = True
+        for part in parts:
+            inputs._put(part, slots.index(part.cache.slot))
+        return inputs
 
-    def fill(
-        self,
-        token_ids: Int[Tensor, " some_nodes"],
-        mask: Bool[Tensor, "some_nodes some_tree_nodes"],
-        cache: TransformerCache,
-    ) -> None:
-        """Writes the nodes of a call."""
-        nodes, tree_nodes = mask.shape
-        first_row = cache.length + tree_nodes - nodes
-        self.token_ids[:nodes] = token_ids
-        self.mask.zero_()
-        self.mask[:, 0] = True
-        self.mask[:nodes, :tree_nodes] = mask
-        self.cache_rows.fill_(cache.capacity)
-        torch.arange(first_row, first_row + nodes, out=self.cache_rows[:nodes])
-        self.length.fill_(cache.length)
+    def _put(self, part: NewNodes, place: int) -> None:
+        nodes, tree_nodes = part.ancestor_mask.shape
+        end = part.cache.length + tree_nodes
+        self.token_ids[place, :nodes] = part.token_ids
+        self.mask[place, :nodes, :tree_nodes] = part.ancestor_mask
+        self.cache_rows[place, :nodes] = torch.arange(end - nodes, end)
+        self.lengths[place] = part.cache.length
+
+    def copied_to(self, device: torch.device) -> "Inputs":
+        """Returns a copy on a device, at addresses of its own."""
+        return Inputs(**{k: v.to(device, copy=True) for k, v in vars(self).items()})
+
+    def overwrite(self, other: "Inputs") -> None:
+        """Takes the values of other inputs of the same size, wherever these are."""
+        for name, tensor in vars(self).items():
+            tensor.copy_(getattr(other, name))
 
 
 class TorchEngine:
-    """Weights on a device, and the graphs that were captured for each cache."""
+    """Weights on a device, the pool of its texts, and the graphs of passes over the pool.
+
+    Passes of several threads wait for each other.
+
+    Args:
+        graphs: where captured passes are kept; another one than for CUDA is for tests.
+    """
 
     def __init__(
         self,
@@ -106,6 +129,7 @@ class TorchEngine:
         tensors: Mapping[str, Tensor],
         dtype: torch.dtype,
         device: torch.device,
+        graphs: GraphCache[Size, Inputs] | None = None,
     ) -> None:
         self.config = config
         self.dtype = dtype
@@ -119,8 +143,8 @@ class TorchEngine:
             self._head = tensors[HEAD].to(device, dtype)
         self._final_norm = read_final_norm(tensors).to(device, dtype)
         self._inverse_frequencies = torch.tensor(config.inverse_frequencies, device=device)
-        self._graphs: WeakKeyDictionary[TransformerCache, dict[Size, _Graph]]
-        self._graphs = WeakKeyDictionary()
+        self._pool = self._new_pool()
+        self._graphs: GraphCache[Size, Inputs] = GraphCache() if graphs is None else graphs
 
     def _placed(self, layer: LayerTensors) -> LayerTensors:
         tensors = {field.name: getattr(layer, field.name) for field in fields(layer)}
@@ -134,67 +158,85 @@ class TorchEngine:
         return layers + self._embedding.nbytes + head + self._final_norm.nbytes
 
     def new_cache(self, capacity: int) -> TransformerCache:
-        """Returns an empty cache for so many tokens and nodes."""
-        config = self.config
-        return TransformerCache(
-            config.num_layers,
-            config.num_kv_heads,
-            capacity,
-            config.head_dim,
-            self.dtype,
-            self.device,
-        )
+        """Returns an empty cache for so many tokens and nodes, at least."""
+        return self._pool.new_cache(capacity)
 
     @torch.inference_mode()
-    def forward(
-        self,
-        token_ids: Int[Tensor, " nodes"],
-        ancestor_mask: Bool[Tensor, "nodes tree_nodes"],
-        cache: TransformerCache,
-        num_logits: int,
-    ) -> Float[Tensor, "last_nodes vocab"]:
-        """Runs the nodes through all layers; see `treesnake.models.transformer`."""
-        size = Size.fitting(ancestor_mask, cache)
-        nodes = len(token_ids)
-        if self.device.type == "cuda" and num_logits and size.nodes <= LARGEST_GRAPH:
-            graph = self._graph(size, cache)
-            graph.inputs.fill(token_ids, ancestor_mask, cache)
-            return graph.replay()[nodes - num_logits : nodes].clone()
-        inputs = Inputs.of_size(size, self.device)
-        inputs.fill(token_ids, ancestor_mask, cache)
-        hidden = self._run(inputs, size.rows, cache, self.config.num_layers)
-        return self._logits(hidden[nodes - num_logits : nodes])
+    def forward_all(self, parts: Sequence[NewNodes]) -> list[Float[Tensor, "_ vocab"]]:
+        """Runs new nodes of several texts through all layers; returns the logits of each text.
+
+        The texts have different caches of this engine.
+        """
+        assert all(part.cache.pool is self._pool for part in parts)
+        with self._pool.lock:
+            highest = max(part.cache.slot for part in parts)
+            size = Size.fitting(parts, _round_up(highest + 1))
+            has_logits = any(part.num_logits for part in parts)
+            if has_logits and self._graphs.serves(self.device, size.slots * size.nodes):
+                return self._replay(parts, size)
+            return self._run_alone(parts)
 
     @torch.inference_mode()
     def hidden_after(
         self, num_layers: int, token_ids: Int[Tensor, " tokens"]
     ) -> Float[Tensor, "tokens hidden"]:
         """Returns what the first layers make of a text; for finding faults, not fast."""
-        cache = self.new_cache(len(token_ids))
+        pool = self._new_pool()
         mask = torch.ones(len(token_ids), len(token_ids), dtype=torch.bool).tril()
-        size = Size.fitting(mask, cache)
-        inputs = Inputs.of_size(size, self.device)
-        inputs.fill(token_ids, mask, cache)
-        return self._run(inputs, size.rows, cache, num_layers)[: len(token_ids)]
+        part = NewNodes(token_ids, mask, pool.new_cache(len(token_ids)), 0)
+        size = Size.fitting([part], 1)
+        inputs = Inputs.of([part], [0], size).copied_to(self.device)
+        hidden = self._run(inputs, slice(0, 1), size.rows, pool, num_layers)
+        return hidden[: len(token_ids)]
 
-    def _graph(self, size: Size, cache: TransformerCache) -> "_Graph":
-        graphs = self._graphs.setdefault(cache, {})
-        if size not in graphs:
-            graphs[size] = _Graph(self, size, cache)
-        return graphs[size]
+    def _new_pool(self) -> KvPool:
+        config = self.config
+        return KvPool(
+            config.num_layers, config.num_kv_heads, config.head_dim, self.dtype, self.device
+        )
+
+    def _replay(self, parts: Sequence[NewNodes], size: Size) -> list[Float[Tensor, "_ vocab"]]:
+        """Runs a pass of one of few sizes, over the first slots of the pool."""
+
+        def step(inputs: Inputs) -> Float[Tensor, "slots_nodes vocab"]:
+            slots = slice(0, size.slots)
+            hidden = self._run(inputs, slots, size.rows, self._pool, self.config.num_layers)
+            return self._logits(hidden)
+
+        inputs = Inputs.of(parts, range(size.slots), size)
+        logits = self._graphs.run(size, self._pool.generation, inputs, step, self.device)
+        return [_last(logits, part, part.cache.slot * size.nodes).clone() for part in parts]
+
+    def _run_alone(self, parts: Sequence[NewNodes]) -> list[Float[Tensor, "_ vocab"]]:
+        """Runs a pass over the slots of the parts and no others."""
+        slots = sorted(part.cache.slot for part in parts)
+        size = Size.fitting(parts, len(slots))
+        inputs = Inputs.of(parts, slots, size).copied_to(self.device)
+        adjacent = slots[-1] - slots[0] < len(slots)
+        read = slice(slots[0], slots[-1] + 1) if adjacent else inputs.slots
+        hidden = self._run(inputs, read, size.rows, self._pool, self.config.num_layers)
+        firsts = [slots.index(part.cache.slot) * size.nodes for part in parts]
+        last = [_last(hidden, part, first) for part, first in zip(parts, firsts, strict=True)]
+        return list(self._logits(torch.cat(last)).split([len(rows) for rows in last]))
 
     def _logits(self, hidden: Float[Tensor, "nodes hidden"]) -> Float[Tensor, "nodes vocab"]:
         return F.linear(rms_norm(hidden, self._final_norm, self.config.epsilon), self._head).float()
 
     def _run(
-        self, inputs: Inputs, num_rows: int, cache: TransformerCache, num_layers: int
-    ) -> Float[Tensor, "nodes hidden"]:
-        positions = inputs.length + inputs.mask.sum(1) - 1
-        turns = rotation(positions, self._inverse_frequencies)
+        self,
+        inputs: Inputs,
+        read: slice | Int[Tensor, " slots"],
+        num_rows: int,
+        pool: KvPool,
+        num_layers: int,
+    ) -> Float[Tensor, "slots_nodes hidden"]:
+        """Runs a pass; slots are read as a part of the pool if they are adjacent, else copied."""
+        positions = inputs.lengths[:, None] + inputs.mask.sum(2) - 1
+        turns = rotation(positions.flatten(), self._inverse_frequencies)
         seen = {window: _seen_rows(inputs, num_rows, window) for window in set(self.config.windows)}
-        hidden = F.embedding(inputs.token_ids, self._embedding)
+        hidden = F.embedding(inputs.token_ids.flatten(), self._embedding)
         for index, layer in enumerate(self._layers[:num_layers]):
-            rows = Rows(cache.keys[index], cache.values[index], inputs.cache_rows, num_rows)
+            rows = Rows(pool.keys[index], pool.values[index], inputs, read, num_rows)
             mask = seen[self.config.windows[index]]
             layer_turns = turns if self.config.rotates[index] else None
             hidden = self._run_layer(layer, hidden, layer_turns, mask, rows)
@@ -203,11 +245,11 @@ class TorchEngine:
     def _run_layer(
         self,
         layer: LayerTensors,
-        hidden: Float[Tensor, "nodes hidden"],
+        hidden: Float[Tensor, "slots_nodes hidden"],
         turns: tuple[Tensor, Tensor] | None,
-        mask: Bool[Tensor, "nodes rows"],
+        mask: Bool[Tensor, "slots nodes rows"],
         rows: "Rows",
-    ) -> Float[Tensor, "nodes hidden"]:
+    ) -> Float[Tensor, "slots_nodes hidden"]:
         epsilon = self.config.epsilon
         if self.config.norms_outputs:
             attended = self._attention(layer, hidden, turns, mask, rows)
@@ -220,11 +262,11 @@ class TorchEngine:
     def _attention(
         self,
         layer: LayerTensors,
-        x: Float[Tensor, "nodes hidden"],
+        x: Float[Tensor, "slots_nodes hidden"],
         turns: tuple[Tensor, Tensor] | None,
-        mask: Bool[Tensor, "nodes rows"],
+        mask: Bool[Tensor, "slots nodes rows"],
         rows: "Rows",
-    ) -> Float[Tensor, "nodes hidden"]:
+    ) -> Float[Tensor, "slots_nodes hidden"]:
         config = self.config
         widths = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         qkv = F.linear(x, layer.qkv, layer.qkv_bias)
@@ -238,8 +280,8 @@ class TorchEngine:
         return F.linear(attended.flatten(1), layer.attention_out)
 
     def _normed_heads(
-        self, x: Float[Tensor, "nodes width"], weight: Float[Tensor, " norm_width"]
-    ) -> Float[Tensor, "nodes heads head_dim"]:
+        self, x: Float[Tensor, "slots_nodes width"], weight: Float[Tensor, " norm_width"]
+    ) -> Float[Tensor, "slots_nodes heads head_dim"]:
         if len(weight):
             x = rms_norm(x.unflatten(-1, (-1, len(weight))), weight, self.config.epsilon).flatten(1)
         return x.unflatten(-1, (-1, self.config.head_dim))
@@ -247,68 +289,79 @@ class TorchEngine:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The cache of one layer: where its nodes write and how far they read."""
+    """The pool in one layer: where the nodes of a pass write, and what they read.
 
-    keys: Float[Tensor, "kv_heads capacity head_dim"]
-    values: Float[Tensor, "kv_heads capacity head_dim"]
-    written: Int[Tensor, " nodes"]
+    Attributes:
+        keys: those of all slots.
+        values: those of all slots.
+        inputs: what the pass is told.
+        read: the slots of the pass, for reading.
+        num_read: how many rows of each.
+    """
+
+    keys: Float[Tensor, "all_slots kv_heads capacity head_dim"]
+    values: Float[Tensor, "all_slots kv_heads capacity head_dim"]
+    inputs: Inputs
+    read: slice | Int[Tensor, " slots"]
     num_read: int
 
     def write(
         self,
-        keys: Float[Tensor, "nodes kv_heads head_dim"],
-        values: Float[Tensor, "nodes kv_heads head_dim"],
+        keys: Float[Tensor, "slots_nodes kv_heads head_dim"],
+        values: Float[Tensor, "slots_nodes kv_heads head_dim"],
     ) -> None:
         """Writes the rows of the nodes."""
-        self.keys.index_copy_(1, self.written, keys.transpose(0, 1))
-        self.values.index_copy_(1, self.written, values.transpose(0, 1))
+        slots, written = self.inputs.slots[:, None], self.inputs.cache_rows
+        self.keys[slots, :, written] = keys.unflatten(0, written.shape)
+        self.values[slots, :, written] = values.unflatten(0, written.shape)
 
     def attend(
         self,
-        queries: Float[Tensor, "nodes heads head_dim"],
-        mask: Bool[Tensor, "nodes rows"],
+        queries: Float[Tensor, "slots_nodes heads head_dim"],
+        mask: Bool[Tensor, "slots nodes rows"],
         scale: float,
-    ) -> Float[Tensor, "nodes heads head_dim"]:
+    ) -> Float[Tensor, "slots_nodes heads head_dim"]:
         """Attends to what each node sees; heads that share keys are rows of one product."""
-        kv_heads, group = len(self.keys), queries.shape[1] // len(self.keys)
-        grouped = queries.unflatten(1, (kv_heads, group)).permute(1, 2, 0, 3)
+        kv_heads = self.keys.shape[1]
+        group = queries.shape[1] // kv_heads
+        # Axes: slots, nodes, key heads, heads of a group, head_dim.
+        grouped = queries.unflatten(1, (kv_heads, group)).unflatten(0, mask.shape[:2])
         attended = F.scaled_dot_product_attention(
-            grouped.flatten(1, 2)[None],
-            self.keys[None, :, : self.num_read],
-            self.values[None, :, : self.num_read],
-            attn_mask=mask.repeat(group, 1),
+            grouped.permute(0, 2, 3, 1, 4).flatten(2, 3),
+            self.keys[self.read, :, : self.num_read],
+            self.values[self.read, :, : self.num_read],
+            attn_mask=mask.repeat(1, group, 1)[:, None],
             scale=scale,
         )
-        return attended[0].unflatten(1, (group, -1)).permute(2, 0, 1, 3).flatten(1, 2)
+        attended = attended.unflatten(2, (group, -1)).permute(0, 3, 1, 2, 4)
+        return attended.flatten(0, 1).flatten(1, 2)
 
 
-def _mlp(layer: LayerTensors, x: Float[Tensor, "nodes hidden"]) -> Float[Tensor, "nodes hidden"]:
+def _last(
+    rows: Float[Tensor, "slots_nodes width"], part: NewNodes, first: int
+) -> Float[Tensor, "last_nodes width"]:
+    """Returns the rows of the nodes of which logits are wanted; the part's begin at `first`."""
+    end = first + len(part.token_ids)
+    return rows[end - part.num_logits : end]
+
+
+def _mlp(
+    layer: LayerTensors, x: Float[Tensor, "slots_nodes hidden"]
+) -> Float[Tensor, "slots_nodes hidden"]:
     return F.linear(gate(F.linear(x, layer.gate_up)), layer.down)
 
 
-def _seen_rows(inputs: Inputs, num_rows: int, window: int | None) -> Bool[Tensor, "nodes rows"]:
-    """Does what `reference.attention.seen_rows` does, for a length that is on the device."""
-    nodes, tree_nodes = inputs.mask.shape
+def _seen_rows(
+    inputs: Inputs, num_rows: int, window: int | None
+) -> Bool[Tensor, "slots nodes rows"]:
+    """Does what `reference.attention.seen_rows` does, for lengths that are on the device."""
+    slots, nodes, tree_nodes = inputs.mask.shape
+    lengths = inputs.lengths[:, None, None]
     columns = torch.arange(num_rows + tree_nodes, device=inputs.mask.device)
-    seen = (columns < inputs.length).repeat(nodes, 1)
-    tree_columns = inputs.length + torch.arange(tree_nodes, device=inputs.mask.device)
-    seen.scatter_(1, tree_columns.expand(nodes, -1), inputs.mask)
+    seen = (columns < lengths).repeat(1, nodes, 1)
+    tree_columns = lengths + torch.arange(tree_nodes, device=inputs.mask.device)
+    seen.scatter_(2, tree_columns.expand(slots, nodes, -1), inputs.mask)
     if window is not None:
-        positions = seen.cumsum(1)
-        seen &= positions > positions[:, -1:] - window
-    return seen[:, :num_rows]
-
-
-class _Graph:
-    """A forward pass of one size, captured for one cache, with what it reads."""
-
-    def __init__(self, engine: TorchEngine, size: Size, cache: TransformerCache) -> None:
-        self.inputs = Inputs.of_size(size, engine.device)
-        self.inputs.mask[:, 0] = True
-        self.inputs.cache_rows.fill_(cache.capacity)
-
-        def run() -> Float[Tensor, "nodes vocab"]:
-            hidden = engine._run(self.inputs, size.rows, cache, engine.config.num_layers)
-            return engine._logits(hidden)
-
-        self.replay = capture(run, engine.device)
+        positions = seen.cumsum(2)
+        seen &= positions > positions[:, :, -1:] - window
+    return seen[:, :, :num_rows]

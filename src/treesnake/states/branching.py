@@ -5,16 +5,14 @@ state for each node and the work of plain stepping. *Path sums* cost a node's in
 hundredth of that for Mamba-2, and work that grows with the depth of the tree.
 """
 
-from collections.abc import Sequence
-from copy import copy
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.kernels.dispatch import SsmKernels
-from treesnake.states.topology import Topology
+from treesnake.states.tree_layout import TreeLayout
 from treesnake.threads import on_one_thread
 
 
@@ -40,17 +38,6 @@ class StateShape:
     dt: tuple[int, ...]
     B: tuple[int, ...]
 
-    @property
-    def committed_bytes(self) -> int:
-        """The bytes of a state without a tree, however long the text."""
-        history = (self.conv_width - 1) * self.conv_channels
-        return 4 * self.num_layers * (history + prod(self.state))
-
-    @property
-    def conv_bytes(self) -> int:
-        """The bytes of one node's inputs to the convolutions, which both ways to branch keep."""
-        return 4 * self.num_layers * self.conv_channels
-
 
 @dataclass(frozen=True)
 class Selected:
@@ -66,37 +53,34 @@ class Selected:
     C: Float[Tensor, "*rows_b"]
     D: Float[Tensor, "*dt_axes"]
 
+    def rows(self, begin: int, end: int) -> "Selected":
+        """Returns the part of these rows."""
+        rows = slice(begin, end)
+        return replace(self, x=self.x[rows], dt=self.dt[rows], B=self.B[rows], C=self.C[rows])
+
+
+CommitSums = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
+"""`SsmKernels.commit_sums` in one of its forms: moves states along a path, in place."""
+
 
 class StateCopies:
     """Keeps the recurrent state after every node; a child starts from its parent's.
 
-    Like every way to branch it is made of the state's axes, the architecture's kernels, and each
-    layer's A, which says where tensors live.
+    Like every way to branch it is made of the state's axes, each layer's A, which says where
+    tensors live, and the kernel that moves states along the inputs of a path.
 
     Source: Mamba Drafters (Choi et al. 2025), "batch-wise state caching".
     """
 
     def __init__(
-        self, shape: StateShape, kernels: SsmKernels, rates: Float[Tensor, " layers *a_axes"]
+        self, shape: StateShape, A: Float[Tensor, " layers *a_axes"], commit_sums: CommitSums
     ) -> None:
-        self.kernels = kernels
-        self.states = rates.new_empty(shape.num_layers, 0, *shape.state)
-
-    @staticmethod
-    def bytes_per_node(shape: StateShape) -> int:
-        """The bytes of one node, without its inputs to the convolutions."""
-        return 4 * shape.num_layers * prod(shape.state)
+        self.states = A.new_empty(shape.num_layers, 0, *shape.state)
 
     @property
     def num_bytes(self) -> int:
         """The bytes that are held now."""
         return self.states.nbytes
-
-    def clone(self, num_nodes: int) -> "StateCopies":
-        """Returns an independent copy of the first nodes."""
-        twin = copy(self)
-        twin.states = self.states[:, :num_nodes].clone()
-        return twin
 
     def reserve(self, num_nodes: int) -> None:
         """Makes room for a tree of this many nodes."""
@@ -104,14 +88,15 @@ class StateCopies:
 
     def extend(
         self,
+        kernels: SsmKernels,
         layer: int,
         selected: Selected,
         committed: Float[Tensor, "*state_axes"],
-        topology: Topology,
+        layout: TreeLayout,
     ) -> Float[Tensor, " new *x_axes"]:
         """Runs the newest nodes through one layer's recurrence and returns their outputs."""
-        states = self.states[layer, : len(topology)]
-        return self.kernels.extend_copies(
+        states = self.states[layer, : len(layout)]
+        return kernels.extend_copies(
             selected.x,
             selected.dt,
             selected.A,
@@ -120,7 +105,7 @@ class StateCopies:
             selected.D,
             committed,
             states,
-            topology.parents,
+            layout.parents,
         )
 
     @on_one_thread
@@ -136,31 +121,18 @@ class PathSums:
     """
 
     def __init__(
-        self, shape: StateShape, kernels: SsmKernels, rates: Float[Tensor, " layers *a_axes"]
+        self, shape: StateShape, A: Float[Tensor, " layers *a_axes"], commit_sums: CommitSums
     ) -> None:
-        self.kernels = kernels
-        self.rates = rates
-        self.x = rates.new_empty(shape.num_layers, 0, *shape.x)
-        self.dt = rates.new_empty(shape.num_layers, 0, *shape.dt)
-        self.B = rates.new_empty(shape.num_layers, 0, *shape.B)
-
-    @staticmethod
-    def bytes_per_node(shape: StateShape) -> int:
-        """The bytes of one node, without its inputs to the convolutions."""
-        return 4 * shape.num_layers * (prod(shape.x) + prod(shape.dt) + prod(shape.B))
+        self._commit_sums = commit_sums
+        self._A = A
+        self.x = A.new_empty(shape.num_layers, 0, *shape.x)
+        self.dt = A.new_empty(shape.num_layers, 0, *shape.dt)
+        self.B = A.new_empty(shape.num_layers, 0, *shape.B)
 
     @property
     def num_bytes(self) -> int:
         """The bytes that are held now."""
         return self.x.nbytes + self.dt.nbytes + self.B.nbytes
-
-    def clone(self, num_nodes: int) -> "PathSums":
-        """Returns an independent copy of the first nodes."""
-        twin = copy(self)
-        twin.x = self.x[:, :num_nodes].clone()
-        twin.dt = self.dt[:, :num_nodes].clone()
-        twin.B = self.B[:, :num_nodes].clone()
-        return twin
 
     def reserve(self, num_nodes: int) -> None:
         """Makes room for a tree of this many nodes."""
@@ -170,17 +142,18 @@ class PathSums:
 
     def extend(
         self,
+        kernels: SsmKernels,
         layer: int,
         selected: Selected,
         committed: Float[Tensor, "*state_axes"],
-        topology: Topology,
+        layout: TreeLayout,
     ) -> Float[Tensor, " new *x_axes"]:
         """Runs the newest nodes through one layer's recurrence and returns their outputs."""
-        num_nodes = len(topology)
+        num_nodes = len(layout)
         newest = slice(num_nodes - selected.x.shape[0], num_nodes)
         x, dt, B = self.x[layer], self.dt[layer], self.B[layer]
         x[newest], dt[newest], B[newest] = selected.x, selected.dt, selected.B
-        return self.kernels.extend_sums(
+        return kernels.extend_sums(
             x[:num_nodes],
             dt[:num_nodes],
             selected.A,
@@ -188,13 +161,13 @@ class PathSums:
             selected.C,
             selected.D,
             committed,
-            topology.ancestor_mask,
+            layout.ancestor_mask,
         )
 
     def commit(self, path: Sequence[int], committed: Float[Tensor, " layers *state_axes"]) -> None:
         """Moves the committed state of all layers to the end of a path."""
         x, dt, B = (_chosen(rows, path) for rows in (self.x, self.dt, self.B))
-        self.kernels.commit_sums(x, dt, self.rates, B, committed)
+        self._commit_sums(x, dt, self._A, B, committed)
 
 
 @on_one_thread
@@ -205,6 +178,9 @@ def _chosen(
 
 
 Branching = StateCopies | PathSums
+
+BranchingKind = type[StateCopies] | type[PathSums]
+"""How the state of a network is to branch."""
 
 
 @on_one_thread

@@ -1,36 +1,31 @@
-"""The state of one sequence in a recurrent network: a committed text, and a tree that grows on it.
+"""The memory of one text in a recurrent network, and of the nodes of a tree that grows on it.
 
-A text is committed as one recurrent state and the last inputs of the convolutions, whatever its
-length. Nodes are appended to the tree as their tokens become known, and are numbered in that order;
-committing a path moves the state to the path's end and drops the tree.
+A text is one recurrent state and the last inputs of the convolutions, whatever its length. Which
+text it is, and how the nodes lie, `HeldText` says.
 """
 
 from collections.abc import Sequence
-from copy import copy
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from treesnake.errors import InvalidInputError
 from treesnake.kernels.reference.conv import next_history
 from treesnake.states.branching import Branching, StateShape, with_room
-from treesnake.states.topology import Topology, topology
 from treesnake.threads import on_one_thread
 
 
 class SsmState:
-    """One sequence's state over weights that many sequences share.
+    """What one text and its tree have in memory; others share the weights, nobody shares this.
 
-    *Pending* tokens are accepted but were never run, as happens to a leaf of a draft, whose output
-    nobody needed. They are run in front of the next nodes, in the same pass, and are part of every
-    path from then on; whoever appends nodes need not know of them.
+    The tensors of the text stay at their addresses; those of nodes move when a tree outgrows them.
 
     Attributes:
         shape: the axes of everything below.
         history: the last inputs of each layer's convolution.
-        recurrent: each layer's committed state.
+        recurrent: each layer's state after the text.
         branching: what is kept of the tree's nodes.
         conv_inputs: the inputs of the convolutions at each node.
-        length: the number of tokens that are committed, pending ones not included.
     """
 
     def __init__(self, shape: StateShape, branching: Branching, device: torch.device) -> None:
@@ -41,110 +36,42 @@ class SsmState:
         self.history = torch.zeros(num_layers, *history_shape, device=device)
         self.recurrent = torch.zeros(num_layers, *shape.state, device=device)
         self.conv_inputs = torch.empty(num_layers, 0, shape.conv_channels, device=device)
-        self.length = 0
-        self._pending: tuple[int, ...] = ()
-        self._parents: tuple[int, ...] = ()
-        self._num_trunk = 0  # nodes in front of the caller's own: pending tokens that were run
-
-    @property
-    def num_nodes(self) -> int:
-        """The number of nodes that the tree has, as its caller counts them."""
-        return len(self._parents) - self._num_trunk
 
     @property
     def num_bytes(self) -> int:
-        """The bytes that this state holds: the committed part and the room for nodes."""
-        return self.shape.committed_bytes + self.conv_inputs.nbytes + self.branching.num_bytes
+        """The bytes of the text's part and of the room for nodes."""
+        committed = self.history.nbytes + self.recurrent.nbytes
+        return committed + self.conv_inputs.nbytes + self.branching.num_bytes
 
-    @property
-    def topology(self) -> Topology:
-        """How all nodes lie, those of pending tokens included."""
-        return topology(self._parents, self.shape.conv_width, self.history.device)
+    def reserve(self, num_nodes: int) -> None:
+        """Makes room for a tree of this many nodes; what is kept of nodes stays."""
+        self.conv_inputs = with_room(self.conv_inputs, num_nodes)
+        self.branching.reserve(num_nodes)
 
-    def append(self, parents: Sequence[int]) -> tuple[int, ...]:
-        """Adds nodes to the tree; returns pending tokens, to be run in front of the new nodes.
+    def commit(self, path: Sequence[int]) -> None:
+        """Moves the text's part to the end of a path of the tree, which may be empty.
 
-        Args:
-            parents: node numbers, those of earlier ones of the new nodes included; -1 continues
-                the text.
-
-        Raises:
-            InvalidInputError: if there is no node or a parent does not exist yet.
+        If this is interrupted, the text's part may be that of no text at all.
         """
-        if not parents:
-            raise InvalidInputError("a tree grows by at least one node at a time, got none")
-        for node, parent in enumerate(parents, self.num_nodes):
-            if not -1 <= parent < node:
-                raise InvalidInputError(
-                    f"node {node} cannot continue node {parent}: parents are -1 (the text) or "
-                    "nodes that come before"
-                )
-        tokens = self.take_pending()
-        if tokens:
-            assert not self._parents, "tokens become pending by a commit, which drops the tree"
-            self._num_trunk = len(tokens)
-            self._parents = tuple(range(-1, len(tokens) - 1))
-        self._parents += tuple(parent + self._num_trunk for parent in parents)
-        self.conv_inputs = with_room(self.conv_inputs, len(self._parents))
-        self.branching.reserve(len(self._parents))
-        return tokens
-
-    def take_pending(self) -> tuple[int, ...]:
-        """Returns the pending tokens to whoever runs them as text, and forgets them."""
-        tokens, self._pending = self._pending, ()
-        return tokens
-
-    def advance(self, num_tokens: int) -> None:
-        """Notes that so many tokens were run as text, straight into the committed state."""
-        self.length += num_tokens
-
-    def commit(self, path: Sequence[int], pending: Sequence[int] = ()) -> None:
-        """Takes a path of the tree into the committed state and drops the tree.
-
-        Args:
-            path: nodes from a child of the text downwards; may be empty.
-            pending: tokens accepted after the path that are no nodes: they are run later.
-
-        Raises:
-            InvalidInputError: if `path` is not a path; the state is then as before.
-        """
-        for parent, node in zip((-1, *path), path, strict=False):
-            if not 0 <= node < self.num_nodes or self._parent_of(node) != parent:
-                raise InvalidInputError(
-                    f"{list(path)} is not a path of the tree: node {node} does not continue "
-                    f"{'the text' if parent < 0 else f'node {parent}'}"
-                )
-        trunk = self._num_trunk
-        nodes = [*range(trunk), *(node + trunk for node in path)]
-        if nodes:
-            self.branching.commit(nodes, self.recurrent)
-            self._push_history(nodes)
-            self.length += len(nodes)
-        self._parents, self._num_trunk = (), 0
-        self._pending += tuple(pending)
+        if path:
+            self.branching.commit(path, self.recurrent)
+            self._push_history(path)
 
     @on_one_thread
-    def _push_history(self, nodes: list[int]) -> None:
-        self.history.copy_(next_history(self.conv_inputs[:, nodes], self.history))
-
-    def clear_tree(self) -> None:
-        """Drops the tree as if it had never been grown; what was committed or is pending stays."""
-        self._parents = self._parents[: self._num_trunk]
+    def _push_history(self, path: Sequence[int]) -> None:
+        self.history.copy_(next_history(self.conv_inputs[:, list(path)], self.history))
 
     def reset(self) -> None:
-        """Forgets the text, the pending tokens and the tree."""
+        """Makes the text's part that of an empty text."""
         self.history.zero_()
         self.recurrent.zero_()
-        self.length = 0
-        self._pending, self._parents, self._num_trunk = (), (), 0
 
-    def clone(self) -> "SsmState":
-        """Returns an independent copy; costs the bytes of the committed state and of the nodes."""
-        twin = copy(self)
-        twin.history, twin.recurrent = self.history.clone(), self.recurrent.clone()
-        twin.conv_inputs = self.conv_inputs[:, : len(self._parents)].clone()
-        twin.branching = self.branching.clone(len(self._parents))
-        return twin
+    def copy(self) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+        """Returns a copy of the text's part, for `restore`."""
+        return self.history.clone(), self.recurrent.clone()
 
-    def _parent_of(self, node: int) -> int:
-        return max(self._parents[node + self._num_trunk] - self._num_trunk, -1)
+    def restore(self, copied: Sequence[Float[Tensor, "..."]]) -> None:
+        """Makes the text's part what `copy` returned here or in another state of the network."""
+        history, recurrent = copied
+        self.history.copy_(history)
+        self.recurrent.copy_(recurrent)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from treesnake.errors import InvalidInputError
-from treesnake.loading.pretrained import DtypeName
+from treesnake.loading.options import DtypeName
 from treesnake.tables import read_table
 
 

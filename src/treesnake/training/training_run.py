@@ -23,7 +23,9 @@ from treesnake.drafters.vocabulary import read_draft_vocabulary, save_draft_voca
 from treesnake.errors import InvalidInputError, TrainingError
 from treesnake.files import write_text
 from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
+from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_checkpoint
+from treesnake.models.hf_attention import HfAttention
 from treesnake.training.answers import answer_prompts, read_prompts
 from treesnake.training.checkpoints import find_damage, find_folder, write_folder
 from treesnake.training.corpus import PROMPTS_FILE, collect_corpus
@@ -122,9 +124,8 @@ class _TrainingRun:
 
     @cached_property
     def _target(self) -> PreTrainedModel:
-        device = str(self._accelerator.device)
-        dtype = self._recipe.target_dtype
-        return load_checkpoint(self._checkpoint, dtype=dtype, device=device).model
+        options = LoadOptions(self._recipe.target_dtype, str(self._accelerator.device))
+        return load_checkpoint(self._checkpoint, options).model
 
     @cached_property
     def _target_size(self) -> int:
@@ -161,7 +162,7 @@ class _TrainingRun:
         try:
             with rounded_to_int8(self._target) if self._is_rounded(stage) else nullcontext():
                 answer_prompts(
-                    self._target,
+                    HfAttention(self._target),
                     self._checkpoint.tokenizer,
                     prompts,
                     sorted(end_token_ids(self._checkpoint)),

@@ -1,7 +1,6 @@
 """Steps added up."""
 
 import pytest
-import torch
 
 from treesnake.evaluation.bench.record import (
     TurnRecord,
@@ -14,7 +13,7 @@ from treesnake.outcome import Acceptance, Step, StepSeconds
 from treesnake.shape import OFF, BestFirst, FixedTree, LevelWidths, Priced, Shape, chain
 from treesnake.tree import TokenTree
 
-TREE = TokenTree(torch.tensor([9, 1, 2, 3, 4]), torch.tensor([-1, 0, 0, 2, 2]))
+TREE = TokenTree.of([9, 1, 2, 3, 4], [-1, 0, 0, 2, 2])
 SECONDS = StepSeconds(0.1, 0.2, 0.3, 0.4)
 
 

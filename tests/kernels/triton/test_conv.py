@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from treesnake.kernels.reference import conv as reference
-from treesnake.states.topology import topology
+from treesnake.states.tree_layout import tree_layout
 
 
 def random_case(
@@ -41,7 +41,7 @@ def test_texts_equal_the_reference_and_so_do_their_gradients(
 @pytest.mark.parametrize("channels", [5, 128, 200])
 def test_trees_equal_the_reference(conv: ModuleType, device: torch.device, channels: int) -> None:
     inputs, weight, bias, history = random_case(device, channels=channels)
-    windows = topology((-1, 0, 0, 1, 1, 2, 5), 4, device).windows[-4:]
+    windows = tree_layout((-1, 0, 0, 1, 1, 2, 5), 4, device).windows[-4:]
     torch.testing.assert_close(
         conv.tree_conv(inputs, weight, bias, history, windows),
         reference.tree_conv(inputs, weight, bias, history, windows),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from treesnake.kernels.reference import ssd, ssm
-from treesnake.states.topology import topology
+from treesnake.states.tree_layout import tree_layout
 
 PARENTS = (-1, 0, 0, 1, 1, 2, 5, -1)
 
@@ -100,7 +100,7 @@ def test_path_sums_equal_the_reference(
     recurrence: Recurrence, device: torch.device, num_new: int
 ) -> None:
     x, dt, A, B, C, D, committed = recurrence.case(device, 8)
-    mask = topology(PARENTS, 4, device).ancestor_mask
+    mask = tree_layout(PARENTS, 4, device).ancestor_mask
     inputs = (x, dt, A, B, C[-num_new:], D, committed, mask)
     y, expected = (form.extend_sums(*inputs) for form in recurrence.forms)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)

@@ -9,8 +9,7 @@ from treesnake.drafters.load import AUTO
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench.methods import Method, parse_method
 from treesnake.loading.checkpoint import DEFAULT_MODEL
-from treesnake.loading.networks import EngineName
-from treesnake.loading.pretrained import DtypeName
+from treesnake.loading.options import DtypeName, EngineName, LoadOptions
 from treesnake.sampling import SamplingParams
 from treesnake.tables import read_table
 
@@ -38,6 +37,13 @@ class PairTable:
     device: str = "auto"
     engine: EngineName = "auto"
     trust_remote_code: bool = False
+
+    @property
+    def load_options(self) -> LoadOptions:
+        """How the target is loaded."""
+        return LoadOptions(
+            self.dtype, self.device, self.engine, trust_remote_code=self.trust_remote_code
+        )
 
 
 @dataclass(frozen=True)

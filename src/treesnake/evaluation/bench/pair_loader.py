@@ -1,6 +1,7 @@
 """Loads what a pair's methods need, each thing once and only when it is needed."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar, cast
 
 import torch
@@ -15,8 +16,10 @@ from treesnake.evaluation.bench.peers import TransformersRunner
 from treesnake.evaluation.bench.runners import Runner, SpeculativeRunner
 from treesnake.loading.checkpoint import end_token_ids
 from treesnake.loading.networks import LoadedNetwork
-from treesnake.loading.pretrained import DtypeName, load_pretrained
+from treesnake.loading.options import LoadOptions
+from treesnake.loading.pretrained import load_pretrained
 from treesnake.models.hf_attention import HfAttention
+from treesnake.pairs import Pair
 from treesnake.protocols import DrafterModel, TargetModel
 from treesnake.search.by_name import search_by_name
 from treesnake.targets.load import load_target
@@ -79,7 +82,8 @@ class PairLoader:
         name = self._pair.assisted_by
         drafter = None
         if peer is Peer.ASSISTED and name is not None:
-            drafter = self._once(f"module {name}", lambda: self._load_module(name, "auto"))
+            options = replace(self._pair.load_options, dtype="auto")
+            drafter = self._once(f"module {name}", lambda: load_pretrained(name, options).model)
         # A compiled model has another forward, so it is a copy of its own.
         is_shared = peer is not Peer.COMPILED
         kept_as = "module" if is_shared else "module compiled"
@@ -91,35 +95,19 @@ class PairLoader:
         network = self.loaded.network
         if is_shared and isinstance(network, HfAttention):
             return network.model
-        dtype = "auto" if self._pair.dtype == "int8" else self._pair.dtype
-        return self._load_module(self._pair.target, dtype)
-
-    def _load_module(self, name: str, dtype: DtypeName) -> PreTrainedModel:
-        return load_pretrained(
-            name,
-            dtype=dtype,
-            device=self._pair.device,
-            trust_remote_code=self._pair.trust_remote_code,
-        ).model
+        options = self._pair.load_options
+        if options.dtype == "int8":
+            options = replace(options, dtype="auto")
+        return load_pretrained(self._pair.target, options).model
 
     def _target(self) -> tuple[TargetModel, LoadedNetwork]:
         pair = self._pair
-        return self._once(
-            "target",
-            lambda: load_target(
-                pair.target,
-                dtype=pair.dtype,
-                device=pair.device,
-                engine=pair.engine,
-                trust_remote_code=pair.trust_remote_code,
-            ),
-        )
+        return self._once("target", lambda: load_target(pair.target, pair.load_options))
 
     def _decoder(self, drafter: str) -> SpeculativeDecoder:
         model, loaded = self._target()
         return SpeculativeDecoder(
-            model,
-            self.drafter(drafter),
+            Pair(model, self.drafter(drafter)),
             tokenizer=cast(Tokenizer, loaded.checkpoint.tokenizer),
             end_token_ids=end_token_ids(loaded.checkpoint),
         )
@@ -131,9 +119,8 @@ class PairLoader:
         table = self._tables.get(name, DrafterTable(name))
         return load_drafter(
             table.model,
+            LoadOptions(table.dtype, self._pair.device),
             target=self.loaded.checkpoint,
-            dtype=table.dtype,
-            device=self._pair.device,
             window=table.window,
         )
 

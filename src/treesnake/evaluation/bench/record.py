@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from treesnake.outcome import Step
-from treesnake.shape import BestFirst, FixedTree, LevelWidths, Shape
+from treesnake.shape import Shape, ShapeKind
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def to_shown_step(step: Step) -> ShownStep:
     return ShownStep(
         shape=str(step.shape),
         tokens=tuple(step.tree.tokens),
-        parents=tuple(step.tree.parent_list),
+        parents=step.tree.parents,
         path=step.acceptance.path,
         emitted=step.emitted,
         draft_s=step.seconds.draft_s,
@@ -267,11 +267,13 @@ def kind_of_shape(shape: Shape) -> str:
     """Names a shape as far as it makes sense to add up its steps."""
     if shape.num_drafted == 0 or shape.depth == 0:
         return "off"
-    if isinstance(shape, LevelWidths | BestFirst):
-        return str(shape)
-    if isinstance(shape, FixedTree):
-        return f"tree of {_rounded(shape.num_drafted)}"
-    return "by confidence"
+    match shape.kind:
+        case ShapeKind.FIXED_TREE:
+            return f"tree of {_rounded(shape.num_drafted)}"
+        case ShapeKind.PRICED:
+            return "by confidence"
+        case _:
+            return str(shape)
 
 
 def _rounded(number: int) -> str:
@@ -281,10 +283,10 @@ def _rounded(number: int) -> str:
 
 
 def _tally_positions(steps: Sequence[Step]) -> Tally:
-    deepest = max((int(step.tree.depths.max()) for step in steps), default=0)
+    deepest = max((step.tree.depth for step in steps), default=0)
     offered, taken = [0] * deepest, [0] * deepest
     for step in steps:
-        for position in range(int(step.tree.depths.max())):
+        for position in range(step.tree.depth):
             offered[position] += 1
             taken[position] += position < step.num_accepted
     return Tally(tuple(offered), tuple(taken))

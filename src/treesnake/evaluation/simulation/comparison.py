@@ -9,10 +9,10 @@ from jaxtyping import Float
 from treesnake.evaluation.bootstrap import Estimate, bootstrap_ratio
 from treesnake.evaluation.simulation.replay import Machine, Replayed, replay
 from treesnake.evaluation.simulation.trace import Trace
-from treesnake.protocols import TreeSearch
+from treesnake.protocols import SharedSearch
 from treesnake.search.costs import CostTable
 
-NewSearch = Callable[[], TreeSearch]
+NewSearch = Callable[[], SharedSearch]
 
 Results = Mapping[str, Sequence[Replayed]]
 """For each search, what it made of each trace, in the order of the traces."""
@@ -35,7 +35,7 @@ def run(
     results: dict[str, list[Replayed]] = {}
     for name, new_search in searches.items():
         search, machine = new_search(), Machine(costs, noise=noise, seed=seed)
-        replayed = {index: replay(traces[index], search, machine) for index in order}
+        replayed = {index: replay(traces[index], search.new_session(), machine) for index in order}
         results[name] = [replayed[index] for index in range(len(traces))]
     return results
 

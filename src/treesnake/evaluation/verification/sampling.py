@@ -114,7 +114,7 @@ def _count_short_texts(
 ) -> tuple[list[Counts], int]:
     """Returns counts per prompt over its own cells, and how many texts cannot be."""
     session = decoder.new_session()
-    plain = PlainDecoding(decoder.target)
+    plain = PlainDecoding(decoder.pair.target)
     groups: list[Counts] = []
     num_impossible = 0
     for index, prompt in enumerate(prompts):
@@ -137,7 +137,7 @@ def _count_short_texts(
 
 
 def _partition(decoder: SpeculativeDecoder, prompt: Prompt, plan: SamplingPlan) -> Partition:
-    plain = PlainDecoding(decoder.target)
+    plain = PlainDecoding(decoder.pair.target)
 
     def next_probs(prefix: tuple[int, ...]) -> Float[Tensor, " vocab"]:
         return to_probs(plain.logits([*prompt.token_ids, *prefix]), plan.params)
@@ -172,7 +172,7 @@ def _count_tenths(
     independent of each other.
     """
     session = decoder.new_session()
-    plain = PlainDecoding(decoder.target)
+    plain = PlainDecoding(decoder.pair.target)
     observed = np.zeros(NUM_TENTHS, dtype=np.int64)
     num_impossible = 0
     num_texts = len(prompts) * plan.num_long_texts

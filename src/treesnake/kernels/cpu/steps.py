@@ -3,7 +3,7 @@
 from treesnake.kernels.cpu.jit import kernel
 from treesnake.kernels.cpu.linear import COLUMN_BLOCK, add_linear_rows, linear_rows, widen_row
 from treesnake.kernels.cpu.norm import rms_norm_row
-from treesnake.kernels.cpu.team import finish, take, wait
+from treesnake.kernels.cpu.team import finish_unit, next_unit, wait
 
 UNITS_PER_THREAD = 4
 """Units of a step for each thread, if they are large enough, so that no thread waits for long."""
@@ -12,64 +12,64 @@ LARGEST_BLOCK = 8 * COLUMN_BLOCK
 
 
 @kernel
-def block_size(num_outputs, crew):
+def block_size(num_outputs, barrier):
     """Returns how many outputs a unit has: whole tiles and vectors, and units for every thread."""
-    block = num_outputs // (UNITS_PER_THREAD * crew.size) // COLUMN_BLOCK * COLUMN_BLOCK
+    block = num_outputs // (UNITS_PER_THREAD * barrier.size) // COLUMN_BLOCK * COLUMN_BLOCK
     return min(max(block, COLUMN_BLOCK), LARGEST_BLOCK)
 
 
 @kernel
-def embed(crew, step, token_ids, embedding, scale, out):
+def embed(barrier, step, token_ids, embedding, scale, out):
     """Looks up embeddings."""
     num_rows = token_ids.shape[0]
-    row = take(crew, step)
+    row = next_unit(barrier, step)
     while row < num_rows:
         token = token_ids[row]
         widen_row(embedding, token, scale[token], out, row)
-        row = finish(crew, step)
-    return wait(crew, step, num_rows)
+        row = finish_unit(barrier, step)
+    return wait(barrier, step, num_rows)
 
 
 @kernel
-def norm(crew, step, x, num_rows, weight, epsilon, out):
+def norm(barrier, step, x, num_rows, weight, epsilon, out):
     """Norms rows."""
-    row = take(crew, step)
+    row = next_unit(barrier, step)
     while row < num_rows:
         rms_norm_row(x, row, weight, epsilon, out)
-        row = finish(crew, step)
-    return wait(crew, step, num_rows)
+        row = finish_unit(barrier, step)
+    return wait(barrier, step, num_rows)
 
 
 @kernel
-def project(crew, step, x, num_rows, weight, scale, bias, out):
+def project(barrier, step, x, num_rows, weight, scale, bias, out):
     """Multiplies rows with a weight; a bias of no length is no bias."""
     num_outputs = weight.shape[0]
-    block = block_size(num_outputs, crew)
+    block = block_size(num_outputs, barrier)
     num_units = (num_outputs + block - 1) // block
-    unit = take(crew, step)
+    unit = next_unit(barrier, step)
     while unit < num_units:
         begin = unit * block
         end = min(begin + block, num_outputs)
         linear_rows(x, num_rows, weight, begin, end, out, scale)
         add_bias(bias, num_rows, begin, end, out)
-        unit = finish(crew, step)
-    return wait(crew, step, num_units)
+        unit = finish_unit(barrier, step)
+    return wait(barrier, step, num_units)
 
 
 @kernel
-def add_projection(crew, step, x, num_rows, weight, scale, bias, out):
+def add_projection(barrier, step, x, num_rows, weight, scale, bias, out):
     """The same, added to `out`."""
     num_outputs = weight.shape[0]
-    block = block_size(num_outputs, crew)
+    block = block_size(num_outputs, barrier)
     num_units = (num_outputs + block - 1) // block
-    unit = take(crew, step)
+    unit = next_unit(barrier, step)
     while unit < num_units:
         begin = unit * block
         end = min(begin + block, num_outputs)
         add_linear_rows(x, num_rows, weight, begin, end, out, scale)
         add_bias(bias, num_rows, begin, end, out)
-        unit = finish(crew, step)
-    return wait(crew, step, num_units)
+        unit = finish_unit(barrier, step)
+    return wait(barrier, step, num_units)
 
 
 @kernel

@@ -2,14 +2,14 @@
 
 A network of many small layers has hundreds of parallel steps per token, each a fraction of a
 millisecond. numba's `prange` wakes and joins its threads at every step. Here a function is entered
-once on every thread. Inside, threads `take` numbered units of a step until none is left, `finish`
+once on every thread. Inside, threads take numbered units of a step until none is left, finish
 each, and `wait` until all are finished, which costs well under a microsecond:
 
-    unit = take(crew, step)
+    unit = next_unit(barrier, step)
     while unit < num_units:
         ...
-        unit = finish(crew, step)
-    step = wait(crew, step, num_units)
+        unit = finish_unit(barrier, step)
+    step = wait(barrier, step, num_units)
 
 What is written inside a unit is seen by all after `wait`; nothing may be written outside of units.
 A thread waits for units, not for threads: one that the system holds up, or that never came, is in
@@ -27,6 +27,7 @@ import platform
 import queue
 import threading
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from treesnake.clock import book_wait
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.jit import kernel
 
@@ -89,7 +91,7 @@ def _pause(typing_context):
     return types.void(), generate
 
 
-class Crew(NamedTuple):
+class Barrier(NamedTuple):
     """What the threads of one call share: counters for each step, and how many threads there are.
 
     Counters are never reset: a late thread may still look at those of a call that has ended.
@@ -100,29 +102,29 @@ class Crew(NamedTuple):
 
 
 @kernel
-def enter(crew):
+def enter(barrier):
     """Returns the number of this thread, counted from 0; called once, at the start."""
-    return _fetch_add(crew.steps, 0, _ENTERED)
+    return _fetch_add(barrier.steps, 0, _ENTERED)
 
 
 @kernel
-def take(crew, step):
+def next_unit(barrier, step):
     """Returns the number of a unit of this step that no other thread has, counted from 0."""
-    return _fetch_add(crew.steps, step, _TAKEN)
+    return _fetch_add(barrier.steps, step, _TAKEN)
 
 
 @kernel
-def finish(crew, step):
+def finish_unit(barrier, step):
     """Declares the unit that was taken last as finished and takes the next."""
-    _fetch_add(crew.steps, step, _FINISHED)
-    return take(crew, step)
+    _fetch_add(barrier.steps, step, _FINISHED)
+    return next_unit(barrier, step)
 
 
 @kernel
-def wait(crew, step, num_units):
+def wait(barrier, step, num_units):
     """Waits until all units of this step are finished; returns the next step."""
     looks = 0
-    while _look(crew.steps, step, _FINISHED) < num_units:
+    while _look(barrier.steps, step, _FINISHED) < num_units:
         looks += 1
         if looks < PATIENCE:
             _pause()
@@ -131,7 +133,7 @@ def wait(crew, step, num_units):
     return step + 1
 
 
-class Team:
+class ThreadTeam:
     """Threads that wait to run a function together; the calling thread is one of them.
 
     A team runs one function at a time: concurrent calls wait for each other.
@@ -142,19 +144,21 @@ class Team:
         self._jobs: list[queue.SimpleQueue[Any]] = []
 
     def run(self, function: Callable[..., None], num_steps: int, *arguments: Any) -> None:
-        """Runs `function(crew, *arguments)` on `torch.get_num_threads()` threads.
+        """Runs `function(barrier, *arguments)` on `torch.get_num_threads()` threads.
 
         `function` is an entry point of at most `num_steps` steps. When this returns, all units are
         finished.
         """
+        asked = perf_counter()
         with self._lock:
-            crew = Crew(np.zeros((num_steps, _FIELDS), np.int64), torch.get_num_threads())
-            for jobs in self._hire(crew.size - 1):
-                jobs.put((function, crew, arguments))
+            book_wait(asked)
+            barrier = Barrier(np.zeros((num_steps, _FIELDS), np.int64), torch.get_num_threads())
+            for jobs in self._hire(barrier.size - 1):
+                jobs.put((function, barrier, arguments))
             try:
-                function(crew, *arguments)
+                function(barrier, *arguments)
             except KeyboardInterrupt:  # between two instructions of Python, not inside
-                function(crew, *arguments)
+                function(barrier, *arguments)
                 raise
 
     def _hire(self, number: int) -> list["queue.SimpleQueue[Any]"]:
@@ -167,12 +171,12 @@ class Team:
 
 def _work(jobs: "queue.SimpleQueue[Any]") -> None:
     while True:
-        function, crew, arguments = jobs.get()
-        function(crew, *arguments)
-        del function, crew, arguments  # what a sleeping thread holds is not freed
+        function, barrier, arguments = jobs.get()
+        function(barrier, *arguments)
+        del function, barrier, arguments  # what a sleeping thread holds is not freed
 
 
-TEAM = Team()
+TEAM = ThreadTeam()
 
 
 def _renew_after_fork() -> None:

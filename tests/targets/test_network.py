@@ -9,14 +9,16 @@ import torch
 from transformers import PreTrainedModel
 
 from treesnake.draft import Draft
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.errors import ContextLengthError, InvalidInputError
 from treesnake.generate import generate
+from treesnake.models.hf_attention import HfAttention
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.search.static import StaticSearch
 from treesnake.shape import BestFirst, LevelWidths
-from treesnake.targets.attention import AttentionTargetModel
-from treesnake.testing import AttentionModel, TinyDrafterModel, check_target
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import AttentionModel, TinyNetwork, check_target
 from treesnake.tree import TokenTree, TreeBuilder
 
 LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -61,11 +63,11 @@ class GuessingDrafter:
             node = known[0] if known else self._chance.choice(children)
         return Draft.chosen(builder.build())
 
-    def commit(self, token_ids) -> None:
+    def commit(self, token_ids, scored=None) -> None:
         self._length += len(token_ids)
 
 
-def continued(model: AttentionTargetModel, drafter, num_new, shape, prompt=PROMPT) -> list[int]:
+def continued(model: NetworkTargetModel, drafter, num_new, shape, prompt=PROMPT) -> list[int]:
     steps = generate(
         model.new_session(),
         drafter,
@@ -95,17 +97,19 @@ def tokens_run(model: PreTrainedModel) -> list[int]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_trees_are_scored_as_their_paths_and_commits_are_steps(family, tiny_model):
-    check_target(AttentionTargetModel(tiny_model(family, **FAMILIES[family])), num_trials=1)
+    check_target(
+        NetworkTargetModel(HfAttention(tiny_model(family, **FAMILIES[family]))), num_trials=1
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_output_is_that_of_generate(family, tiny_model):
     model = tiny_model(family, **FAMILIES[family])
-    target = AttentionTargetModel(model)
+    target = NetworkTargetModel(HfAttention(model))
     expected = generated(model, 48)
     guessing = GuessingDrafter([*PROMPT.token_ids, *expected])
     assert continued(target, guessing, 48, LevelWidths((3, 1, 1, 1))) == expected
-    strange = TinyDrafterModel(AttentionModel(VOCAB_SIZE))
+    strange = NetworkDrafterModel(TinyNetwork(AttentionModel(VOCAB_SIZE)))
     for shape in (LevelWidths((3, 2)), BestFirst(4, 3, 9)):
         assert continued(target, strange.new_session(), 24, shape) == expected[:24]
 
@@ -113,7 +117,7 @@ def test_greedy_output_is_that_of_generate(family, tiny_model):
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
 def test_eager_attention_scores_trees_too(family, tiny_model):
     model = tiny_model(family, attention="eager", **FAMILIES[family])
-    check_target(AttentionTargetModel(model), num_trials=1)
+    check_target(NetworkTargetModel(HfAttention(model)), num_trials=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -122,12 +126,12 @@ def test_half_precision_differs_by_rounding_alone(family, dtype, tiny_model):
     """Logits have a standard deviation of about 1.7; rounding to 8 bits costs a tenth of that."""
     model = tiny_model(family, **FAMILIES[family]).to(dtype)
     tolerance = 0.03 if dtype == torch.float16 else 0.25
-    check_target(AttentionTargetModel(model), num_trials=1, tolerance=tolerance)
+    check_target(NetworkTargetModel(HfAttention(model)), num_trials=1, tolerance=tolerance)
 
 
 def test_prefill_runs_only_what_the_state_does_not_hold(tiny_model):
     model = tiny_model("llama")
-    session = AttentionTargetModel(model).new_session()
+    session = NetworkTargetModel(HfAttention(model)).new_session()
     counts = tokens_run(model)
     session.prefill(PROMPT)
     session.prefill(Prompt((*PROMPT.token_ids, 4, 9)))
@@ -139,9 +143,9 @@ def test_prefill_runs_only_what_the_state_does_not_hold(tiny_model):
 
 def test_an_interrupted_step_leaves_the_state_as_it_was(tiny_model):
     model = tiny_model("llama")
-    session = AttentionTargetModel(model).new_session()
+    session = NetworkTargetModel(HfAttention(model)).new_session()
     session.prefill(PROMPT)
-    tree = TokenTree(torch.tensor([50, 1, 2]), torch.tensor([-1, 0, 0]))
+    tree = TokenTree.of([50, 1, 2], [-1, 0, 0])
     expected = session.score(tree)
 
     def interrupt(module, inputs):
@@ -156,7 +160,7 @@ def test_an_interrupted_step_leaves_the_state_as_it_was(tiny_model):
 
 def test_two_threads_generate_at_once(tiny_model):
     model = tiny_model("gemma3_text", **FAMILIES["gemma3_text"])
-    target = AttentionTargetModel(model)
+    target = NetworkTargetModel(HfAttention(model))
     prompts = [PROMPT, Prompt(PROMPT.token_ids[::-1])]
     expected = [generated(model, 40, prompt) for prompt in prompts]
     found: dict[int, list[int]] = {}
@@ -176,7 +180,7 @@ def test_two_threads_generate_at_once(tiny_model):
 
 def test_a_text_may_fill_the_context_to_the_last_position(tiny_model):
     model = tiny_model("gpt2", max_position_embeddings=24)
-    target = AttentionTargetModel(model)
+    target = NetworkTargetModel(HfAttention(model))
     expected = generated(model, 12)
     guessing = GuessingDrafter([*PROMPT.token_ids, *expected])
     assert continued(target, guessing, 12, LevelWidths((3, 1, 1, 1))) == expected
@@ -186,8 +190,8 @@ def test_rotary_positions_that_change_with_length_limit_the_context(tiny_model):
     factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 3.0, **factors}
     model = tiny_model("phi3", original_max_position_embeddings=32, rope_parameters=rope)
-    assert AttentionTargetModel(model).new_session().context_length == 32
-    plain = AttentionTargetModel(tiny_model("phi3"))
+    assert NetworkTargetModel(HfAttention(model)).new_session().context_length == 32
+    plain = NetworkTargetModel(HfAttention(tiny_model("phi3")))
     assert plain.new_session().context_length == 96
 
 
@@ -197,27 +201,29 @@ def test_a_prompt_without_tokens_is_refused():
 
 
 def test_a_prompt_that_fills_the_context_is_refused(tiny_model):
-    session = AttentionTargetModel(tiny_model("gpt2")).new_session()
+    session = NetworkTargetModel(HfAttention(tiny_model("gpt2"))).new_session()
     with pytest.raises(ContextLengthError, match="96 tokens and the context holds 96"):
         session.prefill(Prompt((1,) * 96))
 
 
 def test_an_unknown_token_in_a_prompt_is_refused(tiny_model):
-    session = AttentionTargetModel(tiny_model("llama")).new_session()
+    session = NetworkTargetModel(HfAttention(tiny_model("llama"))).new_session()
     with pytest.raises(InvalidInputError, match="token id 61 is not in the vocabulary of 61"):
         session.prefill(Prompt((1, 61)))
 
 
 def test_an_unknown_token_in_a_tree_is_refused(tiny_model):
-    session = AttentionTargetModel(tiny_model("llama")).new_session()
+    session = NetworkTargetModel(HfAttention(tiny_model("llama"))).new_session()
     session.prefill(PROMPT)
     with pytest.raises(InvalidInputError, match="the tree has token id 61 and the target knows 61"):
-        session.score(TokenTree.chain(torch.tensor([50, 61])))
+        session.score(TokenTree.chain([50, 61]))
 
 
 def test_a_tree_beyond_the_context_is_refused(tiny_model):
-    session = AttentionTargetModel(tiny_model("gpt2", max_position_embeddings=14)).new_session()
+    session = NetworkTargetModel(
+        HfAttention(tiny_model("gpt2", max_position_embeddings=14))
+    ).new_session()
     session.prefill(PROMPT)
-    session.score(TokenTree.chain(torch.tensor([50, 1, 2])))
+    session.score(TokenTree.chain([50, 1, 2]))
     with pytest.raises(ContextLengthError, match=r"reaches token 15 .* the context holds 14"):
-        session.score(TokenTree.chain(torch.tensor([50, 1, 2, 3])))
+        session.score(TokenTree.chain([50, 1, 2, 3]))

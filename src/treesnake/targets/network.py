@@ -1,49 +1,42 @@
-"""Any attention model as a target; a tree is scored in one forward pass."""
+"""Any network as a target; a tree is scored in one pass."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from treesnake.errors import ContextLengthError, InvalidInputError
-from treesnake.models.attention_network import AttentionNetwork, AttentionState
-from treesnake.models.hf_attention import HfAttention
+from treesnake.models.tree_network import TreeNetwork, TreeState
 from treesnake.prompt import Prompt
 from treesnake.sampling import all_finite
 from treesnake.tree import TokenTree
 
 
-class AttentionTargetModel:
-    """The weights of an attention model, shared by its sessions.
+@dataclass(frozen=True, eq=False)
+class NetworkTargetModel:
+    """Makes target sessions over a network.
 
-    Args:
-        model: a network, of either engine; or a model of transformers, which becomes an
-            `HfAttention`; see there for what it must be.
-
-    Raises:
-        UnsupportedModelError: if the model cannot score trees, with the reason.
-        InvalidInputError: if the model is in training mode.
+    Attributes:
+        network: the weights, in any engine. A model of transformers becomes one as
+            `treesnake.models.hf_attention.HfAttention`.
     """
 
-    def __init__(self, model: AttentionNetwork | PreTrainedModel) -> None:
-        self.network: AttentionNetwork = (
-            HfAttention(model) if isinstance(model, PreTrainedModel) else model
-        )
+    network: TreeNetwork
 
-    def new_session(self) -> "AttentionTarget":
-        """Returns a session with an empty cache."""
-        return AttentionTarget(self.network, self.network.new_state())
+    def new_session(self) -> "NetworkTarget":
+        """Returns a session with an empty state."""
+        return NetworkTarget(self.network, self.network.new_state())
 
 
-class AttentionTarget:
-    """A target session: a network and the state of one text.
+class NetworkTarget:
+    """A target session: a network and its state of one text.
 
     On a CPU our own networks give a node the same bits however many nodes are scored with it, so
     that greedy decoding by trees equals plain decoding in every dtype, to the last tie.
     """
 
-    def __init__(self, network: AttentionNetwork, state: AttentionState) -> None:
+    def __init__(self, network: TreeNetwork, state: TreeState) -> None:
         self._network = network
         self._state = state
 
@@ -57,18 +50,24 @@ class AttentionTarget:
         """The number of tokens that fit, or None if there is no limit."""
         return self._network.context_length
 
+    @property
+    def num_bytes(self) -> int:
+        """What the text takes in memory."""
+        return self._state.num_bytes
+
     def prefill(self, prompt: Prompt) -> None:
         """Makes the state hold every token of the prompt but the last.
 
-        What the state holds already is kept as far as the prompt begins with it. A long prompt runs
-        part by part, and if that is interrupted, the state holds the parts that were finished.
+        What the state can reuse is not run again. A long prompt runs part by part, and if that is
+        interrupted, the state holds a beginning of it.
 
         Raises:
-            InvalidInputError: if a token is not in the vocabulary.
+            InvalidInputError: if a token is not in the vocabulary, or the prompt brings inputs
+                that the network cannot read.
             ContextLengthError: if the prompt leaves no room in the context.
         """
         prompt.check(self.vocab_size, self.context_length)
-        self._state.prefill(prompt.token_ids[:-1])
+        self._state.prefill(prompt)
 
     def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
         """Returns the logits after each node, in one forward pass.
@@ -79,11 +78,11 @@ class AttentionTarget:
             BrokenModelError: if the logits are no numbers.
         """
         self._check_tree(tree)
-        self._state.commit([])
-        logits = self._state.extend(tree.tokens, tree.parent_list)
+        self._state.commit(())
+        logits = self._state.extend(tree.tokens, tree.parents)
         if not all_finite(logits):
-            self._state.commit([])
-            raise self._state.broken_model_error(tree.tokens, tree.parent_list)
+            self._state.commit(())
+            raise self._state.broken_model_error(tree.tokens, tree.parents)
         return logits
 
     def commit(self, path: Sequence[int]) -> None:
@@ -96,7 +95,7 @@ class AttentionTarget:
                 f"the tree has token id {max(tree.tokens)} and the target knows {self.vocab_size} "
                 "tokens; load the drafter with the target's tokenizer"
             )
-        length = self._state.length + 1 + int(tree.depths.max())
+        length = self._state.length + 1 + tree.depth
         if self.context_length is not None and length > self.context_length:
             raise ContextLengthError(
                 f"the tree reaches token {length} of the text and the context holds "

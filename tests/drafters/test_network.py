@@ -1,14 +1,13 @@
-"""A drafter of any model: what it runs, when, and what it still owes."""
+"""A drafter of any network: what it runs, when, and by how much it is behind."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import pytest
 from jaxtyping import Float
 from torch import Tensor
 
-from treesnake.drafters.model_drafter import ModelDrafter
-from treesnake.prompt import Prompt
+from treesnake.drafters.network import NetworkDrafter
+from treesnake.prompt import Key, Prompt
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.shape import OFF, BestFirst, LevelWidths, chain
 from treesnake.testing import RecurrentModel
@@ -18,29 +17,27 @@ GREEDY = SamplingParams()
 PROMPT = Prompt((1, 2, 3))
 
 
-@dataclass
-class Recording:
-    """A model that notes the tokens that go through it."""
+class Recording(TinyState):
+    """A state that notes the tokens that go through it."""
 
-    state: TinyState = field(default_factory=lambda: TinyState(RecurrentModel(5)))
-    seen: list[int] = field(default_factory=list)
+    def __init__(self) -> None:
+        super().__init__(RecurrentModel(5))
+        self.seen: list[int] = []
 
-    def prefill(self, token_ids: Sequence[int]) -> None:
-        self.state.prefill(token_ids)
+    @property
+    def held(self) -> list[Key]:
+        return self._held.key
 
     def extend(
         self, token_ids: Sequence[int], parents: Sequence[int]
     ) -> Float[Tensor, "new_nodes vocab"]:
         self.seen += token_ids
-        return self.state.extend(token_ids, parents)
-
-    def commit(self, path: Sequence[int]) -> None:
-        self.state.commit(path)
+        return super().extend(token_ids, parents)
 
 
-def prefilled() -> tuple[Recording, ModelDrafter]:
+def prefilled() -> tuple[Recording, NetworkDrafter]:
     model = Recording()
-    drafter = ModelDrafter(model)
+    drafter = NetworkDrafter(model)
     drafter.prefill(PROMPT)
     return model, drafter
 
@@ -48,16 +45,16 @@ def prefilled() -> tuple[Recording, ModelDrafter]:
 def test_the_state_holds_the_prompt_but_its_last_token() -> None:
     model, drafter = prefilled()
     drafter.draft(3, chain(2), GREEDY, TorchRng(0))
-    assert model.state.held == [1, 2]
+    assert model.held == [1, 2]
 
 
 def test_what_is_accepted_is_not_run_again() -> None:
     """Of a chain of three the model has seen the anchor and two tokens; the last is owed."""
     model, drafter = prefilled()
     tokens = drafter.draft(3, chain(3), GREEDY, TorchRng(0)).tree.tokens
-    assert model.seen == tokens[:3]
+    assert model.seen == [*tokens[:3]]
     drafter.commit(tokens)
-    assert model.state.held == [1, 2, *tokens[:3]]
+    assert model.held == [1, 2, *tokens[:3]]
     drafter.draft(4, chain(1), GREEDY, TorchRng(0))
     assert model.seen == [*tokens, 4], "the unseen token goes in with the next anchor, once"
 
@@ -66,7 +63,7 @@ def test_a_rejected_draft_leaves_the_anchor() -> None:
     model, drafter = prefilled()
     drafter.draft(3, LevelWidths((2, 2)), GREEDY, TorchRng(0))
     drafter.commit([3])
-    assert model.state.held == [1, 2, 3]
+    assert model.held == [1, 2, 3]
 
 
 @pytest.mark.parametrize("num_steps", [1, 3])
@@ -86,7 +83,7 @@ def test_tokens_that_another_drafter_found_are_owed_too() -> None:
     tokens = drafter.draft(3, chain(2), GREEDY, TorchRng(0)).tree.tokens
     other = (tokens[1] + 1) % 5
     drafter.commit([3, other, 2])
-    assert model.state.held == [1, 2, 3]
+    assert model.held == [1, 2, 3]
     model.seen.clear()
     drafter.draft(4, chain(1), GREEDY, TorchRng(0))
     assert model.seen == [other, 2, 4]
@@ -100,7 +97,7 @@ def test_an_abandoned_draft_leaves_no_trace(shape: LevelWidths | BestFirst) -> N
     first = drafter.draft(4, shape, GREEDY, TorchRng(0))
     again = drafter.draft(4, shape, GREEDY, TorchRng(0))
     assert first.tree.tokens == again.tree.tokens
-    assert model.state.held == [1, 2, 3]
+    assert model.held == [1, 2, 3]
 
 
 def test_a_prompt_that_goes_on_continues_with_what_was_owed() -> None:
@@ -108,7 +105,7 @@ def test_a_prompt_that_goes_on_continues_with_what_was_owed() -> None:
     tokens = drafter.draft(3, chain(1), GREEDY, TorchRng(0)).tree.tokens
     drafter.commit(tokens)
     drafter.prefill(Prompt((1, 2, *tokens, 4, 0)))
-    assert model.state.held == [1, 2, *tokens, 4]
+    assert model.held == [1, 2, *tokens, 4]
 
 
 def test_a_commit_begins_with_the_anchor_of_a_draft() -> None:
@@ -135,7 +132,7 @@ def test_nothing_is_run_while_nothing_is_drafted_and_then_part_by_part() -> None
 
 
 def test_a_tree_is_no_deeper_than_the_model_allows() -> None:
-    drafter = ModelDrafter(TinyState(RecurrentModel(5)), max_depth=2)
+    drafter = NetworkDrafter(TinyState(RecurrentModel(5)), max_depth=2)
     drafter.prefill(PROMPT)
     assert len(drafter.draft(3, chain(9), GREEDY, TorchRng(0)).tree) == 3
 
@@ -151,7 +148,7 @@ def test_a_draft_that_was_interrupted_can_be_repeated() -> None:
             return super().extend(token_ids, parents)
 
     model = Interrupted()
-    drafter = ModelDrafter(model)
+    drafter = NetworkDrafter(model)
     drafter.prefill(PROMPT)
     with pytest.raises(KeyboardInterrupt):
         drafter.draft(3, chain(3), GREEDY, TorchRng(0))

@@ -1,0 +1,139 @@
+"""What a network offers to both roles: texts, and trees of tokens that grow on them.
+
+A target scores whole trees with it and a drafter grows trees level by level; each role is a thin
+adapter over the same network. Attention, state space models and hybrids all look like this, in our
+own engines and in transformers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from treesnake.errors import BrokenModelError, InvalidInputError
+from treesnake.prompt import Prompt
+from treesnake.states.snapshots import Snapshot
+
+
+@runtime_checkable
+class TreeState(Protocol):
+    """A network's state of one text, and a tree of tokens that grows on it.
+
+    Nodes are numbered in the order of appending, from 0 after each prefill and commit. A call that
+    raises leaves the text and the tree as they were.
+    """
+
+    @property
+    def length(self) -> int:
+        """The number of tokens in the text."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """What the text takes in memory."""
+        ...
+
+    def prefill(self, prompt: Prompt) -> None:
+        """Makes the state hold every token of the prompt but the last, and no tree.
+
+        What the state can reuse is not run again: the part of its text that the prompt begins with,
+        or a snapshot that it kept. Long prompts run part by part; if that is interrupted, the state
+        holds a beginning of the prompt.
+
+        Raises:
+            InvalidInputError: if the prompt brings inputs that the network cannot read.
+        """
+        ...
+
+    def extend(
+        self, token_ids: Sequence[int], parents: Sequence[int]
+    ) -> Float[Tensor, "new_nodes vocab"]:
+        """Appends nodes below earlier ones, or below the text (-1); returns logits after each.
+
+        The same as `extend_all` of the network with this one part.
+        """
+        ...
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Takes the tokens of a path into the text and forgets the tree; the path may be empty.
+
+        Raises:
+            InvalidInputError: if `path` does not go down the tree from a child of the text.
+        """
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """Returns what is needed to come back to the text as it is now, without the tree."""
+        ...
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Makes the text that of a snapshot, which this or another state of the network took."""
+        ...
+
+    def broken_model_error(
+        self, token_ids: Sequence[int], parents: Sequence[int]
+    ) -> BrokenModelError:
+        """Returns the error for a model whose logits for this tree are no numbers; finds where.
+
+        The tree is one that was forgotten. Costs several forward passes.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one text adds to a pass that it shares with others.
+
+    Attributes:
+        state: the text and its tree.
+        token_ids: those of the nodes to append.
+        parents: for each of them an earlier node, or -1 for the text.
+    """
+
+    state: TreeState
+    token_ids: Sequence[int]
+    parents: Sequence[int]
+
+
+@runtime_checkable
+class TreeNetwork(Protocol):
+    """Weights that the states of many texts share."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens that it reads; there are logits for as many.
+
+        A drafter's network that was restricted to a draft vocabulary has fewer logits.
+        """
+        ...
+
+    @property
+    def context_length(self) -> int | None:
+        """The number of tokens that fit, or None if there is no limit."""
+        ...
+
+    def new_state(self) -> TreeState:
+        """Returns the state of an empty text."""
+        ...
+
+    def extend_all(self, parts: Sequence[Part]) -> list[Float[Tensor, "_ vocab"]]:
+        """Appends nodes to the trees of several texts in one pass over the weights.
+
+        Each part gets the logits that it gets alone: the same bits from our CPU engines, equal
+        within rounding elsewhere.
+
+        Raises:
+            InvalidInputError: if a tree cannot grow so, or two parts have one state.
+        """
+        ...
+
+
+def check_parts(parts: Sequence[Part]) -> None:
+    """Raises InvalidInputError if two parts of a pass belong to one text."""
+    if len({id(part.state) for part in parts}) < len(parts):
+        raise InvalidInputError(
+            "two parts of a pass have the same state; join them to one part, whose nodes may "
+            "continue each other"
+        )
