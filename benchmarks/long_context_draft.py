@@ -18,13 +18,13 @@ import torch
 from frame import Result, add_rounds, milliseconds, print_table, run, time_in_turn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from treesnake.drafters.mamba import MambaState
 from treesnake.drafters.network import NetworkDrafter
 from treesnake.drafters.window import WindowedDrafter
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space_cpu import to_cpu
-from treesnake.models.transformer import Transformer, TransformerState
+from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
+from treesnake.models.tree_network import TreeState
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter
 from treesnake.sampling import SamplingParams, TorchRng
@@ -46,7 +46,7 @@ class Drafting:
     """A drafter's session, and the state that it drafts from."""
 
     session: Drafter
-    state: MambaState | TransformerState
+    state: TreeState
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -102,7 +102,7 @@ def _num_weights(network: torch.nn.Module) -> int:
 def _drafters(
     mamba: Mamba2, transformer: LlamaForCausalLM, dtype: torch.dtype
 ) -> dict[str, Drafting]:
-    recurrent = MambaState(to_cpu(mamba, dtype))
+    recurrent = to_cpu(mamba, dtype).new_state()
     config = TransformerConfig.from_hf(transformer.config)
     network = Transformer(config, transformer.state_dict(), dtype, torch.device("cpu"))
     whole, windowed = network.new_state(), network.new_state()
