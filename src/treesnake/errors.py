@@ -20,6 +20,20 @@ class ContextLengthError(InvalidInputError):
 class BrokenModelError(TreesnakeError):
     """A model gave logits that are no numbers: its weights or its dtype are broken."""
 
+    @classmethod
+    def in_layer(cls, layer: str | None) -> "BrokenModelError":
+        """Returns the error for a network of ours.
+
+        Args:
+            layer: the first part of it whose output is not finite; None where only a long text
+                shows it.
+        """
+        return cls(
+            f"the model's logits are no numbers: {layer or 'a layer that sees the whole text'} is "
+            "the first part of it whose output is not finite; its weights are broken, or too large "
+            "for their dtype; load them anew or choose float32"
+        )
+
 
 class UnsupportedModelError(TreesnakeError):
     """A model that cannot be run correctly, with the reason."""

@@ -242,12 +242,7 @@ class TransformerState:
         self, token_ids: Sequence[int], parents: Sequence[int]
     ) -> BrokenModelError:
         """Returns the error for a network whose logits are no numbers, naming the first layer."""
-        layer = self.network.find_broken_layer(torch.tensor(token_ids))
-        return BrokenModelError(
-            f"the model's logits are no numbers: {layer or 'a layer that sees the whole text'} is "
-            "the first part of it whose output is not finite; its weights are broken, or too large "
-            "for their dtype; load them anew or choose float32"
-        )
+        return BrokenModelError.in_layer(self.network.find_broken_layer(torch.tensor(token_ids)))
 
     def _cut(self, length: int) -> None:
         self.text.cut(length)

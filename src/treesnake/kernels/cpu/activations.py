@@ -46,8 +46,8 @@ def silu_range(typing_context, x, row, begin, end):
         array = context.make_array(signature.args[0])(context, builder, array)
         start = simd.row_pointer(builder, array, row)
 
-        def replace(place: Any, _: Any) -> list[Any]:
-            pointer = builder.gep(start, [place])
+        def replace(offset: Any, _: Any) -> list[Any]:
+            pointer = builder.gep(start, [offset])
             values = simd.load(builder, pointer, types.float32)
             simd.store(builder, silu(builder, values), pointer, types.float32)
             return []
@@ -69,10 +69,10 @@ def soften_range(typing_context, x, row, bias, begin, end):
         bias = context.make_array(signature.args[2])(context, builder, bias)
         start = simd.row_pointer(builder, array, row)
 
-        def replace(place: Any, _: Any) -> list[Any]:
-            pointer = builder.gep(start, [place])
+        def replace(offset: Any, _: Any) -> list[Any]:
+            pointer = builder.gep(start, [offset])
             values = simd.load(builder, pointer, types.float32)
-            addend = simd.load(builder, builder.gep(bias.data, [place]), types.float32)
+            addend = simd.load(builder, builder.gep(bias.data, [offset]), types.float32)
             result = softplus(builder, builder.fadd(values, addend))
             simd.store(builder, result, pointer, types.float32)
             return []
@@ -93,21 +93,21 @@ def skip_gate_range(typing_context, y, D, x, gate, gate_column, row, begin, end)
 
     def generate(context, builder, signature, arguments):
         y, D, x, gate = (
-            context.make_array(signature.args[place])(context, builder, arguments[place])
-            for place in range(4)
+            context.make_array(signature.args[argument])(context, builder, arguments[argument])
+            for argument in range(4)
         )
         gate_column, row, begin, end = arguments[4:]
         y_start, x_start = (simd.row_pointer(builder, array, row) for array in (y, x))
         gate_start = builder.gep(simd.row_pointer(builder, gate, row), [gate_column])
 
-        def replace(place: Any, _: Any) -> list[Any]:
+        def replace(offset: Any, _: Any) -> list[Any]:
             output, weight, inputs, gates = (
-                simd.load(builder, builder.gep(start, [place]), types.float32)
+                simd.load(builder, builder.gep(start, [offset]), types.float32)
                 for start in (y_start, D.data, x_start, gate_start)
             )
             total = simd.fused_multiply_add(builder, weight, inputs, output)
             product = builder.fmul(total, silu(builder, gates))
-            simd.store(builder, product, builder.gep(y_start, [place]), types.float32)
+            simd.store(builder, product, builder.gep(y_start, [offset]), types.float32)
             return []
 
         simd.loop(builder, begin, end, simd.LANES, [], replace)

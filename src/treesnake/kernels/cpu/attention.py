@@ -20,7 +20,6 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.jit import kernel
@@ -322,34 +321,3 @@ def keep_row(typing_context, x, row, begin, cache, cache_row):
 
     position = types.intp
     return types.void(x, position, position, cache, position), generate
-
-
-@intrinsic
-def rows_at(typing_context, address, first_row, num_rows, like):
-    """Returns rows of an array that lies at an address, as wide as `like` and of its dtype.
-
-    So the arrays of any number of texts are read by a function of one type. Whoever gives the
-    address keeps the array alive.
-    """
-
-    def generate(context, builder, signature, arguments):
-        address, first_row, num_rows, like = arguments
-        kind = signature.return_type
-        width = cgutils.unpack_tuple(
-            builder, context.make_array(kind)(context, builder, like).shape
-        )[1]
-        start = builder.inttoptr(address, context.get_data_type(kind.dtype).as_pointer())
-        item_bytes = simd.index(simd.element_size(kind.dtype))
-        rows = context.make_array(kind)(context, builder)
-        populate_array(
-            rows,
-            data=builder.gep(start, [builder.mul(first_row, width)]),
-            shape=[num_rows, width],
-            strides=[builder.mul(width, item_bytes), item_bytes],
-            itemsize=item_bytes,
-            meminfo=None,
-        )
-        return rows._getvalue()
-
-    position = types.intp
-    return like(types.int64, position, position, like), generate

@@ -19,36 +19,36 @@ def convolve_range(inputs, history, windows, weight, bias, begin, end, out):
     for row in range(windows.shape[0]):
         for channel in range(begin, end):
             out[row, channel] = bias[channel]
-        for place in range(windows.shape[1]):
-            source = windows[row, place]
+        for step in range(windows.shape[1]):
+            source = windows[row, step]
             if source < num_history:
-                _add_product(history, source, weight, place, begin, end, out, row)
+                _add_product(history, source, weight, step, begin, end, out, row)
             else:
-                _add_product(inputs, source - num_history, weight, place, begin, end, out, row)
+                _add_product(inputs, source - num_history, weight, step, begin, end, out, row)
         silu_range(out, row, begin, end)
 
 
 @kernel
-def _add_product(rows, row, weight, place, begin, end, out, out_row):
+def _add_product(rows, row, weight, step, begin, end, out, out_row):
     for channel in range(begin, end):
-        out[out_row, channel] += weight[place, channel] * rows[row, channel]
+        out[out_row, channel] += weight[step, channel] * rows[row, channel]
 
 
 @kernel
 def copy_range(source, row, begin, end, target, target_row, target_begin):
     """Copies `source[row, begin:end]` to `target[target_row, target_begin:]`."""
     shift = target_begin - begin
-    for place in range(begin, end):
-        target[target_row, place + shift] = source[row, place]
+    for column in range(begin, end):
+        target[target_row, column + shift] = source[row, column]
 
 
 @kernel
 def keep_history(inputs, num_rows, history, begin, end):
     """Makes `history` that of what follows the first rows of `inputs`, for some channels."""
     num_history = history.shape[0]
-    for place in range(num_history):
-        source = num_rows + place
+    for step in range(num_history):
+        source = num_rows + step
         if source < num_history:
-            copy_range(history, source, begin, end, history, place, begin)
+            copy_range(history, source, begin, end, history, step, begin)
         else:
-            copy_range(inputs, source - num_history, begin, end, history, place, begin)
+            copy_range(inputs, source - num_history, begin, end, history, step, begin)

@@ -127,8 +127,8 @@ def _keep_directions(run, layer, part, begin, end):
     if run.rows.task == SUMS:
         B, first = node_b_of(part, run.shape, layer), part.num_nodes - part.num_rows
     for row in range(part.num_rows):
-        for place in range(max(begin, column), min(end, column + state_dim)):
-            B[first + row, place - column] = selected[part.first_row + row, place]
+        for output in range(max(begin, column), min(end, column + state_dim)):
+            B[first + row, output - column] = selected[part.first_row + row, output]
 
 
 @inlined

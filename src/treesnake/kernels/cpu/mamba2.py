@@ -151,8 +151,8 @@ def _select_row(run, layer, row, dt, B, node):
 
 @kernel
 def _limit_row(dt, row, limits):
-    for place in range(dt.shape[1]):
-        dt[row, place] = min(max(dt[row, place], limits[0]), limits[1])
+    for column in range(dt.shape[1]):
+        dt[row, column] = min(max(dt[row, column], limits[0]), limits[1])
 
 
 @inlined
@@ -223,6 +223,6 @@ def _inverse_rms(x, row, begin, end, epsilon):
     if (end - begin) % simd.PADDING == 0:
         return np.float32(inverse_rms(x, row, begin, end, end - begin, epsilon))
     total = np.float32(0)
-    for place in range(begin, end):
-        total += x[row, place] * x[row, place]
+    for column in range(begin, end):
+        total += x[row, column] * x[row, column]
     return np.float32(1 / math.sqrt(total / np.float32(end - begin) + epsilon))

@@ -74,7 +74,7 @@ def row_pointer(builder: Any, array: Any, row: Any, offset: int = 0) -> Any:
 def loop(
     builder: Any, begin: Any, end: Any, step: int, carried: Sequence[Any], body: LoopBody
 ) -> list[Any]:
-    """Builds `for place in range(begin, end, step): carried = body(place, carried)`.
+    """Builds `for position in range(begin, end, step): carried = body(position, carried)`.
 
     `body` builds straight code only. Returns what is carried out of the loop.
     """
@@ -84,13 +84,13 @@ def loop(
     after = builder.append_basic_block("loop.end")
     builder.branch(check)
     builder.position_at_end(check)
-    place = builder.phi(INT64)
+    position = builder.phi(INT64)
     values = [builder.phi(start.type) for start in carried]
-    builder.cbranch(builder.icmp_signed("<", place, end), inside, after)
+    builder.cbranch(builder.icmp_signed("<", position, end), inside, after)
     builder.position_at_end(inside)
-    results = body(place, values)
-    place.add_incoming(begin, before)
-    place.add_incoming(builder.add(place, index(step)), inside)
+    results = body(position, values)
+    position.add_incoming(begin, before)
+    position.add_incoming(builder.add(position, index(step)), inside)
     for value, start, result in zip(values, carried, results, strict=True):
         value.add_incoming(start, before)
         value.add_incoming(result, inside)
@@ -202,18 +202,19 @@ def add_lanes(builder: Any, vectors: Sequence[Any]) -> list[Any]:
     other vectors are; summing many together only shares the instructions, as each round packs the
     halves of two vectors into one.
     """
-    packed, places = _pack_sums(builder, vectors)
+    packed, lane_of = _pack_sums(builder, vectors)
     return [
-        builder.extract_element(packed[number], ir.Constant(INT32, lane)) for number, lane in places
+        builder.extract_element(packed[number], ir.Constant(INT32, lane))
+        for number, lane in lane_of
     ]
 
 
 def add_lanes_by_row(builder: Any, vectors: Sequence[Any], width: int) -> list[Any]:
     """Returns the same sums, each `width` consecutive ones as a vector of that width."""
-    packed, places = _pack_sums(builder, vectors)
+    packed, lane_of = _pack_sums(builder, vectors)
     rows = []
     for start in range(0, len(vectors), width):
-        row = places[start : start + width]
+        row = lane_of[start : start + width]
         numbers = sorted({number for number, _ in row})
         first, last = packed[numbers[0]], packed[numbers[-1]]
         assert len(numbers) <= 2, "a tile has more sums than two vectors hold"
@@ -238,12 +239,12 @@ def _pack_sums(builder: Any, vectors: Sequence[Any]) -> tuple[list[Any], list[tu
         ]
         owners = [a + b for a, b in zip(owners[::2], owners[1::2], strict=True)]
         width //= 2
-    places = {
+    lane_of = {
         owner: (number, lane)
         for number, lanes in enumerate(owners)
         for lane, owner in enumerate(lanes)
     }
-    return packed, [places[number] for number in range(len(vectors))]
+    return packed, [lane_of[number] for number in range(len(vectors))]
 
 
 def prefetch(builder: Any, pointer: Any) -> None:

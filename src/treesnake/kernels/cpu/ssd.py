@@ -71,10 +71,10 @@ def _advance_tile(num_cells: int, *, has_output: bool) -> Any:
             given = members(context, builder, signature.args[0], arguments[0])
             step = members(context, builder, signature.args[1], arguments[1])
             source, target = (
-                context.make_array(signature.args[place])(context, builder, arguments[place])
-                for place in (3, 5)
+                context.make_array(signature.args[argument])(context, builder, arguments[argument])
+                for argument in (3, 5)
             )
-            channel, old, new = (arguments[place] for place in (2, 4, 6))
+            channel, old, new = (arguments[argument] for argument in (2, 4, 6))
             decay, dt = (simd.splat(builder, step[name]) for name in ("decay", "dt"))
             width = cgutils.unpack_tuple(builder, given["B"].shape)[-1]
 
@@ -88,16 +88,16 @@ def _advance_tile(num_cells: int, *, has_output: bool) -> Any:
             (directions,) = cell_pointers(builder, given["B"], step["b_cell"], width, 1)
             (readers,) = cell_pointers(builder, given["C"], step["c_cell"], width, 1)
 
-            def advance_vector(place: Any, sums: Sequence[Any]) -> list[Any]:
+            def advance_vector(offset: Any, sums: Sequence[Any]) -> list[Any]:
                 def load(pointer: Any) -> Any:
-                    return simd.load(builder, builder.gep(pointer, [place]), types.float32)
+                    return simd.load(builder, builder.gep(pointer, [offset]), types.float32)
 
                 direction, reader = load(directions), load(readers) if has_output else None
                 results = []
                 for n in range(num_cells):
                     written = builder.fmul(amounts[n], direction)
                     state = simd.fused_multiply_add(builder, decay, load(sources[n]), written)
-                    pointer = builder.gep(targets[n], [place])
+                    pointer = builder.gep(targets[n], [offset])
                     simd.store(builder, state, pointer, types.float32)
                     if has_output:
                         results.append(simd.fused_multiply_add(builder, state, reader, sums[n]))
@@ -130,8 +130,8 @@ def _dot_cells(typing_context, B, b_cell, C, c_cell):
 
     def generate(context, builder, signature, arguments):
         B, C = (
-            context.make_array(signature.args[place])(context, builder, arguments[place])
-            for place in (0, 2)
+            context.make_array(signature.args[argument])(context, builder, arguments[argument])
+            for argument in (0, 2)
         )
         width = cgutils.unpack_tuple(builder, B.shape)[-1]
         pointers = [
@@ -139,9 +139,9 @@ def _dot_cells(typing_context, B, b_cell, C, c_cell):
             *cell_pointers(builder, C, arguments[3], width, 1),
         ]
 
-        def add_product(place: Any, sums: Sequence[Any]) -> list[Any]:
+        def add_product(offset: Any, sums: Sequence[Any]) -> list[Any]:
             first, second = (
-                simd.load(builder, builder.gep(pointer, [place]), types.float32)
+                simd.load(builder, builder.gep(pointer, [offset]), types.float32)
                 for pointer in pointers
             )
             return [simd.fused_multiply_add(builder, first, second, sums[0])]

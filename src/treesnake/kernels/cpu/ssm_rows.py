@@ -45,8 +45,8 @@ class SsmSelection(NamedTuple):
 def members(context: Any, builder: Any, kind: Any, value: Any) -> dict[str, Any]:
     """Returns the arrays and numbers that a `NamedTuple` has, by name."""
     found: dict[str, Any] = {}
-    for place, (name, member) in enumerate(zip(kind.fields, kind.types, strict=True)):
-        part = builder.extract_value(value, place)
+    for number, (name, member) in enumerate(zip(kind.fields, kind.types, strict=True)):
+        part = builder.extract_value(value, number)
         is_array = isinstance(member, types.Array)
         found[name] = context.make_array(member)(context, builder, part) if is_array else part
     return found
@@ -90,10 +90,10 @@ def _advance_tile(num_channels: int, *, has_output: bool) -> Any:
         def generate(context, builder, signature, arguments):
             given = members(context, builder, signature.args[0], arguments[0])
             source, target = (
-                context.make_array(signature.args[place])(context, builder, arguments[place])
-                for place in (3, 5)
+                context.make_array(signature.args[argument])(context, builder, arguments[argument])
+                for argument in (3, 5)
             )
-            channel, row, old, new, read_row = (arguments[place] for place in (1, 2, 4, 6, 7))
+            channel, row, old, new, read_row = (arguments[argument] for argument in (1, 2, 4, 6, 7))
             width = cgutils.unpack_tuple(builder, given["A"].shape)[1]
             steps, amounts = steps_and_amounts(
                 builder, given["dt"], given["x"], row, channel, num_channels
@@ -107,9 +107,9 @@ def _advance_tile(num_channels: int, *, has_output: bool) -> Any:
                 simd.row_pointer(builder, given["C"], read_row), [given["column"]]
             )
 
-            def step(place: Any, sums: Sequence[Any]) -> list[Any]:
+            def step(offset: Any, sums: Sequence[Any]) -> list[Any]:
                 def load(pointer: Any) -> Any:
-                    return simd.load(builder, builder.gep(pointer, [place]), types.float32)
+                    return simd.load(builder, builder.gep(pointer, [offset]), types.float32)
 
                 direction, reader = load(directions), load(readers) if has_output else None
                 results = []
@@ -118,7 +118,7 @@ def _advance_tile(num_channels: int, *, has_output: bool) -> Any:
                     decay = simd.exponential(builder, exponent)
                     written = builder.fmul(amounts[n], direction)
                     state = simd.fused_multiply_add(builder, decay, load(sources[n]), written)
-                    pointer = builder.gep(targets[n], [place])
+                    pointer = builder.gep(targets[n], [offset])
                     simd.store(builder, state, pointer, types.float32)
                     if has_output:
                         results.append(simd.fused_multiply_add(builder, state, reader, sums[n]))
@@ -184,8 +184,8 @@ def run_sums(selection, num_rows, committed, parents, needed, scratch, begin, en
     first = num_nodes - num_rows
     for block in range(begin, end, REPLAYED_CHANNELS):
         for offset in range(REPLAYED_CHANNELS):
-            for place in range(committed.shape[1]):
-                scratch[num_nodes, offset, place] = committed[block + offset, place]
+            for column in range(committed.shape[1]):
+                scratch[num_nodes, offset, column] = committed[block + offset, column]
         for node in range(num_nodes):
             if needed[node]:
                 parent = parents[node] if parents[node] >= 0 else num_nodes

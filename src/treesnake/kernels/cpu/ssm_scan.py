@@ -120,12 +120,12 @@ def _retreat(typing_context, selection, grads, channel, row, states):
             for n in range(number)
         ]
 
-        def go_back(place: Any, totals: Sequence[Any]) -> list[Any]:
+        def go_back(offset: Any, totals: Sequence[Any]) -> list[Any]:
             def load(pointer: Any) -> Any:
-                return simd.load(builder, builder.gep(pointer, [place]), types.float32)
+                return simd.load(builder, builder.gep(pointer, [offset]), types.float32)
 
             def store(vector: Any, pointer: Any) -> None:
-                simd.store(builder, vector, builder.gep(pointer, [place]), types.float32)
+                simd.store(builder, vector, builder.gep(pointer, [offset]), types.float32)
 
             def add_product(x: Any, y: Any, total: Any) -> Any:
                 return simd.fused_multiply_add(builder, x, y, total)
@@ -201,8 +201,8 @@ def _go_back(inputs, grads, text, thread, channel, states, sums):
     selection, state = _text_selection(inputs, text, grads.y[text]), inputs.states[text]
     num_tokens, end = selection.dt.shape[0], channel + CHANNELS_AT_ONCE
     for n in range(CHANNELS_AT_ONCE):
-        for place in range(state.shape[1]):
-            states[0, n, place] = state[channel + n, place]
+        for column in range(state.shape[1]):
+            states[0, n, column] = state[channel + n, column]
     for row in range(num_tokens):
         old = row * CHANNELS_AT_ONCE
         advance_silently(selection, channel, row, states, old, states, old + CHANNELS_AT_ONCE, 0)

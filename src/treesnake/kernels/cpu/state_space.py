@@ -15,10 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
-from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 
-from treesnake.kernels.cpu import simd
+from treesnake.kernels.cpu.addresses import rows_of
 from treesnake.kernels.cpu.conv import convolve_range, copy_range, keep_history
 from treesnake.kernels.cpu.jit import inlined
 from treesnake.kernels.cpu.steps import add_projection, block_size, embed, norm, project
@@ -122,34 +120,9 @@ class StateSpaceRun(NamedTuple):
     logits: np.ndarray
 
 
-def _rows_of(element: Any) -> Any:
-    """Builds the intrinsic that returns the array of some rows of a type at an address."""
-
-    @intrinsic
-    def rows_at(typing_context, address, num_rows, width):
-        def generate(context, builder, signature, arguments):
-            address, num_rows, width = arguments
-            array = context.make_array(signature.return_type)(context, builder)
-            size = simd.index(context.get_abi_sizeof(context.get_data_type(element)))
-            populate_array(
-                array,
-                data=builder.inttoptr(address, array.data.type),
-                shape=[num_rows, width],
-                strides=[builder.mul(width, size), size],
-                itemsize=size,
-                meminfo=None,
-            )
-            return array._getvalue()
-
-        at = types.intp
-        return types.Array(element, 2, "C")(at, at, at), generate
-
-    return rows_at
-
-
-_floats_at = _rows_of(types.float32)
-_numbers_at = _rows_of(types.int64)
-_truths_at = _rows_of(types.boolean)
+_floats_at = rows_of(types.float32)
+_numbers_at = rows_of(types.int64)
+_truths_at = rows_of(types.boolean)
 
 
 @inlined

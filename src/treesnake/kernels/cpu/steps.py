@@ -77,5 +77,5 @@ def add_bias(bias, num_rows, begin, end, out):
     """Adds a bias, if there is one, to columns begin..end."""
     if bias.shape[0] > 0:
         for row in range(num_rows):
-            for place in range(begin, end):
-                out[row, place] += bias[place]
+            for column in range(begin, end):
+                out[row, column] += bias[column]

@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from treesnake.kernels.cpu.addresses import rows_like
 from treesnake.kernels.cpu.attention import (
     MIX_ROWS,
     Scratch,
     TreeView,
     attend,
     keep_row,
-    rows_at,
     trace_path,
 )
 from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
@@ -269,8 +269,10 @@ def _view(run, part):
 @inlined
 def _cache_of(run, part, address, layer, head):
     """Returns the rows of one head in the keys or values of a part."""
+    like = run.cache_kind
     first_row = (layer * run.settings.num_kv_heads + head) * part.cache_rows
-    return rows_at(address, first_row, part.cache_rows, run.cache_kind)
+    offset = first_row * like.shape[1] * like.itemsize
+    return rows_like(address + offset, part.cache_rows, like.shape[1], like)
 
 
 @inlined

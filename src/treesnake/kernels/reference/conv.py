@@ -37,8 +37,8 @@ def tree_conv(
     """
     rows = torch.cat([history, inputs])
     total = rows.new_zeros(()) if bias is None else bias
-    for places, factor in zip(windows.T, weight.T, strict=True):
-        total = total + rows[places] * factor
+    for taps, factor in zip(windows.T, weight.T, strict=True):
+        total = total + rows[taps] * factor
     return F.silu(total)
 
 
