@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from math import prod
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from treesnake.errors import InvalidInputError
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space import StateSpaceNetwork
-from treesnake.states.branching import PathSums, StateCopies
-from treesnake.states.ssm import SsmState
+from treesnake.models.state_space_state import StateSpaceState
+from treesnake.prompt import Prompt
+from treesnake.states.branching import PathSums, StateCopies, StateShape
 
 VOCAB = 53
 ARCHITECTURES = ["mamba", "mamba2"]
@@ -57,14 +59,30 @@ def text(length: int, seed: int) -> list[int]:
     return torch.randint(0, VOCAB, (length,), generator=random).tolist()
 
 
+def held(
+    network: StateSpaceNetwork[Any], tokens: list[int], branching: Branching = StateCopies
+) -> StateSpaceState:
+    """A state that holds a text."""
+    state = network.new_state(branching)
+    state.prefill(Prompt.of([*tokens, 0]))
+    return state
+
+
+def twin_of(network: StateSpaceNetwork[Any], state: StateSpaceState) -> StateSpaceState:
+    """Another state that holds the same text."""
+    twin = network.new_state(StateCopies)
+    twin.restore(state.snapshot())
+    return twin
+
+
 def stepped(
-    network: StateSpaceNetwork[Any], tokens: list[int], state: SsmState | None = None
+    network: StateSpaceNetwork[Any], tokens: list[int], state: StateSpaceState | None = None
 ) -> torch.Tensor:
     """The logits after a text that is run token by token, from an empty state or another."""
     state = state or network.new_state(StateCopies)
     logits = torch.empty(1, 0)
     for token in tokens:
-        logits = network.extend([token], [-1], state)
+        logits = state.extend([token], [-1])
         state.commit([0])
     return logits[0]
 
@@ -77,7 +95,7 @@ def path_to(node: int, parents: list[int]) -> list[int]:
 
 
 def grow(
-    network: StateSpaceNetwork[Any], state: SsmState, data: st.DataObject, max_nodes: int = 10
+    state: StateSpaceState, data: st.DataObject, max_nodes: int = 10
 ) -> tuple[list[int], list[int], torch.Tensor]:
     """Grows a random tree in random portions; returns tokens, parents and logits of its nodes."""
     num_nodes = data.draw(st.integers(1, max_nodes), label="nodes")
@@ -86,7 +104,7 @@ def grow(
     rows, first = [], 0
     while first < num_nodes:
         end = data.draw(st.integers(first + 1, num_nodes))
-        rows.append(network.extend(tokens[first:end], parents[first:end], state))
+        rows.append(state.extend(tokens[first:end], parents[first:end]))
         first = end
     return tokens, parents, torch.cat(rows)
 
@@ -105,19 +123,19 @@ def test_every_node_equals_its_path_after_any_commits(
     network = tiny_network(architecture)
     context = text(prompt_length, seed=1)
     state = network.new_state(branching)
-    network.prefill(context, state, chunk=data.draw(st.integers(1, 64), label="chunk"))
+    borders = range(0, prompt_length, data.draw(st.integers(1, 64), label="chunk"))
+    state.prefill(Prompt((*context, 0), borders=tuple(borders)))
     oracle = network.new_state(StateCopies)
     stepped(network, context, oracle)
     for _ in range(num_rounds):
-        tokens, parents, logits = grow(network, state, data)
+        tokens, parents, logits = grow(state, data)
         for node in {0, len(tokens) // 2, len(tokens) - 1}:
             path = path_to(node, parents)
-            expected = stepped(network, [tokens[step] for step in path], oracle.clone())
+            expected = stepped(network, [tokens[step] for step in path], twin_of(network, oracle))
             torch.testing.assert_close(logits[node], expected, rtol=1e-4, atol=1e-4)
         path = path_to(data.draw(st.integers(0, len(tokens) - 1), label="accepted"), parents)
-        pending = text(data.draw(st.integers(0, 2), label="pending"), seed=9)
-        state.commit(path, pending)
-        stepped(network, [tokens[step] for step in path] + pending, oracle)
+        state.commit(path)
+        stepped(network, [tokens[step] for step in path], oracle)
 
 
 @each_way
@@ -129,10 +147,9 @@ def test_long_prompts_change_nothing(
     network = tiny_network(architecture)
     prompt, tokens = text(prompt_length, seed=2), text(5, seed=3)
     parents = [-1, 0, 0, 1, 1]
-    state = network.new_state(branching)
-    network.prefill(prompt, state)
+    state = held(network, prompt, branching)
     num_bytes = state.num_bytes
-    logits = network.extend(tokens, parents, state)
+    logits = state.extend(tokens, parents)
     for node in (2, 4):
         path = [tokens[step] for step in path_to(node, parents)]
         expected = network(torch.tensor([prompt + path]))[0, -1]
@@ -143,13 +160,13 @@ def test_long_prompts_change_nothing(
 @each_architecture
 def test_both_ways_to_branch_commit_the_same_state(architecture: str) -> None:
     network = tiny_network(architecture)
-    states = [network.new_state(branching) for branching in BRANCHINGS]
+    states = [held(network, text(20, seed=4), branching) for branching in BRANCHINGS]
     for state in states:
-        network.prefill(text(20, seed=4), state)
-        network.extend(text(6, seed=5), [-1, 0, 1, 1, 3, 0], state)
+        state.extend(text(6, seed=5), [-1, 0, 1, 1, 3, 0])
         state.commit([0, 1, 3])
-    torch.testing.assert_close(states[0].recurrent, states[1].recurrent, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(states[0].history, states[1].history)
+    first, second = (state.memory for state in states)
+    torch.testing.assert_close(first.recurrent, second.recurrent, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first.history, second.history)
 
 
 @each_way
@@ -157,34 +174,31 @@ def test_both_ways_to_branch_commit_the_same_state(architecture: str) -> None:
 def test_prefill_continues_as_one_text(architecture: str, branching: Branching) -> None:
     network = tiny_network(architecture)
     tokens = text(40, seed=6)
-    state = network.new_state(branching)
-    network.prefill(tokens[:15], state)
-    network.extend(tokens[15:17], [-1, 0], state)
-    state.commit([0], pending=[tokens[16]])
-    network.prefill(tokens[17:], state)
+    state = held(network, tokens[:15], branching)
+    state.extend(tokens[15:17], [-1, 0])
+    state.commit([0])
+    state.prefill(Prompt((*tokens, 0)))
     assert state.length == 40
-    whole = network.new_state(branching)
-    network.prefill(tokens, whole)
-    torch.testing.assert_close(state.recurrent, whole.recurrent, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(state.history, whole.history)
+    one, other = state.memory, held(network, tokens, branching).memory
+    torch.testing.assert_close(one.recurrent, other.recurrent, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one.history, other.history)
 
 
 @each_way
 @each_architecture
-def test_a_clone_and_its_original_go_their_own_ways(
+def test_a_restored_state_and_its_original_go_their_own_ways(
     architecture: str, branching: Branching
 ) -> None:
     network = tiny_network(architecture)
-    state = network.new_state(branching)
-    network.prefill(text(10, seed=7), state)
-    network.extend([1, 2], [-1, 0], state)
-    twin = state.clone()
-    network.extend([3], [1], twin)
+    state = held(network, text(10, seed=7), branching)
+    state.extend([1, 2], [-1, 0])
+    twin = twin_of(network, state)
+    twin.extend([1, 2, 3], [-1, 0, 1])
     twin.commit([0, 1, 2])
     expected = stepped(network, [*text(10, seed=7), 1, 2, 4])
-    torch.testing.assert_close(network.extend([4], [1], state)[0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(state.extend([4], [1])[0], expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
-        network.extend([5], [-1], twin)[0],
+        twin.extend([5], [-1])[0],
         stepped(network, [*text(10, seed=7), 1, 2, 3, 5]),
         rtol=1e-4,
         atol=1e-4,
@@ -193,31 +207,28 @@ def test_a_clone_and_its_original_go_their_own_ways(
 
 @each_way
 @each_architecture
-def test_a_cleared_tree_leaves_no_trace(architecture: str, branching: Branching) -> None:
+def test_a_forgotten_tree_leaves_no_trace(architecture: str, branching: Branching) -> None:
     network = tiny_network(architecture)
-    state = network.new_state(branching)
-    network.prefill(text(10, seed=8), state)
-    first = network.extend([1, 2, 3], [-1, 0, 0], state)
-    state.commit([0], pending=[7])
-    network.extend([4, 5], [-1, 0], state)
-    state.clear_tree()
-    assert state.num_nodes == 0
-    logits = network.extend([4], [-1], state)
-    expected = stepped(network, [*text(10, seed=8), 1, 7, 4])
+    state = held(network, text(10, seed=8), branching)
+    first = state.extend([1, 2, 3], [-1, 0, 0])
+    state.commit([0])
+    state.extend([4, 5], [-1, 0])
+    state.commit([])
+    logits = state.extend([4], [-1])
+    expected = stepped(network, [*text(10, seed=8), 1, 4])
     torch.testing.assert_close(logits[0], expected, rtol=1e-4, atol=1e-4)
-    state.reset()
-    network.prefill(text(10, seed=8), state)
-    torch.testing.assert_close(network.extend([1, 2, 3], [-1, 0, 0], state), first)
+    state.prefill(Prompt((*text(10, seed=8), 0)))
+    torch.testing.assert_close(state.extend([1, 2, 3], [-1, 0, 0]), first)
 
 
 @each_architecture
 def test_a_draft_vocabulary_gives_the_logits_of_its_tokens(architecture: str) -> None:
     network = tiny_network(architecture)
     kept = torch.tensor([5, 3, 50, 0])
-    whole = network.extend([1, 2], [-1, 0], network.new_state())
+    whole = network.new_state().extend([1, 2], [-1, 0])
     network.restrict_output(kept)
     try:
-        restricted = network.extend([1, 2], [-1, 0], network.new_state())
+        restricted = network.new_state().extend([1, 2], [-1, 0])
     finally:
         network.restrict_output(None)
     torch.testing.assert_close(restricted, whole[:, kept])
@@ -231,33 +242,42 @@ def test_what_is_no_tree_is_refused(architecture: str, branching: Branching) -> 
     network = tiny_network(architecture)
     state = network.new_state(branching)
     with pytest.raises(InvalidInputError, match="at least one node"):
-        network.extend([], [], state)
+        state.extend([], [])
     with pytest.raises(InvalidInputError, match="node 1 cannot continue node 1"):
-        network.extend([1, 2], [-1, 1], state)
-    with pytest.raises(InvalidInputError, match="a token and a parent each"):
-        network.extend([1, 2], [-1], state)
-    network.extend([1, 2, 3], [-1, 0, 0], state)
+        state.extend([1, 2], [-1, 1])
+    with pytest.raises(InvalidInputError, match="each needs a token and a parent"):
+        state.extend([1, 2], [-1])
+    state.extend([1, 2, 3], [-1, 0, 0])
     for path in ([1], [0, 1, 2], [0, 3], [-1]):
         with pytest.raises(InvalidInputError, match="not a path"):
             state.commit(path)
     state.commit([0, 2])
 
 
+def branching_bytes(branching: Branching, shape: StateShape) -> int:
+    """The bytes of one node, without its inputs to the convolutions."""
+    sums = prod(shape.x) + prod(shape.dt) + prod(shape.B)
+    return 4 * shape.num_layers * (prod(shape.state) if branching is StateCopies else sums)
+
+
 def test_bytes_of_both_ways_to_branch_are_what_they_allocate() -> None:
     for network in (tiny_network("mamba"), tiny_network("mamba2")):
         for branching in BRANCHINGS:
             state = network.new_state(branching)
-            shape = state.shape
-            assert state.num_bytes == shape.committed_bytes
-            network.extend([1] * 7, [-1, 0, 0, 0, 1, 1, 1], state)
-            per_node = branching.bytes_per_node(shape) + shape.conv_bytes
-            assert state.num_bytes == shape.committed_bytes + 7 * per_node
+            shape = state.memory.shape
+            history = (shape.conv_width - 1) * shape.conv_channels
+            committed = 4 * shape.num_layers * (history + prod(shape.state))
+            assert state.num_bytes == committed
+            state.extend([1] * 7, [-1, 0, 0, 0, 1, 1, 1])
+            conv_bytes = 4 * shape.num_layers * shape.conv_channels
+            per_node = branching_bytes(branching, shape) + conv_bytes
+            assert state.num_bytes == committed + 7 * per_node
 
 
 def test_path_sums_need_a_fraction_of_the_bytes_in_the_published_sizes() -> None:
     mamba, mamba2 = MambaConfig().state_shape, Mamba2Config().state_shape
     larger = replace(Mamba2Config(), hidden_size=2560, num_heads=80, num_layers=64).state_shape
-    assert StateCopies.bytes_per_node(mamba) == 24 * 1536 * 16 * 4
-    assert PathSums.bytes_per_node(mamba) * 7 < StateCopies.bytes_per_node(mamba)
-    assert PathSums.bytes_per_node(mamba2) * 100 < StateCopies.bytes_per_node(mamba2)
-    assert 13 * StateCopies.bytes_per_node(larger) > 2**30
+    assert branching_bytes(StateCopies, mamba) == 24 * 1536 * 16 * 4
+    assert branching_bytes(PathSums, mamba) * 7 < branching_bytes(StateCopies, mamba)
+    assert branching_bytes(PathSums, mamba2) * 100 < branching_bytes(StateCopies, mamba2)
+    assert 13 * branching_bytes(StateCopies, larger) > 2**30

@@ -9,6 +9,8 @@ import transformers as hf
 
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
+from treesnake.models.state_space_cpu import to_cpu
+from treesnake.prompt import Prompt
 from treesnake.states.branching import PathSums, StateCopies
 
 VOCAB = 61
@@ -85,10 +87,10 @@ def test_stepping_after_a_prompt_is_transformers_own(
     cache = hf.DynamicCache(config=theirs.config)
     theirs(token_ids[:, :30], cache_params=cache, use_cache=True)
     state = ours.new_state(branching)
-    ours.prefill(token_ids[0, :30], state)
+    state.prefill(Prompt.of(token_ids[0, :31].tolist()))
     for token in range(30, 50):
         expected = theirs(token_ids[:, token : token + 1], cache_params=cache, use_cache=True)
-        logits = ours.extend([int(token_ids[0, token])], [-1], state)
+        logits = state.extend([int(token_ids[0, token])], [-1])
         state.commit([0])
         torch.testing.assert_close(logits, expected.logits[0], rtol=0, atol=1e-4)
 
@@ -98,10 +100,10 @@ def test_greedy_text_is_transformers_own(pair: Pair) -> None:
     prompt = random_tokens(1, 12)
     expected = theirs.generate(prompt, max_new_tokens=40, do_sample=False, pad_token_id=0)[0]
     state = ours.new_state()
-    ours.prefill(prompt[0, :-1], state)
+    state.prefill(Prompt.of(prompt[0].tolist()))
     tokens = prompt[0].tolist()
     while len(tokens) < len(expected):
-        tokens.append(int(ours.extend([tokens[-1]], [-1], state).argmax()))
+        tokens.append(int(state.extend([tokens[-1]], [-1]).argmax()))
         state.commit([0])
     assert tokens == expected.tolist()
 
@@ -120,7 +122,11 @@ def test_gradients_are_transformers_own(pair: Pair) -> None:
         torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_limit_of_step_sizes_holds_over_texts_and_not_in_trees() -> None:
+@pytest.mark.parametrize("packed", [False, True], ids=["torch", "packed"])
+@pytest.mark.parametrize("branching", [StateCopies, PathSums])
+def test_a_limit_of_step_sizes_holds_over_texts_and_not_in_trees(
+    packed: bool, branching: type[StateCopies] | type[PathSums]
+) -> None:
     """As in transformers, whose stepping ignores it."""
     sizes = {"vocab_size": VOCAB, "hidden_size": 32, "num_heads": 4, "head_dim": 16}
     limit = (0.01, 0.02)
@@ -140,9 +146,10 @@ def test_a_limit_of_step_sizes_holds_over_texts_and_not_in_trees() -> None:
     with torch.no_grad():
         theirs(token_ids[:, :20], cache_params=cache, use_cache=True)
         expected = theirs(token_ids[:, 20:], cache_params=cache, use_cache=True).logits[0]
-    state = ours.new_state()
-    ours.prefill(token_ids[0, :20], state)
-    logits = ours.extend(token_ids[0, 20:], [-1], state)
+    network = to_cpu(ours) if packed else ours
+    state = network.new_state(branching)
+    state.prefill(Prompt.of(token_ids[0].tolist()))
+    logits = state.extend(token_ids[0, 20:].tolist(), [-1])
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
 
 
@@ -156,7 +163,7 @@ def test_half_precision_weights_give_nearly_the_same_logits(
     half = network.bfloat16()
     torch.testing.assert_close(half(token_ids), expected, rtol=0, atol=0.05)
     state = half.new_state()
-    half.prefill(token_ids[0, :-1], state)
-    assert state.recurrent.dtype == torch.float32
-    logits = half.extend(token_ids[0, -1:], [-1], state)
+    state.prefill(Prompt.of(token_ids[0].tolist()))
+    assert state.memory.recurrent.dtype == torch.float32
+    logits = state.extend(token_ids[0, -1:].tolist(), [-1])
     torch.testing.assert_close(logits, expected[0, -1:], rtol=0, atol=0.05)

@@ -11,6 +11,8 @@ from treesnake.errors import InvalidInputError
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space_cpu import CpuMamba, CpuMamba2, to_cpu
+from treesnake.models.state_space_state import StateSpaceState
+from treesnake.prompt import Prompt
 from treesnake.states.branching import PathSums, StateCopies
 
 VOCAB = 50
@@ -69,6 +71,17 @@ def text(length: int, seed: int) -> list[int]:
     return torch.randint(0, VOCAB, (length,), generator=random).tolist()
 
 
+def held(
+    network: CpuMamba | CpuMamba2 | Mamba | Mamba2,
+    tokens: list[int],
+    branching: Branching | None = None,
+) -> StateSpaceState:
+    """A state that holds a text."""
+    state = network.new_state(branching)
+    state.prefill(Prompt.of([*tokens, 0]))
+    return state
+
+
 def path_to(node: int, parents: list[int]) -> list[int]:
     path = [node]
     while parents[path[0]] >= 0:
@@ -88,10 +101,11 @@ def test_compiled_networks_equal_readable_ones(
     num_rounds: int,
 ) -> None:
     readable, fast = tiny_network(architecture), compiled(architecture)
-    expected, state = readable.new_state(branching), fast.new_state(branching)
-    prompt = text(prompt_length, seed=1)
-    readable.prefill(prompt, expected)
-    fast.prefill(prompt, state, chunk=data.draw(st.integers(1, 150), label="chunk"))
+    state, prompt = fast.new_state(branching), text(prompt_length, seed=1)
+    expected = held(readable, prompt, branching)
+    chunk = data.draw(st.integers(1, 150), label="chunk")
+    borders = tuple(range(chunk, prompt_length, chunk))
+    state.prefill(Prompt((*prompt, 0), borders=borders))
     for _ in range(num_rounds):
         num_nodes = data.draw(st.integers(1, 12), label="nodes")
         parents = [-1] + [data.draw(st.integers(0, node - 1)) for node in range(1, num_nodes)]
@@ -99,16 +113,15 @@ def test_compiled_networks_equal_readable_ones(
         while first < num_nodes:
             end = data.draw(st.integers(first + 1, num_nodes))
             torch.testing.assert_close(
-                fast.extend(tokens[first:end], parents[first:end], state),
-                readable.extend(tokens[first:end], parents[first:end], expected),
+                state.extend(tokens[first:end], parents[first:end]),
+                expected.extend(tokens[first:end], parents[first:end]),
                 rtol=1e-4,
                 atol=1e-4,
             )
             first = end
         path = path_to(data.draw(st.integers(0, num_nodes - 1), label="accepted"), parents)
-        pending = text(data.draw(st.integers(0, 2), label="pending"), seed=2)
-        state.commit(path, pending)
-        expected.commit(path, pending)
+        state.commit(path)
+        expected.commit(path)
         assert state.length == expected.length
 
 
@@ -120,18 +133,16 @@ def test_a_node_has_the_same_bits_however_many_are_run_with_it(
     network = compiled(architecture)
     parents = [-1, 0, 0, 1, 1, 2, 3, 3, 6, 5, 5]
     tokens = text(len(parents), seed=3)
-    state = network.new_state(branching)
-    network.prefill(text(30, seed=4), state)
-    at_once = network.extend(tokens, parents, state)
-    state.clear_tree()
+    state = held(network, text(30, seed=4), branching)
+    at_once = state.extend(tokens, parents)
+    state.commit([])
     one_by_one = [
-        network.extend([token], [parent], state)
-        for token, parent in zip(tokens, parents, strict=True)
+        state.extend([token], [parent]) for token, parent in zip(tokens, parents, strict=True)
     ]
     assert torch.equal(at_once, torch.cat(one_by_one))
-    state.clear_tree()
+    state.commit([])
     path = path_to(8, parents)
-    chain = network.extend([tokens[node] for node in path], range(-1, len(path) - 1), state)
+    chain = state.extend([tokens[node] for node in path], range(-1, len(path) - 1))
     assert torch.equal(chain, at_once[path])
 
 
@@ -145,13 +156,13 @@ def test_a_text_leaves_the_same_bits_however_it_was_run(
     network = compiled(architecture)
     tokens = text(40, seed=5)
     whole, stepped = network.new_state(branching), network.new_state(branching)
-    network.prefill(tokens, whole, chunk=17)
+    network.run_text(tokens, whole.memory, chunk=17)
     for token in tokens:
-        network.extend([token, 1], [-1, 0], stepped)
+        stepped.extend([token, 1], [-1, 0])
         stepped.commit([0])
-    assert torch.equal(whole.recurrent, stepped.recurrent)
-    assert torch.equal(whole.history, stepped.history)
-    first, second = (network.extend([3], [-1], state) for state in (whole, stepped))
+    assert torch.equal(whole.memory.recurrent, stepped.memory.recurrent)
+    assert torch.equal(whole.memory.history, stepped.memory.history)
+    first, second = (state.extend([3], [-1]) for state in (whole, stepped))
     assert torch.equal(first, second)
 
 
@@ -161,11 +172,10 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     for num_threads in (1, 2, 3):
         torch.set_num_threads(num_threads)
         try:
-            state = network.new_state()
-            network.prefill(text(20, seed=6), state)
-            logits = [network.extend(text(3, seed=7), [-1, 0, 0], state)]
+            state = held(network, text(20, seed=6))
+            logits = [state.extend(text(3, seed=7), [-1, 0, 0])]
             state.commit([0, 2])
-            logits.append(network.extend([4], [-1], state))
+            logits.append(state.extend([4], [-1]))
         finally:
             torch.set_num_threads(1)
         results.append(torch.cat(logits))
@@ -183,13 +193,11 @@ def test_rounded_weights_give_nearly_the_same_logits(
 ) -> None:
     readable, fast = tiny_network(architecture), compiled(architecture, dtype)
     assert fast.num_bytes < compiled(architecture).num_bytes
-    expected, state = readable.new_state(), fast.new_state()
-    for network, one_state in ((readable, expected), (fast, state)):
-        network.prefill(text(50, seed=8), one_state)
+    expected, state = (held(network, text(50, seed=8)) for network in (readable, fast))
     tokens, parents = text(5, seed=9), [-1, 0, 0, 1, 2]
     torch.testing.assert_close(
-        fast.extend(tokens, parents, state),
-        readable.extend(tokens, parents, expected),
+        state.extend(tokens, parents),
+        expected.extend(tokens, parents),
         rtol=0,
         atol=tolerance,
     )
@@ -200,8 +208,8 @@ def test_a_draft_vocabulary_gives_the_logits_of_its_tokens(architecture: str) ->
     network = tiny_network(architecture)
     kept = torch.tensor([7, 3, 49])
     restricted = to_cpu(network, draft_vocab=kept)
-    logits = restricted.extend([1, 2], [-1, 0], restricted.new_state())
-    whole = compiled(architecture).extend([1, 2], [-1, 0], compiled(architecture).new_state())
+    logits = restricted.new_state().extend([1, 2], [-1, 0])
+    whole = compiled(architecture).new_state().extend([1, 2], [-1, 0])
     assert torch.equal(logits, whole[:, kept])
     with pytest.raises(InvalidInputError, match=f"within the network's {VOCAB} tokens"):
         to_cpu(network, draft_vocab=torch.tensor([-1]))
@@ -214,12 +222,14 @@ def test_a_token_that_does_not_exist_is_refused_and_changes_nothing(
 ) -> None:
     network = compiled(architecture)
     state = network.new_state()
-    expected = network.extend([1], [-1], network.new_state())
+    expected = network.new_state().extend([1], [-1])
+    # What is negative makes no prompt in the first place.
+    reason = f"tokens 0 to {VOCAB - 1}, got" if token > 0 else "token ids cannot be negative"
+    with pytest.raises(InvalidInputError, match=reason):
+        state.prefill(Prompt.of([2, token, 0]))
     with pytest.raises(InvalidInputError, match=f"tokens 0 to {VOCAB - 1}, got"):
-        network.prefill([2, token], state)
-    with pytest.raises(InvalidInputError, match=f"tokens 0 to {VOCAB - 1}, got"):
-        network.extend([token], [-1], state)
-    assert torch.equal(network.extend([1], [-1], state), expected)
+        state.extend([token], [-1])
+    assert torch.equal(state.extend([1], [-1]), expected)
 
 
 @each_way
@@ -230,9 +240,8 @@ def test_the_bytes_of_a_draft_do_not_depend_on_the_length_of_the_text(
     network = compiled(architecture)
     sizes = set()
     for length in (1, 400):
-        state = network.new_state(branching)
-        network.prefill(text(length, seed=10), state)
-        network.extend(text(5, seed=11), [-1, 0, 0, 0, 1], state)
+        state = held(network, text(length, seed=10), branching)
+        state.extend(text(5, seed=11), [-1, 0, 0, 0, 1])
         sizes.add(state.num_bytes)
     assert len(sizes) == 1
 

@@ -1,8 +1,11 @@
-"""Which form of a kernel runs where: compiled on CPUs, Triton on NVIDIA GPUs, torch elsewhere.
+"""Which form of a kernel a torch module runs: Triton on NVIDIA GPUs, elsewhere plain torch.
+
+On a CPU one kernel is compiled, the scan of Mamba-1, because training needs it; networks for
+inference are packed and compiled as a whole there (`treesnake.kernels.cpu.mamba` and `mamba2`).
 
 The forms of a kernel are modules of the same name with the same functions, so that a module is
 what is chosen. Text kernels (`causal_conv`, `scan`) are differentiable in every form and take batch
-axes; tree kernels are for one sequence and for inference.
+axes; tree kernels are for inference, and for the trees of several texts (`TreeRows`).
 """
 
 from importlib import import_module
@@ -10,15 +13,14 @@ from importlib.util import find_spec
 from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from treesnake.kernels.cpu import conv as cpu_conv
-from treesnake.kernels.cpu import ssd as cpu_ssd
 from treesnake.kernels.cpu import ssm as cpu_ssm
 from treesnake.kernels.reference import conv as reference_conv
 from treesnake.kernels.reference import ssd as reference_ssd
 from treesnake.kernels.reference import ssm as reference_ssm
+from treesnake.kernels.tree_rows import TreeRows
 
 
 @runtime_checkable
@@ -37,13 +39,13 @@ class ConvKernels(Protocol):
 
     def tree_conv(
         self,
-        inputs: Float[Tensor, "nodes channels"],
+        inputs: Float[Tensor, "slots rows channels"],
         weight: Float[Tensor, "channels conv_width"],
         bias: Float[Tensor, " channels"] | None,
-        history: Float[Tensor, "history channels"],
-        windows: Int[Tensor, "new conv_width"],
-    ) -> Float[Tensor, "new channels"]:
-        """Convolves nodes of a tree."""
+        history: Float[Tensor, "slots history channels"],
+        new: TreeRows,
+    ) -> Float[Tensor, "trees new channels"]:
+        """Convolves new nodes of trees."""
         ...
 
 
@@ -66,31 +68,31 @@ class SsmKernels(Protocol):
 
     def extend_copies(
         self,
-        x: Float[Tensor, " new *x_axes"],
-        dt: Float[Tensor, " new *dt_axes"],
+        x: Float[Tensor, " trees new *x_axes"],
+        dt: Float[Tensor, " trees new *dt_axes"],
         A: Float[Tensor, "*a_axes"],
-        B: Float[Tensor, " new *b_axes"],
-        C: Float[Tensor, " new *b_axes"],
+        B: Float[Tensor, " trees new *b_axes"],
+        C: Float[Tensor, " trees new *b_axes"],
         D: Float[Tensor, "*dt_axes"],
-        committed: Float[Tensor, "*state_axes"],
-        node_states: Float[Tensor, " nodes *state_axes"],
-        parents: Int[Tensor, " nodes"],
-    ) -> Float[Tensor, " new *x_axes"]:
-        """Runs the newest nodes of a tree from their parents' states and writes their own."""
+        committed: Float[Tensor, " slots *state_axes"],
+        node_states: Float[Tensor, " slots rows *state_axes"],
+        new: TreeRows,
+    ) -> Float[Tensor, " trees new *x_axes"]:
+        """Runs the new nodes of trees from their parents' states and writes their own."""
         ...
 
     def extend_sums(
         self,
-        x: Float[Tensor, " nodes *x_axes"],
-        dt: Float[Tensor, " nodes *dt_axes"],
+        x: Float[Tensor, " slots rows *x_axes"],
+        dt: Float[Tensor, " slots rows *dt_axes"],
         A: Float[Tensor, "*a_axes"],
-        B: Float[Tensor, " nodes *b_axes"],
-        C: Float[Tensor, " new *b_axes"],
+        B: Float[Tensor, " slots rows *b_axes"],
+        C: Float[Tensor, " trees new *b_axes"],
         D: Float[Tensor, "*dt_axes"],
-        committed: Float[Tensor, "*state_axes"],
-        ancestor_mask: Bool[Tensor, "nodes nodes"],
-    ) -> Float[Tensor, " new *x_axes"]:
-        """Runs the newest nodes of a tree from the inputs of their ancestors."""
+        committed: Float[Tensor, " slots *state_axes"],
+        new: TreeRows,
+    ) -> Float[Tensor, " trees new *x_axes"]:
+        """Runs the new nodes of trees from the inputs of their ancestors."""
         ...
 
     def commit_sums(
@@ -110,22 +112,20 @@ Kernels = TypeVar("Kernels", ConvKernels, SsmKernels)
 
 def conv_kernels(device: torch.device) -> ConvKernels:
     """Returns the short causal convolution for a device."""
-    return _choose("conv", device, cpu_conv, reference_conv)
+    return _choose("conv", device, reference_conv)
 
 
 def ssm_kernels(device: torch.device) -> SsmKernels:
     """Returns the selective state space of Mamba-1 for a device."""
-    return _choose("ssm", device, cpu_ssm, reference_ssm)
+    return _choose("ssm", device, cpu_ssm if device.type == "cpu" else reference_ssm)
 
 
 def ssd_kernels(device: torch.device) -> SsmKernels:
     """Returns the state space dual of Mamba-2 for a device."""
-    return _choose("ssd", device, cpu_ssd, reference_ssd)
+    return _choose("ssd", device, reference_ssd)
 
 
-def _choose(name: str, device: torch.device, on_cpu: Kernels, elsewhere: Kernels) -> Kernels:
-    if device.type == "cpu":
-        return on_cpu
+def _choose(name: str, device: torch.device, elsewhere: Kernels) -> Kernels:
     if device.type == "cuda" and find_spec("triton"):
         return cast("Kernels", import_module(f"treesnake.kernels.triton.{name}"))
     return elsewhere

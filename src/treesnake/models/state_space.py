@@ -8,6 +8,7 @@ Parameters have the names of the Hugging Face checkpoints.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar, cast
 
 import torch
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 from treesnake.errors import InvalidInputError
 from treesnake.kernels.dispatch import SsmKernels, conv_kernels
 from treesnake.kernels.reference.conv import next_history
-from treesnake.models.level_graphs import LevelGraphs
-from treesnake.states.branching import PathSums, Selected, StateCopies, StateShape
-from treesnake.states.ssm import SsmState
-from treesnake.states.tree_layout import TreeLayout
+from treesnake.kernels.tree_rows import TreeRows
+from treesnake.models.state_space_banks import StateSpaceBanks, TreeInputs
+from treesnake.models.state_space_state import StateSpaceState, extend_states
+from treesnake.models.tree_network import Part
+from treesnake.states.branching import BranchingKind, Selected, StateShape, write_rows
+from treesnake.states.ssm import SsmBank, SsmState
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that are run at once: enough for matrix products, little memory."""
@@ -160,27 +163,24 @@ class Mixer(nn.Module, ABC):
 
     def run_nodes(
         self,
-        hidden: Float[Tensor, "new hidden"],
-        layout: TreeLayout,
-        sequence: SsmState,
+        hidden: Float[Tensor, "trees new hidden"],
+        new: TreeRows,
+        bank: SsmBank,
         layer: int,
-    ) -> Float[Tensor, "new hidden"]:
-        """Returns the outputs of the newest nodes of a tree and keeps what their children need."""
-        num_nodes, num_new = len(layout), hidden.shape[0]
+    ) -> Float[Tensor, "trees new hidden"]:
+        """Returns the outputs of the new nodes of some trees and keeps what their children need."""
         projected = self.project(hidden)
-        conv_inputs = projected.conv_inputs
-        all_inputs = sequence.conv_inputs[layer, :num_nodes]
-        all_inputs[-num_new:] = conv_inputs
+        write_rows(bank.conv_inputs[layer], new, projected.conv_inputs)
         convolved = conv_kernels(hidden.device).tree_conv(
-            all_inputs,
+            bank.conv_inputs[layer],
             self.conv1d.weight.squeeze(1),
             self.conv1d.bias,
-            sequence.history[layer],
-            layout.windows[-num_new:],
+            bank.history[layer],
+            new,
         )
-        selected = self.select(convolved.to(conv_inputs.dtype), projected.dt)
-        committed = sequence.recurrent[layer]
-        y = sequence.branching.extend(layer, selected, committed, layout)
+        selected = self.select(convolved.to(projected.conv_inputs.dtype), projected.dt)
+        kernels = self.kernels(hidden.device)
+        y = bank.branching.extend(kernels, layer, selected, bank.recurrent[layer], new)
         return self.finish(y, projected.gate)
 
 
@@ -214,15 +214,13 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
     Args:
         config: the network's sizes.
         mixers: one a layer.
-        branching: how states branch unless `new_state` is told otherwise.
+        branching: how states branch unless `new_state` is given another way.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        mixers: Sequence[Mixer],
-        branching: type[StateCopies] | type[PathSums],
-    ) -> None:
+    context_length: int | None = None
+    """None: the memory of a text has one size, however long the text."""
+
+    def __init__(self, config: Config, mixers: Sequence[Mixer], branching: BranchingKind) -> None:
         super().__init__()
         self.config: Config = config
         self.backbone = Backbone(config, mixers)
@@ -230,10 +228,15 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         self._branching = branching
         self._shape = config.state_shape
         self._output_rows: Float[Tensor, "kept hidden"] | None = None
-        self._graphs = LevelGraphs()
+        self.banks = StateSpaceBanks(self._shape)
         nn.init.normal_(self.backbone.embeddings.weight, std=0.02)
         if config.tie_embeddings:
             self.tie_embeddings()
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens that it reads."""
+        return self.config.vocab_size
 
     def tie_embeddings(self) -> None:
         """Makes the output layer's weight the embeddings' own."""
@@ -259,7 +262,7 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         return self.backbone.norm_f(hidden)
 
     def restrict_output(self, token_ids: Int[Tensor, " kept"] | None) -> None:
-        """Makes `extend` give logits of these tokens only, in this order; None: of all again.
+        """Makes trees give logits of these tokens only, in this order; None: of all again.
 
         Costs a copy of their rows of the output layer. Training is not touched.
 
@@ -270,95 +273,82 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         if token_ids is not None:
             check_vocabulary(token_ids, len(weight))
         self._output_rows = None if token_ids is None else weight[token_ids.to(weight.device)]
-        self._graphs.forget()
+        self.banks.forget_graphs()
 
-    def new_state(self, branching: type[StateCopies] | type[PathSums] | None = None) -> SsmState:
+    def new_state(self, branching: BranchingKind | None = None) -> StateSpaceState:
         """Returns the state of an empty text.
 
         Args:
             branching: how it branches; by default what is fastest for the architecture.
         """
-        mixers = [block.mixer for block in self.backbone.blocks]
-        rates = torch.stack([mixer.rates.detach() for mixer in mixers])
-        branch = (branching or self._branching)(self._shape, mixers[0].kernels(rates.device), rates)
-        return SsmState(self._shape, branch, rates.device)
+        return StateSpaceState(self, self._new_memory(branching or self._branching))
 
     @torch.no_grad()
-    def prefill(
-        self,
-        token_ids: Sequence[int] | Int[Tensor, " tokens"],
-        state: SsmState,
-        chunk: int = PREFILL_CHUNK,
-    ) -> None:
-        """Runs a text, `chunk` tokens at a time, and commits it; a tree that was there is dropped.
+    def extend_all(self, parts: Sequence[Part]) -> list[Float[Tensor, "_ vocab"]]:
+        """Appends nodes to the trees of several texts in one pass over the weights.
 
-        Pending tokens are run in front of it.
-        """
-        state.clear_tree()
-        state.commit(())
-        tokens = self._with_pending(state.take_pending(), token_ids)
-        for part in tokens.split(chunk) if len(tokens) else ():
-            hidden = self.backbone.embeddings(part).float()
-            for layer, block in enumerate(self.backbone.blocks):
-                mixed, state.history[layer], state.recurrent[layer] = block.mixer.run_text(
-                    block.norm(hidden), state.history[layer], state.recurrent[layer]
-                )
-                hidden = hidden + mixed
-            state.advance(len(part))
-
-    @torch.no_grad()
-    def extend(
-        self,
-        token_ids: Sequence[int] | Int[Tensor, " new"],
-        parents: Sequence[int],
-        state: SsmState,
-    ) -> Float[Tensor, "new vocab"]:
-        """Appends nodes to the tree and returns the logits after each of them, in float32.
-
-        Nothing is committed. One pass over the weights, however many nodes.
-
-        Args:
-            token_ids: the new nodes' tokens.
-            parents: the node that each continues, by its number in the order of appending; -1
-                continues the text. New nodes may continue each other.
-            state: the text and its tree so far.
+        Returns the logits after each node, in float32.
 
         Raises:
-            InvalidInputError: if the tree cannot grow so.
+            InvalidInputError: if a tree cannot grow so, or two parts have one state.
         """
-        check_growth(token_ids, parents)
-        tokens = self._with_pending(state.append(parents), token_ids)
-        if self._graphs.serve(state, len(tokens)):
-            logits = self._graphs.run(self.run_level, tokens, state)
-        else:
-            logits = self.run_level(tokens, state.layout, state)
-        return logits[-len(parents) :]
+        return extend_states(parts, self.vocab_size, partial(self.banks.run, self._run_nodes))
 
-    def run_level(
-        self, token_ids: Int[Tensor, " new"], layout: TreeLayout, state: SsmState
-    ) -> Float[Tensor, "new vocab"]:
-        """Runs the newest nodes of a tree, on tensors alone and without waiting for the device."""
-        hidden = self.backbone.embeddings(token_ids).float()
+    @torch.no_grad()
+    def run_text(
+        self, token_ids: Sequence[int], memory: SsmState, chunk: int = PREFILL_CHUNK
+    ) -> None:
+        """Moves the text's part of a memory along some tokens, `chunk` of them at a time."""
+        for part in self._tokens(token_ids).split(chunk):
+            hidden = self.backbone.embeddings(part).float()
+            with memory.bank.lock:
+                for layer, block in enumerate(self.backbone.blocks):
+                    hidden = hidden + self._mix_text(block, hidden, memory, layer)
+
+    @torch.no_grad()
+    def find_broken_layer(self, token_ids: Sequence[int]) -> str | None:
+        """Names the first part of the network whose output for a text is not finite, or None."""
+        memory = self._new_memory(self._branching)
+        hidden = self.backbone.embeddings(self._tokens(token_ids)).float()
+        if not hidden.isfinite().all():
+            return "the embedding"
         for layer, block in enumerate(self.backbone.blocks):
-            hidden = hidden + block.mixer.run_nodes(block.norm(hidden), layout, state, layer)
+            hidden = hidden + self._mix_text(block, hidden, memory, layer)
+            if not hidden.isfinite().all():
+                return f"layer {layer}"
+        return None if self._logits(hidden).isfinite().all() else "the output layer"
+
+    def _run_nodes(self, inputs: TreeInputs, bank: SsmBank) -> Float[Tensor, "trees new vocab"]:
+        """Runs new nodes of some trees, on tensors alone and without waiting for the device."""
+        hidden = self.backbone.embeddings(inputs.token_ids).float()
+        for layer, block in enumerate(self.backbone.blocks):
+            hidden = hidden + block.mixer.run_nodes(block.norm(hidden), inputs.rows, bank, layer)
+        return self._logits(hidden)
+
+    def _mix_text(
+        self, block: Block, hidden: Float[Tensor, "tokens hidden"], memory: SsmState, layer: int
+    ) -> Float[Tensor, "tokens hidden"]:
+        mixed, memory.history[layer], memory.recurrent[layer] = block.mixer.run_text(
+            block.norm(hidden), memory.history[layer], memory.recurrent[layer]
+        )
+        return mixed
+
+    def _logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
         rows = self.lm_head.weight if self._output_rows is None else self._output_rows
         return F.linear(self.backbone.norm_f(hidden), rows).float()
 
-    def _with_pending(
-        self, pending: tuple[int, ...], token_ids: Sequence[int] | Int[Tensor, " tokens"]
-    ) -> Int[Tensor, " all_tokens"]:
-        device = self.lm_head.weight.device
-        tokens = torch.as_tensor(token_ids, dtype=torch.int64, device=device)
-        return torch.cat([torch.tensor(pending, dtype=torch.int64, device=device), tokens])
+    def _new_memory(self, branching: BranchingKind) -> SsmState:
+        mixers = [block.mixer for block in self.backbone.blocks]
+        A = torch.stack([mixer.rates.detach() for mixer in mixers])
+        kernels = mixers[0].kernels(A.device)
 
+        def commit_sums(x: Tensor, dt: Tensor, B: Tensor, committed: Tensor) -> None:
+            kernels.commit_sums(x, dt, A, B, committed)
 
-def check_growth(token_ids: Sequence[int] | Int[Tensor, " new"], parents: Sequence[int]) -> None:
-    """Raises InvalidInputError unless every new node has a token and a parent."""
-    if len(token_ids) != len(parents):
-        raise InvalidInputError(
-            f"new nodes need a token and a parent each, got {len(token_ids)} tokens and "
-            f"{len(parents)} parents"
-        )
+        return self.banks.bank(branching, A.device).new_state(commit_sums)
+
+    def _tokens(self, token_ids: Sequence[int]) -> Int[Tensor, " tokens"]:
+        return torch.tensor(token_ids, dtype=torch.int64, device=self.lm_head.weight.device)
 
 
 def check_vocabulary(draft_vocab: Int[Tensor, " kept"], vocab_size: int) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,22 +11,30 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from treesnake.errors import InvalidInputError
 from treesnake.kernels.cpu import mamba as mamba_kernels
 from treesnake.kernels.cpu import mamba2 as mamba2_kernels
-from treesnake.kernels.cpu import ssd, ssm
 from treesnake.kernels.cpu.linear import TILES, padded
 from treesnake.kernels.cpu.ssm_rows import REPLAYED_CHANNELS
-from treesnake.kernels.cpu.state_space import COPIES, SUMS, TEXT, Memory, Tokens
+from treesnake.kernels.cpu.state_space import (
+    COPIES,
+    MEMORIES,
+    PART,
+    SUMS,
+    TEXT,
+    MemoryShape,
+    PassRows,
+    StackWorkspace,
+    StateSpaceRun,
+)
 from treesnake.kernels.cpu.team import TEAM
-from treesnake.kernels.dispatch import SsmKernels
 from treesnake.models.mamba import Mamba
 from treesnake.models.mamba2 import Mamba2
-from treesnake.models.state_space import StateSpaceNetwork, check_growth
+from treesnake.models.state_space import StateSpaceNetwork
 from treesnake.models.state_space_packing import pack_mamba, pack_mamba2
-from treesnake.states.branching import PathSums, StateCopies, StateShape
-from treesnake.states.ssm import SsmState
-from treesnake.states.tree_layout import tree_layout
+from treesnake.models.state_space_state import GrownTree, StateSpaceState, extend_states
+from treesnake.models.tree_network import Part
+from treesnake.states.branching import BranchingKind, PathSums, StateCopies, StateShape
+from treesnake.states.ssm import SsmBank, SsmState
 
 PREFILL_CHUNK = 128
 """Tokens of a prompt that are run at once: their activations stay in the cache."""
@@ -40,102 +48,114 @@ CPU = torch.device("cpu")
 class CpuNetwork(ABC):
     """A network for inference on a CPU, with weights in a dtype of choice.
 
-    It does what `StateSpaceNetwork.extend` and `prefill` do, in one compiled call for all layers.
-    Activations and states are float32. States are its own: their axes are padded to whole vectors.
-    Calls from several threads wait for each other.
+    It does what a `StateSpaceNetwork` does for states and trees, in one compiled call for all
+    layers and all texts; a text has the same bits alone and with others. Activations and states are
+    float32. States are its own: their axes are padded to whole vectors. Calls from several threads
+    wait for each other.
     """
 
-    kernels: SsmKernels
+    context_length: int | None = None
+    """None: the memory of a text has one size, however long the text."""
 
     def __init__(
         self,
         network: StateSpaceNetwork[Any],
         shape: StateShape,
+        memory_shape: MemoryShape,
         weights: Any,
-        branching: type[StateCopies] | type[PathSums],
+        branching: BranchingKind,
     ) -> None:
         self.config = network.config
         self._shape = shape
+        self._memory_shape = memory_shape
         self._weights = weights
         self._branching = branching
         self._lock = threading.Lock()
-        self._work = self._new_workspace(num_rows=1, num_nodes=1)
         self._room = (1, 1, torch.get_num_threads())
+        self._work = self._new_workspace(num_rows=1, num_nodes=1)
 
     @property
     def num_bytes(self) -> int:
         """The bytes of the weights in memory; what is tied counts once."""
-        arrays = {array.ctypes.data: array.nbytes for array in self._weights}
-        return sum(arrays.values())
+        arrays = (*self._weights.stack, *self._weights[1:])
+        return sum({array.ctypes.data: array.nbytes for array in arrays}.values())
 
-    def new_state(self, branching: type[StateCopies] | type[PathSums] | None = None) -> SsmState:
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens that it reads."""
+        return self.config.vocab_size
+
+    def new_state(self, branching: BranchingKind | None = None) -> StateSpaceState:
         """Returns the state of an empty text; by default with the fastest way to branch."""
-        rates = torch.from_numpy(self._weights.rates)
-        branch = (branching or self._branching)(self._shape, self.kernels, rates)
-        return SsmState(self._shape, branch, CPU)
+        return StateSpaceState(self, self._new_memory(branching or self._branching))
 
-    def prefill(
-        self,
-        token_ids: Sequence[int] | Int[Tensor, " tokens"],
-        state: SsmState,
-        chunk: int = PREFILL_CHUNK,
-    ) -> None:
-        """Runs a text, `chunk` tokens at a time, and commits it; a tree that was there is dropped.
+    def extend_all(self, parts: Sequence[Part]) -> list[Float[Tensor, "_ vocab"]]:
+        """Appends nodes to the trees of several texts; returns the logits after each node.
 
-        Pending tokens are run in front of it.
+        Costs one pass over the weights for all texts that branch in the same way.
+
+        Raises:
+            InvalidInputError: if a tree cannot grow so, two parts have one state, or a token does
+                not exist.
         """
-        known = self._known(token_ids)
-        state.clear_tree()
-        state.commit(())
-        tokens = np.array([*state.take_pending(), *known], np.int64)
-        for part in np.split(tokens, range(chunk, len(tokens), chunk)) if len(tokens) else ():
-            windows = np.arange(len(part))[:, None] + np.arange(self._shape.conv_width)
-            nothing = tree_layout((), self._shape.conv_width, CPU)
-            parents, mask = nothing.parents.numpy(), nothing.ancestor_mask.numpy()
-            run = Tokens(TEXT, part, windows, parents, np.zeros(0, bool))
-            self._run(run, mask, state, num_logits=0)
-            state.advance(len(part))
+        return extend_states(parts, self.vocab_size, self._run_trees)
 
-    def extend(
-        self,
-        token_ids: Sequence[int] | Int[Tensor, " new"],
-        parents: Sequence[int],
-        state: SsmState,
-    ) -> Float[Tensor, "new vocab"]:
-        """Appends nodes to the tree and returns the logits after each; see `StateSpaceNetwork`."""
-        check_growth(token_ids, parents)
-        known = self._known(token_ids)
-        tokens = np.array([*state.append(parents), *known], np.int64)
-        tree = state.layout
-        mask = tree.ancestor_mask.numpy()[-len(tokens) :]
-        run = Tokens(
-            SUMS if isinstance(state.branching, PathSums) else COPIES,
-            tokens,
-            tree.windows.numpy()[-len(tokens) :],
-            tree.parents.numpy(),
-            np.logical_or.reduce(mask, axis=0),
-        )
-        return self._run(run, mask, state, num_logits=len(parents))
+    def run_text(
+        self, token_ids: Sequence[int], memory: SsmState, chunk: int = PREFILL_CHUNK
+    ) -> None:
+        """Moves the text's part of a memory along some tokens, `chunk` of them at a time."""
+        for begin in range(0, len(token_ids), chunk):
+            with self._lock:
+                self._run_chunk(token_ids[begin : begin + chunk], memory, self._weights)
 
-    def _known(self, token_ids: Sequence[int] | Int[Tensor, " tokens"]) -> list[int]:
-        """Returns the tokens, which compiled code would look up without a check."""
-        known = torch.as_tensor(token_ids).tolist()
-        if known and not 0 <= min(known) <= max(known) < self.config.vocab_size:
-            raise InvalidInputError(
-                f"the network has tokens 0 to {self.config.vocab_size - 1}, got ids from "
-                f"{min(known)} to {max(known)}"
-            )
-        return known
+    def find_broken_layer(self, token_ids: Sequence[int]) -> str | None:
+        """Names the first part of the network whose output for a text is not finite, or None."""
+        for num_layers in range(self._shape.num_layers + 1):
+            if not np.isfinite(self._hidden_after(num_layers, token_ids)).all():
+                return f"layer {num_layers - 1}" if num_layers else "the embedding"
+        logits = self.new_state().extend(token_ids, range(-1, len(token_ids) - 1))
+        return None if logits.isfinite().all() else "the output layer"
 
-    def _run(
-        self, tokens: Tokens, ancestor_mask: np.ndarray, state: SsmState, num_logits: int
-    ) -> Float[Tensor, "new vocab"]:
-        logits = np.empty((num_logits + SPARE_ROWS, len(self._weights.head)), np.float32)
-        memory = _memory_of(state)
+    def _hidden_after(self, num_layers: int, token_ids: Sequence[int]) -> np.ndarray:
+        # The compiled call runs as many layers as there are norms.
+        stack = self._weights.stack._replace(norm=self._weights.stack.norm[:num_layers])
+        memory = self._new_memory(self._branching)
         with self._lock:
-            self._make_room(len(tokens.token_ids), len(tokens.parents))
-            self._call(tokens, ancestor_mask, memory, num_logits, logits)
-        return torch.from_numpy(logits)[:num_logits]
+            self._run_chunk(token_ids, memory, self._weights._replace(stack=stack))
+            return self._work.stack.residual[: len(token_ids), : self.config.hidden_size].copy()
+
+    def _run_chunk(self, token_ids: Sequence[int], memory: SsmState, weights: Any) -> None:
+        """Runs tokens of a text; whoever calls this holds the lock."""
+        num_rows = len(token_ids)
+        windows = np.arange(num_rows)[:, None] + np.arange(self._shape.conv_width)
+        parts = _parts([(0, num_rows, 0, windows.ctypes.data, 0, 0, 0, *_addresses(memory))])
+        self._run(weights, PassRows(TEXT, _array(token_ids), parts), num_nodes=0, num_logits=0)
+
+    def _run_trees(
+        self, token_ids: Sequence[int], trees: Sequence[GrownTree]
+    ) -> Sequence[Float[Tensor, "_ vocab"]]:
+        """Runs the new nodes of trees that branch in one way."""
+        task = _task_of(trees[0])
+        needed = [_needed_nodes(tree) for tree in trees] if task == SUMS else [NOTHING] * len(trees)
+        fields: list[tuple[int, ...]] = []
+        first_row = 0
+        for tree, own in zip(trees, needed, strict=True):
+            fields.append((first_row, *_layout_fields(tree, own), *_addresses(tree.memory)))
+            first_row += tree.num_new
+        num_nodes = max(len(tree.layout) for tree in trees)
+        rows = PassRows(task, _array(token_ids), _parts(fields))
+        with self._lock:
+            logits = self._run(self._weights, rows, num_nodes, num_logits=first_row)
+        return torch.from_numpy(logits)[:first_row].split([tree.num_new for tree in trees])
+
+    def _run(self, weights: Any, rows: PassRows, num_nodes: int, num_logits: int) -> np.ndarray:
+        """Makes the compiled call; whoever calls this holds the lock."""
+        self._make_room(len(rows.token_ids), num_nodes)
+        logits = np.empty((num_logits + SPARE_ROWS, len(weights.stack.head)), np.float32)
+        epsilon = np.float32(self.config.norm_eps)
+        shape = self._memory_shape
+        self._call(StateSpaceRun(weights, self._work, rows, shape, epsilon, num_logits, logits))
+        return logits
 
     def _make_room(self, num_rows: int, num_nodes: int) -> None:
         needs = (num_rows, num_nodes, torch.get_num_threads())
@@ -143,20 +163,27 @@ class CpuNetwork(ABC):
             self._room = tuple(map(max, needs, self._room))
             self._work = self._new_workspace(*self._room[:2])
 
+    def _new_memory(self, branching: BranchingKind) -> SsmState:
+        return SsmBank(self._shape, branching, CPU).new_state(self._commit_sums)
+
+    def _commit_sums(self, x: Tensor, dt: Tensor, B: Tensor, committed: Tensor) -> None:
+        """Moves the states of a text along the inputs of a path, in place; see `SsmKernels`."""
+        cells = (-1, self._memory_shape.state_dim)
+        B, states = B.reshape(len(B), *cells), committed.view(len(committed), *cells)
+        arrays = (part.numpy() for part in (dt, x, B, states))
+        TEAM.run(self._commit_kernel(), 1, self._weights.stack.A, *arrays)
+
     @abstractmethod
     def _new_workspace(self, num_rows: int, num_nodes: int) -> Any:
         """Allocates zeros: the padding of rows is never written."""
 
     @abstractmethod
-    def _call(
-        self,
-        tokens: Tokens,
-        ancestor_mask: np.ndarray,
-        memory: Memory,
-        num_logits: int,
-        logits: np.ndarray,
-    ) -> None:
+    def _call(self, run: StateSpaceRun) -> None:
         """Makes the compiled call."""
+
+    @abstractmethod
+    def _commit_kernel(self) -> Callable[..., None]:
+        """Returns the kernel that moves states along the inputs of a path."""
 
 
 class CpuMamba(CpuNetwork):
@@ -168,10 +195,8 @@ class CpuMamba(CpuNetwork):
     Args:
         network: where the weights come from; it is not kept.
         dtype: what weights are rounded to: float32, float16, bfloat16 or int8.
-        draft_vocab: tokens that `extend` gives logits of, in this order; None for all.
+        draft_vocab: tokens that there are logits of, in this order; None for all.
     """
-
-    kernels = ssm
 
     def __init__(
         self,
@@ -189,39 +214,39 @@ class CpuMamba(CpuNetwork):
             dt=(channels,),
             B=(state_dim,),
         )
-        self._rank = padded(config.rank)
+        memory_shape = MemoryShape(
+            num_cells=channels,
+            state_dim=state_dim,
+            num_groups=1,
+            x_width=channels,
+            dt_width=channels,
+        )
         weights = pack_mamba(network, dtype, draft_vocab)
-        super().__init__(network, shape, weights, branching=StateCopies)
+        super().__init__(network, shape, memory_shape, weights, branching=StateCopies)
 
-    def _new_workspace(self, num_rows: int, num_nodes: int) -> mamba_kernels.Workspace:
+    def _new_workspace(self, num_rows: int, num_nodes: int) -> mamba_kernels.MambaWorkspace:
         hidden, (channels, state_dim) = padded(self.config.hidden_size), self._shape.state
-        rows = num_rows + SPARE_ROWS
-        return mamba_kernels.Workspace(
-            residual=_zeros(rows, hidden),
-            normed=_zeros(rows, hidden),
-            entered=_zeros(rows, 2 * channels),
-            conv_inputs=_zeros(rows, channels),
-            x=_zeros(rows, channels),
-            selected=_zeros(rows, self._rank + 2 * state_dim),
-            B=_zeros(rows, state_dim),
-            dt=_zeros(rows, channels),
-            y=_zeros(rows, channels),
-            scratch=_zeros(torch.get_num_threads(), num_nodes + 1, REPLAYED_CHANNELS, state_dim),
+        rows, threads = num_rows + SPARE_ROWS, torch.get_num_threads()
+        return mamba_kernels.MambaWorkspace(
+            stack=StackWorkspace(
+                residual=_zeros(rows, hidden),
+                normed=_zeros(rows, hidden),
+                projected=_zeros(rows, 2 * channels),
+                conv_inputs=_zeros(rows, channels),
+                convolved=_zeros(rows, channels),
+                dt=_zeros(rows, channels),
+                B=_zeros(rows, state_dim),
+                y=_zeros(rows, channels),
+            ),
+            selected=_zeros(rows, self._weights.x_proj.shape[1]),
+            scratch=_zeros(threads, num_nodes + 1, REPLAYED_CHANNELS, state_dim),
         )
 
-    def _call(
-        self,
-        tokens: Tokens,
-        ancestor_mask: np.ndarray,
-        memory: Memory,
-        num_logits: int,
-        logits: np.ndarray,
-    ) -> None:
-        epsilon = np.float32(self.config.norm_eps)
-        run = mamba_kernels.Run(
-            self._weights, memory, tokens, self._work, epsilon, self._rank, num_logits, logits
-        )
+    def _call(self, run: StateSpaceRun) -> None:
         TEAM.run(mamba_kernels.run_mamba, mamba_kernels.count_steps(self._shape.num_layers), run)
+
+    def _commit_kernel(self) -> Callable[..., None]:
+        return mamba_kernels.commit_mamba
 
 
 class CpuMamba2(CpuNetwork):
@@ -230,10 +255,8 @@ class CpuMamba2(CpuNetwork):
     Args:
         network: where the weights come from; it is not kept.
         dtype: what weights are rounded to: float32, float16, bfloat16 or int8.
-        draft_vocab: tokens that `extend` gives logits of, in this order; None for all.
+        draft_vocab: tokens that there are logits of, in this order; None for all.
     """
-
-    kernels = ssd
 
     def __init__(
         self,
@@ -251,39 +274,40 @@ class CpuMamba2(CpuNetwork):
             dt=(padded(config.num_heads),),
             B=(config.num_groups, state_dim),
         )
+        memory_shape = MemoryShape(
+            num_cells=config.num_channels,
+            state_dim=state_dim,
+            num_groups=config.num_groups,
+            x_width=channels,
+            dt_width=padded(config.num_heads),
+        )
         weights = pack_mamba2(network, dtype, draft_vocab)
-        super().__init__(network, shape, weights, branching=PathSums)
+        super().__init__(network, shape, memory_shape, weights, branching=PathSums)
 
-    def _new_workspace(self, num_rows: int, num_nodes: int) -> mamba2_kernels.Workspace:
+    def _new_workspace(self, num_rows: int, num_nodes: int) -> mamba2_kernels.Mamba2Workspace:
         hidden, shape = padded(self.config.hidden_size), self._shape
         (channels,), (steps,), (groups, state_dim) = shape.x, shape.dt, shape.B
         rows = num_rows + SPARE_ROWS
-        return mamba2_kernels.Workspace(
-            residual=_zeros(rows, hidden),
-            normed=_zeros(rows, hidden),
-            entered=_zeros(rows, channels + shape.conv_channels + steps),
-            conv_inputs=_zeros(rows, shape.conv_channels),
-            convolved=_zeros(rows, shape.conv_channels),
-            dt=_zeros(rows, steps),
-            B=_zeros(rows, groups, state_dim),
+        return mamba2_kernels.Mamba2Workspace(
+            stack=StackWorkspace(
+                residual=_zeros(rows, hidden),
+                normed=_zeros(rows, hidden),
+                projected=_zeros(rows, channels + shape.conv_channels + steps),
+                conv_inputs=_zeros(rows, shape.conv_channels),
+                convolved=_zeros(rows, shape.conv_channels),
+                dt=_zeros(rows, steps),
+                B=_zeros(rows * groups, state_dim),
+                y=_zeros(rows, channels),
+            ),
             C=_zeros(groups, rows, state_dim),
             scores=_zeros(groups, rows, num_nodes),
-            y=_zeros(rows, channels),
         )
 
-    def _call(
-        self,
-        tokens: Tokens,
-        ancestor_mask: np.ndarray,
-        memory: Memory,
-        num_logits: int,
-        logits: np.ndarray,
-    ) -> None:
-        epsilon = np.float32(self.config.norm_eps)
-        run = mamba2_kernels.Run(
-            self._weights, memory, tokens, ancestor_mask, self._work, epsilon, num_logits, logits
-        )
+    def _call(self, run: StateSpaceRun) -> None:
         TEAM.run(mamba2_kernels.run_mamba2, mamba2_kernels.count_steps(self._shape.num_layers), run)
+
+    def _commit_kernel(self) -> Callable[..., None]:
+        return mamba2_kernels.commit_mamba2
 
 
 def to_cpu(
@@ -297,18 +321,61 @@ def to_cpu(
     return CpuMamba2(network, dtype, draft_vocab)
 
 
-def _memory_of(state: SsmState) -> Memory:
-    nothing = np.zeros
-    branch, layers = state.branching, state.shape.num_layers
-    shape = state.shape
+NOTHING = np.empty(0, dtype=bool)
+
+
+def _task_of(tree: GrownTree) -> int:
+    return SUMS if isinstance(tree.memory.bank.branching, PathSums) else COPIES
+
+
+def _needed_nodes(tree: GrownTree) -> np.ndarray:
+    """Says which nodes are new or ancestors of new ones."""
+    return np.logical_or.reduce(tree.layout.ancestor_mask.numpy()[-tree.num_new :], axis=0)
+
+
+def _layout_fields(tree: GrownTree, needed: np.ndarray) -> tuple[int, ...]:
+    """Returns the fields of `PART` from `num_rows` to the last one of the layout."""
+    layout, num_nodes = tree.layout, len(tree.layout)
+    old = num_nodes - tree.num_new
+    windows = layout.windows
+    return (
+        tree.num_new,
+        num_nodes,
+        windows.data_ptr() + old * windows.shape[1] * windows.element_size(),
+        layout.parents.data_ptr(),
+        layout.ancestor_mask.data_ptr() + old * num_nodes,
+        needed.ctypes.data,
+    )
+
+
+def _addresses(memory: SsmState) -> list[int]:
+    """Returns the fields of `PART` for a memory, whose bank is its own: its slot is the first."""
+    bank, branch = memory.bank, memory.bank.branching
+    tensors = {
+        "history": bank.history,
+        "recurrent": bank.recurrent,
+        "conv_inputs": bank.conv_inputs,
+    }
     if isinstance(branch, PathSums):
-        states = nothing((layers, 0, *shape.state), np.float32)
-        sums = [part.numpy() for part in (branch.x, branch.dt, branch.B)]
+        tensors |= {"node_x": branch.x, "node_dt": branch.dt, "node_B": branch.B}
     else:
-        states = branch.states.numpy()
-        sums = [nothing((layers, 0, *axes), np.float32) for axes in (shape.x, shape.dt, shape.B)]
-    history, recurrent, inputs = state.history, state.recurrent, state.conv_inputs
-    return Memory(history.numpy(), recurrent.numpy(), inputs.numpy(), states, *sums)
+        tensors["node_states"] = branch.states
+    fields: list[int] = []
+    for name in MEMORIES:
+        tensor = tensors.get(name)
+        if tensor is None:
+            fields += (0, 0)
+        else:
+            fields += (tensor.data_ptr(), tensor.stride(0) * tensor.element_size())
+    return fields
+
+
+def _parts(fields: Iterable[tuple[int, ...]]) -> np.ndarray:
+    return np.array(list(fields), PART)
+
+
+def _array(token_ids: Sequence[int]) -> np.ndarray:
+    return np.array(token_ids, np.int64)
 
 
 def _zeros(*axes: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The weights of Mamba and Mamba-2 as the compiled networks read them.
 
 Consecutive parts of what a matrix gives, such as the gate and what is convolved, are each padded
-with zeros to whole vectors, and biases, convolutions and rates with them.
+with zeros to whole vectors, and biases, convolutions and A with them.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from treesnake.kernels.cpu import mamba as mamba_kernels
-from treesnake.kernels.cpu import mamba2 as mamba2_kernels
 from treesnake.kernels.cpu.linear import padded
+from treesnake.kernels.cpu.mamba import MambaWeights
+from treesnake.kernels.cpu.mamba2 import Mamba2Weights
+from treesnake.kernels.cpu.state_space import StackWeights
 from treesnake.models.mamba import Mamba, MambaMixer
 from treesnake.models.mamba2 import Mamba2, Mamba2Mixer
 from treesnake.models.state_space import StateSpaceNetwork, check_vocabulary
@@ -23,83 +24,116 @@ from treesnake.models.weight_stack import WeightStack
 
 def pack_mamba(
     network: Mamba, dtype: torch.dtype, draft_vocab: Int[Tensor, " kept"] | None
-) -> mamba_kernels.Weights:
+) -> MambaWeights:
     """Packs a Mamba; its output layer has rows for `draft_vocab` alone, if there is one."""
     config = network.config
     channels, rank, state_dim = config.num_channels, config.rank, config.state_dim
-    selected = [rank, state_dim, state_dim]
     mixers = [cast("MambaMixer", block.mixer) for block in network.backbone.blocks]
     # Step sizes are exponents of decays, and these two matrices are small: no 8 bits for them.
     fine = torch.float16 if dtype == torch.int8 else dtype
-    entering = [_pad_parts(mixer.in_proj.weight, [channels] * 2) for mixer in mixers]
-    selecting = [_pad_parts(mixer.x_proj.weight, selected) for mixer in mixers]
-    width = selecting[0].shape[0]
-    stepping = []
+    x_proj = [_pad_parts(mixer.x_proj.weight, [rank, state_dim, state_dim]) for mixer in mixers]
+    width = x_proj[0].shape[0]
+    dt_proj = []
     for mixer in mixers:
         weight = _pad_parts(mixer.dt_proj.weight, [channels])
-        stepping.append(torch.cat([weight, weight.new_zeros(len(weight), width - rank)], dim=1))
-    return mamba_kernels.Weights(
-        **_stacks(network, dtype, draft_vocab),
-        **_matrices("enter", entering, dtype),
-        enter_bias=_biases([mixer.in_proj.bias for mixer in mixers], [channels] * 2),
-        conv=_vectors([_conv_weight(mixer.conv1d, [channels]) for mixer in mixers]),
-        conv_bias=_vectors([_conv_bias(mixer.conv1d, [channels]) for mixer in mixers]),
-        **_matrices("select", selecting, fine),
-        **_matrices("steps", stepping, fine),
-        steps_bias=_biases([mixer.dt_proj.bias for mixer in mixers], [channels]),
-        rates=_vectors(
+        dt_proj.append(torch.cat([weight, weight.new_zeros(len(weight), width - rank)], dim=1))
+    stack = _pack_stack(
+        network,
+        dtype,
+        draft_vocab,
+        projected=[channels] * 2,
+        convolved=[channels],
+        A=_vectors(
             [_pad_parts(_pad_parts(mixer.rates, [channels]).T, [state_dim]).T for mixer in mixers]
         ),
-        skip=_biases([mixer.D for mixer in mixers], [channels]),
-        **_matrices("leave", [mixer.out_proj.weight for mixer in mixers], dtype),
-        leave_bias=_biases([mixer.out_proj.bias for mixer in mixers], [config.hidden_size]),
+        D=_biases([mixer.D for mixer in mixers], [channels]),
+        dt_bias=_biases([mixer.dt_proj.bias for mixer in mixers], [channels]),
+    )
+    return MambaWeights(
+        stack=stack, **_matrices("x_proj", x_proj, fine), **_matrices("dt_proj", dt_proj, fine)
     )
 
 
 def pack_mamba2(
     network: Mamba2, dtype: torch.dtype, draft_vocab: Int[Tensor, " kept"] | None
-) -> mamba2_kernels.Weights:
+) -> Mamba2Weights:
     """Packs a Mamba-2; its output layer has rows for `draft_vocab` alone, if there is one."""
     config = network.config
     channels, heads = config.num_channels, config.num_heads
     convolved = [channels, *[config.state_dim] * (2 * config.num_groups)]
-    entered = [channels, *convolved, heads]
     mixers = [cast("Mamba2Mixer", block.mixer) for block in network.backbone.blocks]
-    entering = [_pad_parts(mixer.in_proj.weight, entered) for mixer in mixers]
-    return mamba2_kernels.Weights(
-        **_stacks(network, dtype, draft_vocab),
-        **_matrices("enter", entering, dtype),
-        enter_bias=_biases([mixer.in_proj.bias for mixer in mixers], entered),
-        conv=_vectors([_conv_weight(mixer.conv1d, convolved) for mixer in mixers]),
-        conv_bias=_vectors([_conv_bias(mixer.conv1d, convolved) for mixer in mixers]),
-        steps_bias=_biases([mixer.dt_bias for mixer in mixers], [heads]),
-        rates=_vectors([mixer.rates for mixer in mixers]),
-        skip=_biases([mixer.D.repeat_interleave(config.head_dim) for mixer in mixers], [channels]),
+    stack = _pack_stack(
+        network,
+        dtype,
+        draft_vocab,
+        projected=[channels, *convolved, heads],
+        convolved=convolved,
+        A=_vectors([mixer.rates for mixer in mixers]),
+        D=_biases([mixer.D.repeat_interleave(config.head_dim) for mixer in mixers], [channels]),
+        dt_bias=_biases([mixer.dt_bias for mixer in mixers], [heads]),
+    )
+    return Mamba2Weights(
+        stack=stack,
         gated_norm=_vectors([mixer.norm.weight for mixer in mixers]),
-        **_matrices("leave", [mixer.out_proj.weight for mixer in mixers], dtype),
-        leave_bias=_biases([mixer.out_proj.bias for mixer in mixers], [config.hidden_size]),
+        dt_limits=np.array(config.time_step_limit, np.float32),
     )
 
 
-def _stacks(
-    network: StateSpaceNetwork[Any], dtype: torch.dtype, draft_vocab: Int[Tensor, " kept"] | None
-) -> dict[str, np.ndarray]:
-    """Packs what both architectures have outside of their layers, and the norms of layers."""
+def _pack_stack(
+    network: StateSpaceNetwork[Any],
+    dtype: torch.dtype,
+    draft_vocab: Int[Tensor, " kept"] | None,
+    *,
+    projected: Sequence[int],
+    convolved: Sequence[int],
+    A: np.ndarray,
+    D: np.ndarray,
+    dt_bias: np.ndarray,
+) -> StackWeights:
+    """Packs what both architectures have.
+
+    `projected` and `convolved` are the widths of the parts of what the first projection gives and
+    of what is convolved.
+    """
+    blocks, hidden = network.backbone.blocks, network.config.hidden_size
+    mixers: list[Any] = [block.mixer for block in blocks]
+    in_proj = [_pad_parts(mixer.in_proj.weight, projected) for mixer in mixers]
+    out_proj = [mixer.out_proj.weight for mixer in mixers]
+    embedding = _stack([network.backbone.embeddings.weight], dtype)
+    head = _pack_head(network, embedding, dtype, draft_vocab)
+    return StackWeights(
+        embedding=embedding.values[0],
+        embedding_scale=embedding.scale[0],
+        norm=_vectors([block.norm.weight for block in blocks]),
+        **_matrices("in_proj", in_proj, dtype),
+        in_proj_bias=_biases([mixer.in_proj.bias for mixer in mixers], projected),
+        conv=_vectors([_conv_weight(mixer.conv1d, convolved) for mixer in mixers]),
+        conv_bias=_vectors([_conv_bias(mixer.conv1d, convolved) for mixer in mixers]),
+        A=A,
+        D=D,
+        dt_bias=dt_bias,
+        **_matrices("out_proj", out_proj, dtype),
+        out_proj_bias=_biases([mixer.out_proj.bias for mixer in mixers], [hidden]),
+        final_norm=_vectors([network.backbone.norm_f.weight])[0],
+        head=head.values[0],
+        head_scale=head.scale[0],
+    )
+
+
+def _pack_head(
+    network: StateSpaceNetwork[Any],
+    embedding: WeightStack,
+    dtype: torch.dtype,
+    draft_vocab: Int[Tensor, " kept"] | None,
+) -> WeightStack:
+    """Packs the output layer, which is the embedding's own memory if they are tied and whole."""
     output = network.lm_head.weight
     if draft_vocab is not None:
         check_vocabulary(draft_vocab, network.config.vocab_size)
         output = output[draft_vocab]
-    embedding = _stack([network.backbone.embeddings.weight], dtype)
-    is_shared = network.config.tie_embeddings and draft_vocab is None
-    head = embedding if is_shared else _stack([output], dtype)
-    return {
-        "embedding": embedding.values[0],
-        "embedding_scale": embedding.scale[0],
-        "norm": _vectors([block.norm.weight for block in network.backbone.blocks]),
-        "final_norm": _vectors([network.backbone.norm_f.weight])[0],
-        "head": head.values[0],
-        "head_scale": head.scale[0],
-    }
+    elif network.config.tie_embeddings:
+        return embedding
+    return _stack([output], dtype)
 
 
 def _stack(matrices: Sequence[Float[Tensor, "outputs inputs"]], dtype: torch.dtype) -> WeightStack:

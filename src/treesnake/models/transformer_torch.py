@@ -26,6 +26,7 @@ from treesnake.models.transformer_layers import (
     read_layer,
 )
 from treesnake.models.transformer_pass import NewNodes
+from treesnake.states.tree_layout import round_up
 
 TORCH_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """The dtypes that weights, activations and cache can have."""
@@ -50,14 +51,10 @@ class Size:
         needed = max(part.cache.length + tree for part, tree in zip(parts, trees, strict=True))
         return cls(
             num_slots,
-            _round_up(max(len(part.token_ids) for part in parts)),
-            _round_up(max(trees)),
-            min(max(_round_up(needed), SMALLEST_ROWS), parts[0].cache.capacity),
+            round_up(max(len(part.token_ids) for part in parts)),
+            round_up(max(trees)),
+            min(max(round_up(needed), SMALLEST_ROWS), parts[0].cache.capacity),
         )
-
-
-def _round_up(number: int) -> int:
-    return 1 << (number - 1).bit_length()
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +167,7 @@ class TorchEngine:
         assert all(part.cache.pool is self._pool for part in parts)
         with self._pool.lock:
             highest = max(part.cache.slot for part in parts)
-            size = Size.fitting(parts, _round_up(highest + 1))
+            size = Size.fitting(parts, round_up(highest + 1))
             has_logits = any(part.num_logits for part in parts)
             if has_logits and self._graphs.serves(self.device, size.slots * size.nodes):
                 return self._replay(parts, size)

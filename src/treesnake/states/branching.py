@@ -5,16 +5,16 @@ state for each node and the work of plain stepping. *Path sums* cost a node's in
 hundredth of that for Mamba-2, and work that grows with the depth of the tree.
 """
 
-from collections.abc import Sequence
-from copy import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.kernels.dispatch import SsmKernels
-from treesnake.states.tree_layout import TreeLayout
+from treesnake.kernels.tree_rows import TreeRows
 from treesnake.threads import on_one_thread
 
 
@@ -40,17 +40,6 @@ class StateShape:
     dt: tuple[int, ...]
     B: tuple[int, ...]
 
-    @property
-    def committed_bytes(self) -> int:
-        """The bytes of a state without a tree, however long the text."""
-        history = (self.conv_width - 1) * self.conv_channels
-        return 4 * self.num_layers * (history + prod(self.state))
-
-    @property
-    def conv_bytes(self) -> int:
-        """The bytes of one node's inputs to the convolutions, which both ways to branch keep."""
-        return 4 * self.num_layers * self.conv_channels
-
 
 @dataclass(frozen=True)
 class Selected:
@@ -67,51 +56,46 @@ class Selected:
     D: Float[Tensor, "*dt_axes"]
 
 
+CommitSums = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+"""`SsmKernels.commit_sums` in one of its forms with the A of a network: moves states along the x,
+dt and B of a path, in place."""
+
+
 class StateCopies:
     """Keeps the recurrent state after every node; a child starts from its parent's.
 
-    Like every way to branch it is made of the state's axes, the architecture's kernels, and each
-    layer's A, which says where tensors live.
+    Like every way to branch it holds the nodes of many texts, a slot for each text and a row for
+    each node.
 
     Source: Mamba Drafters (Choi et al. 2025), "batch-wise state caching".
     """
 
-    def __init__(
-        self, shape: StateShape, kernels: SsmKernels, rates: Float[Tensor, " layers *a_axes"]
-    ) -> None:
-        self.kernels = kernels
-        self.states = rates.new_empty(shape.num_layers, 0, *shape.state)
-
-    @staticmethod
-    def bytes_per_node(shape: StateShape) -> int:
-        """The bytes of one node, without its inputs to the convolutions."""
-        return 4 * shape.num_layers * prod(shape.state)
+    def __init__(self, shape: StateShape, device: torch.device) -> None:
+        self.states = torch.zeros(shape.num_layers, 0, 0, *shape.state, device=device)
 
     @property
-    def num_bytes(self) -> int:
-        """The bytes that are held now."""
-        return self.states.nbytes
+    def bytes_per_node(self) -> int:
+        """The bytes of one node, without its inputs to the convolutions."""
+        return bytes_per_node(self.states)
 
-    def clone(self, num_nodes: int) -> "StateCopies":
-        """Returns an independent copy of the first nodes."""
-        twin = copy(self)
-        twin.states = self.states[:, :num_nodes].clone()
-        return twin
+    def move(self, num_slots: int, num_rows: int) -> None:
+        """Moves to more slots or rows; what is kept of nodes stays."""
+        self.states = grown(self.states, num_slots, num_rows)
 
-    def reserve(self, num_nodes: int) -> None:
-        """Makes room for a tree of this many nodes."""
-        self.states = with_room(self.states, num_nodes)
+    def clear(self, slot: int) -> None:
+        """Forgets the nodes of a text."""
+        self.states[:, slot].zero_()
 
     def extend(
         self,
+        kernels: SsmKernels,
         layer: int,
         selected: Selected,
-        committed: Float[Tensor, "*state_axes"],
-        layout: TreeLayout,
-    ) -> Float[Tensor, " new *x_axes"]:
-        """Runs the newest nodes through one layer's recurrence and returns their outputs."""
-        states = self.states[layer, : len(layout)]
-        return self.kernels.extend_copies(
+        committed: Float[Tensor, " slots *state_axes"],
+        new: TreeRows,
+    ) -> Float[Tensor, " trees new *x_axes"]:
+        """Runs the new nodes of some trees through a layer's recurrence; returns the outputs."""
+        return kernels.extend_copies(
             selected.x,
             selected.dt,
             selected.A,
@@ -119,14 +103,20 @@ class StateCopies:
             selected.C,
             selected.D,
             committed,
-            states,
-            layout.parents,
+            self.states[layer],
+            new,
         )
 
     @on_one_thread
-    def commit(self, path: Sequence[int], committed: Float[Tensor, " layers *state_axes"]) -> None:
-        """Moves the committed state of all layers to the end of a path."""
-        committed.copy_(self.states[:, path[-1]])
+    def commit(
+        self,
+        slot: int,
+        path: Sequence[int],
+        committed: Float[Tensor, " layers *state_axes"],
+        commit_sums: CommitSums,
+    ) -> None:
+        """Moves the state of a text to the end of a path, in all layers."""
+        committed.copy_(self.states[:, slot, path[-1]])
 
 
 class PathSums:
@@ -135,66 +125,52 @@ class PathSums:
     Source: the closed form of STree (Wu et al. 2025), here grown level by level.
     """
 
-    def __init__(
-        self, shape: StateShape, kernels: SsmKernels, rates: Float[Tensor, " layers *a_axes"]
-    ) -> None:
-        self.kernels = kernels
-        self.rates = rates
-        self.x = rates.new_empty(shape.num_layers, 0, *shape.x)
-        self.dt = rates.new_empty(shape.num_layers, 0, *shape.dt)
-        self.B = rates.new_empty(shape.num_layers, 0, *shape.B)
-
-    @staticmethod
-    def bytes_per_node(shape: StateShape) -> int:
-        """The bytes of one node, without its inputs to the convolutions."""
-        return 4 * shape.num_layers * (prod(shape.x) + prod(shape.dt) + prod(shape.B))
+    def __init__(self, shape: StateShape, device: torch.device) -> None:
+        self.x = torch.zeros(shape.num_layers, 0, 0, *shape.x, device=device)
+        self.dt = torch.zeros(shape.num_layers, 0, 0, *shape.dt, device=device)
+        self.B = torch.zeros(shape.num_layers, 0, 0, *shape.B, device=device)
 
     @property
-    def num_bytes(self) -> int:
-        """The bytes that are held now."""
-        return self.x.nbytes + self.dt.nbytes + self.B.nbytes
+    def bytes_per_node(self) -> int:
+        """The bytes of one node, without its inputs to the convolutions."""
+        return sum(bytes_per_node(rows) for rows in (self.x, self.dt, self.B))
 
-    def clone(self, num_nodes: int) -> "PathSums":
-        """Returns an independent copy of the first nodes."""
-        twin = copy(self)
-        twin.x = self.x[:, :num_nodes].clone()
-        twin.dt = self.dt[:, :num_nodes].clone()
-        twin.B = self.B[:, :num_nodes].clone()
-        return twin
+    def move(self, num_slots: int, num_rows: int) -> None:
+        """Moves to more slots or rows; what is kept of nodes stays."""
+        self.x = grown(self.x, num_slots, num_rows)
+        self.dt = grown(self.dt, num_slots, num_rows)
+        self.B = grown(self.B, num_slots, num_rows)
 
-    def reserve(self, num_nodes: int) -> None:
-        """Makes room for a tree of this many nodes."""
-        self.x = with_room(self.x, num_nodes)
-        self.dt = with_room(self.dt, num_nodes)
-        self.B = with_room(self.B, num_nodes)
+    def clear(self, slot: int) -> None:
+        """Forgets the nodes of a text."""
+        for rows in (self.x, self.dt, self.B):
+            rows[:, slot].zero_()
 
     def extend(
         self,
+        kernels: SsmKernels,
         layer: int,
         selected: Selected,
-        committed: Float[Tensor, "*state_axes"],
-        layout: TreeLayout,
-    ) -> Float[Tensor, " new *x_axes"]:
-        """Runs the newest nodes through one layer's recurrence and returns their outputs."""
-        num_nodes = len(layout)
-        newest = slice(num_nodes - selected.x.shape[0], num_nodes)
+        committed: Float[Tensor, " slots *state_axes"],
+        new: TreeRows,
+    ) -> Float[Tensor, " trees new *x_axes"]:
+        """Runs the new nodes of some trees through a layer's recurrence; returns the outputs."""
         x, dt, B = self.x[layer], self.dt[layer], self.B[layer]
-        x[newest], dt[newest], B[newest] = selected.x, selected.dt, selected.B
-        return self.kernels.extend_sums(
-            x[:num_nodes],
-            dt[:num_nodes],
-            selected.A,
-            B[:num_nodes],
-            selected.C,
-            selected.D,
-            committed,
-            layout.ancestor_mask,
-        )
+        write_rows(x, new, selected.x)
+        write_rows(dt, new, selected.dt)
+        write_rows(B, new, selected.B)
+        return kernels.extend_sums(x, dt, selected.A, B, selected.C, selected.D, committed, new)
 
-    def commit(self, path: Sequence[int], committed: Float[Tensor, " layers *state_axes"]) -> None:
-        """Moves the committed state of all layers to the end of a path."""
-        x, dt, B = (_chosen(rows, path) for rows in (self.x, self.dt, self.B))
-        self.kernels.commit_sums(x, dt, self.rates, B, committed)
+    def commit(
+        self,
+        slot: int,
+        path: Sequence[int],
+        committed: Float[Tensor, " layers *state_axes"],
+        commit_sums: CommitSums,
+    ) -> None:
+        """Moves the state of a text to the end of a path, in all layers."""
+        x, dt, B = (_chosen(rows[:, slot], path) for rows in (self.x, self.dt, self.B))
+        commit_sums(x, dt, B, committed)
 
 
 @on_one_thread
@@ -206,15 +182,29 @@ def _chosen(
 
 Branching = StateCopies | PathSums
 
+BranchingKind = type[StateCopies] | type[PathSums]
+"""How the state of a network is to branch."""
+
+
+def write_rows(
+    rows: Float[Tensor, " slots rows *axes"],
+    new: TreeRows,
+    values: Float[Tensor, " trees new *axes"],
+) -> None:
+    """Writes what one layer keeps of the new nodes of some trees."""
+    rows[new.slots[:, None], new.rows] = values.to(rows.dtype)
+
 
 @on_one_thread
-def with_room(
-    rows: Float[Tensor, " layers capacity *axes"], num_nodes: int
-) -> Float[Tensor, " layers larger_capacity *axes"]:
-    """Returns `rows`, moved to a buffer of twice the size if it cannot hold so many nodes."""
-    capacity = rows.shape[1]
-    if num_nodes <= capacity:
-        return rows
-    larger = rows.new_empty(rows.shape[0], max(num_nodes, 2 * capacity), *rows.shape[2:])
-    larger[:, :capacity] = rows
+@torch.inference_mode(mode=False)
+def grown(tensor: Float[Tensor, " layers *axes"], *sizes: int) -> Float[Tensor, " layers *sizes"]:
+    """Returns a copy in a larger tensor, whose axes after the layers have these sizes first."""
+    old = tensor.shape[1 : 1 + len(sizes)]
+    larger = tensor.new_zeros(len(tensor), *sizes, *tensor.shape[1 + len(sizes) :])
+    larger[(slice(None), *map(slice, old))] = tensor
     return larger
+
+
+def bytes_per_node(rows: Float[Tensor, " layers slots rows *axes"]) -> int:
+    """Returns the bytes that one node takes in all layers."""
+    return len(rows) * prod(rows.shape[3:]) * rows.element_size()

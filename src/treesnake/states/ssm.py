@@ -1,150 +1,174 @@
-"""The state of one sequence in a recurrent network: a committed text, and a tree that grows on it.
+"""The memory of texts in a recurrent network, and of the nodes of trees that grow on them.
 
-A text is committed as one recurrent state and the last inputs of the convolutions, whatever its
-length. Nodes are appended to the tree as their tokens become known, and are numbered in that order;
-committing a path moves the state to the path's end and drops the tree.
+A text is one recurrent state and the last inputs of the convolutions, whatever its length. Which
+text it is, and how the nodes lie, `HeldText` says.
 """
 
+import threading
 from collections.abc import Sequence
-from copy import copy
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from treesnake.errors import InvalidInputError
 from treesnake.kernels.reference.conv import next_history
-from treesnake.states.branching import Branching, StateShape, with_room
-from treesnake.states.tree_layout import TreeLayout, tree_layout
+from treesnake.states.branching import (
+    BranchingKind,
+    CommitSums,
+    StateShape,
+    bytes_per_node,
+    grown,
+)
+from treesnake.states.slots import Slots
 from treesnake.threads import on_one_thread
 
 
-class SsmState:
-    """One sequence's state over weights that many sequences share.
+class SsmBank:
+    """The memory of many texts: each has a slot, and each node of its tree a row of the slot.
 
-    *Pending* tokens are accepted but were never run, as happens to a leaf of a draft, whose output
-    nobody needed. They are run in front of the next nodes, in the same pass, and are part of every
-    path from then on; whoever appends nodes need not know of them.
+    Slots and rows grow by doubling. That moves the tensors, and what has their addresses is out of
+    date. Who reads or writes the tensors holds the lock, so that they do not move meanwhile.
 
     Attributes:
         shape: the axes of everything below.
         history: the last inputs of each layer's convolution.
-        recurrent: each layer's committed state.
-        branching: what is kept of the tree's nodes.
+        recurrent: each layer's state after the text.
         conv_inputs: the inputs of the convolutions at each node.
-        length: the number of tokens that are committed, pending ones not included.
+        branching: what else is kept of the nodes.
+        lock: for passes, growth and commits; the same thread may take it again.
+        generation: how often the tensors have moved.
     """
 
-    def __init__(self, shape: StateShape, branching: Branching, device: torch.device) -> None:
+    def __init__(self, shape: StateShape, branching: BranchingKind, device: torch.device) -> None:
         self.shape = shape
-        self.branching = branching
-        num_layers = shape.num_layers
-        history_shape = (shape.conv_width - 1, shape.conv_channels)
-        self.history = torch.zeros(num_layers, *history_shape, device=device)
-        self.recurrent = torch.zeros(num_layers, *shape.state, device=device)
-        self.conv_inputs = torch.empty(num_layers, 0, shape.conv_channels, device=device)
-        self.length = 0
-        self._pending: tuple[int, ...] = ()
-        self._parents: tuple[int, ...] = ()
-        self._num_trunk = 0  # nodes in front of the caller's own: pending tokens that were run
+        layers, channels = shape.num_layers, shape.conv_channels
+        self.history: Float[Tensor, "layers slots history channels"]
+        self.history = torch.zeros(layers, 0, shape.conv_width - 1, channels, device=device)
+        self.recurrent: Float[Tensor, " layers slots *state"]
+        self.recurrent = torch.zeros(layers, 0, *shape.state, device=device)
+        self.conv_inputs: Float[Tensor, "layers slots rows channels"]
+        self.conv_inputs = torch.zeros(layers, 0, 0, channels, device=device)
+        self.branching = branching(shape, device)
+        self.lock = threading.RLock()
+        self.generation = 0
+        self._slots = Slots()
 
     @property
-    def num_nodes(self) -> int:
-        """The number of nodes that the tree has, as its caller counts them."""
-        return len(self._parents) - self._num_trunk
+    def num_slots(self) -> int:
+        """The number of slots, free ones included."""
+        return self.conv_inputs.shape[1]
+
+    @property
+    def num_rows(self) -> int:
+        """The number of nodes that each slot has room for."""
+        return self.conv_inputs.shape[2]
+
+    @property
+    def bytes_per_node(self) -> int:
+        """The bytes that one node takes."""
+        return bytes_per_node(self.conv_inputs) + self.branching.bytes_per_node
+
+    def new_state(self, commit_sums: CommitSums) -> "SsmState":
+        """Returns the state of an empty text.
+
+        Args:
+            commit_sums: moves states along the inputs of a path, with the A of the network.
+        """
+        with self.lock:
+            slot = self._slots.lowest_free()
+            if slot == self.num_slots:
+                self._move(max(1, 2 * slot), self.num_rows)
+            state = SsmState(self, slot, commit_sums)
+            state.reset()
+            # What is weighted with zero is summed, too, and zero times no number is no number.
+            self.conv_inputs[:, slot].zero_()
+            self.branching.clear(slot)
+            self._slots.take(slot, state)
+        return state
+
+    def reserve(self, num_rows: int) -> None:
+        """Makes room for a tree of this many nodes in every slot."""
+        with self.lock:
+            if num_rows > self.num_rows:
+                self._move(self.num_slots, max(num_rows, 2 * self.num_rows))
+
+    def _move(self, num_slots: int, num_rows: int) -> None:
+        self.history = grown(self.history, num_slots)
+        self.recurrent = grown(self.recurrent, num_slots)
+        self.conv_inputs = grown(self.conv_inputs, num_slots, num_rows)
+        self.branching.move(num_slots, num_rows)
+        self.generation += 1
+
+
+class SsmState:
+    """The memory of one text and its tree; others share the weights, nobody shares this.
+
+    Attributes:
+        bank: what the slot is one of.
+        slot: its number there.
+    """
+
+    def __init__(self, bank: SsmBank, slot: int, commit_sums: CommitSums) -> None:
+        self.bank = bank
+        self.slot = slot
+        self._commit_sums = commit_sums
+        self._most_nodes = 0
+
+    @property
+    def shape(self) -> StateShape:
+        """The axes of everything below."""
+        return self.bank.shape
+
+    @property
+    def history(self) -> Float[Tensor, "layers history channels"]:
+        """The last inputs of each layer's convolution, until the bank moves."""
+        return self.bank.history[:, self.slot]
+
+    @property
+    def recurrent(self) -> Float[Tensor, " layers *state"]:
+        """Each layer's state after the text, until the bank moves."""
+        return self.bank.recurrent[:, self.slot]
 
     @property
     def num_bytes(self) -> int:
-        """The bytes that this state holds: the committed part and the room for nodes."""
-        return self.shape.committed_bytes + self.conv_inputs.nbytes + self.branching.num_bytes
+        """The bytes of the text's part and of the largest tree so far."""
+        nodes = self._most_nodes * self.bank.bytes_per_node
+        return self.history.nbytes + self.recurrent.nbytes + nodes
 
-    @property
-    def layout(self) -> TreeLayout:
-        """How all nodes lie, those of pending tokens included."""
-        return tree_layout(self._parents, self.shape.conv_width, self.history.device)
+    def reserve(self, num_nodes: int) -> None:
+        """Makes room for a tree of this many nodes; what is kept of nodes stays."""
+        self.bank.reserve(num_nodes)
+        self._most_nodes = max(self._most_nodes, num_nodes)
 
-    def append(self, parents: Sequence[int]) -> tuple[int, ...]:
-        """Adds nodes to the tree; returns pending tokens, to be run in front of the new nodes.
+    def commit(self, path: Sequence[int]) -> None:
+        """Moves the text's part to the end of a path of the tree, which may be empty.
 
-        Args:
-            parents: node numbers, those of earlier ones of the new nodes included; -1 continues
-                the text.
-
-        Raises:
-            InvalidInputError: if there is no node or a parent does not exist yet.
+        If this is interrupted, the text's part may be that of no text at all.
         """
-        if not parents:
-            raise InvalidInputError("a tree grows by at least one node at a time, got none")
-        for node, parent in enumerate(parents, self.num_nodes):
-            if not -1 <= parent < node:
-                raise InvalidInputError(
-                    f"node {node} cannot continue node {parent}: parents are -1 (the text) or "
-                    "nodes that come before"
-                )
-        tokens = self.take_pending()
-        if tokens:
-            assert not self._parents, "tokens become pending by a commit, which drops the tree"
-            self._num_trunk = len(tokens)
-            self._parents = tuple(range(-1, len(tokens) - 1))
-        self._parents += tuple(parent + self._num_trunk for parent in parents)
-        self.conv_inputs = with_room(self.conv_inputs, len(self._parents))
-        self.branching.reserve(len(self._parents))
-        return tokens
-
-    def take_pending(self) -> tuple[int, ...]:
-        """Returns the pending tokens to whoever runs them as text, and forgets them."""
-        tokens, self._pending = self._pending, ()
-        return tokens
-
-    def advance(self, num_tokens: int) -> None:
-        """Notes that so many tokens were run as text, straight into the committed state."""
-        self.length += num_tokens
-
-    def commit(self, path: Sequence[int], pending: Sequence[int] = ()) -> None:
-        """Takes a path of the tree into the committed state and drops the tree.
-
-        Args:
-            path: nodes from a child of the text downwards; may be empty.
-            pending: tokens accepted after the path that are no nodes: they are run later.
-
-        Raises:
-            InvalidInputError: if `path` is not a path; the state is then as before.
-        """
-        for parent, node in zip((-1, *path), path, strict=False):
-            if not 0 <= node < self.num_nodes or self._parent_of(node) != parent:
-                raise InvalidInputError(
-                    f"{list(path)} is not a path of the tree: node {node} does not continue "
-                    f"{'the text' if parent < 0 else f'node {parent}'}"
-                )
-        trunk = self._num_trunk
-        nodes = [*range(trunk), *(node + trunk for node in path)]
-        if nodes:
-            self.branching.commit(nodes, self.recurrent)
-            self._push_history(nodes)
-            self.length += len(nodes)
-        self._parents, self._num_trunk = (), 0
-        self._pending += tuple(pending)
+        if path:
+            with self.bank.lock:
+                self.bank.branching.commit(self.slot, path, self.recurrent, self._commit_sums)
+                self._push_history(path)
 
     @on_one_thread
-    def _push_history(self, nodes: list[int]) -> None:
-        self.history.copy_(next_history(self.conv_inputs[:, nodes], self.history))
-
-    def clear_tree(self) -> None:
-        """Drops the tree as if it had never been grown; what was committed or is pending stays."""
-        self._parents = self._parents[: self._num_trunk]
+    def _push_history(self, path: Sequence[int]) -> None:
+        inputs = self.bank.conv_inputs[:, self.slot, list(path)]
+        self.history.copy_(next_history(inputs, self.history))
 
     def reset(self) -> None:
-        """Forgets the text, the pending tokens and the tree."""
-        self.history.zero_()
-        self.recurrent.zero_()
-        self.length = 0
-        self._pending, self._parents, self._num_trunk = (), (), 0
+        """Makes the text's part that of an empty text."""
+        with self.bank.lock:
+            self.history.zero_()
+            self.recurrent.zero_()
 
-    def clone(self) -> "SsmState":
-        """Returns an independent copy; costs the bytes of the committed state and of the nodes."""
-        twin = copy(self)
-        twin.history, twin.recurrent = self.history.clone(), self.recurrent.clone()
-        twin.conv_inputs = self.conv_inputs[:, : len(self._parents)].clone()
-        twin.branching = self.branching.clone(len(self._parents))
-        return twin
+    def copy(self) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+        """Returns a copy of the text's part, for `restore`."""
+        with self.bank.lock:
+            return self.history.clone(), self.recurrent.clone()
 
-    def _parent_of(self, node: int) -> int:
-        return max(self._parents[node + self._num_trunk] - self._num_trunk, -1)
+    def restore(self, copied: Sequence[Float[Tensor, "..."]]) -> None:
+        """Makes the text's part what `copy` returned here or in another state of the network."""
+        history, recurrent = copied
+        with self.bank.lock:
+            self.history.copy_(history)
+            self.recurrent.copy_(recurrent)

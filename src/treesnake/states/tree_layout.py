@@ -32,25 +32,6 @@ class TreeLayout:
     def __len__(self) -> int:
         return len(self.parents)
 
-    def clone(self) -> "TreeLayout":
-        """Returns a copy to be overwritten."""
-        return TreeLayout(
-            self.parents.clone(),
-            self.depths.clone(),
-            self.ancestor_mask.clone(),
-            self.windows.clone(),
-        )
-
-    def overwrite(self, other: "TreeLayout") -> None:
-        """Makes this the layout of another tree with as many nodes, at the same addresses.
-
-        Only for what `clone` returned: others share what `tree_layout` returns.
-        """
-        self.parents.copy_(other.parents)
-        self.depths.copy_(other.depths)
-        self.ancestor_mask.copy_(other.ancestor_mask)
-        self.windows.copy_(other.windows)
-
 
 @lru_cache(maxsize=1024)
 def tree_layout(parents: tuple[int, ...], conv_width: int, device: torch.device) -> TreeLayout:
@@ -86,6 +67,15 @@ class RowsSize:
     trees: int
     new: int
     nodes: int
+
+    def rounded(self) -> "RowsSize":
+        """Returns one of few sizes, each number less than twice as large."""
+        return RowsSize(round_up(self.trees), round_up(self.new), round_up(self.nodes))
+
+
+def round_up(number: int) -> int:
+    """Returns the smallest power of two that is not below a number."""
+    return 1 << (number - 1).bit_length()
 
 
 def tree_rows(

@@ -85,14 +85,14 @@ def soften_range(typing_context, x, row, bias, begin, end):
 
 
 @intrinsic
-def skip_gate_range(typing_context, y, skip, x, gate, gate_column, row, begin, end):
-    """Replaces `y[row, begin:end]` by (y + skip * x) * silu(gate); the range is whole vectors.
+def skip_gate_range(typing_context, y, D, x, gate, gate_column, row, begin, end):
+    """Replaces `y[row, begin:end]` by (y + D * x) * silu(gate); the range is whole vectors.
 
-    `skip` has one axis; `gate` is read `gate_column` columns further on.
+    `D` has one axis; `gate` is read `gate_column` columns further on.
     """
 
     def generate(context, builder, signature, arguments):
-        y, skip, x, gate = (
+        y, D, x, gate = (
             context.make_array(signature.args[place])(context, builder, arguments[place])
             for place in range(4)
         )
@@ -103,7 +103,7 @@ def skip_gate_range(typing_context, y, skip, x, gate, gate_column, row, begin, e
         def replace(place: Any, _: Any) -> list[Any]:
             output, weight, inputs, gates = (
                 simd.load(builder, builder.gep(start, [place]), types.float32)
-                for start in (y_start, skip.data, x_start, gate_start)
+                for start in (y_start, D.data, x_start, gate_start)
             )
             total = simd.fused_multiply_add(builder, weight, inputs, output)
             product = builder.fmul(total, silu(builder, gates))
@@ -114,5 +114,5 @@ def skip_gate_range(typing_context, y, skip, x, gate, gate_column, row, begin, e
         return context.get_dummy_value()
 
     position = types.intp
-    signature = types.void(y, skip, x, gate, position, position, position, position)
+    signature = types.void(y, D, x, gate, position, position, position, position)
     return signature, generate

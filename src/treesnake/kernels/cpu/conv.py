@@ -1,23 +1,11 @@
 """Short causal convolution, compiled: a range of channels at a time, over a text or a tree.
 
-Names and axes are those of `treesnake.kernels.reference.conv`. Kernels read the weight as
+Names and axes are those of `treesnake.kernels.reference.conv`, but that the weight is
 (conv_width, channels), so that vectors run along the channels.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from treesnake.kernels.cpu.activations import silu_range
-from treesnake.kernels.cpu.jit import entry_point, kernel
-from treesnake.kernels.cpu.linear import padded
-from treesnake.kernels.reference.conv import causal_conv
-
-__all__ = ["causal_conv", "convolve_range", "tree_conv"]
+from treesnake.kernels.cpu.jit import kernel
 
 
 @kernel
@@ -64,52 +52,3 @@ def keep_history(inputs, num_rows, history, begin, end):
             copy_range(history, source, begin, end, history, place, begin)
         else:
             copy_range(inputs, source - num_history, begin, end, history, place, begin)
-
-
-@entry_point
-def _tree_conv(inputs, history, windows, weight, bias, out):
-    convolve_range(inputs, history, windows, weight, bias, 0, out.shape[1], out)
-
-
-def tree_conv(
-    inputs: Float[Tensor, "nodes channels"],
-    weight: Float[Tensor, "channels conv_width"],
-    bias: Float[Tensor, " channels"] | None,
-    history: Float[Tensor, "history channels"],
-    windows: Int[Tensor, "new conv_width"],
-) -> Float[Tensor, "new channels"]:
-    """Convolves nodes of a tree: each sees the last K inputs on its own path."""
-    channels = inputs.shape[1]
-    out = np.zeros((windows.shape[0], padded(channels)), np.float32)
-    _tree_conv(
-        padded_array(inputs),
-        padded_array(history),
-        windows.numpy(),
-        padded_array(weight.T),
-        padded_array(inputs.new_zeros(channels) if bias is None else bias),
-        out,
-    )
-    return unpadded(out, (windows.shape[0], channels))
-
-
-def padded_array(x: Float[Tensor, "*rows width"], axes: int = 1) -> np.ndarray:
-    """Returns a float32 array with the last axes padded with zeros to whole vectors.
-
-    It is the tensor's own memory if nothing is to be done.
-    """
-    padding: list[int] = []
-    for size in reversed(x.shape[-axes:]):
-        padding += [0, padded(size) - size]
-    x = x.detach().float()
-    return (F.pad(x, padding) if any(padding) else x).contiguous().numpy()
-
-
-def unpadded(array: np.ndarray, shape: Sequence[int]) -> Float[Tensor, "..."]:
-    """Returns the tensor of this shape that an array was padded from."""
-    return torch.from_numpy(array)[tuple(slice(0, size) for size in shape)]
-
-
-def write_back(array: np.ndarray, x: Float[Tensor, "..."]) -> None:
-    """Writes a padded array to the tensor that it came from, if that is not its own memory."""
-    if array.ctypes.data != x.data_ptr():
-        x.copy_(unpadded(array, x.shape))

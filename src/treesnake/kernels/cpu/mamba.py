@@ -1,9 +1,9 @@
 """A whole Mamba in one compiled call: every layer, every step, on every thread.
 
-What the network is, `treesnake.models.mamba` says; how threads work together, `team`. It runs a
-text, moving the committed state along, or the newest nodes of a tree, in either way to branch. In
-all three a token's outputs are made by the same operations in the same order, so that a node has
-the bits of its path.
+What the network is, `treesnake.models.mamba` says; what a pass is, `state_space`; how threads work
+together, `team`. It runs a text, moving the committed state along, or the newest nodes of trees, in
+either way to branch. In all three a token's outputs are made by the same operations in the same
+order, so that a node has the bits of its path.
 
 All widths are padded with zeros to whole vectors, and the names of axes mean padded widths.
 """
@@ -16,15 +16,22 @@ from treesnake.kernels.cpu.activations import skip_gate_range, soften_range
 from treesnake.kernels.cpu.conv import copy_range
 from treesnake.kernels.cpu.jit import entry_point, inlined
 from treesnake.kernels.cpu.linear import linear_rows
-from treesnake.kernels.cpu.ssm_rows import Selection, run_rows, run_sums
+from treesnake.kernels.cpu.ssm_rows import SsmSelection, run_path, run_rows, run_sums
 from treesnake.kernels.cpu.state_space import (
     SUMS,
-    Memory,
-    Tokens,
+    StackWeights,
+    StackWorkspace,
+    committed_of,
     convolve,
     embed_tokens,
-    enter_layer,
-    leave_layer,
+    needed_of,
+    node_b_of,
+    node_dt_of,
+    node_states_of,
+    node_x_of,
+    parents_of,
+    project_in,
+    project_out,
     write_logits,
 )
 from treesnake.kernels.cpu.steps import block_size
@@ -34,66 +41,26 @@ STEPS_PER_LAYER = 6
 OTHER_STEPS = 3
 
 
-class Weights(NamedTuple):
+class MambaWeights(NamedTuple):
     """Weights as the kernels read them, those of all layers stacked.
 
-    Matrices are (layers, outputs, inputs), each with a scale (layers, outputs). `select` gives the
-    low-rank step sizes, B and C, one after another; `steps` reads all of its outputs, with zeros
-    for B and C. Convolutions are (layers, conv_width, channels). Biases may be of width 0.
+    `x_proj` gives the low-rank step sizes, B and C, one after another; `dt_proj` reads all of its
+    outputs, with zeros for B and C. A is (layers, channels, state_dim).
     """
 
-    embedding: np.ndarray
-    embedding_scale: np.ndarray
-    norm: np.ndarray
-    enter: np.ndarray
-    enter_scale: np.ndarray
-    enter_bias: np.ndarray
-    conv: np.ndarray
-    conv_bias: np.ndarray
-    select: np.ndarray
-    select_scale: np.ndarray
-    steps: np.ndarray
-    steps_scale: np.ndarray
-    steps_bias: np.ndarray
-    rates: np.ndarray
-    skip: np.ndarray
-    leave: np.ndarray
-    leave_scale: np.ndarray
-    leave_bias: np.ndarray
-    final_norm: np.ndarray
-    head: np.ndarray
-    head_scale: np.ndarray
+    stack: StackWeights
+    x_proj: np.ndarray
+    x_proj_scale: np.ndarray
+    dt_proj: np.ndarray
+    dt_proj_scale: np.ndarray
 
 
-class Workspace(NamedTuple):
-    """Activations (rows, width), with rows to spare for whole tiles, and scratch per thread."""
+class MambaWorkspace(NamedTuple):
+    """Activations (rows, width), and scratch per thread; `selected` is what `x_proj` gives."""
 
-    residual: np.ndarray
-    normed: np.ndarray
-    entered: np.ndarray
-    conv_inputs: np.ndarray
-    x: np.ndarray
+    stack: StackWorkspace
     selected: np.ndarray
-    B: np.ndarray
-    dt: np.ndarray
-    y: np.ndarray
     scratch: np.ndarray
-
-
-class Run(NamedTuple):
-    """All that one call reads and writes; `logits` has rows for the last `num_logits` tokens.
-
-    B starts at column `b_column` of what `Weights.select` gives.
-    """
-
-    weights: Weights
-    memory: Memory
-    tokens: Tokens
-    work: Workspace
-    epsilon: np.float32
-    b_column: int
-    num_logits: int
-    logits: np.ndarray
 
 
 def count_steps(num_layers: int) -> int:
@@ -103,80 +70,110 @@ def count_steps(num_layers: int) -> int:
 
 @entry_point
 def run_mamba(barrier, run):
-    """Runs the tokens: changes what is remembered, and writes the logits of the last ones."""
+    """Runs the rows: changes what is remembered, and writes the logits of the last ones."""
     thread = enter(barrier)
     step = embed_tokens(barrier, run)
-    for layer in range(run.weights.norm.shape[0]):
-        step = enter_layer(barrier, step, run, layer)
-        step = convolve(barrier, step, run, layer, 0, run.work.x)
+    for layer in range(run.weights.stack.norm.shape[0]):
+        step = project_in(barrier, step, run, layer)
+        step = convolve(barrier, step, run, layer, 0)
         step = _select(barrier, step, run, layer)
         step = _recur(barrier, step, run, layer, thread)
-        step = leave_layer(barrier, step, run, layer)
+        step = project_out(barrier, step, run, layer)
     write_logits(barrier, step, run)
+
+
+@entry_point
+def commit_mamba(barrier, A, dt, x, B, states):
+    """Moves the states (layers, channels, state_dim) of a text along the inputs of a path."""
+    num_layers, num_channels, _ = states.shape
+    block = block_size(num_channels, barrier)
+    num_blocks = (num_channels + block - 1) // block
+    unit = next_unit(barrier, 0)
+    while unit < num_layers * num_blocks:
+        layer, number = divmod(unit, num_blocks)
+        begin = number * block
+        end = min(begin + block, num_channels)
+        selection = SsmSelection(A[layer], dt[layer], x[layer], B[layer], B[layer], 0, B[layer], 0)
+        run_path(selection, states[layer], begin, end)
+        unit = finish_unit(barrier, 0)
+    wait(barrier, 0, num_layers * num_blocks)
 
 
 @inlined
 def _select(barrier, step, run, layer):
     """Makes low-rank step sizes, B and C; keeps B where the recurrence reads it."""
-    tokens, work = run.tokens, run.work
-    weight, scale = run.weights.select[layer], run.weights.select_scale[layer]
-    num_rows, num_outputs = tokens.token_ids.shape[0], weight.shape[0]
-    is_sums = tokens.task == SUMS
-    B = run.memory.node_directions[layer] if is_sums else work.B
-    first = tokens.parents.shape[0] - num_rows if is_sums else 0
+    work = run.work
+    weight, scale = run.weights.x_proj[layer], run.weights.x_proj_scale[layer]
+    num_rows, num_outputs = run.rows.token_ids.shape[0], weight.shape[0]
     block = block_size(num_outputs, barrier)
     num_units = (num_outputs + block - 1) // block
     unit = next_unit(barrier, step)
     while unit < num_units:
         begin = unit * block
         end = min(begin + block, num_outputs)
-        linear_rows(work.x, num_rows, weight, begin, end, work.selected, scale)
-        for row in range(num_rows):
-            for column in range(max(begin, run.b_column), min(end, run.b_column + B.shape[1])):
-                B[first + row, column - run.b_column] = work.selected[row, column]
+        linear_rows(work.stack.convolved, num_rows, weight, begin, end, work.selected, scale)
+        for number in range(run.rows.parts.shape[0]):
+            _keep_directions(run, layer, run.rows.parts[number], begin, end)
         unit = finish_unit(barrier, step)
     return wait(barrier, step, num_units)
 
 
 @inlined
+def _keep_directions(run, layer, part, begin, end):
+    """Copies what lies of B in columns begin..end of `selected`."""
+    selected, state_dim = run.work.selected, run.shape.state_dim
+    column = selected.shape[1] - 2 * state_dim
+    B, first = run.work.stack.B, part.first_row
+    if run.rows.task == SUMS:
+        B, first = node_b_of(part, run.shape, layer), part.num_nodes - part.num_rows
+    for row in range(part.num_rows):
+        for place in range(max(begin, column), min(end, column + state_dim)):
+            B[first + row, place - column] = selected[part.first_row + row, place]
+
+
+@inlined
 def _recur(barrier, step, run, layer, thread):
     """Makes step sizes, runs the recurrence and gates its outputs, some channels a unit."""
-    num_rows, num_channels = run.tokens.token_ids.shape[0], run.weights.rates.shape[1]
-    weight, scale = run.weights.steps[layer], run.weights.steps_scale[layer]
-    bias, skip = run.weights.steps_bias[layer], run.weights.skip[layer]
-    work = run.work
+    work, stack = run.work, run.work.stack
+    weight, scale = run.weights.dt_proj[layer], run.weights.dt_proj_scale[layer]
+    bias, D = run.weights.stack.dt_bias[layer], run.weights.stack.D[layer]
+    num_rows, num_channels = run.rows.token_ids.shape[0], weight.shape[0]
     block = block_size(num_channels, barrier)
     num_units = (num_channels + block - 1) // block
     unit = next_unit(barrier, step)
     while unit < num_units:
         begin = unit * block
         end = min(begin + block, num_channels)
-        linear_rows(work.selected, num_rows, weight, begin, end, work.dt, scale)
+        linear_rows(work.selected, num_rows, weight, begin, end, stack.dt, scale)
         for row in range(num_rows):
-            soften_range(work.dt, row, bias, begin, end)
-        _recur_range(run, layer, thread, begin, end)
+            soften_range(stack.dt, row, bias, begin, end)
+        for number in range(run.rows.parts.shape[0]):
+            _recur_part(run, layer, run.rows.parts[number], thread, begin, end)
         for row in range(num_rows):
-            skip_gate_range(work.y, skip, work.x, work.entered, num_channels, row, begin, end)
+            x, gates = stack.convolved, stack.projected
+            skip_gate_range(stack.y, D, x, gates, num_channels, row, begin, end)
         unit = finish_unit(barrier, step)
     return wait(barrier, step, num_units)
 
 
 @inlined
-def _recur_range(run, layer, thread, begin, end):
-    memory, tokens, work = run.memory, run.tokens, run.work
-    num_rows, rates = tokens.token_ids.shape[0], run.weights.rates[layer]
-    c_column = run.b_column + work.B.shape[1]
-    committed = memory.recurrent[layer : layer + 1]
-    if tokens.task == SUMS:
-        first = tokens.parents.shape[0] - num_rows
-        dt, x, B = memory.node_dt[layer], memory.node_x[layer], memory.node_directions[layer]
+def _recur_part(run, layer, part, thread, begin, end):
+    work, stack, shape = run.work, run.work.stack, run.shape
+    num_rows, first_row, A = part.num_rows, part.first_row, run.weights.stack.A[layer]
+    C, c_column, y = work.selected, work.selected.shape[1] - shape.state_dim, stack.y
+    committed, parents = committed_of(part, shape, layer), parents_of(part)
+    if run.rows.task == SUMS:
+        first = part.num_nodes - num_rows
+        dt, x = node_dt_of(part, shape, layer), node_x_of(part, shape, layer)
         for row in range(num_rows):
-            copy_range(work.dt, row, begin, end, dt, first + row, begin)
-            copy_range(work.x, row, begin, end, x, first + row, begin)
-        selection = Selection(rates, dt, x, B, work.selected, c_column, work.y)
-        parents, needed, scratch = tokens.parents, tokens.needed, work.scratch[thread]
+            copy_range(stack.dt, first_row + row, begin, end, dt, first + row, begin)
+            copy_range(stack.convolved, first_row + row, begin, end, x, first + row, begin)
+        B = node_b_of(part, shape, layer)
+        selection = SsmSelection(A, dt, x, B, C, c_column, y, first_row)
+        needed, scratch = needed_of(part), work.scratch[thread]
         run_sums(selection, num_rows, committed, parents, needed, scratch, begin, end)
     else:
-        selection = Selection(rates, work.dt, work.x, work.B, work.selected, c_column, work.y)
-        states = memory.node_states[layer]
-        run_rows(selection, num_rows, committed, states, tokens.parents, begin, end)
+        dt, x, B = stack.dt[first_row:], stack.convolved[first_row:], stack.B[first_row:]
+        selection = SsmSelection(A, dt, x, B, C, c_column, y, first_row)
+        states = node_states_of(part, shape, layer)
+        run_rows(selection, num_rows, committed, states, parents, begin, end)

@@ -1,7 +1,8 @@
 """A whole Mamba-2 in one compiled call: every layer, every step, on every thread.
 
-What the network is, `treesnake.models.mamba2` says; how threads work together, `team`. It runs a
-text, moving the committed state along, or the newest nodes of a tree, in either way to branch.
+What the network is, `treesnake.models.mamba2` says; what a pass is, `state_space`; how threads work
+together, `team`. It runs a text, moving the committed state along, or the newest nodes of trees, in
+either way to branch.
 
 All widths but those of heads are padded with zeros to whole vectors, and the names of axes mean
 padded widths.
@@ -17,15 +18,23 @@ from treesnake.kernels.cpu.activations import skip_gate_range, soften_range
 from treesnake.kernels.cpu.conv import copy_range
 from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
 from treesnake.kernels.cpu.norm import inverse_rms, scale_range
-from treesnake.kernels.cpu.ssd import Selection, run_rows, run_sums, score_row
+from treesnake.kernels.cpu.ssd import SsdSelection, run_path, run_rows, run_sums, score_row
 from treesnake.kernels.cpu.state_space import (
     SUMS,
-    Memory,
-    Tokens,
+    TEXT,
+    StackWeights,
+    StackWorkspace,
+    ancestor_mask_of,
+    committed_of,
     convolve,
     embed_tokens,
-    enter_layer,
-    leave_layer,
+    node_b_of,
+    node_dt_of,
+    node_states_of,
+    node_x_of,
+    parents_of,
+    project_in,
+    project_out,
     write_logits,
 )
 from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, wait
@@ -34,66 +43,24 @@ STEPS_PER_LAYER = 8
 OTHER_STEPS = 3
 
 
-class Weights(NamedTuple):
+class Mamba2Weights(NamedTuple):
     """Weights as the kernels read them, those of all layers stacked.
 
-    Matrices are (layers, outputs, inputs), each with a scale (layers, outputs). `enter` gives gate,
-    x, B, C and step sizes, one after another; convolutions are (layers, conv_width, channels of x,
-    B and C). `rates` has an entry a head, `skip` one a channel. Biases may be of width 0.
+    `in_proj` gives gate, x, B, C and step sizes, one after another; x, B and C are convolved. A has
+    an entry a head, D one a channel. `dt_limits` are the bounds of dt over a text.
     """
 
-    embedding: np.ndarray
-    embedding_scale: np.ndarray
-    norm: np.ndarray
-    enter: np.ndarray
-    enter_scale: np.ndarray
-    enter_bias: np.ndarray
-    conv: np.ndarray
-    conv_bias: np.ndarray
-    steps_bias: np.ndarray
-    rates: np.ndarray
-    skip: np.ndarray
+    stack: StackWeights
     gated_norm: np.ndarray
-    leave: np.ndarray
-    leave_scale: np.ndarray
-    leave_bias: np.ndarray
-    final_norm: np.ndarray
-    head: np.ndarray
-    head_scale: np.ndarray
+    dt_limits: np.ndarray
 
 
-class Workspace(NamedTuple):
-    """Activations (rows, width), with rows to spare for whole tiles.
+class Mamba2Workspace(NamedTuple):
+    """Activations: C is (groups, rows, state_dim), `scores` (groups, rows, nodes)."""
 
-    B is (rows, groups, state_dim), C (groups, rows, state_dim), `scores` (groups, rows, nodes).
-    """
-
-    residual: np.ndarray
-    normed: np.ndarray
-    entered: np.ndarray
-    conv_inputs: np.ndarray
-    convolved: np.ndarray
-    dt: np.ndarray
-    B: np.ndarray
+    stack: StackWorkspace
     C: np.ndarray
     scores: np.ndarray
-    y: np.ndarray
-
-
-class Run(NamedTuple):
-    """All that one call reads and writes; `logits` has rows for the last `num_logits` tokens.
-
-    `ancestor_mask` is (new nodes, all nodes).
-    """
-
-    weights: Weights
-    memory: Memory
-    tokens: Tokens
-    ancestor_mask: np.ndarray
-    work: Workspace
-    epsilon: np.float32
-    num_logits: int
-    logits: np.ndarray
 
 
 def count_steps(num_layers: int) -> int:
@@ -103,64 +70,100 @@ def count_steps(num_layers: int) -> int:
 
 @entry_point
 def run_mamba2(barrier, run):
-    """Runs the tokens: changes what is remembered, and writes the logits of the last ones."""
+    """Runs the rows: changes what is remembered, and writes the logits of the last ones."""
     enter(barrier)
-    gates = run.work.y.shape[1]
+    num_gates = run.work.stack.y.shape[1]
     step = embed_tokens(barrier, run)
-    for layer in range(run.weights.norm.shape[0]):
-        step = enter_layer(barrier, step, run, layer)
-        step = convolve(barrier, step, run, layer, gates, run.work.convolved)
+    for layer in range(run.weights.stack.norm.shape[0]):
+        step = project_in(barrier, step, run, layer)
+        step = convolve(barrier, step, run, layer, num_gates)
         step = _select(barrier, step, run, layer)
-        if run.tokens.task == SUMS:
+        if run.rows.task == SUMS:
             step = _score(barrier, step, run, layer)
         step = _recur(barrier, step, run, layer)
         step = _gate(barrier, step, run, layer)
-        step = leave_layer(barrier, step, run, layer)
+        step = project_out(barrier, step, run, layer)
     write_logits(barrier, step, run)
+
+
+@entry_point
+def commit_mamba2(barrier, A, dt, x, B, states):
+    """Moves the states (layers, cells, state_dim) of a text along the inputs of a path.
+
+    B is (layers, path * groups, state_dim).
+    """
+    num_layers, num_heads = A.shape
+    num_groups = B.shape[1] // dt.shape[1]
+    unit = next_unit(barrier, 0)
+    while unit < num_layers * num_heads:
+        layer, head = divmod(unit, num_heads)
+        readers = B[layer : layer + 1]
+        selection = SsdSelection(A[layer], dt[layer], x[layer], B[layer], readers, x[layer], 0)
+        run_path(selection, num_groups, states[layer], head)
+        unit = finish_unit(barrier, 0)
+    wait(barrier, 0, num_layers * num_heads)
+
+
+@kernel
+def _part_of(parts, row):
+    """Returns the number of the text that a row belongs to."""
+    number = 0
+    while row >= parts[number].first_row + parts[number].num_rows:
+        number += 1
+    return number
 
 
 @inlined
 def _select(barrier, step, run, layer):
     """Puts step sizes, x, B and C where the recurrence reads them, a row a unit."""
-    tokens, memory, work = run.tokens, run.memory, run.work
-    num_rows = tokens.token_ids.shape[0]
-    first = tokens.parents.shape[0] - num_rows
+    rows, stack = run.rows, run.work.stack
+    num_rows = rows.token_ids.shape[0]
     row = next_unit(barrier, step)
     while row < num_rows:
-        if tokens.task == SUMS:
-            node, x = first + row, memory.node_x[layer]
-            copy_range(work.convolved, row, 0, x.shape[1], x, node, 0)
-            _select_row(run, layer, row, memory.node_dt[layer], memory.node_directions[layer], node)
+        part = rows.parts[_part_of(rows.parts, row)]
+        if rows.task == SUMS:
+            node = part.num_nodes - part.num_rows + row - part.first_row
+            x = node_x_of(part, run.shape, layer)
+            copy_range(stack.convolved, row, 0, x.shape[1], x, node, 0)
+            dt, B = node_dt_of(part, run.shape, layer), node_b_of(part, run.shape, layer)
+            _select_row(run, layer, row, dt, B, node)
         else:
-            _select_row(run, layer, row, work.dt, work.B, row)
+            _select_row(run, layer, row, stack.dt, stack.B, row)
+            if rows.task == TEXT:
+                _limit_row(stack.dt, row, run.weights.dt_limits)
         row = finish_unit(barrier, step)
     return wait(barrier, step, num_rows)
 
 
 @inlined
 def _select_row(run, layer, row, dt, B, node):
-    work = run.work
-    num_groups, state_dim = B.shape[1], B.shape[2]
-    width = work.y.shape[1]
-    entered = work.entered.shape[1]
-    copy_range(work.entered, row, entered - dt.shape[1], entered, dt, node, 0)
-    soften_range(dt, node, run.weights.steps_bias[layer], 0, dt.shape[1])
+    stack, state_dim, num_groups = run.work.stack, run.shape.state_dim, run.shape.num_groups
+    width, end = stack.y.shape[1], stack.projected.shape[1]
+    copy_range(stack.projected, row, end - dt.shape[1], end, dt, node, 0)
+    soften_range(dt, node, run.weights.stack.dt_bias[layer], 0, dt.shape[1])
     for group in range(num_groups):
         begin = width + group * state_dim
-        copy_range(work.convolved, row, begin, begin + state_dim, B[node], group, 0)
+        cell = node * num_groups + group
+        copy_range(stack.convolved, row, begin, begin + state_dim, B, cell, 0)
         begin += num_groups * state_dim
-        copy_range(work.convolved, row, begin, begin + state_dim, work.C[group], row, 0)
+        copy_range(stack.convolved, row, begin, begin + state_dim, run.work.C[group], row, 0)
+
+
+@kernel
+def _limit_row(dt, row, limits):
+    for place in range(dt.shape[1]):
+        dt[row, place] = min(max(dt[row, place], limits[0]), limits[1])
 
 
 @inlined
 def _score(barrier, step, run, layer):
     """Multiplies C of the newest nodes with B of their ancestors, a node a unit."""
-    num_rows = run.tokens.token_ids.shape[0]
+    rows, num_rows = run.rows, run.rows.token_ids.shape[0]
     row = next_unit(barrier, step)
     while row < num_rows:
-        score_row(
-            run.memory.node_directions[layer], run.work.C, run.ancestor_mask, row, run.work.scores
-        )
+        part = rows.parts[_part_of(rows.parts, row)]
+        B, mask = node_b_of(part, run.shape, layer), ancestor_mask_of(part)
+        score_row(B, run.work.C, mask, row - part.first_row, row, run.work.scores)
         row = finish_unit(barrier, step)
     return wait(barrier, step, num_rows)
 
@@ -168,43 +171,48 @@ def _score(barrier, step, run, layer):
 @inlined
 def _recur(barrier, step, run, layer):
     """Runs the recurrence, a head a unit."""
-    num_heads = run.weights.rates.shape[1]
+    num_heads = run.weights.stack.A.shape[1]
     head = next_unit(barrier, step)
     while head < num_heads:
-        _recur_head(run, layer, head)
+        for number in range(run.rows.parts.shape[0]):
+            _recur_head(run, layer, run.rows.parts[number], head)
         head = finish_unit(barrier, step)
     return wait(barrier, step, num_heads)
 
 
 @inlined
-def _recur_head(run, layer, head):
-    memory, tokens, work = run.memory, run.tokens, run.work
-    num_rows, rates = tokens.token_ids.shape[0], run.weights.rates[layer]
-    if tokens.task == SUMS:
-        dt, x, B = memory.node_dt[layer], memory.node_x[layer], memory.node_directions[layer]
-        selection = Selection(rates, dt, x, B, work.C, work.y)
-        state = memory.recurrent[layer]
-        rows = state.reshape(state.shape[0] * state.shape[1], state.shape[2])
-        run_sums(selection, num_rows, rows, run.ancestor_mask, work.scores, head)
+def _recur_head(run, layer, part, head):
+    work, stack, shape = run.work, run.work.stack, run.shape
+    num_rows, first_row, A = part.num_rows, part.first_row, run.weights.stack.A[layer]
+    committed = committed_of(part, shape, layer)
+    if run.rows.task == SUMS:
+        dt, x = node_dt_of(part, shape, layer), node_x_of(part, shape, layer)
+        B, mask = node_b_of(part, shape, layer), ancestor_mask_of(part)
+        selection = SsdSelection(A, dt, x, B, work.C, stack.y, first_row)
+        run_sums(selection, num_rows, committed, mask, work.scores, head)
     else:
-        selection = Selection(rates, work.dt, work.convolved, work.B, work.C, work.y)
-        committed, states = memory.recurrent[layer : layer + 1], memory.node_states[layer]
-        run_rows(selection, num_rows, committed, states, tokens.parents, head)
+        dt, x = stack.dt[first_row:], stack.convolved[first_row:]
+        B = stack.B[first_row * shape.num_groups :]
+        selection = SsdSelection(A, dt, x, B, work.C, stack.y, first_row)
+        states, parents = node_states_of(part, shape, layer), parents_of(part)
+        run_rows(selection, num_rows, committed, states, parents, head)
 
 
 @inlined
 def _gate(barrier, step, run, layer):
     """Adds the skip connection, gates, and norms each group, a row a unit."""
-    work, skip, weight = run.work, run.weights.skip[layer], run.weights.gated_norm[layer]
-    num_rows, num_groups = run.tokens.token_ids.shape[0], work.B.shape[1]
-    size = weight.shape[0] // num_groups
+    stack = run.work.stack
+    D, weight = run.weights.stack.D[layer], run.weights.gated_norm[layer]
+    num_rows = run.rows.token_ids.shape[0]
+    size = weight.shape[0] // run.shape.num_groups
     row = next_unit(barrier, step)
     while row < num_rows:
-        skip_gate_range(work.y, skip, work.convolved, work.entered, 0, row, 0, work.y.shape[1])
+        x, gates, width = stack.convolved, stack.projected, stack.y.shape[1]
+        skip_gate_range(stack.y, D, x, gates, 0, row, 0, width)
         for begin in range(0, weight.shape[0], size):
             end = begin + size
-            factor = _inverse_rms(work.y, row, begin, end, run.epsilon)
-            scale_range(work.y, row, begin, weight[begin:end], factor)
+            factor = _inverse_rms(stack.y, row, begin, end, run.epsilon)
+            scale_range(stack.y, row, begin, weight[begin:end], factor)
         row = finish_unit(barrier, step)
     return wait(barrier, step, num_rows)
 

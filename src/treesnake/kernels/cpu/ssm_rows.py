@@ -1,9 +1,9 @@
 """The selective state space of Mamba-1, compiled: a range of channels at a time.
 
 Names are those of `treesnake.kernels.reference.ssm`. Here the axes of channels and of the state are
-padded with zeros to whole vectors; a state is (channels, state_dim), so that a vector or two hold
-a channel's. A node's state is made by the same operations in the same order in a text, from copies
-and by sums, so that these give the same bits.
+padded with zeros to whole vectors. A *cell* is one channel's state, a vector or two; states are
+rows of cells, those of all nodes one after another. A node's state is made by the same operations
+in the same order in a text, from copies and by sums, so that these give the same bits.
 """
 
 from collections.abc import Sequence
@@ -24,80 +24,32 @@ REPLAYED_CHANNELS = 8
 """Channels of which every node's state is kept in the first cache while a tree is replayed."""
 
 
-def _advance_tile(num_channels: int, *, has_output: bool) -> Any:
-    """Builds the intrinsic that steps some channels of one node.
+class SsmSelection(NamedTuple):
+    """What the recurrence of a layer reads for one text, and writes.
 
-    It reads row `row` of `dt`, `x` and `B`, and the state of `num_channels` channels from cell
-    `source_cell` on, where a cell is one channel's state in an array of any number of axes. It
-    writes the new state to `target_cell`, and, if it has an output, the products of the state with
-    `C[read_row, column:]` to `y[read_row, channel:]`.
+    `dt`, `x` and `B` have a row for each token or node of the text. `C` and `y` have a row for each
+    row of the pass, of which those of the text's tokens or newest nodes begin at `first_row`, and a
+    row to spare. C of a row r is `C[r, column:]`.
     """
 
-    @intrinsic
-    def advance(
-        typing_context,
-        rates,
-        channel,
-        dt,
-        x,
-        B,
-        row,
-        source,
-        source_cell,
-        target,
-        target_cell,
-        C,
-        column,
-        y,
-        read_row,
-    ):
-        def generate(context, builder, signature, arguments):
-            rates, dt, x, B, source, target, C, y = (
-                context.make_array(signature.args[place])(context, builder, arguments[place])
-                for place in (0, 2, 3, 4, 6, 8, 10, 12)
-            )
-            channel, row, source_cell, target_cell, column, read_row = (
-                arguments[place] for place in (1, 5, 7, 9, 11, 13)
-            )
-            width = cgutils.unpack_tuple(builder, rates.shape)[1]
-            steps, amounts = steps_and_amounts(builder, dt, x, row, channel, num_channels)
-            directions = simd.row_pointer(builder, B, row)
-            rate_cells, sources, targets = (
-                cell_pointers(builder, array, cell, width, num_channels)
-                for array, cell in ((rates, channel), (source, source_cell), (target, target_cell))
-            )
-            readers = builder.gep(simd.row_pointer(builder, C, read_row), [column])
+    A: np.ndarray
+    dt: np.ndarray
+    x: np.ndarray
+    B: np.ndarray
+    C: np.ndarray
+    column: int
+    y: np.ndarray
+    first_row: int
 
-            def step(place: Any, sums: Sequence[Any]) -> list[Any]:
-                def load(pointer: Any) -> Any:
-                    return simd.load(builder, builder.gep(pointer, [place]), types.float32)
 
-                direction, reader = load(directions), load(readers) if has_output else None
-                results = []
-                for n in range(num_channels):
-                    exponent = builder.fmul(steps[n], load(rate_cells[n]))
-                    decay = simd.exponential(builder, exponent)
-                    written = builder.fmul(amounts[n], direction)
-                    state = simd.fused_multiply_add(builder, decay, load(sources[n]), written)
-                    pointer = builder.gep(targets[n], [place])
-                    simd.store(builder, state, pointer, types.float32)
-                    if has_output:
-                        results.append(simd.fused_multiply_add(builder, state, reader, sums[n]))
-                return results
-
-            carried = [simd.ZERO] * num_channels if has_output else []
-            sums = simd.loop(builder, simd.index(0), width, simd.LANES, carried, step)
-            if has_output:
-                outputs = builder.gep(simd.row_pointer(builder, y, read_row), [channel])
-                for n, total in enumerate(simd.add_lanes(builder, sums)):
-                    builder.store(total, builder.gep(outputs, [simd.index(n)]))
-            return context.get_dummy_value()
-
-        at = types.intp
-        signature = types.void(rates, at, dt, x, B, at, source, at, target, at, C, at, y, at)
-        return signature, generate
-
-    return advance
+def members(context: Any, builder: Any, kind: Any, value: Any) -> dict[str, Any]:
+    """Returns the arrays and numbers that a `NamedTuple` has, by name."""
+    found: dict[str, Any] = {}
+    for place, (name, member) in enumerate(zip(kind.fields, kind.types, strict=True)):
+        part = builder.extract_value(value, place)
+        is_array = isinstance(member, types.Array)
+        found[name] = context.make_array(member)(context, builder, part) if is_array else part
+    return found
 
 
 def cell_pointers(builder: Any, array: Any, cell: Any, width: Any, number: int) -> list[Any]:
@@ -125,35 +77,79 @@ def steps_and_amounts(
     return steps, amounts
 
 
-advance = _advance_tile(CHANNELS_AT_ONCE, has_output=True)
-advance_silently = _advance_tile(CHANNELS_AT_ONCE, has_output=False)
+def _advance_tile(num_channels: int, *, has_output: bool) -> Any:
+    """Builds the intrinsic that steps some channels of one token or node.
 
-
-class Selection(NamedTuple):
-    """What the recurrence of a layer reads, a row for each token or node, and writes.
-
-    `rates` is A. C of row r is `C[r, column:]`; `C` and `y` have rows for those nodes only whose
-    outputs are wanted, the last ones, and a row to spare.
+    It reads row `row` of `dt`, `x` and `B`, and the state of `num_channels` channels from cell
+    `old` of `source` on. It writes the new state from cell `new` of `target` on, and, if it has an
+    output, the products of the state with C of row `read_row` to that row of `y`.
     """
 
-    rates: np.ndarray
-    dt: np.ndarray
-    x: np.ndarray
-    B: np.ndarray
-    C: np.ndarray
-    column: int
-    y: np.ndarray
+    @intrinsic
+    def advance(typing_context, selection, channel, row, source, old, target, new, read_row):
+        def generate(context, builder, signature, arguments):
+            given = members(context, builder, signature.args[0], arguments[0])
+            source, target = (
+                context.make_array(signature.args[place])(context, builder, arguments[place])
+                for place in (3, 5)
+            )
+            channel, row, old, new, read_row = (arguments[place] for place in (1, 2, 4, 6, 7))
+            width = cgutils.unpack_tuple(builder, given["A"].shape)[1]
+            steps, amounts = steps_and_amounts(
+                builder, given["dt"], given["x"], row, channel, num_channels
+            )
+            directions = simd.row_pointer(builder, given["B"], row)
+            rates, sources, targets = (
+                cell_pointers(builder, array, cell, width, num_channels)
+                for array, cell in ((given["A"], channel), (source, old), (target, new))
+            )
+            readers = builder.gep(
+                simd.row_pointer(builder, given["C"], read_row), [given["column"]]
+            )
+
+            def step(place: Any, sums: Sequence[Any]) -> list[Any]:
+                def load(pointer: Any) -> Any:
+                    return simd.load(builder, builder.gep(pointer, [place]), types.float32)
+
+                direction, reader = load(directions), load(readers) if has_output else None
+                results = []
+                for n in range(num_channels):
+                    exponent = builder.fmul(steps[n], load(rates[n]))
+                    decay = simd.exponential(builder, exponent)
+                    written = builder.fmul(amounts[n], direction)
+                    state = simd.fused_multiply_add(builder, decay, load(sources[n]), written)
+                    pointer = builder.gep(targets[n], [place])
+                    simd.store(builder, state, pointer, types.float32)
+                    if has_output:
+                        results.append(simd.fused_multiply_add(builder, state, reader, sums[n]))
+                return results
+
+            carried = [simd.ZERO] * num_channels if has_output else []
+            sums = simd.loop(builder, simd.index(0), width, simd.LANES, carried, step)
+            if has_output:
+                outputs = builder.gep(simd.row_pointer(builder, given["y"], read_row), [channel])
+                for n, total in enumerate(simd.add_lanes(builder, sums)):
+                    builder.store(total, builder.gep(outputs, [simd.index(n)]))
+            return context.get_dummy_value()
+
+        at = types.intp
+        return types.void(selection, at, at, source, at, target, at, at), generate
+
+    return advance
+
+
+advance = _advance_tile(CHANNELS_AT_ONCE, has_output=True)
+advance_silently = _advance_tile(CHANNELS_AT_ONCE, has_output=False)
 
 
 @kernel
 def run_rows(selection, num_rows, committed, states, parents, begin, end):
     """Runs the newest nodes, each from its parent's state, and writes their states.
 
-    `selection` has rows for the newest nodes only; `committed` is (1, channels, state_dim). With no
-    parents at all the rows are a text, and move the committed state along.
+    `selection` has rows for the newest nodes only; `committed` is one state. With no parents at all
+    the rows are a text, and move the committed state along.
     """
-    rates, dt, x, B, C, column, y = selection
-    num_channels, num_nodes = rates.shape[0], parents.shape[0]
+    num_channels, num_nodes = selection.A.shape[0], parents.shape[0]
     for row in range(num_rows):
         source, target, old, new = committed, committed, 0, 0
         if num_nodes > 0:
@@ -161,16 +157,17 @@ def run_rows(selection, num_rows, committed, states, parents, begin, end):
             parent = parents[num_nodes - num_rows + row]
             if parent >= 0:
                 source, old = states, parent * num_channels
+        read_row = selection.first_row + row
         for at in range(begin, end, CHANNELS_AT_ONCE):
-            advance(rates, at, dt, x, B, row, source, old + at, target, new + at, C, column, y, row)
+            advance(selection, at, row, source, old + at, target, new + at, read_row)
 
 
 @kernel
-def run_path(rates, dt, x, B, state, begin, end):
+def run_path(selection, state, begin, end):
     """Moves a state along a path, without outputs."""
     for at in range(begin, end, CHANNELS_AT_ONCE):
-        for row in range(dt.shape[0]):
-            advance_silently(rates, at, dt, x, B, row, state, at, state, at, B, 0, B, 0)
+        for row in range(selection.dt.shape[0]):
+            advance_silently(selection, at, row, state, at, state, at, 0)
 
 
 @kernel
@@ -180,24 +177,20 @@ def run_sums(selection, num_rows, committed, parents, needed, scratch, begin, en
     The sum over a node's ancestors is the recurrence along its path. Prefixes are shared by keeping
     the states of a few channels for all nodes in `scratch` (nodes + 1, REPLAYED_CHANNELS,
     state_dim), which the first cache holds: more arithmetic, but hardly any memory. Nodes that are
-    not `needed` are no ancestors of the newest. `y` has a row more than `C`, for outputs that
-    nobody wants.
+    not `needed` are no ancestors of the newest. Outputs that nobody wants go to the row after those
+    of the newest nodes, which is to spare or belongs to a text that is run afterwards.
     """
-    rates, dt, x, B, C, column, y = selection
     num_nodes = parents.shape[0]
     first = num_nodes - num_rows
     for block in range(begin, end, REPLAYED_CHANNELS):
         for offset in range(REPLAYED_CHANNELS):
-            for place in range(committed.shape[2]):
-                scratch[num_nodes, offset, place] = committed[0, block + offset, place]
+            for place in range(committed.shape[1]):
+                scratch[num_nodes, offset, place] = committed[block + offset, place]
         for node in range(num_nodes):
             if needed[node]:
                 parent = parents[node] if parents[node] >= 0 else num_nodes
-                row = node - first if node >= first else num_rows
+                row = selection.first_row + (node - first if node >= first else num_rows)
                 for offset in range(0, REPLAYED_CHANNELS, CHANNELS_AT_ONCE):
-                    at = block + offset
                     old = parent * REPLAYED_CHANNELS + offset
                     new = node * REPLAYED_CHANNELS + offset
-                    advance(
-                        rates, at, dt, x, B, node, scratch, old, scratch, new, C, column, y, row
-                    )
+                    advance(selection, block + offset, node, scratch, old, scratch, new, row)

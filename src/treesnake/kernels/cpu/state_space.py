@@ -1,64 +1,226 @@
 """What whole networks of Mamba and of Mamba-2 have in common: all but selection and recurrence.
 
-Each has a `Run` of its own with the same names: `weights`, `memory`, `tokens`, `work`, `epsilon`,
-`num_logits` and `logits`.
+A pass runs a text, or the newest nodes of the trees of one or several texts. Its *rows* are the
+tokens of one text after those of another. Matrix products are made for all rows at once;
+convolution and recurrence go through the texts one by one, each with its own memory. Each row is
+computed by operations whose order does not depend on the other rows, so that a text has the same
+bits alone and with others.
+
+Kernels are given the memory of a text by address: texts may come and go without a change of type,
+for which everything would be compiled anew. Columns that a thread writes for one text may run over
+into the rows of the next text, which the same thread runs afterwards, or into rows to spare.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
+from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.conv import convolve_range, copy_range, keep_history
 from treesnake.kernels.cpu.jit import inlined
 from treesnake.kernels.cpu.steps import add_projection, block_size, embed, norm, project
 from treesnake.kernels.cpu.team import finish_unit, next_unit, wait
 
 TEXT, COPIES, SUMS = 0, 1, 2
-"""What a call runs: a text, or nodes with either way to branch."""
+"""What a pass runs: a text, or nodes with either way to branch."""
+
+MEMORIES = ("history", "recurrent", "conv_inputs", "node_states", "node_x", "node_dt", "node_B")
+"""What a text's memory is made of: stacks of layers, each with the address of the first layer and,
+as `..._stride`, the bytes from one layer to the next. `node_states` are kept by copies, `node_x`,
+`node_dt` and `node_B` by sums."""
+
+LAYOUT = ("windows", "parents", "ancestor_mask", "needed")
+"""How the rows of a text lie, by address: `windows` (rows, conv_width), the `parents` of all nodes,
+`ancestor_mask` (rows, nodes), and which nodes are `needed`: the rows and their ancestors. A text
+that is run as such has windows only."""
+
+PART = np.dtype(
+    [
+        *((name, np.int64) for name in ("first_row", "num_rows", "num_nodes", *LAYOUT)),
+        *((f"{name}{what}", np.int64) for name in MEMORIES for what in ("", "_stride")),
+    ]
+)
+"""One text's share of a pass: its rows, the number of its nodes with them, layout and memory."""
 
 
-class Memory(NamedTuple):
-    """What a sequence's state holds, layer by layer; nodes have rows in the order of appending.
+class StackWeights(NamedTuple):
+    """The weights that both architectures have, those of all layers stacked.
 
-    `node_states` is for copies; `node_x`, `node_dt` and `node_directions`, which are B, are for
-    sums; what the way to branch does not need has no rows.
+    Matrices are (layers, outputs, inputs), each with a scale (layers, outputs). Convolutions are
+    (layers, conv_width, channels). `dt_bias` has an entry for each step size, `D` for each channel
+    of the recurrence. Biases may be of width 0.
     """
 
-    history: np.ndarray
-    recurrent: np.ndarray
+    embedding: np.ndarray
+    embedding_scale: np.ndarray
+    norm: np.ndarray
+    in_proj: np.ndarray
+    in_proj_scale: np.ndarray
+    in_proj_bias: np.ndarray
+    conv: np.ndarray
+    conv_bias: np.ndarray
+    A: np.ndarray
+    D: np.ndarray
+    dt_bias: np.ndarray
+    out_proj: np.ndarray
+    out_proj_scale: np.ndarray
+    out_proj_bias: np.ndarray
+    final_norm: np.ndarray
+    head: np.ndarray
+    head_scale: np.ndarray
+
+
+class StackWorkspace(NamedTuple):
+    """Activations that both architectures have: (rows, width), with rows to spare for whole tiles.
+
+    `projected` is what `in_proj` gives. `B` is (rows * groups, state_dim).
+    """
+
+    residual: np.ndarray
+    normed: np.ndarray
+    projected: np.ndarray
     conv_inputs: np.ndarray
-    node_states: np.ndarray
-    node_x: np.ndarray
-    node_dt: np.ndarray
-    node_directions: np.ndarray
+    convolved: np.ndarray
+    dt: np.ndarray
+    B: np.ndarray
+    y: np.ndarray
 
 
-class Tokens(NamedTuple):
-    """What to run: the tokens of a text, or the newest nodes of a tree.
+class MemoryShape(NamedTuple):
+    """The sizes of a layer's memory: a state has `num_cells` cells, B of a node `num_groups`."""
 
-    `windows` has a row for each of them. `parents` and `needed` are of all nodes of a tree; needed
-    are the newest and their ancestors.
-    """
+    num_cells: int
+    state_dim: int
+    num_groups: int
+    x_width: int
+    dt_width: int
+
+
+class PassRows(NamedTuple):
+    """The tokens of all rows, and the texts (`PART`) that they belong to; a text is alone."""
 
     task: int
     token_ids: np.ndarray
-    windows: np.ndarray
-    parents: np.ndarray
-    needed: np.ndarray
+    parts: np.ndarray
+
+
+class StateSpaceRun(NamedTuple):
+    """All that one call reads and writes; `logits` has rows for the last `num_logits` rows.
+
+    Weights and workspace are those of an architecture, of which `stack` is the common part.
+    """
+
+    weights: Any
+    work: Any
+    rows: PassRows
+    shape: MemoryShape
+    epsilon: np.float32
+    num_logits: int
+    logits: np.ndarray
+
+
+def _rows_of(element: Any) -> Any:
+    """Builds the intrinsic that returns the array of some rows of a type at an address."""
+
+    @intrinsic
+    def rows_at(typing_context, address, num_rows, width):
+        def generate(context, builder, signature, arguments):
+            address, num_rows, width = arguments
+            array = context.make_array(signature.return_type)(context, builder)
+            size = simd.index(context.get_abi_sizeof(context.get_data_type(element)))
+            populate_array(
+                array,
+                data=builder.inttoptr(address, array.data.type),
+                shape=[num_rows, width],
+                strides=[builder.mul(width, size), size],
+                itemsize=size,
+                meminfo=None,
+            )
+            return array._getvalue()
+
+        at = types.intp
+        return types.Array(element, 2, "C")(at, at, at), generate
+
+    return rows_at
+
+
+_floats_at = _rows_of(types.float32)
+_numbers_at = _rows_of(types.int64)
+_truths_at = _rows_of(types.boolean)
+
+
+@inlined
+def layer_rows(address, stride, layer, num_rows, width):
+    """Returns what a layer has in one of the `MEMORIES`, as so many rows."""
+    return _floats_at(address + layer * stride, num_rows, width)
+
+
+@inlined
+def parents_of(part):
+    """Returns the parents of a text's nodes."""
+    return _numbers_at(part.parents, 1, part.num_nodes)[0]
+
+
+@inlined
+def needed_of(part):
+    """Tells of each of a text's nodes whether it is new or an ancestor of a new one."""
+    return _truths_at(part.needed, 1, part.num_nodes)[0]
+
+
+@inlined
+def ancestor_mask_of(part):
+    """Tells of each of a text's rows which nodes are its ancestors or itself."""
+    return _truths_at(part.ancestor_mask, part.num_rows, part.num_nodes)
+
+
+@inlined
+def committed_of(part, shape, layer):
+    """Returns the state of a text in a layer, a cell a row."""
+    address, stride = part.recurrent, part.recurrent_stride
+    return layer_rows(address, stride, layer, shape.num_cells, shape.state_dim)
+
+
+@inlined
+def node_states_of(part, shape, layer):
+    """Returns the states of all nodes in a layer, a cell a row; none of a text."""
+    num_cells = part.num_nodes * shape.num_cells
+    return layer_rows(part.node_states, part.node_states_stride, layer, num_cells, shape.state_dim)
+
+
+@inlined
+def node_x_of(part, shape, layer):
+    """Returns x of all nodes."""
+    return layer_rows(part.node_x, part.node_x_stride, layer, part.num_nodes, shape.x_width)
+
+
+@inlined
+def node_dt_of(part, shape, layer):
+    """Returns dt of all nodes."""
+    return layer_rows(part.node_dt, part.node_dt_stride, layer, part.num_nodes, shape.dt_width)
+
+
+@inlined
+def node_b_of(part, shape, layer):
+    """Returns B of all nodes, a group a row."""
+    num_cells = part.num_nodes * shape.num_groups
+    return layer_rows(part.node_B, part.node_B_stride, layer, num_cells, shape.state_dim)
 
 
 @inlined
 def embed_tokens(barrier, run):
     """Looks up the embeddings: the first step."""
-    weights, tokens = run.weights, run.tokens.token_ids
-    return embed(barrier, 0, tokens, weights.embedding, weights.embedding_scale, run.work.residual)
+    weights, tokens, out = run.weights.stack, run.rows.token_ids, run.work.stack.residual
+    return embed(barrier, 0, tokens, weights.embedding, weights.embedding_scale, out)
 
 
 @inlined
 def write_logits(barrier, step, run):
-    """Norms, and writes the logits of the last tokens."""
-    weights, work = run.weights, run.work
-    num_rows = run.tokens.token_ids.shape[0]
+    """Norms, and writes the logits of the last rows."""
+    weights, work = run.weights.stack, run.work.stack
+    num_rows = run.rows.token_ids.shape[0]
     final = weights.final_norm
     step = norm(barrier, step, work.residual, num_rows, final, run.epsilon, work.normed)
     last, no_bias = work.normed[num_rows - run.num_logits :], weights.conv_bias[0, :0]
@@ -68,55 +230,63 @@ def write_logits(barrier, step, run):
 
 
 @inlined
-def enter_layer(barrier, step, run, layer):
+def project_in(barrier, step, run, layer):
     """Norms and projects to what the layer mixes and its gate."""
-    weights, work = run.weights, run.work
-    num_rows, weight = run.tokens.token_ids.shape[0], weights.norm[layer]
+    weights, work = run.weights.stack, run.work.stack
+    num_rows, weight = run.rows.token_ids.shape[0], weights.norm[layer]
     step = norm(barrier, step, work.residual, num_rows, weight, run.epsilon, work.normed)
-    weight, scale, bias = (
-        weights.enter[layer],
-        weights.enter_scale[layer],
-        weights.enter_bias[layer],
-    )
-    return project(barrier, step, work.normed, num_rows, weight, scale, bias, work.entered)
+    weight, scale = weights.in_proj[layer], weights.in_proj_scale[layer]
+    bias = weights.in_proj_bias[layer]
+    return project(barrier, step, work.normed, num_rows, weight, scale, bias, work.projected)
 
 
 @inlined
-def leave_layer(barrier, step, run, layer):
+def project_out(barrier, step, run, layer):
     """Projects the layer's outputs back and adds them."""
-    weights, work = run.weights, run.work
-    num_rows = run.tokens.token_ids.shape[0]
-    weight, scale, bias = (
-        weights.leave[layer],
-        weights.leave_scale[layer],
-        weights.leave_bias[layer],
-    )
+    weights, work = run.weights.stack, run.work.stack
+    num_rows = run.rows.token_ids.shape[0]
+    weight, scale = weights.out_proj[layer], weights.out_proj_scale[layer]
+    bias = weights.out_proj_bias[layer]
     return add_projection(barrier, step, work.y, num_rows, weight, scale, bias, work.residual)
 
 
 @inlined
-def convolve(barrier, step, run, layer, column, out):
+def convolve(barrier, step, run, layer, column):
     """Keeps the inputs of the convolution and convolves them, some channels a unit.
 
-    The inputs are `work.entered` from `column` on.
+    The inputs are `projected` from `column` on.
     """
-    tokens, work = run.tokens, run.work
-    history = run.memory.history[layer]
-    weight, bias = run.weights.conv[layer], run.weights.conv_bias[layer]
-    num_rows, num_channels = tokens.token_ids.shape[0], weight.shape[1]
-    is_text = tokens.task == TEXT
-    inputs = work.conv_inputs if is_text else run.memory.conv_inputs[layer]
-    first = 0 if is_text else tokens.parents.shape[0] - num_rows
+    num_channels = run.weights.stack.conv.shape[2]
     block = block_size(num_channels, barrier)
     num_units = (num_channels + block - 1) // block
     unit = next_unit(barrier, step)
     while unit < num_units:
         begin = unit * block
         end = min(begin + block, num_channels)
-        for row in range(num_rows):
-            copy_range(work.entered, row, column + begin, column + end, inputs, first + row, begin)
-        convolve_range(inputs, history, tokens.windows, weight, bias, begin, end, out)
-        if is_text:
-            keep_history(inputs, num_rows, history, begin, end)
+        for number in range(run.rows.parts.shape[0]):
+            _convolve_part(run, layer, run.rows.parts[number], column, begin, end)
         unit = finish_unit(barrier, step)
     return wait(barrier, step, num_units)
+
+
+@inlined
+def _convolve_part(run, layer, part, column, begin, end):
+    weights, work = run.weights.stack, run.work.stack
+    weight, bias = weights.conv[layer], weights.conv_bias[layer]
+    conv_width, num_channels = weight.shape
+    num_rows, first_row = part.num_rows, part.first_row
+    history = layer_rows(part.history, part.history_stride, layer, conv_width - 1, num_channels)
+    windows = _numbers_at(part.windows, num_rows, conv_width)
+    is_text = run.rows.task == TEXT
+    inputs, first = work.conv_inputs, 0
+    if not is_text:
+        address, stride = part.conv_inputs, part.conv_inputs_stride
+        inputs = layer_rows(address, stride, layer, part.num_nodes, num_channels)
+        first = part.num_nodes - num_rows
+    for row in range(num_rows):
+        source = first_row + row
+        copy_range(work.projected, source, column + begin, column + end, inputs, first + row, begin)
+    out = work.convolved[first_row:]
+    convolve_range(inputs, history, windows, weight, bias, begin, end, out)
+    if is_text:
+        keep_history(inputs, num_rows, history, begin, end)

@@ -156,8 +156,8 @@ def levels(new: TreeRows) -> list[Place]:
             if depth == len(grouped):
                 grouped.append([])
             grouped[depth].append((tree, node))
-    device = new.rows.device
-    return [torch.tensor(level, device=device).unbind(1) for level in grouped]
+    places = [torch.tensor(level, device=new.rows.device) for level in grouped]
+    return [(each[:, 0], each[:, 1]) for each in places]
 
 
 def parent_states(

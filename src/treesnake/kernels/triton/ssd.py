@@ -207,6 +207,7 @@ def _commit_sums_kernel(
     A,
     B,
     committed,
+    layer_stride,
     path_length,
     num_heads,
     num_groups,
@@ -220,11 +221,11 @@ def _commit_sums_kernel(
     rows = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     places = tl.arange(0, BLOCK_STATE)
     inside, real = rows < head_dim, places < state_dim
-    own_head = layer * num_heads + head
-    cells = (own_head * head_dim + rows)[:, None] * state_dim + places[None, :]
+    cells = (head * head_dim + rows)[:, None] * state_dim + places[None, :]
     valid = inside[:, None] & real[None, :]
     group = head * num_groups // num_heads
-    rate = tl.load(A + own_head).to(tl.float32)
+    rate = tl.load(A + layer * num_heads + head).to(tl.float32)
+    committed += layer.to(tl.int64) * layer_stride
     state = tl.load(committed + cells, valid, 0.0)
     for place in range(path_length):
         row = layer * path_length + place
@@ -365,10 +366,11 @@ def commit_sums(
 ) -> None:
     """Moves the committed states of all layers along a path, step by step, in place."""
     num_layers, path_length, num_heads, head_dim = x.shape
-    assert committed.is_contiguous(), "states are written in place"
+    assert committed[0].is_contiguous(), "states are written in place"
     _commit_sums_kernel[(num_layers, num_heads, triton.cdiv(head_dim, BLOCK_ROWS))](
         *(part.contiguous() for part in (x, dt, A, B)),
         committed,
+        committed.stride(0),
         path_length,
         num_heads,
         B.shape[2],

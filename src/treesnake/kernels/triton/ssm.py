@@ -133,6 +133,7 @@ def _commit_sums_kernel(
     A,
     B,
     committed,
+    layer_stride,
     path_length,
     num_channels,
     state_dim,
@@ -144,9 +145,10 @@ def _commit_sums_kernel(
     channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     places = tl.arange(0, BLOCK_STATE)
     inside, real = channels < num_channels, places < state_dim
-    cells = (layer * num_channels + channels)[:, None] * state_dim + places[None, :]
+    cells = channels[:, None] * state_dim + places[None, :]
     valid = inside[:, None] & real[None, :]
-    rates = tl.load(A + cells, valid, 0.0)
+    rates = tl.load(A + layer * num_channels * state_dim + cells, valid, 0.0)
+    committed += layer.to(tl.int64) * layer_stride
     state = tl.load(committed + cells, valid, 0.0)
     for place in range(path_length):
         row = layer * path_length + place
@@ -240,10 +242,11 @@ def commit_sums(
 ) -> None:
     """Moves the committed states of all layers along a path, step by step, in place."""
     num_layers, path_length, num_channels = x.shape
-    assert committed.is_contiguous(), "states are written in place"
+    assert committed[0].is_contiguous(), "states are written in place"
     _commit_sums_kernel[(num_layers, triton.cdiv(num_channels, BLOCK_CHANNELS))](
         *(part.contiguous() for part in (x, dt, A, B)),
         committed,
+        committed.stride(0),
         path_length,
         num_channels,
         A.shape[2],

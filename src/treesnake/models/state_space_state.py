@@ -1,0 +1,247 @@
+"""The state of a text in a Mamba or a Mamba-2, in every form that these networks have.
+
+A recurrent state cannot be cut back to an earlier length. So a state keeps snapshots where another
+prompt is likely to part from the text: at the ends of prompts and answers, and at the borders that
+prompts name.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from treesnake.errors import BrokenModelError, InvalidInputError
+from treesnake.models.tree_network import Part, check_parts
+from treesnake.prompt import Prompt
+from treesnake.states.held_text import HeldText
+from treesnake.states.snapshots import KeptSnapshots, Snapshot
+from treesnake.states.ssm import SsmState
+from treesnake.states.tree_layout import TreeLayout, tree_layout
+
+logger = logging.getLogger(__name__)
+
+HOST = torch.device("cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class GrownTree:
+    """A text's tree with new nodes, which are to be run.
+
+    Attributes:
+        num_new: the number of new nodes.
+        layout: how all nodes lie, on the host; the new ones are the last.
+        memory: of the text and of the nodes before, with room for the new ones.
+    """
+
+    num_new: int
+    layout: TreeLayout
+    memory: SsmState
+
+
+RunTrees = Callable[[Sequence[int], Sequence[GrownTree]], Sequence[Float[Tensor, "_ vocab"]]]
+"""Runs the new nodes of some trees that branch in one way in one pass, given the tokens of one
+tree's after another's; returns the logits of each tree."""
+
+
+@runtime_checkable
+class RecurrentNetwork(Protocol):
+    """What a state needs of its network."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens that it reads."""
+        ...
+
+    def run_text(self, token_ids: Sequence[int], memory: SsmState) -> None:
+        """Moves the text's part of a memory along some tokens."""
+        ...
+
+    def extend_all(self, parts: Sequence[Part]) -> list[Float[Tensor, "_ vocab"]]:
+        """Appends nodes to the trees of several texts."""
+        ...
+
+    def find_broken_layer(self, token_ids: Sequence[int]) -> str | None:
+        """Names the first part of the network whose output for a text is not finite, or None."""
+        ...
+
+
+class StateSpaceState:
+    """A `TreeState` over a Mamba or a Mamba-2: memory and time do not grow with the text.
+
+    Attributes:
+        held: which text and which tree it holds.
+        memory: what the network remembers of them.
+    """
+
+    def __init__(self, network: RecurrentNetwork, memory: SsmState) -> None:
+        self.held = HeldText()
+        self.memory = memory
+        self._network = network
+        self._kept = KeptSnapshots()
+
+    @property
+    def length(self) -> int:
+        """The number of tokens in the text."""
+        return self.held.length
+
+    @property
+    def num_bytes(self) -> int:
+        """What the text takes in memory, with room for the largest tree so far.
+
+        The snapshots that are kept are not counted: none of them grows with the text either.
+        """
+        return self.memory.num_bytes
+
+    def prefill(self, prompt: Prompt) -> None:
+        """Makes the state hold every token of the prompt but the last, and no tree.
+
+        It goes on from the text that it holds, or else from the longest snapshot that it kept and
+        that the prompt begins with. If this is interrupted, a beginning of the prompt is held,
+        which may be empty.
+
+        Raises:
+            InvalidInputError: if the prompt is more than token ids, or a token does not exist.
+        """
+        prompt.check_text_only()
+        check_tokens(prompt.token_ids, self._network.vocab_size)
+        self._go_back(prompt)
+        last = len(prompt) - 1
+        borders = {border for border in prompt.borders if self.length < border < last}
+        for end in sorted(borders | ({last} if self.length < last else set())):
+            begin = self.length
+            with self._forgotten_if_interrupted():
+                self._network.run_text(prompt.token_ids[begin:end], self.memory)
+                self.held.read(prompt.key[begin:end])
+            self._keep()
+
+    def extend(
+        self, token_ids: Sequence[int], parents: Sequence[int]
+    ) -> Float[Tensor, "new_nodes vocab"]:
+        """Appends nodes below earlier ones, or below the text (-1); returns logits after each."""
+        return self._network.extend_all([Part(self, token_ids, parents)])[0]
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Moves the text to the end of a path, without running anything, and forgets the tree.
+
+        Raises:
+            InvalidInputError: if `path` does not go down the tree from a child of the text.
+        """
+        self.held.check_path(path)
+        with self._forgotten_if_interrupted():
+            self.memory.commit(path)
+            self.held.commit(path)
+
+    def snapshot(self) -> Snapshot:
+        """Returns a copy of the text's memory, whose size does not depend on the text's length."""
+        return Snapshot(tuple(self.held.key), self.memory.copy())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Makes the text that of a snapshot, which this or another state of the network took."""
+        with self._forgotten_if_interrupted():
+            self.memory.restore(snapshot.tensors)
+            self.held.cut(0)
+            self.held.read(snapshot.key)
+
+    def broken_model_error(
+        self, token_ids: Sequence[int], parents: Sequence[int]
+    ) -> BrokenModelError:
+        """Returns the error for a network whose logits are no numbers, naming the first layer."""
+        layer = self._network.find_broken_layer(token_ids)
+        return BrokenModelError(
+            f"the model's logits are no numbers: {layer or 'a layer that sees the whole text'} is "
+            "the first part of it whose output is not finite; its weights are broken, or too large "
+            "for their dtype; load them anew or choose float32"
+        )
+
+    def _go_back(self, prompt: Prompt) -> None:
+        """Forgets the tree, and makes the text a beginning of the prompt, the longest there is."""
+        held, num_shared = self.held.length, self.held.num_shared(prompt)
+        self.held.forget_tree()
+        self._keep()
+        if num_shared == held:
+            return
+        snapshot = self._kept.longest(prompt)
+        logger.info(
+            "the prompt parts from the text that is held at token %d of %d; tokens run again from "
+            "token %d on, where the longest snapshot ends that it begins with",
+            num_shared,
+            held,
+            len(snapshot.key) if snapshot else 0,
+        )
+        if snapshot:
+            self.restore(snapshot)
+        else:
+            self._forget()
+
+    def _keep(self) -> None:
+        if self.length and not self._kept.has(self.held.key):
+            self._kept.keep(self.snapshot())
+
+    @contextmanager
+    def _forgotten_if_interrupted(self) -> Iterator[None]:
+        """Forgets the text if a change of the memory does not end: what it holds is not known."""
+        try:
+            yield
+        except BaseException:
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
+        self.held.cut(0)
+        self.memory.reset()
+
+
+def extend_states(
+    parts: Sequence[Part], vocab_size: int, run_trees: RunTrees
+) -> list[Float[Tensor, "_ vocab"]]:
+    """Appends nodes to the trees of several texts: `TreeNetwork.extend_all` of these networks.
+
+    Raises:
+        InvalidInputError: if a tree cannot grow so, two parts have one state, or a token does not
+            exist; nothing has changed then.
+    """
+    check_parts(parts)
+    states = [_state_of(part) for part in parts]
+    for state, part in zip(states, parts, strict=True):
+        state.held.check_growth(part.token_ids, part.parents)
+        check_tokens(part.token_ids, vocab_size)
+    if not parts:
+        return []
+    trees = [_grown_tree(state, part) for state, part in zip(states, parts, strict=True)]
+    logits: dict[int, Float[Tensor, "_ vocab"]] = {}
+    for kind in {type(tree.memory.bank.branching) for tree in trees}:
+        chosen = [
+            number for number, tree in enumerate(trees) if type(tree.memory.bank.branching) is kind
+        ]
+        token_ids = [token for number in chosen for token in parts[number].token_ids]
+        results = run_trees(token_ids, [trees[number] for number in chosen])
+        logits.update(zip(chosen, results, strict=True))
+    for state, part in zip(states, parts, strict=True):
+        state.held.append(part.token_ids, part.parents)
+    return [logits[number] for number in range(len(parts))]
+
+
+def check_tokens(token_ids: Sequence[int], vocab_size: int) -> None:
+    """Raises InvalidInputError unless all tokens exist: compiled code looks them up unchecked."""
+    low, high = min(token_ids), max(token_ids)
+    if low < 0 or high >= vocab_size:
+        raise InvalidInputError(
+            f"the network has tokens 0 to {vocab_size - 1}, got ids from {low} to {high}"
+        )
+
+
+def _state_of(part: Part) -> StateSpaceState:
+    assert isinstance(part.state, StateSpaceState), "a state belongs to the network that made it"
+    return part.state
+
+
+def _grown_tree(state: StateSpaceState, part: Part) -> GrownTree:
+    parents, memory = (*state.held.parents, *part.parents), state.memory
+    memory.reserve(len(parents))
+    layout = tree_layout(parents, memory.bank.shape.conv_width, HOST)
+    return GrownTree(len(part.parents), layout, memory)
