@@ -211,7 +211,7 @@ def test_a_copy_of_a_network_has_texts_and_graphs_of_its_own() -> None:
 
 @each_way
 def test_a_slot_that_comes_back_remembers_nothing(branching: BranchingKind) -> None:
-    model = network("mamba2")
+    model = network("mamba2", Recorder())
     expected = holding(network("mamba2"), [1, 2], branching).extend([3, 4, 5], [-1, 0, 0])
     state = holding(model, [4, 4], branching)
     state.extend([1] * 9, [-1] * 9)
