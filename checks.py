@@ -15,6 +15,7 @@ CHECKS = (
     "lint-imports",
     "pyrefly check",
     "zensical build --clean --strict",
+    "python benchmarks/tables.py --check",
 )
 TESTS = "pytest"
 
@@ -34,6 +35,8 @@ def run_quietly(check: str) -> int:
     program, *arguments = check.split()
     if program == "uv":
         program = os.environ.get("UV", program)  # uv names itself to the programs that it runs
+    elif program == "python":
+        program = sys.executable
     started = time.monotonic()
     result = subprocess.run(
         [program, *arguments],

@@ -1,6 +1,6 @@
 """What do the rules for sampled trees accept, and what do they cost?
 
-    python benchmarks/acceptance.py --output results/acceptance.json
+    python benchmarks/acceptance.py --threads 1 --output results/acceptance.json
 
 A drafter and a target whose logits are the same but for noise, over a vocabulary of 49152 tokens.
 For each shape, temperature and noise both rules are run on the same trees with the same chance, in
@@ -8,15 +8,14 @@ turn. Reported are accepted tokens, the median milliseconds of a call, and besid
 making probabilities of the target's logits.
 """
 
-import argparse
 import statistics
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from facts import facts, write_result
+from frame import Result, run
 from torch import Tensor
 
 from treesnake.acceptance.traversal import traversal
@@ -35,25 +34,21 @@ NOISES = (0.5, 1.5)
 RULES = {"traversal": traversal, "tree_rejection": tree_rejection}
 
 
-def main() -> None:
-    """Measures, prints a line for each setting and writes the result if a path is given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--trees", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3, help="calls of each rule per tree")
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    result: dict[str, Any] = {"facts": facts(), "settings": {}}
+
+
+def measure(arguments: Namespace) -> Result:
+    settings: Result = {}
     for shape in SHAPES:
         for params in PARAMS:
             for noise in NOISES:
                 name = f"{shape}, temperature {params.temperature}, top-p {params.top_p}, {noise}"
                 row = _measure(shape, params, noise, arguments.trees, arguments.repeats)
-                result["settings"][name] = row
+                settings[name] = row
                 print(f"{name}: {row}", flush=True)
-    if arguments.output:
-        write_result(arguments.output, result)
+    return {"settings": settings}
 
 
 def _measure(
@@ -90,4 +85,4 @@ def _measure(
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, add_arguments=add_arguments)

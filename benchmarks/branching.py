@@ -9,24 +9,20 @@ out, a chain of transformers' own network stepping with its cache. All variants 
 run in turn in every round; minimum and median are reported.
 """
 
-import argparse
 import functools
-import statistics
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from argparse import ArgumentParser, Namespace
+from math import prod
 from typing import Any
 
 import torch
-from facts import facts, write_result
-from rich.console import Console
-from rich.table import Table
+from frame import Result, Variant, add_rounds, milliseconds, print_table, run, time_in_turn
 
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space_cpu import CpuNetwork, to_cpu
-from treesnake.states.branching import PathSums, StateCopies, StateShape
-from treesnake.states.ssm import SsmState
+from treesnake.models.state_space_state import StateSpaceState
+from treesnake.prompt import Prompt
+from treesnake.states.branching import BranchingKind, PathSums, StateCopies, StateShape
 from treesnake.tree import level_parents
 
 TREES = {"chain(5)": (1,) * 5, "3x2x2x1x1": (3, 2, 2, 1, 1), "3x4x4 (64 nodes)": (3, 4, 4)}
@@ -35,34 +31,27 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8
 PROMPT_LENGTH = 64
 LEVELS = (1, 8)
 
-Branching = type[StateCopies] | type[PathSums]
 
-
-def main() -> None:
-    """Measures, prints tables and writes the result if a path is given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=10)
+def add_arguments(parser: ArgumentParser) -> None:
+    add_rounds(parser, 10)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--without-transformers", action="store_true")
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+
+
+def measure(arguments: Namespace) -> Result:
     torch.manual_seed(0)
-    result: dict[str, Any] = {"facts": facts(), "bytes": {}, "ms": {}}
+    result: Result = {"bytes": {}, "ms": {}}
     for name in ("mamba", "mamba2"):
         network = Mamba(MambaConfig()) if name == "mamba" else Mamba2(Mamba2Config())
         result["bytes"][name] = _bytes(network.config.state_shape)
-        variants: dict[str, Callable[[], object]] = {}
+        variants: dict[str, Variant] = {}
         for dtype in arguments.dtypes:
             variants |= _variants(to_cpu(network, DTYPES[dtype]), dtype)
         if not arguments.without_transformers:
             variants["transformers, float32, chain(5)"] = _transformers_chain(name)
-        result["ms"][name] = _measure(variants, arguments.rounds)
-    result["facts"]["load_average_after"] = facts()["load_average"]
-    _print(result)
-    if arguments.output:
-        write_result(arguments.output, result)
+        times = time_in_turn(variants, arguments.rounds)
+        result["ms"][name] = {variant: milliseconds(taken) for variant, taken in times.items()}
+    return result
 
 
 def _bytes(shape: StateShape) -> dict[str, Any]:
@@ -70,18 +59,27 @@ def _bytes(shape: StateShape) -> dict[str, Any]:
 
     The inputs of the convolutions, which both ways to branch keep, are counted with the nodes.
     """
+    float_bytes = 4 * shape.num_layers
+    history = (shape.conv_width - 1) * shape.conv_channels
     per_node = {
-        name: branching.bytes_per_node(shape) + shape.conv_bytes
+        name: float_bytes * (_kept_per_node(branching, shape) + shape.conv_channels)
         for name, branching in BRANCHINGS.items()
     }
     return {
-        "committed": shape.committed_bytes,
+        "committed": float_bytes * (history + prod(shape.state)),
         "per node": per_node,
         "trees": {
             tree: {name: sum(_levels(widths)) * size for name, size in per_node.items()}
             for tree, widths in TREES.items()
         },
     }
+
+
+def _kept_per_node(branching: BranchingKind, shape: StateShape) -> int:
+    """Returns the numbers that a way to branch keeps of a node in each layer."""
+    if branching is StateCopies:
+        return prod(shape.state)
+    return prod(shape.x) + prod(shape.dt) + prod(shape.B)
 
 
 def _levels(widths: tuple[int, ...]) -> list[int]:
@@ -92,46 +90,46 @@ def _levels(widths: tuple[int, ...]) -> list[int]:
     return sizes
 
 
-def _variants(network: CpuNetwork, dtype: str) -> dict[str, Callable[[], object]]:
-    variants: dict[str, Callable[[], object]] = {}
+def _variants(network: CpuNetwork, dtype: str) -> dict[str, Variant]:
+    variants: dict[str, Variant] = {}
     for name, branching in BRANCHINGS.items():
         state = network.new_state(branching)
-        network.prefill(range(PROMPT_LENGTH), state)
+        state.prefill(Prompt.of(range(PROMPT_LENGTH + 1)))
         for tree, widths in TREES.items():
-            variants[f"{name}, {dtype}, {tree}"] = functools.partial(_draft, network, state, widths)
+            variants[f"{name}, {dtype}, {tree}"] = functools.partial(_draft, state, widths)
         for size in LEVELS:
-            level = functools.partial(_level, network, state, size)
+            level = functools.partial(_level, state, size)
             variants[f"{name}, {dtype}, level of {size}"] = level
-        whole = functools.partial(_score, network, state, TREES["3x4x4 (64 nodes)"])
+        whole = functools.partial(_score, state, TREES["3x4x4 (64 nodes)"])
         variants[f"{name}, {dtype}, 64 nodes in one pass"] = whole
     return variants
 
 
-def _draft(network: CpuNetwork, state: SsmState, widths: tuple[int, ...]) -> None:
+def _draft(state: StateSpaceState, widths: tuple[int, ...]) -> None:
     """Drafts a tree level by level and commits the anchor and a token of the first level."""
     level, num_nodes = [-1], 0
     for size in _levels(widths):
         children = size // len(level)
         parents = [node for node in level for _ in range(children)]
-        network.extend([1] * size, parents, state)
+        state.extend([1] * size, parents)
         level = list(range(num_nodes, num_nodes + size))
         num_nodes += size
     state.commit([0, 1])
 
 
-def _score(network: CpuNetwork, state: SsmState, widths: tuple[int, ...]) -> None:
+def _score(state: StateSpaceState, widths: tuple[int, ...]) -> None:
     """Runs a whole tree, leaves included, as a target does, and commits as `_draft`."""
     parents = level_parents(widths)
-    network.extend([1] * len(parents), parents, state)
+    state.extend([1] * len(parents), parents)
     state.commit([0, 1])
 
 
-def _level(network: CpuNetwork, state: SsmState, size: int) -> None:
-    network.extend([1] * size, [-1] * size, state)
-    state.clear_tree()
+def _level(state: StateSpaceState, size: int) -> None:
+    state.extend([1] * size, [-1] * size)
+    state.commit([])
 
 
-def _transformers_chain(name: str) -> Callable[[], object]:
+def _transformers_chain(name: str) -> Variant:
     import transformers  # noqa: PLC0415 - only this baseline needs it
 
     if name == "mamba":
@@ -160,41 +158,23 @@ def _transformers_chain(name: str) -> Callable[[], object]:
     return chain
 
 
-def _measure(
-    variants: Mapping[str, Callable[[], object]], rounds: int
-) -> dict[str, dict[str, float]]:
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            if number > 0:  # the first round compiles
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return {
-        name: {"min": round(min(taken), 2), "median": round(statistics.median(taken), 2)}
-        for name, taken in times.items()
-    }
-
-
-def _print(result: dict[str, Any]) -> None:
-    console = Console()
-    load = result["facts"]["load_average"]
-    console.print(f"{result['facts']['threads']} threads, load average {load}")
+def show(result: Result) -> None:
     for name, sizes in result["bytes"].items():
-        table = Table(title=f"{name}: megabytes (committed: {sizes['committed'] / 1e6:.2f})")
-        for column in ("tree", *BRANCHINGS):
-            table.add_column(column, justify="right")
-        for tree, needs in sizes["trees"].items():
-            table.add_row(tree, *(f"{needs[way] / 1e6:.2f}" for way in BRANCHINGS))
-        console.print(table)
+        print_table(
+            f"{name}: megabytes (committed: {sizes['committed'] / 1e6:.2f})",
+            ("tree", *BRANCHINGS),
+            (
+                (tree, *(f"{needs[way] / 1e6:.2f}" for way in BRANCHINGS))
+                for tree, needs in sizes["trees"].items()
+            ),
+        )
     for name, times in result["ms"].items():
-        table = Table(title=f"{name}: milliseconds, minimum (median)")
-        for column in ("variant", "ms"):
-            table.add_column(column, justify="right")
-        for variant, taken in times.items():
-            table.add_row(variant, f"{taken['min']:.1f} ({taken['median']:.1f})")
-        console.print(table)
+        print_table(
+            f"{name}: milliseconds",
+            ("variant", "minimum", "median"),
+            ((each, f"{ms['min']:.1f}", f"{ms['median']:.1f}") for each, ms in times.items()),
+        )
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, add_arguments=add_arguments, show=show)

@@ -10,26 +10,25 @@ this process. The minimum over all rounds is reported, all variants in turn in e
 The script is not called kernels.py: transformers would take it for the package of that name.
 """
 
-import argparse
 import functools
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from facts import facts, write_result
-from rich.console import Console
-from rich.table import Table
+from frame import Result, Variant, add_rounds, print_table, run, time_in_turn
 from torch import Tensor
 from transformers import LlamaConfig
 
-from treesnake.kernels.cpu.linear import PackedWeight, linear, pack_weight
+from treesnake.kernels.cpu.jit import entry_point
+from treesnake.kernels.cpu.linear import linear_rows, padded_rows
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
+from treesnake.models.weight_stack import WeightStack
 
 SMOLLM2 = LlamaConfig(
     vocab_size=49152,
@@ -53,35 +52,29 @@ STREAM_BYTES = 200_000_000
 """Weights that are read in turn, so that none is in the cache from the time before."""
 
 
-def main() -> None:
-    """Measures, prints tables and writes the result if a path is given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=10)
+def add_arguments(parser: ArgumentParser) -> None:
+    add_rounds(parser, 10)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
+
+
+def measure(arguments: Namespace) -> Result:
     torch.set_num_threads(1)
-    result: dict[str, Any] = {"facts": facts()}
-    result["read_gb_per_s"] = round(_read_bandwidth(arguments.rounds), 1)
-    result["products"] = _products(arguments.dtypes, arguments.rounds, result["read_gb_per_s"])
+    bandwidth = round(_read_bandwidth(arguments.rounds), 1)
+    products = _products(arguments.dtypes, arguments.rounds, bandwidth)
     torch.set_num_threads(arguments.threads)
-    result["forward_threads"] = arguments.threads
-    result["forward"], result["first_logits_s"] = _forwards(arguments.dtypes, arguments.rounds)
-    _print(result)
-    if arguments.output:
-        write_result(arguments.output, result)
+    forward, first_logits_s = _forwards(arguments.dtypes, arguments.rounds)
+    return {
+        "read_gb_per_s": bandwidth,
+        "products": products,
+        "forward_threads": arguments.threads,
+        "forward": forward,
+        "first_logits_s": first_logits_s,
+    }
 
 
-def _minimum(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Returns the least seconds of each variant, all of them run in every round."""
-    best = dict.fromkeys(variants, float("inf"))
-    for _ in range(rounds):
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
+def _minimum(variants: Mapping[str, Variant], rounds: int) -> dict[str, float]:
+    """Returns the least seconds of each variant."""
+    return {name: min(times) for name, times in time_in_turn(variants, rounds).items()}
 
 
 def _read_bandwidth(rounds: int) -> float:
@@ -94,12 +87,13 @@ def _products(dtypes: list[str], rounds: int, bandwidth: float) -> list[dict[str
     rows: list[dict[str, Any]] = []
     for outputs, inputs in PRODUCTS:
         weight = torch.randn(outputs, inputs)
-        packed = {name: _copies(pack_weight(weight, DTYPES[name])) for name in dtypes}
+        packed = {name: _copies(weight, DTYPES[name]) for name in dtypes}
         plain = [weight.clone() for _ in range(STREAM_BYTES // weight.nbytes)]
         for nodes in NODE_COUNTS:
             x = torch.randn(nodes, inputs)
             variants = {
-                name: functools.partial(_each, linear, x, copies) for name, copies in packed.items()
+                name: functools.partial(_each, _product, x, copies)
+                for name, copies in packed.items()
             }
             variants["torch"] = functools.partial(_each, F.linear, x, plain)
             seconds = _minimum(variants, max(2, rounds // 4))
@@ -111,7 +105,7 @@ def _products(dtypes: list[str], rounds: int, bandwidth: float) -> list[dict[str
                     "rows": nodes,
                     "ms": {name: round(s / counts[name] * 1e3, 4) for name, s in seconds.items()},
                     "floor_ms": {
-                        name: round(copies[0].values.nbytes / bandwidth / 1e6, 4)
+                        name: round(copies[0][0].nbytes / bandwidth / 1e6, 4)
                         for name, copies in packed.items()
                     },
                 }
@@ -124,12 +118,28 @@ def _each(product: Callable[..., Tensor], x: Tensor, weights: Sequence[Any]) -> 
         product(x, weight)
 
 
-def _copies(weight: PackedWeight) -> list[PackedWeight]:
-    """Returns equal weights in one large array, as those of a model's layers are."""
-    number = STREAM_BYTES // weight.values.nbytes
-    stack = np.empty((number, *weight.values.shape), weight.values.dtype)
-    stack[:] = weight.values
-    return [PackedWeight(values, weight.scale, weight.num_inputs) for values in stack]
+def _copies(weight: Tensor, dtype: torch.dtype) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns equal weights and their scales in one large array, as those of layers are."""
+    number = STREAM_BYTES // WeightStack(1, *weight.shape, dtype).values.nbytes
+    stack = WeightStack(number, *weight.shape, dtype)
+    for layer in range(number):
+        stack.write(layer, weight)
+    return list(zip(stack.values, stack.scale, strict=True))
+
+
+@entry_point
+def _linear(x, num_rows, values, scale, out):
+    linear_rows(x, num_rows, values, 0, values.shape[0], out, scale)
+
+
+def _product(x: Tensor, weight: tuple[np.ndarray, np.ndarray]) -> Tensor:
+    """Multiplies rows with a packed weight on the calling thread."""
+    values, scale = weight
+    inputs = np.zeros((padded_rows(len(x)), values.shape[1]), np.float32)
+    inputs[: len(x), : x.shape[1]] = x.numpy()
+    out = np.empty((len(inputs), len(values)), np.float32)
+    _linear(inputs, len(x), values, scale, out)
+    return torch.from_numpy(out[: len(x)])
 
 
 def _forwards(dtypes: list[str], rounds: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
@@ -186,31 +196,33 @@ def _random_tensors() -> Iterator[tuple[str, Tensor]]:
             yield f"{prefix}{name}.weight", torch.randn(shape) * 0.02
 
 
-def _print(result: dict[str, Any]) -> None:
-    console = Console()
-    load = result["facts"]["load_average"]
-    console.print(f"reading {result['read_gb_per_s']} GB/s, load average {load}")
+def show(result: Result) -> None:
+    print(f"reading {result['read_gb_per_s']} GB/s")
     first_product = result["products"][0]
-    table = Table(title="milliseconds a product, one thread (floor: reading the weight)")
-    for column in ("product", "rows", *first_product["ms"]):
-        table.add_column(column, justify="right")
+    rows = []
     for row in result["products"]:
         floors = row["floor_ms"]
         cells = [
             f"{ms:.3f}" + (f" ({floors[name]:.3f})" if name in floors else "")
             for name, ms in row["ms"].items()
         ]
-        table.add_row(f"{row['outputs']} x {row['inputs']}", str(row["rows"]), *cells)
-    console.print(table)
-    table = Table(title="milliseconds a forward pass, all threads")
-    for column in ("dtype", "MB", *map(str, NODE_COUNTS), "first logits, s"):
-        table.add_column(column, justify="right")
-    for row in result["forward"]:
-        cells = [f"{ms:.1f}" for ms in row["ms"].values()]
-        first = str(result["first_logits_s"][row["dtype"]])
-        table.add_row(row["dtype"], str(row["weights_mb"]), *cells, first)
-    console.print(table)
+        rows.append((f"{row['outputs']} x {row['inputs']}", str(row["rows"]), *cells))
+    title = "milliseconds a product, one thread (floor: reading the weight)"
+    print_table(title, ("product", "rows", *first_product["ms"]), rows)
+    print_table(
+        "milliseconds a forward pass, all threads",
+        ("dtype", "MB", *map(str, NODE_COUNTS), "first logits, s"),
+        (
+            (
+                row["dtype"],
+                str(row["weights_mb"]),
+                *(f"{ms:.1f}" for ms in row["ms"].values()),
+                str(result["first_logits_s"][row["dtype"]]),
+            )
+            for row in result["forward"]
+        ),
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, add_arguments=add_arguments, show=show)

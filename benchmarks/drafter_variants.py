@@ -10,19 +10,23 @@ already are not trained again, so `--only` can share them out among processes, a
 collects.
 """
 
-import argparse
 import json
-from collections.abc import Mapping
+from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from facts import facts, write_result
+from frame import Result, run, save_figure
 
 from treesnake.training.provenance import PROVENANCE_FILE
-from treesnake.training.recipe import DistilStage, Mamba2Sizes, Recipe, Start, read_recipe
 from treesnake.training.reporting import TerminalReporter
-from treesnake.training.run import train_drafter
+from treesnake.training.training_recipe import (
+    DistilStage,
+    Mamba2Sizes,
+    Start,
+    TrainingRecipe,
+    read_training_recipe,
+)
+from treesnake.training.training_run import train_drafter
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "treesnake-smol"
 
@@ -35,17 +39,15 @@ ATTENTION_LAYERS = (0, 10, 20, 29)
 """Spread over the target's 30 layers."""
 
 
-def main() -> None:
-    """Trains what is missing, prints a line for each variant, and writes the result if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--answers", type=Path, required=True, help="folder of the target's")
     parser.add_argument("--runs", type=Path, required=True, help="folder of what is trained")
     parser.add_argument("--updates", type=int, default=80)
     parser.add_argument("--batch-tokens", type=int, default=2000)
     parser.add_argument("--only", nargs="+", help="variants; all if left out")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--plot", type=Path, help="a folder for the picture")
-    arguments = parser.parse_args()
+
+
+def measure(arguments: Namespace) -> Result:
     trained = {}
     for name, recipe in variants(arguments.answers, arguments.updates, arguments.batch_tokens):
         if arguments.only and name not in arguments.only:
@@ -54,17 +56,13 @@ def main() -> None:
         trained[name] = json.loads((folder / PROVENANCE_FILE).read_text())
         last = trained[name]["stages"][0]["evaluations"][-1]["judgement"]
         print(f"{name}: {last}", flush=True)
-    result = {"facts": facts(), "variants": trained}
-    if arguments.output:
-        write_result(arguments.output, result)
-    if arguments.plot:
-        _plot(trained, arguments.plot)
+    return {"variants": trained}
 
 
-def variants(answers: Path, updates: int, batch_tokens: int) -> list[tuple[str, Recipe]]:
+def variants(answers: Path, updates: int, batch_tokens: int) -> list[tuple[str, TrainingRecipe]]:
     """Returns the variants, each with its recipe."""
-    recipe = read_recipe(RECIPES / "recipe.toml")
-    transformer = read_recipe(RECIPES / "transformer.toml")
+    recipe = read_training_recipe(RECIPES / "recipe.toml")
+    transformer = read_training_recipe(RECIPES / "transformer.toml")
     (stage,) = (stage for stage in recipe.stages if isinstance(stage, DistilStage))
     stage = replace(
         stage,
@@ -88,7 +86,7 @@ def variants(answers: Path, updates: int, batch_tokens: int) -> list[tuple[str, 
     ]
 
 
-def _plot(trained: Mapping[str, Any], folder: Path) -> None:
+def draw(result: Result, folder: Path) -> None:
     """Draws what each variant makes of more tokens."""
     import matplotlib.pyplot as plt  # noqa: PLC0415 - only pictures need it
 
@@ -99,7 +97,7 @@ def _plot(trained: Mapping[str, Any], folder: Path) -> None:
     }
     figure, axes = plt.subplots(1, len(measures), figsize=(4.2 * len(measures), 3.4))
     for axis, (measure, label) in zip(axes, measures.items(), strict=True):
-        for name, provenance in trained.items():
+        for name, provenance in result["variants"].items():
             evaluations = provenance["stages"][0]["evaluations"]
             tokens = [each["num_tokens"] / 1e3 for each in evaluations]
             values = [each["judgement"][measure] for each in evaluations]
@@ -107,10 +105,8 @@ def _plot(trained: Mapping[str, Any], folder: Path) -> None:
         axis.set_xlabel("thousand tokens run")
         axis.set_title(label, fontsize=10)
     axes[0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(folder / "drafter_variants.svg")
-    plt.close(figure)
+    save_figure(figure, folder / "drafter_variants.svg")
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, add_arguments=add_arguments, draw=draw)

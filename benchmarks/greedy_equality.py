@@ -1,92 +1,71 @@
 """Is greedy output equal to `transformers.generate`, token for token?
 
-    uv run python benchmarks/greedy_equality.py --questions FILE.jsonl ... --output OUT.json
+    uv run python benchmarks/greedy_equality.py --questions FILE.jsonl ... \
+        --drafters prompt-lookup FOLDER --output results/greedy_equality.json
 
 Runs the first turn of every question through transformers' own greedy generate in float32, and
-through each engine, plainly and speculatively, with prompt lookup or another drafter. A line is
-appended to a log beside the output for every generation, so that a run that was stopped continues,
-and a run with another drafter adds to the result. Where tokens differ, the result names the
-position and the gap between the two logits.
+through each engine, plainly and speculatively, with each drafter. Where tokens differ, the result
+names the position and the gap between the two logits.
 """
 
-import argparse
-import json
-from collections.abc import Callable, Sequence
-from functools import partial
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from facts import facts, read_questions, write_result
+from frame import Result, add_questions, read_questions, run
 from transformers import PreTrainedModel
 
 from treesnake import SpeculativeDecoder
-from treesnake.drafters.load import PROMPT_LOOKUP
+from treesnake.drafters.load import NO_DRAFTER, PROMPT_LOOKUP
+from treesnake.evaluation.tasks import Question
+from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
-from treesnake.search.static import StaticSearch
-from treesnake.shape import Shape, parse_shape
 
 NEW_TOKENS = 64
-REFERENCE = "transformers"
+
+Texts = dict[str, list[int]]
+"""Token ids by the name of the question: of its prompt, or of an answer."""
 
 
-def main() -> None:
-    """Runs what is missing and writes the summary."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--questions", type=Path, nargs="+", required=True)
-    parser.add_argument("--output", type=Path, required=True)
+def add_arguments(parser: ArgumentParser) -> None:
+    add_questions(parser)
     parser.add_argument("--target", default="smollm2")
     parser.add_argument("--engines", nargs="*", default=["native", "generic"])
-    parser.add_argument("--shapes", nargs="+", default=["off", "chain(4)", "2x1x1"])
-    parser.add_argument("--drafter", default=PROMPT_LOOKUP, help="a name or the folder of a model")
-    parser.add_argument("--limit", type=int, help="only so many questions")
-    arguments = parser.parse_args()
-    questions = read_questions(arguments.questions)[: arguments.limit]
-    log = Log(arguments.output.with_suffix(".log.jsonl"))
+    parser.add_argument("--shapes", nargs="*", default=["chain(4)", "2x1x1"])
+    parser.add_argument(
+        "--drafters", nargs="*", default=[PROMPT_LOOKUP], help="names, or folders of models"
+    )
 
-    pretrained = load_pretrained(arguments.target, dtype="float32", device="cpu")
+
+def measure(arguments: Namespace) -> Result:
+    pretrained = load_pretrained(arguments.target, LoadOptions(dtype="float32", device="cpu"))
     model, tokenizer = pretrained.model, pretrained.tokenizer
-    prompts = {str(question["question_id"]): _encode(tokenizer, question) for question in questions}
-    log.run(REFERENCE, prompts, partial(_reference, model))
+    questions = read_questions(arguments)
+    prompts = {question.name: _encode(tokenizer, question) for question in questions}
+    expected = {name: _reference(model, prompt) for name, prompt in prompts.items()}
+    methods = {}
     for engine in arguments.engines:
-        for shape in arguments.shapes:
-            decoder = _decoder(arguments.target, arguments.drafter, engine, parse_shape(shape))
-            method = _method(engine, shape, arguments.drafter)
-            log.run(method, prompts, partial(_generate, decoder))
-    write_result(arguments.output, _summary(log, prompts, model))
+        settings = [(NO_DRAFTER, "off")]
+        settings += [(each, shape) for each in arguments.drafters for shape in arguments.shapes]
+        for drafter, shape in settings:
+            decoder = SpeculativeDecoder.from_pretrained(
+                arguments.target,
+                drafter,
+                dtype="float32",
+                device="cpu",
+                engine=engine,
+                search=shape,
+            )
+            name = _method(engine, shape, drafter)
+            methods[name] = _compare(decoder, prompts, expected, model)
+            print(f"{name}: {methods[name]['equal']} of {methods[name]['prompts']} equal")
+    return {"new_tokens": NEW_TOKENS, "dtype": "float32", "methods": methods}
 
 
-class Log:
-    """The tokens of every generation so far, in a file that only grows."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.tokens: dict[str, dict[str, list[int]]] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                self._note(json.loads(line))
-
-    def run(
-        self, method: str, prompts: dict[str, list[int]], generate: Callable[[list[int]], list[int]]
-    ) -> None:
-        """Generates for the prompts that the method has not seen."""
-        for number, (name, prompt) in enumerate(prompts.items()):
-            if name in self.tokens.get(method, {}):
-                continue
-            record = {"method": method, "prompt": name, "tokens": generate(prompt)}
-            with self._path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            self._note(record)
-            print(f"\r{method}: {number + 1}/{len(prompts)}", end="", flush=True)
-        print()
-
-    def _note(self, record: dict[str, Any]) -> None:
-        self.tokens.setdefault(record["method"], {})[record["prompt"]] = record["tokens"]
-
-
-def _encode(tokenizer: Any, question: dict[str, Any]) -> list[int]:
-    messages = [{"role": "user", "content": question["turns"][0]}]
+def _encode(tokenizer: Any, question: Question) -> list[int]:
+    messages = [{"role": "user", "content": question.turns[0]}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return tokenizer.encode(text, add_special_tokens=False)
 
@@ -99,42 +78,24 @@ def _reference(model: PreTrainedModel, prompt: list[int]) -> list[int]:
 def _method(engine: str, shape: str, drafter: str) -> str:
     """Returns what a run is called; a folder goes by its own name, wherever it is."""
     name = f"{engine} {shape}"
-    return name if drafter == PROMPT_LOOKUP else f"{name} {Path(drafter).name}"
+    return name if drafter in (NO_DRAFTER, PROMPT_LOOKUP) else f"{name} {Path(drafter).name}"
 
 
-def _decoder(target: str, drafter: str, engine: str, shape: Shape) -> SpeculativeDecoder:
-    return SpeculativeDecoder.from_pretrained(
-        target,
-        drafter,
-        dtype="float32",
-        device="cpu",
-        engine=engine,
-        search=StaticSearch(shape),
-    )
-
-
-def _generate(decoder: SpeculativeDecoder, prompt: list[int]) -> list[int]:
-    return list(decoder.generate(prompt, max_new_tokens=NEW_TOKENS).token_ids)
-
-
-def _summary(log: Log, prompts: dict[str, list[int]], model: PreTrainedModel) -> dict[str, Any]:
-    methods = {}
-    for method in log.tokens:
-        if method == REFERENCE:
-            continue
-        different = [
-            _difference(name, prompts[name], log.tokens[REFERENCE][name], tokens, model)
-            for name, tokens in log.tokens[method].items()
-            if name in prompts and tokens != log.tokens[REFERENCE][name]
-        ]
-        compared = sum(name in prompts for name in log.tokens[method])
-        methods[method] = {
-            "prompts": compared,
-            "equal": compared - len(different),
-            "different": different,
-        }
-        print(f"{method}: {compared - len(different)} of {compared} equal")
-    return {"new_tokens": NEW_TOKENS, "dtype": "float32", "facts": facts(), "methods": methods}
+def _compare(
+    decoder: SpeculativeDecoder, prompts: Texts, expected: Texts, model: PreTrainedModel
+) -> Result:
+    """Answers all prompts; returns how many answers are equal, and where the others differ."""
+    different = []
+    for number, (name, prompt) in enumerate(prompts.items(), 1):
+        tokens = decoder.generate(prompt, max_new_tokens=NEW_TOKENS).token_ids
+        if list(tokens) != expected[name]:
+            different.append(_difference(name, prompt, expected[name], tokens, model))
+        print(f"\r{number}/{len(prompts)} ", end="", flush=True)
+    return {
+        "prompts": len(prompts),
+        "equal": len(prompts) - len(different),
+        "different": different,
+    }
 
 
 def _difference(
@@ -160,4 +121,4 @@ def _difference(
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, add_arguments=add_arguments)

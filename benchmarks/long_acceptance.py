@@ -12,22 +12,22 @@ accepts what decoding with it would. Reported are tokens per step at each length
 the shortest one, with intervals over the documents.
 """
 
-import argparse
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from facts import facts, write_result
+from frame import Result, run, save_figure
 
 from treesnake import SpeculativeDecoder
 from treesnake.drafters.load import load_drafter
+from treesnake.evaluation.bench.bench_recipe import LongContextTable
 from treesnake.evaluation.bench.documents import long_questions
-from treesnake.evaluation.bench.recipe import LongContextTable
 from treesnake.evaluation.bootstrap import bootstrap_rate, bootstrap_ratio
 from treesnake.loading.checkpoint import find_checkpoint
+from treesnake.loading.options import LoadOptions
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter
 from treesnake.sampling import SamplingParams, TorchRng
@@ -36,9 +36,7 @@ from treesnake.shape import chain
 GREEDY = SamplingParams()
 
 
-def main() -> None:
-    """Measures, prints a line for each document and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--documents", nargs="+", required=True)
     parser.add_argument("--drafter", action="append", required=True, help="NAME=FOLDER[:WINDOW]")
     parser.add_argument("--target", default="smollm2")
@@ -46,11 +44,9 @@ def main() -> None:
     parser.add_argument("--num-documents", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--plot", type=Path, help="a folder for the picture")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+
+
+def measure(arguments: Namespace) -> Result:
     decoder = SpeculativeDecoder.from_pretrained(
         arguments.target, "none", dtype="float32", search="off"
     )
@@ -68,17 +64,13 @@ def main() -> None:
         }
         answers.setdefault(question.category, []).append({"tokens": len(text), "steps": steps})
         print(question.name, len(text), steps, flush=True)
-    result = {
-        "facts": facts(),
+    return {
         "target": arguments.target,
         "tokens": arguments.tokens,
         "depth": arguments.depth,
         "drafters": {name: _summary(answers, name) for name in drafters},
         "answers": answers,
     }
-    write_result(arguments.output, result)
-    if arguments.plot:
-        _plot(result["drafters"], arguments.plot)
 
 
 def _read_drafter(text: str, target: str) -> tuple[str, Drafter]:
@@ -86,9 +78,8 @@ def _read_drafter(text: str, target: str) -> tuple[str, Drafter]:
     folder, _, window = source.partition(":")
     model = load_drafter(
         folder,
+        LoadOptions(dtype="int8", device="cpu"),
         target=find_checkpoint(target),
-        dtype="int8",
-        device="cpu",
         window=int(window) if window else None,
     )
     return name, model.new_session()
@@ -127,29 +118,27 @@ def _summary(answers: dict[str, list[dict[str, Any]]], drafter: str) -> dict[str
     return summary
 
 
-def _plot(drafters: dict[str, Any], folder: Path) -> None:
+def draw(result: Result, folder: Path) -> None:
     """Draws tokens per step by the length of the context, with intervals."""
     import matplotlib.pyplot as plt  # noqa: PLC0415 - only pictures need it
 
     figure, axis = plt.subplots(figsize=(6.4, 3.6))
-    for number, (name, by_length) in enumerate(drafters.items()):
+    for number, (name, by_length) in enumerate(result["drafters"].items()):
         lengths = [int(length.split()[0]) for length in by_length]
         rates = [each["tokens_per_step"] for each in by_length.values()]
         values = [rate["value"] for rate in rates]
         below = [rate["value"] - rate["low"] for rate in rates]
         above = [rate["high"] - rate["value"] for rate in rates]
-        places = [length * 1.03**number for length in lengths]  # so that bars lie side by side
-        axis.errorbar(places, values, yerr=(below, above), marker="o", capsize=3, label=name)
+        positions = [length * 1.03**number for length in lengths]  # so that bars lie side by side
+        axis.errorbar(positions, values, yerr=(below, above), marker="o", capsize=3, label=name)
     axis.set_xscale("log", base=2)
     axis.set_xticks(lengths, [str(length) for length in lengths])
     axis.set_xlabel("tokens of context")
     axis.set_ylabel("tokens a step, chains of 4")
     axis.set_ylim(bottom=1)
     axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(folder / "long_acceptance.svg")
-    plt.close(figure)
+    save_figure(figure, folder / "long_acceptance.svg")
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, add_arguments=add_arguments, draw=draw)

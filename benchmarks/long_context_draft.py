@@ -9,25 +9,20 @@ length the drafters run in turn in every round; minimum and median are reported,
 each holds of the text, for the Mamba with the room for the chain.
 """
 
-import argparse
-import statistics
-import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import torch
-from facts import facts, write_result
-from rich.console import Console
-from rich.table import Table
+from frame import Result, add_rounds, milliseconds, print_table, run, time_in_turn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from treesnake.drafters.mamba import MambaState
-from treesnake.drafters.model_drafter import ModelDrafter
+from treesnake.drafters.network import NetworkDrafter
 from treesnake.drafters.window import WindowedDrafter
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space_cpu import to_cpu
+from treesnake.models.state_space_state import StateSpaceState
 from treesnake.models.transformer import Transformer, TransformerState
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.prompt import Prompt
@@ -51,22 +46,19 @@ class Drafting:
     """A drafter's session, and the state that it drafts from."""
 
     session: Drafter
-    state: MambaState | TransformerState
+    state: StateSpaceState | TransformerState
 
 
-def main() -> None:
-    """Measures, prints tables and writes the result if a path is given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=20)
+def add_arguments(parser: ArgumentParser) -> None:
+    add_rounds(parser, 20)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["int8"])
     parser.add_argument("--contexts", nargs="+", type=int, default=list(CONTEXTS))
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+
+
+def measure(arguments: Namespace) -> Result:
     torch.manual_seed(0)
-    result: dict[str, Any] = {"facts": facts(), "window": WINDOW, "weights": {}, "drafting": {}}
+    result: Result = {"window": WINDOW, "weights": {}, "drafting": {}}
     for size in arguments.sizes:
         mamba, transformer = Mamba2(SIZES[size]), _equal_transformer(SIZES[size])
         result["weights"][size] = {
@@ -79,10 +71,7 @@ def main() -> None:
                 str(length): _measure(drafters, length, SIZES[size].vocab_size, arguments.rounds)
                 for length in sorted(arguments.contexts)
             }
-    result["facts"]["load_average_after"] = facts()["load_average"]
-    _print(result)
-    if arguments.output:
-        write_result(arguments.output, result)
+    return result
 
 
 def _equal_transformer(config: Mamba2Config) -> LlamaForCausalLM:
@@ -113,15 +102,15 @@ def _num_weights(network: torch.nn.Module) -> int:
 def _drafters(
     mamba: Mamba2, transformer: LlamaForCausalLM, dtype: torch.dtype
 ) -> dict[str, Drafting]:
-    recurrent = MambaState(to_cpu(mamba, dtype))
+    recurrent = to_cpu(mamba, dtype).new_state()
     config = TransformerConfig.from_hf(transformer.config)
     network = Transformer(config, transformer.state_dict(), dtype, torch.device("cpu"))
     whole, windowed = network.new_state(), network.new_state()
     return {
-        "mamba2": Drafting(ModelDrafter(recurrent), recurrent),
-        "transformer": Drafting(ModelDrafter(whole), whole),
+        "mamba2": Drafting(NetworkDrafter(recurrent), recurrent),
+        "transformer": Drafting(NetworkDrafter(whole), whole),
         f"transformer, window of {WINDOW}": Drafting(
-            WindowedDrafter(ModelDrafter(windowed), WINDOW), windowed
+            WindowedDrafter(NetworkDrafter(windowed), WINDOW), windowed
         ),
     }
 
@@ -131,39 +120,42 @@ def _measure(
 ) -> dict[str, dict[str, float]]:
     """Returns milliseconds and bytes of each drafter; texts of growing length are prefixes."""
     text = [index * 7919 % vocab_size for index in range(length)]
-    times: dict[str, list[float]] = {name: [] for name in drafters}
     for drafting in drafters.values():
         drafting.session.prefill(Prompt.of(text))
-    for number in range(rounds + 1):
-        for name, drafting in drafters.items():
-            start = time.perf_counter()
-            drafting.session.draft(text[-1], SHAPE, SamplingParams(), TorchRng(0))
-            if number > 0:  # the first round compiles and makes room
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return {
-        name: {
-            "ms": round(min(times[name]), 2),
-            "median_ms": round(statistics.median(times[name]), 2),
-            "state_bytes": drafting.state.num_bytes,
+    variants = {name: partial(_draft, each.session, text[-1]) for name, each in drafters.items()}
+    rows = {}
+    for name, times in time_in_turn(variants, rounds).items():
+        taken = milliseconds(times)
+        state_bytes = drafters[name].state.num_bytes
+        rows[name] = {
+            "ms": taken["min"],
+            "median_ms": taken["median"],
+            "state_bytes": state_bytes,
         }
-        for name, drafting in drafters.items()
-    }
+    return rows
 
 
-def _print(result: dict[str, Any]) -> None:
-    console = Console()
-    load = result["facts"]["load_average"]
-    console.print(f"{result['facts']['threads']} threads, load average {load}")
+def _draft(session: Drafter, anchor: int) -> None:
+    session.draft(anchor, SHAPE, SamplingParams(), TorchRng(0))
+
+
+def show(result: Result) -> None:
     for title, lengths in result["drafting"].items():
-        table = Table(title=f"{title}: chain of {SHAPE.depth}")
-        for column in ("context", "drafter", "ms, minimum (median)", "state, MB"):
-            table.add_column(column, justify="right")
-        for length, drafters in lengths.items():
-            for name, cost in drafters.items():
-                taken = f"{cost['ms']:.1f} ({cost['median_ms']:.1f})"
-                table.add_row(length, name, taken, f"{cost['state_bytes'] / 1e6:.2f}")
-        console.print(table)
+        print_table(
+            f"{title}: chain of {SHAPE.depth}",
+            ("drafter", "context", "ms, minimum (median)", "state, MB"),
+            (
+                (
+                    name,
+                    length,
+                    f"{cost['ms']:.1f} ({cost['median_ms']:.1f})",
+                    f"{cost['state_bytes'] / 1e6:.2f}",
+                )
+                for length, drafters in lengths.items()
+                for name, cost in drafters.items()
+            ),
+        )
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, add_arguments=add_arguments, show=show)

@@ -8,31 +8,30 @@ and notes the largest resident memory that it ever had. The difference is compar
 the weights and of the text's keys and values.
 """
 
-import argparse
-import json
 import resource
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+from argparse import ArgumentParser, Namespace
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import psutil
 import torch
-from facts import facts, write_result
+from frame import Result, run
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from treesnake import SpeculativeDecoder
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
+from treesnake.loading.options import LoadOptions
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.protocols import Target
-from treesnake.targets.attention import AttentionTargetModel
 from treesnake.targets.load import load_target
+from treesnake.targets.network import NetworkTargetModel
 from treesnake.tree import TokenTree
 
-RUNS = (
+SETTINGS = (
     ("native", "float32"),
     ("native", "float16"),
     ("native", "bfloat16"),
@@ -43,38 +42,30 @@ NEW_TOKENS = 128
 QUESTION = "Explain in a few paragraphs why the sky is blue and sunsets are red."
 
 
-def main() -> None:
-    """Runs one process for each engine and dtype, or is one."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path)
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--target", default="smollm2")
-    parser.add_argument("--child", nargs=2, metavar=("ENGINE", "DTYPE"))
-    arguments = parser.parse_args()
-    if arguments.child:
-        print(json.dumps(_measure(arguments.target, *arguments.child)))
-        return
-    before = facts()
+
+
+def measure(arguments: Namespace) -> Result:
+    """Runs one process for each engine and dtype, which imports everything anew."""
     rows = {}
-    for engine, dtype in RUNS:
-        command = [sys.executable, __file__, "--target", arguments.target, "--child", engine, dtype]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        row = json.loads(output.splitlines()[-1])
+    for engine, dtype in SETTINGS:
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            row = process.submit(_measure, arguments.target, engine, dtype).result()
         rows[f"treesnake {engine} {dtype}"] = row
         megabytes = row["weights_and_cache_bytes"] / 1e6
         print(f"{engine} {dtype}: {row['ratio']:.2f}x of {megabytes:.0f} MB", flush=True)
-    if arguments.output:
-        write_result(arguments.output, {"new_tokens": NEW_TOKENS, "facts": before, "memory": rows})
+    return {"new_tokens": NEW_TOKENS, "memory": rows}
 
 
-def _measure(target: str, engine: str, dtype: str) -> dict[str, Any]:
+def _measure(target: str, engine: str, dtype: str) -> Result:
     _run_tiny(dtype)
     tokenizer = find_checkpoint(target).tokenizer
     tokenizer.encode(QUESTION)
     before = psutil.Process().memory_info().rss
-    model, loaded = load_target(target, dtype=dtype, device="cpu", engine=engine)
+    model, loaded = load_target(target, LoadOptions(dtype, "cpu", engine))
     decoder = SpeculativeDecoder(
-        model,
-        NgramDrafterModel(),
+        Pair(model, NgramDrafterModel()),
         tokenizer=loaded.checkpoint.tokenizer,
         end_token_ids=end_token_ids(loaded.checkpoint),
     )
@@ -117,14 +108,14 @@ def _run_tiny(dtype: str) -> None:
     network = Transformer(
         TransformerConfig.from_hf(config), tensors, getattr(torch, dtype), torch.device("cpu")
     )
-    _run(AttentionTargetModel(network).new_session(), [1, 2, 3])
+    _run(NetworkTargetModel(network).new_session(), [1, 2, 3])
     module(torch.tensor([[1, 2, 3]]))
 
 
 def _run(session: Target, prompt: list[int]) -> None:
     session.prefill(Prompt.of(prompt))
-    session.score(TokenTree.chain(torch.tensor(prompt[-1:])))
+    session.score(TokenTree.chain(prompt[-1:]))
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, add_arguments=add_arguments)

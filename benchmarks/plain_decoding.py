@@ -1,18 +1,20 @@
 """How fast is plain decoding, and what does scoring several nodes cost?
 
-    uv run --group bench python benchmarks/plain_decoding.py --output results/plain_decoding.json
+    uv run --group bench python benchmarks/plain_decoding.py --threads 2 \
+        --output results/plain_decoding.json
 
 Every method decodes the same text greedily, one token at a time, all methods in turn, again and
 again; the median seconds per token over all rounds are reported, prefill and compilation not
 counted. Methods: the two engines of treesnake at each dtype; transformers' generate, eager and
 compiled; llama.cpp on the same weights at Q8_0 and F16 (made from the GGUF file that the default
 target comes from); and as a floor, what it takes to read as many bytes as the weights have, once.
-Run it on a quiet machine; the load is in the result.
+All is done with one thread and with all of them. Run it on a quiet machine; the load is in the
+result.
 """
 
-import argparse
 import statistics
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,11 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from facts import facts, write_result
-from rich.console import Console
-from rich.table import Table
+from frame import Result, add_rounds, print_table, run
 from transformers import StoppingCriteria
 
+from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
 from treesnake.loading.smollm import find_gguf
 from treesnake.prompt import Prompt
@@ -39,24 +40,21 @@ Decode = Callable[[int, int], list[float]]
 """Decodes so many tokens with so many threads and returns the seconds of each."""
 
 
-def main() -> None:
-    """Measures all methods in turn and writes medians."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True)
+def add_arguments(parser: ArgumentParser) -> None:
+    add_rounds(parser, 5)
     parser.add_argument("--target", default="smollm2")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--only", nargs="*", help="methods whose names contain one of these")
-    arguments = parser.parse_args()
-    before = facts()
 
+
+def measure(arguments: Namespace) -> Result:
+    thread_counts = sorted({1, arguments.threads})
     methods, prompt = _methods(arguments.target, arguments.only)
     seconds: dict[tuple[str, int], list[float]] = {}
     failures: dict[str, str] = {}
     for round_number in range(arguments.rounds + 1):
         for name, decode in methods.items():
-            for threads in arguments.threads:
+            for threads in thread_counts:
                 if name in failures:
                     continue
                 try:
@@ -75,28 +73,21 @@ def main() -> None:
         }
         for (name, threads), times in seconds.items()
     }
-    scoring = _scoring(
-        arguments.target, prompt, arguments.threads, arguments.rounds, arguments.only
-    )
-    write_result(
-        arguments.output,
-        {
-            "tokens": arguments.tokens,
-            "rounds": arguments.rounds,
-            "prompt_tokens": len(prompt),
-            "before": before,
-            "after": facts(),
-            "decoding": decoding,
-            "failures": failures,
-            "scoring_ms": scoring,
-        },
-    )
-    _print(decoding, scoring, failures)
+    return {
+        "tokens": arguments.tokens,
+        "rounds": arguments.rounds,
+        "prompt_tokens": len(prompt),
+        "decoding": decoding,
+        "failures": failures,
+        "scoring_ms": _scoring(
+            arguments.target, prompt, thread_counts, arguments.rounds, arguments.only
+        ),
+    }
 
 
 def _methods(target: str, only: list[str] | None) -> tuple[dict[str, Decode], list[int]]:
     wanted = lambda name: only is None or any(part in name for part in only)  # noqa: E731
-    pretrained = load_pretrained(target, dtype="float32", device="cpu")
+    pretrained = load_pretrained(target, LoadOptions(dtype="float32", device="cpu"))
     text = pretrained.tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True, tokenize=False
     )
@@ -114,7 +105,7 @@ def _methods(target: str, only: list[str] | None) -> tuple[dict[str, Decode], li
     if wanted("transformers float32"):
         methods["transformers float32"] = _transformers(pretrained.model, prompt)
     if wanted("transformers compiled float32"):
-        compiled = load_pretrained(target, dtype="float32", device="cpu").model
+        compiled = load_pretrained(target, LoadOptions(dtype="float32", device="cpu")).model
         methods["transformers compiled float32"] = _transformers(compiled, prompt, compiled=True)
     for kind in ("Q8_0", "F16"):
         if wanted(name := f"llama.cpp {kind}"):
@@ -138,7 +129,7 @@ def _reading(num_bytes: int) -> Decode:
 
 
 def _treesnake(target: str, engine: str, dtype: str, prompt: list[int]) -> Decode:
-    model, _ = load_target(target, dtype=dtype, device="cpu", engine=engine)
+    model, _ = load_target(target, LoadOptions(dtype, "cpu", engine))
 
     def decode(num_tokens: int, threads: int) -> list[float]:
         torch.set_num_threads(threads)
@@ -148,7 +139,7 @@ def _treesnake(target: str, engine: str, dtype: str, prompt: list[int]) -> Decod
         times = []
         for _ in range(num_tokens):
             started = time.perf_counter()
-            logits = session.score(TokenTree.chain(torch.tensor([token])))
+            logits = session.score(TokenTree.chain([token]))
             token = int(logits[0].argmax())
             session.commit((0,))
             times.append(time.perf_counter() - started)
@@ -254,7 +245,7 @@ def _scoring(
     ]:
         if only is not None and not any(part in f"treesnake {engine} {dtype}" for part in only):
             continue
-        model, _ = load_target(target, dtype=dtype, device="cpu", engine=engine)
+        model, _ = load_target(target, LoadOptions(dtype, "cpu", engine))
         session = model.new_session()
         session.prefill(Prompt.of(prompt))
         for number in threads:
@@ -272,27 +263,32 @@ def _scoring(
 
 
 def _time_of_scoring(session: Target, prompt: list[int], count: int) -> float:
-    tree = TokenTree.chain(torch.tensor((prompt * count)[:count]))
+    tree = TokenTree.chain((prompt * count)[:count])
     started = time.perf_counter()
     session.score(tree)
     return time.perf_counter() - started
 
 
-def _print(
-    decoding: dict[str, Any], scoring: dict[str, dict[str, float]], failures: dict[str, str]
-) -> None:
-    console = Console()
-    table = Table("plain decoding", "ms/token", "tokens/s", box=None)
-    for name, entry in decoding.items():
-        table.add_row(name, f"{entry['ms_per_token']:.2f}", f"{1e3 / entry['ms_per_token']:.1f}")
-    console.print(table)
-    table = Table("scoring, ms for nodes", *map(str, NODE_COUNTS), box=None)
-    for name, row in scoring.items():
-        table.add_row(name, *(f"{value:.1f}" for value in row.values()))
-    console.print(table)
-    for name, failure in failures.items():
-        console.print(f"{name} failed: {failure}", highlight=False)
+def show(result: Result) -> None:
+    print_table(
+        "plain decoding",
+        ("method", "ms/token", "tokens/s"),
+        (
+            (name, f"{entry['ms_per_token']:.2f}", f"{1e3 / entry['ms_per_token']:.1f}")
+            for name, entry in result["decoding"].items()
+        ),
+    )
+    print_table(
+        "scoring, ms for nodes",
+        ("engine", *map(str, NODE_COUNTS)),
+        (
+            (name, *(f"{value:.1f}" for value in row.values()))
+            for name, row in result["scoring_ms"].items()
+        ),
+    )
+    for name, failure in result["failures"].items():
+        print(f"{name} failed: {failure}")
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, add_arguments=add_arguments, show=show)

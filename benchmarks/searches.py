@@ -1,7 +1,9 @@
 """Searches on a real pair, interleaved: what do they emit per second, and what do they cost?
 
     uv run python benchmarks/searches.py --questions spec_bench_report.jsonl --drafter FOLDER \
-        --threads 2 --output results/searches.json
+        --dtype float32 --threads 2 --output results/searches.json
+    uv run python benchmarks/searches.py --questions spec_bench_report.jsonl --drafter FOLDER \
+        --dtype int8 --threads 2 --output results/searches_int8.json
 
 Every prompt is decoded by all methods in turn, in an order that rotates from prompt to prompt, and
 greedily, so that all emit the same tokens. Searches keep what they learned from prompt to prompt,
@@ -9,26 +11,23 @@ as in a server. "calibrated" begins with costs that were measured first. The las
 microseconds that a search takes to choose and observe.
 """
 
-import argparse
 import statistics
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import torch
-from facts import facts, read_questions, write_result
-from rich.console import Console
-from rich.table import Table
+from frame import Result, add_questions, print_table, read_questions, run
 
 from treesnake import SpeculativeDecoder
 from treesnake.decoder import DecoderSession
 from treesnake.evaluation.calibration import measure_costs
-from treesnake.evaluation.simulation.comparison import Interval, relative_rate
+from treesnake.evaluation.simulation.comparison import rate, relative_rate
 from treesnake.evaluation.simulation.replay import Replayed
+from treesnake.evaluation.tasks import Question
 from treesnake.outcome import Generation, Step
-from treesnake.protocols import TreeSearch
+from treesnake.protocols import SharedSearch, TreeSearch
 from treesnake.search.by_name import search_by_name
 from treesnake.search.costs import CostTable
 from treesnake.shape import Shape
@@ -51,11 +50,11 @@ METHODS = (
 
 
 class Timed:
-    """A search, and the seconds that it takes itself."""
+    """The search of one text, and the seconds that it takes itself."""
 
-    def __init__(self, search: TreeSearch) -> None:
+    def __init__(self, search: TreeSearch, seconds: list[float]) -> None:
         self._search = search
-        self.seconds: list[float] = []
+        self.seconds = seconds
 
     def choose(self, context_length: int) -> Shape:
         started = time.perf_counter()
@@ -69,46 +68,37 @@ class Timed:
         self.seconds[-1] += time.perf_counter() - started
 
 
-def main() -> None:
-    """Measures, prints a table and writes the result if a path is given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--questions", type=Path, nargs="+", required=True)
+def add_arguments(parser: ArgumentParser) -> None:
+    add_questions(parser)
     parser.add_argument("--target", default="smollm2")
     parser.add_argument("--drafter", required=True)
     parser.add_argument("--dtype", default="int8")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--tokens", type=int, default=96)
-    parser.add_argument("--limit", type=int, help="only so many questions")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+
+
+def measure(arguments: Namespace) -> Result:
     decoder = SpeculativeDecoder.from_pretrained(
         arguments.target, arguments.drafter, dtype=arguments.dtype
     )
-    questions = read_questions(arguments.questions)[: arguments.limit]
-    before = facts()
-    prompt = decoder.encode([{"role": "user", "content": questions[0]["turns"][0]}])
-    costs = measure_costs(decoder.target, decoder.drafter, prompt)
-    searches = {method: Timed(_search(method, costs)) for method in arguments.methods}
-    generations = _run(decoder, questions, searches, arguments.tokens)
-    result = {
-        "before": before,
-        "after": facts(),
+    questions = read_questions(arguments)
+    prompt = decoder.encode([{"role": "user", "content": questions[0].turns[0]}])
+    costs = measure_costs(decoder.pair, prompt)
+    searches = {method: _search(method, costs) for method in arguments.methods}
+    search_s: dict[str, list[float]] = {method: [] for method in searches}
+    generations = _run(decoder, questions, searches, search_s, arguments.tokens)
+    return {
         "target": arguments.target,
         "dtype": arguments.dtype,
         "drafter": Path(arguments.drafter).name,
         "prompts": len(questions),
         "tokens_per_prompt": arguments.tokens,
         "costs": asdict(costs),
-        "methods": _summary(generations, searches, [each["category"] for each in questions]),
+        "methods": _summary(generations, search_s, [each.category for each in questions]),
     }
-    _print(result)
-    if arguments.output:
-        write_result(arguments.output, result)
 
 
-def _search(method: str, costs: CostTable) -> TreeSearch:
+def _search(method: str, costs: CostTable) -> SharedSearch:
     if method == "calibrated":
         return search_by_name("self-tuning", costs)
     return search_by_name(method)
@@ -116,30 +106,34 @@ def _search(method: str, costs: CostTable) -> TreeSearch:
 
 def _run(
     decoder: SpeculativeDecoder,
-    questions: Sequence[dict[str, Any]],
-    searches: dict[str, Timed],
+    questions: Sequence[Question],
+    searches: dict[str, SharedSearch],
+    search_s: dict[str, list[float]],
     num_tokens: int,
 ) -> dict[str, list[Generation]]:
     methods = list(searches)
     generations: dict[str, list[Generation]] = {method: [] for method in methods}
     for number, question in enumerate(questions):
-        prompt = [{"role": "user", "content": question["turns"][0]}]
+        prompt = [{"role": "user", "content": question.turns[0]}]
         turn = number % len(methods)
         for method in methods[turn:] + methods[:turn]:
             session = decoder.new_session()
-            session = DecoderSession(session.target, session.drafter, searches[method])
+            search = Timed(searches[method].new_session(), search_s[method])
+            session = DecoderSession(session.target, session.drafter, search)
             generation = decoder.generate(prompt, max_new_tokens=num_tokens, session=session)
             generations[method].append(generation)
         texts = {generations[method][-1].token_ids for method in methods}
-        assert len(texts) == 1, f"question {question['question_id']} has {len(texts)} greedy texts"
+        assert len(texts) == 1, f"question {question.name} has {len(texts)} greedy texts"
         print(f"\r{number + 1}/{len(questions)}", end="", flush=True)
     print()
     return generations
 
 
 def _summary(
-    generations: dict[str, list[Generation]], searches: dict[str, Timed], categories: list[str]
-) -> dict[str, Any]:
+    generations: dict[str, list[Generation]],
+    search_s: dict[str, list[float]],
+    categories: list[str],
+) -> Result:
     plain = [_replayed(each) for each in generations[PLAIN]]
     summary = {}
     for method, made in generations.items():
@@ -150,10 +144,10 @@ def _summary(
             "speedup": asdict(relative_rate(mine, plain)),
             "tokens_per_step": sum(each.tokens for each in mine) / len(steps),
             "share_off": sum(len(step.tree) == 1 for step in steps) / len(steps),
-            "search_us": 1e6 * statistics.median(searches[method].seconds),
-            "search_mean_us": 1e6 * statistics.mean(searches[method].seconds),
+            "search_us": 1e6 * statistics.median(search_s[method]),
+            "search_mean_us": 1e6 * statistics.mean(search_s[method]),
             "speedup_by_category": {
-                category: _speedup(mine, plain, categories, category).value
+                category: _speedup(mine, plain, categories, category)
                 for category in sorted(set(categories))
             },
         }
@@ -162,40 +156,33 @@ def _summary(
 
 def _speedup(
     mine: list[Replayed], plain: list[Replayed], categories: list[str], category: str
-) -> Interval:
+) -> float:
     chosen = [number for number, each in enumerate(categories) if each == category]
-    return relative_rate(
-        [mine[number] for number in chosen],
-        [plain[number] for number in chosen],
-        num_resamplings=50,
-    )
+    return rate([mine[number] for number in chosen]) / rate([plain[number] for number in chosen])
 
 
 def _replayed(generation: Generation) -> Replayed:
     return Replayed(generation.num_emitted, generation.decode_s, len(generation.steps))
 
 
-def _print(result: dict[str, Any]) -> None:
-    console = Console(highlight=False)
-    console.print(
-        f"load average {result['before']['load_average']}, {result['after']['threads']} threads"
-    )
-    table = Table(box=None, header_style="dim")
-    for column in ("search", "tokens/s", "speed-up", "95 %", "tokens/step", "off", "search, us"):
-        table.add_column(column, justify="left" if column == "search" else "right")
+def show(result: Result) -> None:
+    rows = []
     for method, numbers in result["methods"].items():
         speedup = numbers["speedup"]
-        table.add_row(
-            method,
-            f"{numbers['tokens_per_s']:.1f}",
-            f"{speedup['value']:.3f}",
-            f"{speedup['low']:.3f}-{speedup['high']:.3f}",
-            f"{numbers['tokens_per_step']:.2f}",
-            f"{numbers['share_off']:.0%}",
-            f"{numbers['search_us']:.0f} ({numbers['search_mean_us']:.0f})",
+        rows.append(
+            (
+                method,
+                f"{numbers['tokens_per_s']:.1f}",
+                f"{speedup['value']:.3f}",
+                f"{speedup['low']:.3f}-{speedup['high']:.3f}",
+                f"{numbers['tokens_per_step']:.2f}",
+                f"{numbers['share_off']:.0%}",
+                f"{numbers['search_us']:.0f} ({numbers['search_mean_us']:.0f})",
+            )
         )
-    console.print(table)
+    heads = ("search", "tokens/s", "speed-up", "95 %", "tokens/step", "off", "search, us")
+    print_table("greedy", heads, rows)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, add_arguments=add_arguments, show=show)

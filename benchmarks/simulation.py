@@ -9,15 +9,14 @@ texts in one random order, once for each seed. The costs of "cpu" are those in `
 those of `treesnake calibrate --json` if given.
 """
 
-import argparse
 import json
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from facts import facts, write_result
-from rich.console import Console
-from rich.table import Table
+from frame import Result, print_table, save_figure
+from frame import run as run_script
 
 from treesnake.evaluation.simulation.comparison import (
     NewSearch,
@@ -61,34 +60,22 @@ LAMBDAS_UCB = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 LAMBDAS_GAMMA = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
-def main() -> None:
-    """Replays, prints tables and writes the result and its pictures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--traces", type=Path, nargs="+", required=True)
     parser.add_argument("--tune", type=Path, nargs="+", help="traces to choose lambdas on")
     parser.add_argument("--cpu-costs", type=Path, help="output of treesnake calibrate --json")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--without-sweep", action="store_true")
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--plot", type=Path, help="a folder for pictures")
-    arguments = parser.parse_args()
+
+
+def measure(arguments: Namespace) -> Result:
     traces = read_traces(arguments.traces)
     tuning = read_traces(arguments.tune) if arguments.tune else traces
-    machines = MACHINES | _measured(arguments.cpu_costs)
-    result: dict[str, Any] = {
-        "facts": facts(),
-        "texts": len(traces),
-        "tokens": sum(map(len, traces)),
-        "machines": {},
-    }
-    for name, costs in machines.items():
+    machines = {}
+    for name, costs in (MACHINES | _measured(arguments.cpu_costs)).items():
         sweep = {} if arguments.without_sweep else _sweep(tuning, costs)
-        result["machines"][name] = _compare(traces, costs, sweep, arguments.seeds)
-        _print(name, result["machines"][name])
-    if arguments.output:
-        write_result(arguments.output, result)
-    if arguments.plot:
-        _plot(result, arguments.plot)
+        machines[name] = _compare(traces, costs, sweep, arguments.seeds)
+    return {"texts": len(traces), "tokens": sum(map(len, traces)), "machines": machines}
 
 
 def _measured(path: Path | None) -> dict[str, CostTable]:
@@ -194,25 +181,29 @@ def _ucb(lambda_ucb: float, lambda_gamma: float) -> NewSearch:
     return lambda: UcbSearch(lambda_ucb=lambda_ucb, lambda_gamma=lambda_gamma)
 
 
-def _print(name: str, result: dict[str, Any]) -> None:
-    console = Console(highlight=False)
-    table = Table(title=f"{name}: the best fixed shape is {result['best_fixed']}", box=None)
-    for column in ("search", "tokens/s", "of the best fixed", "95 %", "worst category", "useless"):
-        table.add_column(column, justify="left" if column == "search" else "right")
-    for search, (value, low, high) in result["relative"].items():
-        shares = [part["relative"].get(search) for part in result["by_category"].values()]
-        worst = f"{min(shares):.3f}" if None not in shares else ""
-        useless = result["useless_drafter"].get(search, "")
-        rates = f"{result['tokens_per_s'][search]:.1f}", f"{value:.3f}", f"{low:.3f}-{high:.3f}"
-        table.add_row(search, *rates, worst, str(useless))
-    console.print(table)
+def show(result: Result) -> None:
+    heads = ("search", "tokens/s", "of the best fixed", "95 %", "worst category", "useless")
+    for name, machine in result["machines"].items():
+        rows = []
+        for search, (value, low, high) in machine["relative"].items():
+            shares = [part["relative"].get(search) for part in machine["by_category"].values()]
+            rows.append(
+                (
+                    search,
+                    f"{machine['tokens_per_s'][search]:.1f}",
+                    f"{value:.3f}",
+                    f"{low:.3f}-{high:.3f}",
+                    f"{min(shares):.3f}" if None not in shares else "",
+                    str(machine["useless_drafter"].get(search, "")),
+                )
+            )
+        print_table(f"{name}: the best fixed shape is {machine['best_fixed']}", heads, rows)
 
 
-def _plot(result: dict[str, Any], folder: Path) -> None:
+def draw(result: Result, folder: Path) -> None:
     """Draws the searches on each machine, and UCB over its lambdas."""
     import matplotlib.pyplot as plt  # noqa: PLC0415 - only pictures need it
 
-    folder.mkdir(parents=True, exist_ok=True)
     machines = result["machines"]
     figure, axes = plt.subplots(1, len(machines), figsize=(4.2 * len(machines), 3.6), sharey=True)
     for axis, (machine, numbers) in zip(axes, machines.items(), strict=True):
@@ -226,9 +217,7 @@ def _plot(result: dict[str, Any], folder: Path) -> None:
         axis.axvline(1.0, color="0.3", linewidth=1)
         axis.set_title(f"{machine}: best fixed is {numbers['best_fixed']}", fontsize=9)
         axis.set_xlabel("tokens/s, best fixed shape in hindsight = 1")
-    figure.tight_layout()
-    figure.savefig(folder / "searches.svg")
-    plt.close(figure)
+    save_figure(figure, folder / "searches.svg")
     if all(numbers["ucb_sweep"] for numbers in machines.values()):
         _plot_sweep(machines, folder)
 
@@ -254,9 +243,7 @@ def _plot_sweep(machines: Mapping[str, dict[str, Any]], folder: Path) -> None:
             axis.set_ylabel("lambda_ucb")
             axis.set_title(f"{machine}: {label}, UCB / self-tuning", fontsize=9)
             figure.colorbar(picture, ax=axis)
-    figure.tight_layout()
-    figure.savefig(folder / "ucb_lambdas.svg")
-    plt.close(figure)
+    save_figure(figure, folder / "ucb_lambdas.svg")
 
 
 def _searches_of(numbers: dict[str, Any]) -> set[str]:
@@ -264,4 +251,4 @@ def _searches_of(numbers: dict[str, Any]) -> set[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(__doc__, measure, add_arguments=add_arguments, show=show, draw=draw)

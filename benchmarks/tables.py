@@ -3,7 +3,8 @@
     uv run python benchmarks/tables.py           # writes them
     uv run python benchmarks/tables.py --check   # fails if they differ
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`.
+A table stands between `<!-- table NAME -->` and `<!-- end -->`. The check is one of checks.py, so
+nothing is imported that takes time.
 """
 
 import argparse
@@ -14,8 +15,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from treesnake.evaluation.bench.summary import markdown_table
 
 FOLDER = Path(__file__).parent.parent
 PAGES = (
@@ -35,11 +34,13 @@ def main() -> None:
     arguments = parser.parse_args()
     for page in PAGES:
         path = FOLDER / page
-        text = path.read_text()
+        text = path.read_text("utf-8")
         updated = fill(text)
-        if arguments.check and updated != text:
+        if updated == text:
+            continue
+        if arguments.check:
             sys.exit(f"{page} has tables that are not those of results/: run benchmarks/tables.py")
-        path.write_text(updated)
+        path.write_text(updated, "utf-8")
 
 
 def fill(text: str) -> str:
@@ -339,11 +340,12 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def _read(name: str) -> dict[str, Any]:
-    return json.loads((FOLDER / "results" / f"{name}.json").read_text())
+    return json.loads((FOLDER / "results" / f"{name}.json").read_text("utf-8"))
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return markdown_table(heads, rows) + "\n"
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,13 @@ The default pair, each text once as it is and once with `treesnake.threads` out 
 Reported are tokens per second of steps that drafted, or of all where nothing is drafted.
 """
 
-import argparse
-from pathlib import Path
-from typing import Any
+from argparse import ArgumentParser, Namespace
 
-import torch
-from facts import facts, read_questions, write_result
+from frame import Result, add_questions, read_questions, run
 
 from treesnake import SamplingParams, SpeculativeDecoder, threads
 from treesnake.decoder import DecoderSession
+from treesnake.evaluation.tasks import Question
 from treesnake.outcome import Step
 from treesnake.search.by_name import search_by_name
 
@@ -23,44 +21,33 @@ SHAPES = ("off", "chain(2)", "chain(4)", "2x1x1")
 SAMPLINGS = {"greedy": SamplingParams(), "temperature 1": SamplingParams(temperature=1.0, seed=1)}
 
 
-def main() -> None:
-    """Measures, prints a line for each setting and writes the result if a path is given."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--questions", type=Path, nargs="+", required=True)
+def add_arguments(parser: ArgumentParser) -> None:
+    add_questions(parser, limit=5)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "int8"])
-    parser.add_argument(
-        "--limit", type=int, default=5, help="questions, from all parts of the file"
-    )
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    every = read_questions(arguments.questions)
-    questions = every[:: max(len(every) // arguments.limit, 1)][: arguments.limit]
-    result: dict[str, Any] = {"before": facts(), "tokens_per_s": {}}
+
+
+def measure(arguments: Namespace) -> Result:
+    questions = read_questions(arguments)
+    rates: Result = {}
     for dtype in arguments.dtypes:
-        result["tokens_per_s"] |= _measure(dtype, questions, arguments.tokens)
-    result["after"] = facts()
-    if arguments.output:
-        write_result(arguments.output, result)
+        rates |= _measure(dtype, questions, arguments.tokens)
+    return {"tokens_per_s": rates}
 
 
-def _measure(
-    dtype: str, questions: list[dict[str, Any]], num_tokens: int
-) -> dict[str, dict[str, float]]:
+def _measure(dtype: str, questions: list[Question], num_tokens: int) -> dict[str, dict[str, float]]:
     decoder = SpeculativeDecoder.from_pretrained("smollm2", dtype=dtype)
     set_threads = threads._set_openmp_threads
     steps: dict[str, dict[str, list[Step]]] = {}
     for question in questions:
-        prompt = [{"role": "user", "content": question["turns"][0]}]
+        prompt = [{"role": "user", "content": question.turns[0]}]
         for sampling, params in SAMPLINGS.items():
             for shape in SHAPES:
                 taken = steps.setdefault(f"{dtype}, {sampling}, {shape}", {})
                 for name, setter in (("woken", None), ("asleep", set_threads)):
                     threads._set_openmp_threads = setter
                     fresh = decoder.new_session()
-                    search = search_by_name(shape)
+                    search = search_by_name(shape).new_session()
                     session = DecoderSession(fresh.target, fresh.drafter, search)
                     made = decoder.generate(
                         prompt, params, max_new_tokens=num_tokens, session=session
@@ -84,4 +71,4 @@ def _rate(steps: list[Step]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure, add_arguments=add_arguments)

@@ -8,23 +8,20 @@ the drafter drafts a large tree. That takes about ten drafting steps a token, on
 every machine is then replayed in seconds. A run that was stopped continues.
 """
 
-import argparse
+from argparse import ArgumentParser
 from pathlib import Path
 
-import torch
-from facts import read_questions
+from frame import parse
 
 from treesnake import SpeculativeDecoder
 from treesnake.evaluation.simulation.recording import record
 from treesnake.evaluation.simulation.trace import Trace, read_traces, write_traces
-from treesnake.stopping import EndTokens
+from treesnake.evaluation.tasks import load_questions
 
 WRITE_EVERY = 10
 
 
-def main() -> None:
-    """Records what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--questions", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--target", default="smollm2")
@@ -33,31 +30,27 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--per-category", type=int, help="only so many questions of each")
     parser.add_argument("--longest-prompt", type=int, default=1024, help="in tokens")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+
+
+def main() -> None:
+    """Records what is missing."""
+    arguments = parse(__doc__, add_arguments)
     decoder = SpeculativeDecoder.from_pretrained(
         arguments.target, arguments.drafter, dtype=arguments.dtype
     )
     traces = read_traces([arguments.output]) if arguments.output.exists() else []
     done = {trace.name for trace in traces}
-    taken: dict[str, int] = {}
-    for question in read_questions([arguments.questions]):
-        category = question["category"]
-        taken[category] = taken.get(category, 0) + 1
-        if arguments.per_category and taken[category] > arguments.per_category:
-            continue
-        prompt = decoder.encode([{"role": "user", "content": question["turns"][0]}])
-        if str(question["question_id"]) in done or len(prompt) > arguments.longest_prompt:
+    for question in load_questions(str(arguments.questions), per_category=arguments.per_category):
+        prompt = decoder.encode([{"role": "user", "content": question.turns[0]}])
+        if question.name in done or len(prompt) > arguments.longest_prompt:
             continue
         trace = record(
-            decoder.target.new_session(),
-            decoder.drafter.new_session(),
+            decoder.pair,
             prompt,
             num_tokens=arguments.tokens,
-            stop_rules=[EndTokens(decoder.end_token_ids)],
-            name=str(question["question_id"]),
-            category=category,
+            end_token_ids=decoder.end_token_ids,
+            name=question.name,
+            category=question.category,
         )
         traces.append(trace)
         if len(traces) % WRITE_EVERY == 0:

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 from treesnake import Prompt, SamplingParams, SpeculativeDecoder
-from treesnake.draft import Draft
+from treesnake.draft import Draft, Scored
+from treesnake.pairs import Pair
 from treesnake.sampling import Rng
 from treesnake.shape import Shape
-from treesnake.testing import TableModel, TinyTargetModel, check_drafter
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import TableModel, TinyNetwork, check_drafter
 from treesnake.tree import TreeBuilder
 
 VOCAB_SIZE = 10
@@ -31,11 +33,13 @@ class Counting:
         builder.add_path([(anchor + step) % VOCAB_SIZE for step in range(1, length + 1)])
         return Draft.chosen(builder.build())
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Would read the tokens by which the text grew."""
 
 
 check_drafter(CountingModel(), VOCAB_SIZE)
 
-decoder = SpeculativeDecoder(TinyTargetModel(TableModel(VOCAB_SIZE)), CountingModel())
+decoder = SpeculativeDecoder(
+    Pair(NetworkTargetModel(TinyNetwork(TableModel(VOCAB_SIZE))), CountingModel())
+)
 print(decoder.generate([1, 2, 3], max_new_tokens=12).token_ids)

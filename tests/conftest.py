@@ -16,9 +16,8 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-NOT_CHECKED = {"decoder", "kernels", "testing"}
-"""Compilers read the source of kernels, and would find what the hook made of it; the other two name
-protocols that are not runtime_checkable yet."""
+NOT_CHECKED = {"kernels"}
+"""Compilers read the source of kernels, and would find what the hook made of it."""
 
 SIZES = {
     "vocab_size": 61,

@@ -22,7 +22,7 @@ from treesnake.tree import TokenTree
 
 VOCAB_SIZE = 5
 CONTEXT = (4, 2, 0)
-TREE = TokenTree(torch.tensor([0, 1, 2, 3, 1, 1]), torch.tensor([-1, 0, 0, 1, 1, 3]))
+TREE = TokenTree.of([0, 1, 2, 3, 1, 1], [-1, 0, 0, 1, 1, 3])
 FORBIDDEN = float("-inf")
 
 

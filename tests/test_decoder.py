@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 
 from treesnake import FinishReason, LevelWidths, Prompt, SamplingParams, SpeculativeDecoder
 from treesnake.constraints import AllowedTokens
+from treesnake.decoder import DecoderSession
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.errors import ContextLengthError, InvalidInputError
-from treesnake.search.self_tuning import SelfTuningSearch
+from treesnake.pairs import Pair
+from treesnake.search.by_name import SEARCHES, SELF_TUNING, search_by_name
 from treesnake.search.static import StaticSearch
-from treesnake.testing import RecurrentModel, TableModel, TinyDrafterModel, TinyTargetModel
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import RecurrentModel, TableModel, TinyNetwork
 
 END = 256
 VOCAB_SIZE = 257
@@ -54,9 +58,9 @@ class ByteTokenizer:
         add_generation_prompt: bool,
         tokenize: bool,
     ) -> str:
-        assert add_generation_prompt
         assert not tokenize
-        return "".join(f"{turn['role']}: {turn['content']}\n" for turn in conversation)
+        turns = [f"{turn['role']}: {turn['content']}\n" for turn in conversation]
+        return "".join([*turns, *(["assistant: "] if add_generation_prompt else [])])
 
 
 class PlainTokenizer(ByteTokenizer):
@@ -67,13 +71,13 @@ TARGET = LetterModel(VOCAB_SIZE, seed=1)
 
 
 def decoder(**changes: Any) -> SpeculativeDecoder:
-    options: dict[str, Any] = {
-        "target": TinyTargetModel(TARGET),
-        "drafter": TinyDrafterModel(TARGET),
-        "tokenizer": ByteTokenizer(),
-        "end_token_ids": [END],
+    models = {
+        "target": NetworkTargetModel(TinyNetwork(TARGET)),
+        "drafter": NetworkDrafterModel(TinyNetwork(TARGET)),
     }
-    return SpeculativeDecoder(**(options | changes))
+    options: dict[str, Any] = {"tokenizer": ByteTokenizer(), "end_token_ids": [END]}
+    pair = Pair(**{name: changes.pop(name, model) for name, model in models.items()})
+    return SpeculativeDecoder(pair, **(options | changes))
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED])
@@ -90,12 +94,12 @@ def test_greedy_text_is_the_same_whatever_drafts() -> None:
     drafters = (
         NoDrafterModel(),
         NgramDrafterModel(),
-        TinyDrafterModel(TARGET),
-        TinyDrafterModel(TableModel(VOCAB_SIZE)),
+        NetworkDrafterModel(TinyNetwork(TARGET)),
+        NetworkDrafterModel(TinyNetwork(TableModel(VOCAB_SIZE))),
     )
     shapes = (LevelWidths((1, 1, 1)), LevelWidths((2, 2)))
     texts = {
-        decoder(drafter=drafter, new_search=lambda shape=shape: StaticSearch(shape))
+        decoder(drafter=drafter, search=StaticSearch(shape))
         .generate("aba", max_new_tokens=30)
         .token_ids
         for drafter, shape in itertools.product(drafters, shapes)
@@ -112,7 +116,7 @@ def test_a_seed_gives_the_same_sample_again_and_another_seed_another() -> None:
 
 
 def test_a_stop_string_ends_the_text_inside_of_an_accepted_path() -> None:
-    drafting = decoder(new_search=lambda: StaticSearch(LevelWidths((1, 1, 1))))
+    drafting = decoder(search=StaticSearch(LevelWidths((1, 1, 1))))
     whole = drafting.generate("abc", max_new_tokens=40)
     assert whole.text is not None
     assert whole.mean_tokens_per_step > 2, "the drafter is the target"
@@ -133,7 +137,7 @@ def test_an_end_token_ends_the_text_and_is_not_shown() -> None:
 
 
 def test_a_text_ends_with_the_context() -> None:
-    short = decoder(target=TinyTargetModel(TARGET, context_length=10))
+    short = decoder(target=NetworkTargetModel(TinyNetwork(TARGET, context_length=10)))
     generation = short.generate("abcd", max_new_tokens=50)
     assert generation.num_emitted == 6
     assert generation.finish_reason == FinishReason.CONTEXT
@@ -231,7 +235,6 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": []}, "the prompt is empty: give at least one token"),
     ({"prompt": [3, -1]}, "token ids cannot be negative, got -1"),
     ({"prompt": [300]}, "token id 300 is not in the vocabulary of 257 tokens"),
-    ({"prompt": ["a", "b"]}, "the prompt is a list of texts: give one text at a time"),
     ({"prompt": [{"role": "user"}]}, "the target's chat template refuses the conversation"),
     ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
     ({"max_new_tokens": -3}, "max_new_tokens must be at least 1, got -3"),
@@ -248,8 +251,17 @@ def test_bad_requests_are_refused_before_the_first_piece(
         decoder().stream(**({"prompt": "abc"} | changes))
 
 
+def test_a_list_of_texts_is_refused_where_types_are_not_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    texts: Any = ["a", "b"]
+    with pytest.raises(InvalidInputError, match="is a list of texts: give one text at a time"):
+        decoder().stream(texts)
+
+
 def test_a_prompt_that_fills_the_context_is_refused() -> None:
-    short = decoder(target=TinyTargetModel(TARGET, context_length=4))
+    short = decoder(target=NetworkTargetModel(TinyNetwork(TARGET, context_length=4)))
     with pytest.raises(ContextLengthError, match="the prompt has 5 tokens and the context holds 4"):
         short.stream("abcde")
 
@@ -286,11 +298,44 @@ def test_distributions_that_do_not_exist_are_refused(values: dict[str, Any], mes
         SamplingParams(**values)
 
 
-def test_all_sessions_of_a_decoder_share_what_its_search_learns() -> None:
+class CountingSearch(StaticSearch):
+    """Has a session for each text, and counts them."""
+
+    num_sessions = 0
+
+    def new_session(self) -> StaticSearch:
+        type(self).num_sessions += 1
+        return StaticSearch(self.shape)
+
+
+def test_each_text_has_a_session_of_the_decoders_search() -> None:
+    one = decoder(search=CountingSearch(LevelWidths((2,))))
+    session = one.new_session()
+    assert session.search is not one.new_session().search
+    one.generate("ab", session=session, max_new_tokens=3)
+    one.generate("cd", max_new_tokens=3)
+    assert CountingSearch.num_sessions == 3
+
+
+@pytest.mark.parametrize("name", [SELF_TUNING, *SEARCHES])
+def test_a_seed_gives_the_same_sample_again_whatever_was_learned_before(name: str) -> None:
+    one = decoder(
+        drafter=NetworkDrafterModel(TinyNetwork(TableModel(VOCAB_SIZE))),
+        search=search_by_name(name),
+    )
+    first = one.generate("abc", SAMPLED, max_new_tokens=20)
+    one.generate("abcabcabc", max_new_tokens=40)
+    again = one.generate("abc", SAMPLED, max_new_tokens=20)
+    assert again.token_ids == first.token_ids
+    assert [step.shape for step in again.steps] == [step.shape for step in first.steps]
+
+
+def test_a_search_of_ones_own_in_a_session_is_used_for_seeded_samples_too() -> None:
     one = decoder()
-    assert one.new_session().search is one.new_session().search
-    assert isinstance(one.new_session().search, SelfTuningSearch)
-    assert decoder().new_session().search is not one.new_session().search
+    fresh = one.new_session()
+    session = DecoderSession(fresh.target, fresh.drafter, StaticSearch(LevelWidths((2,))))
+    generation = one.generate("abc", SAMPLED, max_new_tokens=9, session=session)
+    assert generation.steps[0].shape == LevelWidths((2,))
 
 
 def test_a_wrong_search_is_refused_before_anything_is_loaded() -> None:

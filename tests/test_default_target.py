@@ -19,7 +19,9 @@ from treesnake import (
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.loading.networks import LoadedNetwork
+from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
+from treesnake.pairs import Pair
 from treesnake.protocols import TargetModel
 from treesnake.shape import Shape
 from treesnake.targets.load import load_target
@@ -34,7 +36,7 @@ Load = Callable[..., Loaded]
 def load() -> Load:
     """Loads each kind of the default target once."""
     return cache(
-        lambda dtype, engine="native": load_target(device="cpu", dtype=dtype, engine=engine)
+        lambda dtype, engine="native": load_target("smollm2", LoadOptions(dtype, "cpu", engine))
     )
 
 
@@ -43,7 +45,7 @@ def decoder(loaded: Loaded, shape: Shape | None = chain(4)) -> SpeculativeDecode
     tokenizer: Any = network.checkpoint.tokenizer
     drafter = NoDrafterModel() if shape is None else NgramDrafterModel(shortest=1)
     search = StaticSearch(shape or chain(0))
-    return SpeculativeDecoder(model, drafter, tokenizer=tokenizer, new_search=lambda: search)
+    return SpeculativeDecoder(Pair(model, drafter), tokenizer=tokenizer, search=search)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_speculative_text_is_plain_text(dtype: str, engine: str, load: Load) -> 
 def test_greedy_text_is_that_of_transformers(load: Load) -> None:
     native = decoder(load("float32"))
     prompt = native.encode(QUESTION)
-    pretrained = load_pretrained(device="cpu", dtype="float32")
+    pretrained = load_pretrained("smollm2", LoadOptions(dtype="float32", device="cpu"))
     token_ids = torch.tensor([prompt.token_ids])
     # The mask is given because transformers would hide the ends of turns, which are padding too.
     output: Any = pretrained.model.generate(

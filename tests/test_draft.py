@@ -8,7 +8,7 @@ from treesnake.draft import Draft
 from treesnake.errors import InvalidInputError
 from treesnake.tree import TokenTree
 
-BRANCHED = TokenTree(torch.tensor([0, 1, 2, 1]), torch.tensor([-1, 0, 0, 1]))
+BRANCHED = TokenTree.of([0, 1, 2, 1], [-1, 0, 0, 1])
 UNIFORM = torch.full((4, 3), 1 / 3)
 
 
@@ -16,17 +16,17 @@ def test_sampled_and_chosen_drafts_say_so() -> None:
     sampled, chosen = Draft.sampled(BRANCHED, UNIFORM), Draft.chosen(BRANCHED)
     assert (sampled.is_sampled, sampled.is_chosen) == (True, False)
     assert (chosen.is_sampled, chosen.is_chosen) == (False, True)
-    assert sampled.sampled_mask.tolist() == [False, True, True, True]
+    assert sampled.sampled_mask == (False, True, True, True)
 
 
 def test_a_mixed_draft_is_neither_sampled_nor_chosen() -> None:
-    mixed = Draft(BRANCHED, UNIFORM, torch.tensor([False, True, False, True]))
+    mixed = Draft(BRANCHED, UNIFORM, (False, True, False, True))
     assert not mixed.is_sampled
     assert not mixed.is_chosen
 
 
 def test_an_anchor_alone_is_both() -> None:
-    draft = Draft.chosen(TokenTree.chain(torch.tensor([5])))
+    draft = Draft.chosen(TokenTree.chain([5]))
     assert draft.is_sampled
     assert draft.is_chosen
 
@@ -39,14 +39,14 @@ def test_sampled_nodes_need_the_distribution_that_they_were_drawn_from() -> None
     with pytest.raises(InvalidInputError, match="lacks: it has 1 rows"):
         Draft.sampled(BRANCHED, UNIFORM[:1])
     with pytest.raises(InvalidInputError, match="lacks: it has 0 rows"):
-        Draft(BRANCHED, None, torch.tensor([False, True, False, False]))
+        Draft(BRANCHED, None, (False, True, False, False))
 
 
 def test_nobody_drew_the_anchor() -> None:
     with pytest.raises(InvalidInputError, match="anchor"):
-        Draft(BRANCHED, UNIFORM, torch.tensor([True, True, True, True]))
+        Draft(BRANCHED, UNIFORM, (True, True, True, True))
 
 
 def test_every_node_has_an_entry_in_the_mask() -> None:
     with pytest.raises((InvalidInputError, TypeCheckError)):
-        Draft(BRANCHED, UNIFORM, torch.tensor([False, True]))
+        Draft(BRANCHED, UNIFORM, (False, True))

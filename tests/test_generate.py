@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from treesnake import clock
 from treesnake.acceptance.greedy import greedy
-from treesnake.draft import Draft
+from treesnake.clock import book_wait
+from treesnake.draft import Draft, Scored
 from treesnake.errors import LosslessnessError
 from treesnake.generate import generate
-from treesnake.outcome import FinishReason, Step
+from treesnake.outcome import FinishReason, Step, StepSeconds
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter, Target
 from treesnake.sampling import Rng, SamplingParams, TorchRng
@@ -40,7 +42,7 @@ class CountingTarget:
 
     def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
         self.calls.append(("score", tuple(tree.tokens)))
-        following = (tree.token_ids + 1) % VOCAB_SIZE
+        following = (torch.tensor(tree.tokens) + 1) % VOCAB_SIZE
         return torch.nn.functional.one_hot(following, VOCAB_SIZE).float()
 
     def commit(self, path: Sequence[int]) -> None:
@@ -61,9 +63,9 @@ class CountingDrafter:
         self.calls.append(("draft", anchor, shape.depth))
         tokens = [(anchor + step) % VOCAB_SIZE for step in range(shape.depth + 1)]
         tokens[1:] = [0 if token in self.wrong else token for token in tokens[1:]]
-        return Draft.chosen(TokenTree.chain(torch.tensor(tokens)))
+        return Draft.chosen(TokenTree.chain(tokens))
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         self.calls.append(("commit", tuple(token_ids)))
 
 
@@ -199,7 +201,36 @@ def test_seconds_are_told_by_part() -> None:
     seconds = step.seconds
     parts = (seconds.draft_s, seconds.score_s, seconds.accept_s, seconds.commit_s)
     assert all(part >= 0 for part in parts)
-    assert seconds.total_s == pytest.approx(sum(parts))
+    assert seconds.total_s == seconds.work_s == pytest.approx(sum(parts))
+    assert seconds.queued_s == 0
+
+
+def test_time_in_a_queue_is_no_part_of_drafting_or_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Time:
+        now = 0.0
+
+        def wait(self, seconds: float) -> None:
+            self.now += seconds
+            book_wait(self.now - seconds)
+
+    time = Time()
+    monkeypatch.setattr(clock, "perf_counter", lambda: time.now)
+
+    class QueuingTarget(CountingTarget):
+        def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
+            time.wait(8)
+            time.now += 2
+            return super().score(tree)
+
+    class QueuingDrafter(CountingDrafter):
+        def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
+            time.wait(4)
+            time.now += 1
+            return super().draft(anchor, shape, params, rng)
+
+    (step, *_) = run(QueuingTarget(), QueuingDrafter(), NotingSearch(chain(2)))
+    assert step.seconds == StepSeconds(1.0, 2.0, 0.0, 0.0, queued_s=12.0)
+    assert (step.seconds.work_s, step.seconds.total_s) == (3, 15)
 
 
 def test_a_rule_that_is_not_exact_for_the_temperature_is_refused() -> None:

@@ -1,7 +1,6 @@
 """The counts that users ask for, on steps made by hand."""
 
 import pytest
-import torch
 
 from treesnake.outcome import (
     Acceptance,
@@ -15,9 +14,9 @@ from treesnake.shape import chain
 from treesnake.tree import TokenTree
 
 SECONDS = StepSeconds(draft_s=0.5, score_s=1.0, accept_s=0.25, commit_s=0.25)
-CHAIN = TokenTree.chain(torch.tensor([9, 1, 2, 3]))
-BRANCHED = TokenTree(torch.tensor([9, 1, 2, 3, 4]), torch.tensor([-1, 0, 0, 2, 2]))
-ANCHOR = TokenTree.chain(torch.tensor([9]))
+CHAIN = TokenTree.chain([9, 1, 2, 3])
+BRANCHED = TokenTree.of([9, 1, 2, 3, 4], [-1, 0, 0, 2, 2])
+ANCHOR = TokenTree.chain([9])
 
 
 def make_step(tree: TokenTree, path: tuple[int, ...], num_emitted: int | None = None) -> Step:

@@ -12,6 +12,7 @@ from treesnake.shape import (
     LevelWidths,
     Priced,
     Shape,
+    ShapeKind,
     chain,
     parse_shape,
 )
@@ -119,3 +120,44 @@ def test_impossible_best_first_shapes_are_refused(width: int, depth: int, num_dr
 def test_chains_of_negative_length_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="negative length"):
         chain(-1)
+
+
+SHAPES = LEVEL_WIDTHS | BEST_FIRST | FIXED_TREES | PRICED
+
+
+@given(SHAPES)
+def test_a_shape_is_a_fixed_tree_or_a_priced_one(shape: Shape) -> None:
+    forms = [form for form in (shape.as_tree(), shape.as_priced()) if form is not None]
+    assert len(forms) == 1
+    (form,) = forms
+    assert (form.depth, form.num_drafted) == (shape.depth, shape.num_drafted)
+    assert form.widest == shape.widest
+    assert (shape.as_tree() is shape) == (shape.kind == ShapeKind.FIXED_TREE)
+    assert (shape.as_priced() is shape) == (shape.kind == ShapeKind.PRICED)
+
+
+@given(LEVEL_WIDTHS)
+def test_level_widths_as_a_tree_have_as_many_children_at_every_depth(shape: LevelWidths) -> None:
+    tree = shape.as_tree()
+    assert tree.sampled == shape.sampled
+    for depth, children in zip(tree.depths, tree.children, strict=True):
+        assert len(children) == (*shape.widths, 0)[depth]
+    assert shape.widest == len(tree.children[0])
+
+
+@given(LEVEL_WIDTHS | BEST_FIRST | FIXED_TREES, st.floats(0, 1), st.integers(0, 99))
+def test_without_prices_every_node_and_level_pays(shape: Shape, prob: float, num: int) -> None:
+    assert shape.pays(prob, num)
+    assert shape.level_pays(num, prob)
+
+
+def test_prices_say_which_nodes_and_levels_pay() -> None:
+    shape = Priced(3, (0.5, 0.8), (0.1, 0.4))
+    assert shape.widest == 3
+    assert [shape.pays(0.3, num_kept) for num_kept in range(3)] == [True, False, False]
+    assert [shape.level_pays(level, 0.6) for level in range(3)] == [True, False, False]
+    assert shape.level_pays(0, float("nan")), "what is unknown may pay"
+
+
+def test_a_best_first_tree_is_a_priced_one_for_nothing() -> None:
+    assert BestFirst(3, 2, 4).as_priced() == Priced(3, (0.0, 0.0), (0.0,) * 4)

@@ -6,6 +6,7 @@ from treesnake.decoder import DecoderSession, SpeculativeDecoder, TextStream
 from treesnake.errors import TreesnakeError
 from treesnake.generate import generate
 from treesnake.outcome import FinishReason, Generation, Step
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams
 from treesnake.search.static import StaticSearch
@@ -22,6 +23,7 @@ __all__ = [
     "FinishReason",
     "Generation",
     "LevelWidths",
+    "Pair",
     "Prompt",
     "RepetitionPenalty",
     "SamplingParams",

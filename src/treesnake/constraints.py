@@ -117,7 +117,7 @@ def constrain(
     dead_ends: set[int] = set()
     rows: list[Float[Tensor, " vocab"]] = []
     is_open: list[bool] = []
-    for node, (parent, token) in enumerate(zip(tree.parent_list, tree.tokens, strict=True)):
+    for node, (parent, token) in enumerate(zip(tree.parents, tree.tokens, strict=True)):
         drafted = tree.path_tokens(node)[1:]
         row = logits[node]
         is_open.append(

@@ -40,17 +40,19 @@ from transformers.generation import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from treesnake.continuation import continue_text
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.errors import InvalidInputError
-from treesnake.generate import generate
+from treesnake.models.hf_attention import HfAttention
 from treesnake.outcome import FinishReason
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
-from treesnake.protocols import DrafterModel, TreeSearch
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.protocols import DrafterModel, SharedSearch
+from treesnake.sampling import SamplingParams
 from treesnake.search.self_tuning import SelfTuningSearch
-from treesnake.search.static import SEED_KEEPING
+from treesnake.search.static import CLOCK_FREE_SEARCH
 from treesnake.stopping import Cut
-from treesnake.targets.attention import AttentionTargetModel
+from treesnake.targets.network import NetworkTargetModel
 
 WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 """What `SamplingParams` says. None of these changes what is greedy."""
@@ -77,7 +79,7 @@ def custom_generate(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     drafter: DrafterModel | None = None,
-    search: TreeSearch | None = None,
+    search: SharedSearch | None = None,
     token_streamer: BaseStreamer | None = None,
     **model_kwargs: object,
 ) -> Int[Tensor, "1 longer"] | GenerateDecoderOnlyOutput:
@@ -91,9 +93,10 @@ def custom_generate(
         generation_config: sampling or greedy; beams are refused. The text ends at the latest with
             the model's context.
         drafter: what drafts; prompt lookup by default.
-        search: what chooses the trees. By default one that tunes itself, anew in every call, so
-            give one to go on learning; and chains of 4 where text is sampled, because trees that
-            depend on measured times do not keep a seed.
+        search: what chooses the trees. The default for greedy text tunes itself, anew in every
+            call; give a search to keep what it learns. The default for sampled text is chains of 4:
+            with trees that depend on measured times or on earlier texts, a seed does not give the
+            same sample again.
         token_streamer: gets the new tokens as they come. Transformers does not hand its own
             argument `streamer` on to custom methods.
         model_kwargs: what else the model is given, refused where it would make a difference.
@@ -107,20 +110,18 @@ def custom_generate(
     prompt = Prompt.of(input_ids[0].tolist())
     rules = [_CriterionRule(prompt, each, input_ids.device) for each in stopping_criteria]
     params = _sampling_params(logits_processor, sampled=bool(generation_config.do_sample))
-    target = AttentionTargetModel(model).new_session()
-    steps = generate(
-        target,
-        (drafter or NgramDrafterModel()).new_session(),
+    pair = Pair(NetworkTargetModel(HfAttention(model)), drafter or NgramDrafterModel())
+    continuation = continue_text(
+        *pair.new_sessions(),
         prompt,
-        search=search or _default_search(sampled=bool(generation_config.do_sample)),
-        params=params,
-        rng=TorchRng(params.seed),
-        max_length=_max_length(stopping_criteria, target.context_length),
+        params,
+        search=(search or _default_search(params)).new_session(),
+        max_new_tokens=_max_length(stopping_criteria) - len(prompt),
         constraints=_constraints(logits_processor),
         stop_rules=[rule for rule in rules if not isinstance(rule.criterion, MaxLengthCriteria)],
     )
     tokens = list(prompt.token_ids)
-    for step in steps:
+    for step in continuation.steps:
         tokens += step.emitted
         if token_streamer is not None:
             token_streamer.put(torch.tensor(step.emitted))
@@ -165,8 +166,8 @@ class _CriterionRule:
         return None
 
 
-def _default_search(*, sampled: bool) -> TreeSearch:
-    return SEED_KEEPING if sampled else SelfTuningSearch()
+def _default_search(params: SamplingParams) -> SharedSearch:
+    return SelfTuningSearch() if params.is_greedy else CLOCK_FREE_SEARCH
 
 
 def _check_options(input_ids: Int[Tensor, "batch tokens"], config: GenerationConfig) -> None:
@@ -248,8 +249,8 @@ def _constraints(processors: LogitsProcessorList) -> list[_ProcessorConstraint]:
     return [_ProcessorConstraint(each) for each in processors if not isinstance(each, WARPERS)]
 
 
-def _max_length(criteria: StoppingCriteriaList, context_length: int | None) -> int:
+def _max_length(criteria: StoppingCriteriaList) -> int:
     lengths = [each.max_length for each in criteria if isinstance(each, MaxLengthCriteria)]
     if not lengths:
         raise InvalidInputError("set max_new_tokens or max_length")
-    return min(*lengths, context_length or lengths[0])
+    return min(lengths)

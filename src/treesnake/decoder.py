@@ -1,33 +1,38 @@
 """What users import: a target, a drafter and a tokenizer, wired to the loop in `generate.py`."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol, Self, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from treesnake.constraints import Constraint
+from treesnake.continuation import Continuation, continue_text
 from treesnake.drafters.load import AUTO, check_drafter_name, load_drafter
 from treesnake.errors import InvalidInputError
-from treesnake.generate import generate
 from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
 from treesnake.loading.cost_files import CostKey, read_costs
-from treesnake.loading.networks import EngineName
-from treesnake.loading.pretrained import DeviceMap, DtypeName
+from treesnake.loading.options import (
+    DEFAULT_OPTIONS,
+    DeviceMap,
+    DtypeName,
+    EngineName,
+    LoadOptions,
+)
 from treesnake.outcome import FinishReason, Generation, Step
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.protocols import (
     AcceptanceRule,
     Drafter,
-    DrafterModel,
+    PairModel,
+    SharedSearch,
     Target,
-    TargetModel,
     TreeSearch,
 )
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.search.by_name import SELF_TUNING, search_by_name
-from treesnake.search.self_tuning import SelfTuningSearch
-from treesnake.search.static import SEED_KEEPING
-from treesnake.stopping import EndTokens, StopRule, StopStrings
+from treesnake.search.static import CLOCK_FREE_SEARCH
+from treesnake.stopping import StopRule, StopStrings
 from treesnake.targets.load import load_target
 from treesnake.text import TextAssembler
 
@@ -66,11 +71,19 @@ class DecoderSession:
     """The state of one text: what was prefilled or generated in it need not be run again.
 
     A session serves one generation at a time.
+
+    Attributes:
+        target: holds the text so far.
+        drafter: holds it too.
+        search: chooses the trees.
+        seeded_search: takes its place where text is sampled with a seed; None where `search`
+            keeps seeds itself.
     """
 
     target: Target
     drafter: Drafter
     search: TreeSearch
+    seeded_search: TreeSearch | None = None
 
 
 class TextStream(Iterator[str]):
@@ -82,13 +95,11 @@ class TextStream(Iterator[str]):
 
     def __init__(
         self,
-        steps: Iterator[Step],
+        continuation: Continuation,
         assembler: TextAssembler | None,
-        limit_reason: FinishReason,
     ) -> None:
-        self._pending_steps = steps
+        self._continuation = continuation
         self._assembler = assembler
-        self._limit_reason = limit_reason
         self._finish_reason: FinishReason | None = None
         self._steps: list[Step] = []
         self._pieces: list[str] = []
@@ -132,9 +143,9 @@ class TextStream(Iterator[str]):
         if self._is_cancelled or self._finish_reason:
             return None
         started = perf_counter()
-        step = next(self._pending_steps, None)
+        step = next(self._continuation.steps, None)
         if step is None:
-            self._finish_reason = self._limit_reason
+            self._finish_reason = self._continuation.limit_reason
             return None
         if not self._steps:
             self._prefill_s = perf_counter() - started - step.seconds.total_s
@@ -150,30 +161,37 @@ class SpeculativeDecoder:
     threads at once; every call has a session of its own unless one is given.
 
     Args:
-        target: the model whose output is wanted.
-        drafter: the model that guesses.
+        pair: the models; `treesnake.pairs.Pair` of any target and any drafter.
         tokenizer: a tokenizer of transformers, needed for text in and text out.
         end_token_ids: the tokens after which a text ends.
-        new_search: makes the tree search of a session; by default all share one that tunes itself,
-            for what it learns is about the pair.
+        search: chooses the trees of all texts; by default one that tunes itself. Samples with a
+            seed are drafted by chains of 4 instead, if the search reads the clock or learns across
+            texts: the same seed would not give the same sample again.
         accept: the acceptance rule; by default the best that is exact for each draft.
+
+    Raises:
+        InvalidInputError: if `search` is none that texts can share.
     """
 
     def __init__(
         self,
-        target: TargetModel,
-        drafter: DrafterModel,
+        pair: PairModel,
         *,
         tokenizer: Tokenizer | None = None,
         end_token_ids: Collection[int] = (),
-        new_search: Callable[[], TreeSearch] | None = None,
+        search: SharedSearch | None = None,
         accept: AcceptanceRule | None = None,
     ) -> None:
-        self.target = target
-        self.drafter = drafter
+        self.pair = pair
         self.tokenizer = tokenizer
         self.end_token_ids = frozenset(end_token_ids)
-        self._new_search = new_search or _sharing(search_by_name(SELF_TUNING))
+        self.search = search or search_by_name(SELF_TUNING)
+        if not isinstance(self.search, SharedSearch):
+            raise InvalidInputError(
+                f"{self.search!r} cannot choose the trees of many texts: give the name of a "
+                "search, or an object with reads_clock, learns_across_texts and new_session, such "
+                "as StaticSearch(chain(3)) for one shape"
+            )
         self._accept = accept
 
     @classmethod
@@ -188,8 +206,8 @@ class SpeculativeDecoder:
         device_map: DeviceMap | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
-        search: str | TreeSearch = SELF_TUNING,
-    ) -> Self:
+        search: str | SharedSearch = SELF_TUNING,
+    ) -> "SpeculativeDecoder":
         """Loads a target and a drafter by name.
 
         Args:
@@ -197,7 +215,7 @@ class SpeculativeDecoder:
             drafter: "auto" for the best that comes with the package, "prompt-lookup", "none" for
                 plain decoding, or a model by name or folder that has the target's tokenizer; see
                 `treesnake.drafters.load.load_drafter`.
-            dtype: of the target's weights; see `treesnake.loading.networks.load_attention_network`.
+            dtype: of the target's weights; see `treesnake.loading.options.LoadOptions`.
             device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is.
             engine: "native", "generic", or "auto".
             device_map: spreads the layers over several devices, as in accelerate.
@@ -212,27 +230,35 @@ class SpeculativeDecoder:
             UnsupportedModelError: if it cannot be run correctly.
             InvalidInputError: for names and options that do not exist or contradict each other.
         """
+        options = LoadOptions(dtype, device, engine, device_map, revision, trust_remote_code)
+        return cls.load(target, drafter, options, search=search)
+
+    @classmethod
+    def load(
+        cls,
+        target: str = DEFAULT_MODEL,
+        drafter: str = AUTO,
+        options: LoadOptions = DEFAULT_OPTIONS,
+        *,
+        search: str | SharedSearch = SELF_TUNING,
+    ) -> "SpeculativeDecoder":
+        """Does what `from_pretrained` does, with options in one piece.
+
+        They are the target's; the drafter is loaded to the same device, with a dtype of its own.
+        """
         check_drafter_name(drafter)
         if isinstance(search, str):
             search_by_name(search)  # a wrong name need not wait for the models
-        model, loaded = load_target(
-            target,
-            dtype=dtype,
-            device=device,
-            engine=engine,
-            device_map=device_map,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-        )
-        drafter_model = load_drafter(drafter, target=loaded.checkpoint, device=device)
+        model, loaded = load_target(target, options)
+        drafter_options = LoadOptions(device=options.device)
+        drafter_model = load_drafter(drafter, drafter_options, target=loaded.checkpoint)
         if isinstance(search, str):
             search = search_by_name(search, read_costs(CostKey.of(loaded, drafter)))
         return cls(
-            model,
-            drafter_model,
+            Pair(model, drafter_model),
             tokenizer=cast(Tokenizer, loaded.checkpoint.tokenizer),
             end_token_ids=end_token_ids(loaded.checkpoint),
-            new_search=_sharing(search),
+            search=search,
         )
 
     @property
@@ -242,9 +268,9 @@ class SpeculativeDecoder:
 
     def new_session(self) -> DecoderSession:
         """Returns a session with an empty state, to continue one text in several calls."""
-        return DecoderSession(
-            self.target.new_session(), self.drafter.new_session(), self._new_search()
-        )
+        target, drafter = self.pair.new_sessions()
+        seeded_search = None if _keeps_seeds(self.search) else CLOCK_FREE_SEARCH
+        return DecoderSession(target, drafter, self.search.new_session(), seeded_search)
 
     def generate(
         self,
@@ -300,27 +326,21 @@ class SpeculativeDecoder:
             raise InvalidInputError(f"stop is a list of strings: write stop=[{stop!r}]")
         params = params or SamplingParams()
         session = session or self.new_session()
-        tokens = self.encode(prompt)
-        context_length = session.target.context_length
-        tokens.check(session.target.vocab_size, context_length)
-        max_length = len(tokens) + max_new_tokens
-        limit_reason = FinishReason.LENGTH
-        if context_length is not None and context_length < max_length:
-            max_length, limit_reason = context_length, FinishReason.CONTEXT
-        steps = generate(
+        continuation = continue_text(
             session.target,
             session.drafter,
-            tokens,
-            search=_search_for(params, session.search),
-            params=params,
-            rng=TorchRng(params.seed),
-            max_length=max_length,
-            accept=self._accept,
+            self.encode(prompt),
+            params,
+            search=_search_for(params, session),
+            max_new_tokens=max_new_tokens,
+            end_token_ids=self.end_token_ids,
             constraints=constraints,
             stop_rules=self._stop_rules(stop),
+            accept=self._accept,
         )
-        assembler = TextAssembler(self._decode, stop) if self.tokenizer else None
-        return TextStream(steps, assembler, limit_reason)
+        return TextStream(
+            continuation, TextAssembler(self._decode, stop) if self.tokenizer else None
+        )
 
     def encode(self, prompt: PromptLike) -> Prompt:
         """Returns the prompt as token ids.
@@ -334,12 +354,16 @@ class SpeculativeDecoder:
             return Prompt.of(self._tokenizer_for("a prompt of text").encode(prompt))
         first = prompt[0] if len(prompt) else None
         if isinstance(first, Mapping):
-            return Prompt.of(self._encode_conversation(cast(Sequence[Message], prompt)))
+            return self._encode_conversation(cast(Sequence[Message], prompt))
         if isinstance(first, str):
             raise InvalidInputError("the prompt is a list of texts: give one text at a time")
         return Prompt.of(cast(Sequence[int], prompt))
 
-    def _encode_conversation(self, messages: Sequence[Message]) -> list[int]:
+    def _encode_conversation(self, messages: Sequence[Message]) -> Prompt:
+        """Returns the conversation as the template has it, with a border behind the last message.
+
+        The next turn may go on otherwise from there: templates leave thoughts out, people edit.
+        """
         tokenizer = self._tokenizer_for("a conversation")
         if not self.has_chat_template:
             raise InvalidInputError(
@@ -347,21 +371,27 @@ class SpeculativeDecoder:
                 "or load an instruct model"
             )
         try:
-            text = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False
+            text, history = (
+                tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=is_answered, tokenize=False
+                )
+                for is_answered in (True, False)
             )
         except Exception as error:
             raise InvalidInputError(
                 f"the target's chat template refuses the conversation: {error}"
             ) from error
-        return tokenizer.encode(text, add_special_tokens=False)
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        opening = tokenizer.encode(text[len(history) :], add_special_tokens=False)
+        border = len(tokens) - len(opening)
+        is_border = text.startswith(history) and tokens[border:] == opening
+        return Prompt(tuple(tokens), borders=(border,) if is_border else ())
 
     def _stop_rules(self, stop: Sequence[str]) -> list[StopRule]:
-        rules: list[StopRule] = [EndTokens(self.end_token_ids)]
-        if stop:
-            self._tokenizer_for("a stop string")
-            rules.append(StopStrings(tuple(stop), self._decode))
-        return rules
+        if not stop:
+            return []
+        self._tokenizer_for("a stop string")
+        return [StopStrings(tuple(stop), self._decode)]
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         assert self.tokenizer is not None
@@ -373,12 +403,12 @@ class SpeculativeDecoder:
         return self.tokenizer
 
 
-def _search_for(params: SamplingParams, search: TreeSearch) -> TreeSearch:
-    """Returns the search, or one that keeps a seed where a seed is given and text is sampled."""
-    if isinstance(search, SelfTuningSearch) and params.seed is not None and not params.is_greedy:
-        return SEED_KEEPING
-    return search
+def _search_for(params: SamplingParams, session: DecoderSession) -> TreeSearch:
+    if params.seed is None or params.is_greedy:
+        return session.search
+    return session.seeded_search or session.search
 
 
-def _sharing(search: TreeSearch) -> Callable[[], TreeSearch]:
-    return lambda: search
+def _keeps_seeds(search: SharedSearch) -> bool:
+    """Tells whether the trees for a text follow from the text alone."""
+    return not (search.reads_clock or search.learns_across_texts)

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.errors import InvalidInputError
@@ -23,7 +22,7 @@ class Draft:
         draft_probs: row t is the drafter's distribution after node t, over the target's
             vocabulary. Rows of trailing leaves may be missing. None if no node was sampled and the
             drafter has no probabilities.
-        sampled_mask: True where a node was sampled, on the host. The anchor's entry is False.
+        sampled_mask: True where a node was sampled. The anchor's entry is False.
         node_probs: the probability of the path to each node by the drafter's own account, nan where
             it has none, or None if it has none at all. A search may learn from it; no rule looks.
         num_expanded: how many nodes of each level were run to find those below, which is what
@@ -32,12 +31,12 @@ class Draft:
 
     tree: TokenTree
     draft_probs: Float[Tensor, "inner vocab"] | None
-    sampled_mask: Bool[Tensor, " nodes"]
+    sampled_mask: tuple[bool, ...]
     node_probs: tuple[float, ...] | None = None
     num_expanded: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.sampled_mask.shape != self.tree.parents.shape or bool(self.sampled_mask[0]):
+        if len(self.sampled_mask) != len(self.tree) or self.sampled_mask[0]:
             raise InvalidInputError(
                 "sampled_mask needs one entry per node, and False for the anchor, which nobody drew"
             )
@@ -47,9 +46,7 @@ class Draft:
             num_rows = self.draft_probs.shape[0]
         if any(
             sampled and parent >= num_rows
-            for sampled, parent in zip(
-                self.sampled_mask.tolist(), self.tree.parent_list, strict=True
-            )
+            for sampled, parent in zip(self.sampled_mask, self.tree.parents, strict=True)
         ):
             raise InvalidInputError(
                 f"a node was sampled from a distribution that the draft lacks: it has {num_rows} "
@@ -59,9 +56,7 @@ class Draft:
     @classmethod
     def sampled(cls, tree: TokenTree, draft_probs: Float[Tensor, "inner vocab"]) -> "Draft":
         """Makes a draft of which every node was drawn without replacement, in node order."""
-        sampled_mask = torch.ones(len(tree), dtype=torch.bool)
-        sampled_mask[0] = False
-        return cls(tree, draft_probs, sampled_mask)
+        return cls(tree, draft_probs, (False, *(True,) * tree.num_drafted))
 
     @classmethod
     def chosen(
@@ -72,15 +67,29 @@ class Draft:
         num_expanded: tuple[int, ...] | None = None,
     ) -> "Draft":
         """Makes a draft of which every node was chosen without chance."""
-        sampled_mask = torch.zeros(len(tree), dtype=torch.bool)
-        return cls(tree, draft_probs, sampled_mask, node_probs, num_expanded)
+        return cls(tree, draft_probs, (False,) * len(tree), node_probs, num_expanded)
 
     @property
     def is_sampled(self) -> bool:
         """Whether every drafted node was sampled."""
-        return bool(self.sampled_mask[1:].all())
+        return all(self.sampled_mask[1:])
 
     @property
     def is_chosen(self) -> bool:
         """Whether every drafted node was chosen."""
-        return not self.sampled_mask.any()
+        return not any(self.sampled_mask)
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What the target made of a draft, for drafters that learn from it.
+
+    Attributes:
+        draft: the whole tree, those parts included that other drafters found.
+        target_probs: the target's distribution after each node, constraints applied.
+        path: the accepted nodes that became text, the anchor first.
+    """
+
+    draft: Draft
+    target_probs: Float[Tensor, "nodes vocab"]
+    path: tuple[int, ...]

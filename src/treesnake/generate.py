@@ -6,10 +6,11 @@ those of plain greedy decoding, with the others they have the distribution of pl
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from time import perf_counter
 
 from treesnake.acceptance.exact import rule_for
+from treesnake.clock import waited_s, work_clock
 from treesnake.constraints import Constraint, constrain, num_allowed
+from treesnake.draft import Scored
 from treesnake.outcome import Step, StepSeconds
 from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule, Drafter, Target, TreeSearch
@@ -52,35 +53,38 @@ def generate(
     drafter.prefill(prompt)
     context = list(prompt.token_ids)
     while len(context) < max_length:
-        started = perf_counter()
+        started, waited = work_clock(), waited_s()
         room = max_length - len(context)
         shape = search.choose(len(context)).clipped(room - 1)
         draft = drafter.draft(context[-1], shape, params, rng)
 
-        drafted = perf_counter()
+        drafted = work_clock()
         find_cut = partial(first_cut, stop_rules, context[len(prompt) :])
         logits = target.score(draft.tree)
         logits, dead_ends = constrain(logits, draft.tree, context, constraints, find_cut)
 
-        scored = perf_counter()
-        acceptance = accept(draft, to_probs(logits, params), rng)
+        scored = work_clock()
+        target_probs = to_probs(logits, params)
+        acceptance = accept(draft, target_probs, rng)
         num_emitted = min(room, num_allowed(acceptance.path, dead_ends))
         emitted = acceptance.emitted(draft.tree)[:num_emitted]
         cut = find_cut(emitted)
         if cut:
             emitted = emitted[: cut.num_kept]
 
-        accepted = perf_counter()
+        accepted = work_clock()
         # The last emitted token is the next anchor; all before it is committed.
-        target.commit(acceptance.path[: len(emitted)])
-        drafter.commit([context[-1], *emitted[:-1]])
+        path = acceptance.path[: len(emitted)]
+        target.commit(path)
+        drafter.commit([context[-1], *emitted[:-1]], Scored(draft, target_probs, path))
         context += emitted
 
         seconds = StepSeconds(
             draft_s=drafted - started,
             score_s=scored - drafted,
             accept_s=accepted - scored,
-            commit_s=perf_counter() - accepted,
+            commit_s=work_clock() - accepted,
+            queued_s=waited_s() - waited,
         )
         step = Step(
             shape,

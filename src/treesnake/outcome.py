@@ -40,17 +40,31 @@ class Acceptance:
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """Wall-clock seconds of a step by part; on a GPU a part includes its synchronisations."""
+    """Where the time of a step went; on a GPU a part includes its synchronisations.
+
+    Attributes:
+        draft_s: seconds of work on drafting; so are the next three of their parts.
+        score_s: on scoring.
+        accept_s: on accepting.
+        commit_s: on committing.
+        queued_s: seconds in a queue, while an engine ran passes of other texts.
+    """
 
     draft_s: float
     score_s: float
     accept_s: float
     commit_s: float
+    queued_s: float = 0.0
+
+    @property
+    def work_s(self) -> float:
+        """The seconds of work: what the step would have taken without other texts."""
+        return self.draft_s + self.score_s + self.accept_s + self.commit_s
 
     @property
     def total_s(self) -> float:
-        """The seconds of the whole step."""
-        return self.draft_s + self.score_s + self.accept_s + self.commit_s
+        """The wall-clock seconds of the whole step, in a queue or at work."""
+        return self.work_s + self.queued_s
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +170,7 @@ def acceptance_by_position(steps: Sequence[Step]) -> list[float]:
     drafted: list[int] = []
     accepted: list[int] = []
     for step in steps:
-        depth = int(step.tree.depths.max())
+        depth = step.tree.depth
         missing = depth - len(drafted)
         drafted += [0] * missing
         accepted += [0] * missing

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from treesnake.draft import Draft
+from treesnake.draft import Draft, Scored
 from treesnake.outcome import Acceptance, Step
 from treesnake.prompt import Prompt
 from treesnake.sampling import Rng, SamplingParams
@@ -68,18 +68,19 @@ class Drafter(Protocol):
         """
         ...
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Takes the tokens by which the text grew since the draft, its anchor first.
 
         They usually are a path of the drafted tree, but need not be: another drafter may have found
-        them.
+        them. `scored` says what the target made of the whole draft, where that is known: a drafter
+        may learn from it which of its guesses were wrong.
         """
         ...
 
 
 @runtime_checkable
 class TreeSearch(Protocol):
-    """Chooses the shape of each tree."""
+    """Chooses the shape of each tree of one text."""
 
     def choose(self, context_length: int) -> Shape:
         """Returns the shape of the next tree, `context_length` tokens into the text."""
@@ -118,9 +119,46 @@ class TargetModel(Protocol):
 
 
 @runtime_checkable
+class SharedSearch(Protocol):
+    """What a search has learned about a pair and a machine, shared by the sessions of its texts.
+
+    Sessions may run in several threads at once. They never raise, nor learn wrongly, whatever the
+    others do meanwhile.
+    """
+
+    @property
+    def reads_clock(self) -> bool:
+        """Whether measured times have a say in what is chosen."""
+        ...
+
+    @property
+    def learns_across_texts(self) -> bool:
+        """Whether earlier texts have a say in what is chosen for a text."""
+        ...
+
+    def new_session(self) -> TreeSearch:
+        """Returns the search for one text."""
+        ...
+
+
+@runtime_checkable
 class DrafterModel(Protocol):
     """Loaded weights of a drafter, shared by its sessions."""
 
     def new_session(self) -> Drafter:
         """Returns a session with an empty state."""
+        ...
+
+
+@runtime_checkable
+class PairModel(Protocol):
+    """A target and its drafter, which may share weights or state."""
+
+    @property
+    def target(self) -> TargetModel:
+        """The target alone, for plain decoding."""
+        ...
+
+    def new_sessions(self) -> tuple[Target, Drafter]:
+        """Returns a session of each, both for one text."""
         ...

@@ -2,13 +2,35 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from enum import StrEnum
+from functools import cached_property, lru_cache
 
 from treesnake.errors import InvalidInputError
 
 
+class ShapeKind(StrEnum):
+    """What decides the form of a tree."""
+
+    LEVEL_WIDTHS = "level widths"
+    BEST_FIRST = "best first"
+    FIXED_TREE = "fixed tree"
+    PRICED = "priced tree"
+
+
+class _WithoutPrices:
+    """A shape whose nodes are drafted whatever their probability."""
+
+    def pays(self, prob: float, num_kept: int) -> bool:
+        """Tells whether a node of this probability is kept after `num_kept` others."""
+        return True
+
+    def level_pays(self, level: int, prob: float) -> bool:
+        """Tells whether a level is drafted below nodes of this probability in all."""
+        return True
+
+
 @dataclass(frozen=True)
-class LevelWidths:
+class LevelWidths(_WithoutPrices):
     """A full tree: every node at depth i has `widths[i]` children.
 
     (3, 2, 2, 1, 1) is the notation of Mamba Drafters (Choi et al. 2025). No width at all is plain
@@ -23,6 +45,8 @@ class LevelWidths:
 
     widths: tuple[int, ...]
     sampled: bool = True
+
+    kind = ShapeKind.LEVEL_WIDTHS
 
     def __post_init__(self) -> None:
         if any(width < 1 for width in self.widths):
@@ -44,6 +68,18 @@ class LevelWidths:
             nodes += level
         return nodes
 
+    @property
+    def widest(self) -> int:
+        """How many children the anchor may have."""
+        return self.widths[0] if self.widths else 0
+
+    def as_tree(self) -> "FixedTree":
+        """Returns the same tree node by node."""
+        return _full_tree(self.widths, self.sampled)
+
+    def as_priced(self) -> None:
+        """Returns None: the tree is known before it is drafted."""
+
     def clipped(self, depth: int) -> "LevelWidths":
         """Returns the shape without its levels below `depth`."""
         return self if depth >= self.depth else replace(self, widths=self.widths[: max(depth, 0)])
@@ -57,7 +93,7 @@ class LevelWidths:
 
 
 @dataclass(frozen=True)
-class BestFirst:
+class BestFirst(_WithoutPrices):
     """The most probable nodes by the drafter's cumulative probability (EAGLE-2's dynamic tree).
 
     The drafter expands up to `width` nodes a level into `width` children each, down to `depth`, and
@@ -68,12 +104,26 @@ class BestFirst:
     depth: int
     num_drafted: int
 
+    kind = ShapeKind.BEST_FIRST
+
     def __post_init__(self) -> None:
         if self.width < 1 or self.depth < 0 or self.num_drafted < 0:
             raise InvalidInputError(
                 "a best-first shape needs a width of at least 1 and neither a negative depth nor "
                 f"a negative number of nodes, got {self}"
             )
+
+    @property
+    def widest(self) -> int:
+        """How many children the anchor may have."""
+        return self.width
+
+    def as_tree(self) -> None:
+        """Returns None: the drafter's probabilities decide on the tree."""
+
+    def as_priced(self) -> "Priced":
+        """Returns the same shape by prices; all are 0."""
+        return Priced(self.width, (0.0,) * self.depth, (0.0,) * self.num_drafted)
 
     def clipped(self, depth: int) -> "BestFirst":
         """Returns the shape without its levels below `depth`."""
@@ -84,7 +134,7 @@ class BestFirst:
 
 
 @dataclass(frozen=True)
-class FixedTree:
+class FixedTree(_WithoutPrices):
     """Any tree that is known before it is drafted: each node's place in it, and no token yet.
 
     The first child of a node takes the drafter's first token there, the second its second. This is
@@ -99,6 +149,8 @@ class FixedTree:
 
     parents: tuple[int, ...]
     sampled: bool = True
+
+    kind = ShapeKind.FIXED_TREE
 
     def __post_init__(self) -> None:
         for node, parent in enumerate(self.parents, start=1):
@@ -134,6 +186,18 @@ class FixedTree:
         """The number of nodes without the anchor."""
         return len(self.parents)
 
+    @property
+    def widest(self) -> int:
+        """How many children the anchor may have."""
+        return len(self.children[0])
+
+    def as_tree(self) -> "FixedTree":
+        """Returns itself."""
+        return self
+
+    def as_priced(self) -> None:
+        """Returns None: the tree is known before it is drafted."""
+
     def clipped(self, depth: int) -> "FixedTree":
         """Returns the shape without its levels below `depth`."""
         if depth >= self.depth:
@@ -168,6 +232,8 @@ class Priced:
     level_prices: tuple[float, ...]
     node_prices: tuple[float, ...]
 
+    kind = ShapeKind.PRICED
+
     def __post_init__(self) -> None:
         if self.width < 1 or any(price < 0 for price in self.level_prices + self.node_prices):
             raise InvalidInputError(
@@ -185,9 +251,27 @@ class Priced:
         """The number of nodes, the anchor left out, that no tree exceeds."""
         return len(self.node_prices)
 
-    def is_worth(self, prob: float, num_kept: int) -> bool:
+    @property
+    def widest(self) -> int:
+        """How many children the anchor may have."""
+        return self.width
+
+    def pays(self, prob: float, num_kept: int) -> bool:
         """Tells whether a node of this probability is kept after `num_kept` others."""
         return num_kept < len(self.node_prices) and prob >= self.node_prices[num_kept]
+
+    def level_pays(self, level: int, prob: float) -> bool:
+        """Tells whether a level is drafted below nodes of this probability in all."""
+        if level >= len(self.level_prices):
+            return False
+        return not prob < self.level_prices[level]  # nan is unknown, and worth a try
+
+    def as_tree(self) -> None:
+        """Returns None: the drafter's probabilities decide on the tree."""
+
+    def as_priced(self) -> "Priced":
+        """Returns itself."""
+        return self
 
     def clipped(self, depth: int) -> "Priced":
         """Returns the shape without its levels below `depth`."""
@@ -244,6 +328,17 @@ def parse_shape(text: str) -> Shape:
         raise InvalidInputError(
             f'"{text}" is no shape of a tree; write off, chain(4), 3x2x2x1 or best_first(4, 6, 24)'
         ) from error
+
+
+@lru_cache(maxsize=1024)
+def _full_tree(widths: tuple[int, ...], sampled: bool) -> FixedTree:
+    parents: list[int] = []
+    level = range(1)
+    for width in widths:
+        first = len(parents) + 1
+        parents += [node for node in level for _ in range(width)]
+        level = range(first, len(parents) + 1)
+    return FixedTree(tuple(parents), sampled)
 
 
 def _integers(parts: Sequence[str]) -> tuple[int, ...]:

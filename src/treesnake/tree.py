@@ -1,8 +1,11 @@
-"""Token trees: many continuations of one text, sharing their prefixes, as three small arrays.
+"""Token trees: many continuations of one text, sharing their prefixes, as two small tuples.
 
 Node 0 is the *anchor*, the last emitted token, which no model has consumed yet. Every other node
 continues its parent. Nodes are in topological order (a parent comes before its children), and the
 order of siblings is the order in which they were drawn; acceptance rules rely on it.
+
+Trees live on the host, where they are drafted, accepted and searched. Networks make tensors of them
+where a device needs some (`treesnake.states.tree_layout`).
 """
 
 from collections import Counter
@@ -10,47 +13,49 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
-
 from treesnake.errors import InvalidInputError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class TokenTree:
-    """A tree of tokens, unbatched, on any device.
+    """A tree of tokens, unbatched; everything else follows from its two tuples.
 
-    `parents[0]` is -1 and `parents[t] < t`. Everything else follows from the two arrays and is
-    computed at most once, without a synchronisation of the device except where it returns lists.
+    Attributes:
+        tokens: the token of each node, the anchor's first.
+        parents: the parent of each node, which comes before it; -1 for the anchor.
 
     Raises:
-        InvalidInputError: if the arrays differ in length, are empty or are not a tree in
-            topological order (the order is checked on a CPU only, where looking costs nothing).
+        InvalidInputError: if the two differ in length, are empty or are not a tree in topological
+            order.
     """
 
-    token_ids: Int[Tensor, " nodes"]
-    parents: Int[Tensor, " nodes"]
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.token_ids.shape != self.parents.shape or self.parents.numel() == 0:
+        if len(self.tokens) != len(self.parents) or not self.parents:
             raise InvalidInputError(
                 "a tree needs one parent per token and at least its anchor, got "
-                f"{tuple(self.token_ids.shape)} tokens and {tuple(self.parents.shape)} parents"
+                f"{len(self.tokens)} tokens and {len(self.parents)} parents"
             )
-        if self.parents.device.type == "cpu" and not _is_topological(self.parents.tolist()):
+        if not _is_topological(self.parents):
             raise InvalidInputError(
                 "parents must start with -1 for the anchor and each other node must come after "
-                f"its parent, got {self.parents.tolist()}"
+                f"its parent, got {list(self.parents)}"
             )
 
     @classmethod
-    def chain(cls, token_ids: Int[Tensor, " nodes"]) -> "TokenTree":
-        """Builds the tree without branches: each token continues the one before it."""
-        return cls(token_ids, torch.arange(-1, len(token_ids) - 1, device=token_ids.device))
+    def of(cls, tokens: Sequence[int], parents: Sequence[int]) -> "TokenTree":
+        """Makes a tree of any sequences of numbers."""
+        return cls(tuple(map(int, tokens)), tuple(map(int, parents)))
+
+    @classmethod
+    def chain(cls, tokens: Sequence[int]) -> "TokenTree":
+        """Makes the tree without branches: each token continues the one before it."""
+        return cls.of(tokens, range(-1, len(tokens) - 1))
 
     def __len__(self) -> int:
-        return self.parents.shape[0]
+        return len(self.parents)
 
     @property
     def num_drafted(self) -> int:
@@ -58,40 +63,23 @@ class TokenTree:
         return len(self) - 1
 
     @cached_property
-    def ancestor_mask(self) -> Bool[Tensor, "nodes nodes"]:
-        """`[t, s]` is True where s is t or an ancestor of t: what node t may attend to.
-
-        Pointer doubling: each round doubles how far up a node sees, so that log2(nodes) rounds of
-        whole-array operations do, whatever the depth.
-        """
-        num_nodes = len(self)
-        mask = torch.eye(num_nodes, dtype=torch.bool, device=self.parents.device)
-        jump = self.parents.clamp(min=0)
-        for _ in range((num_nodes - 1).bit_length()):
-            mask = mask | mask[jump]
-            jump = jump[jump]
-        return mask
-
-    @cached_property
-    def depths(self) -> Int[Tensor, " nodes"]:
+    def depths(self) -> tuple[int, ...]:
         """The number of edges between each node and the anchor."""
-        return self.ancestor_mask.sum(-1) - 1
+        depths = [0]
+        for parent in self.parents[1:]:
+            depths.append(depths[parent] + 1)
+        return tuple(depths)
 
-    @cached_property
-    def tokens(self) -> list[int]:
-        """The token ids as a list on the host."""
-        return self.token_ids.tolist()
-
-    @cached_property
-    def parent_list(self) -> list[int]:
-        """The parents as a list on the host."""
-        return self.parents.tolist()
+    @property
+    def depth(self) -> int:
+        """The depth of the deepest node."""
+        return max(self.depths)
 
     @cached_property
     def children(self) -> list[list[int]]:
         """For each node its children in the order in which they were drawn."""
         children: list[list[int]] = [[] for _ in range(len(self))]
-        for node, parent in enumerate(self.parent_list):
+        for node, parent in enumerate(self.parents):
             if parent >= 0:
                 children[parent].append(node)
         return children
@@ -99,21 +87,19 @@ class TokenTree:
     @cached_property
     def num_expanded(self) -> tuple[int, ...]:
         """For each level the number of its nodes that have children."""
-        depths = [0]
-        for parent in self.parent_list[1:]:
-            depths.append(depths[parent] + 1)
-        counts = Counter(d for d, children in zip(depths, self.children, strict=True) if children)
+        pairs = zip(self.depths, self.children, strict=True)
+        counts = Counter(depth for depth, children in pairs if children)
         return tuple(counts[depth] for depth in range(len(counts)))
 
     @cached_property
     def is_chain(self) -> bool:
         """Whether no node has more than one child."""
-        return self.parent_list == list(range(-1, len(self) - 1))
+        return self.parents == tuple(range(-1, len(self) - 1))
 
     def path(self, node: int) -> tuple[int, ...]:
         """Returns the nodes from the anchor to `node`, both included."""
         nodes = [node]
-        while (parent := self.parent_list[nodes[-1]]) >= 0:
+        while (parent := self.parents[nodes[-1]]) >= 0:
             nodes.append(parent)
         return tuple(reversed(nodes))
 
@@ -172,12 +158,9 @@ class TreeBuilder:
             parent = self.add(parent, token)
         return parent
 
-    def build(self, device: torch.device | str = "cpu") -> TokenTree:
+    def build(self) -> TokenTree:
         """Returns the tree as it stands."""
-        return TokenTree(
-            torch.tensor(self.tokens, device=device),
-            torch.tensor(self.parents, device=device),
-        )
+        return TokenTree(tuple(self.tokens), tuple(self.parents))
 
 
 def level_parents(widths: Sequence[int]) -> list[int]:
@@ -224,20 +207,20 @@ def merge(
             f"{second.tokens[0]}"
         )
     builder = TreeBuilder(first.tokens[0])
-    for node, (parent, token) in enumerate(zip(first.parent_list, first.tokens, strict=True)):
+    for node, (parent, token) in enumerate(zip(first.parents, first.tokens, strict=True)):
         if parent >= 0 and builder.add(parent, token) != node:
             raise InvalidInputError(f"token {token} is drafted twice below node {parent}")
     nodes = [0]
     for node in range(1, len(second)):
-        parent, token = nodes[second.parent_list[node]], second.tokens[node]
+        parent, token = nodes[second.parents[node]], second.tokens[node]
         is_new = parent >= 0 and builder.child(parent, token) is None
         if parent < 0 or (is_new and is_kept and not is_kept(node, len(builder.tokens) - 1)):
             nodes.append(-1)
         else:
             nodes.append(builder.add(parent, token))
-    return builder.build(first.token_ids.device), nodes
+    return builder.build(), nodes
 
 
-def _is_topological(parents: list[int]) -> bool:
+def _is_topological(parents: Sequence[int]) -> bool:
     later = range(1, len(parents))
     return parents[0] == -1 and all(0 <= parents[node] < node for node in later)

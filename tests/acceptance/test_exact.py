@@ -12,8 +12,8 @@ from treesnake.protocols import AcceptanceRule
 from treesnake.sampling import TorchRng
 from treesnake.tree import TokenTree
 
-CHAIN = TokenTree.chain(torch.tensor([0, 1, 2]))
-BRANCHED = TokenTree(torch.tensor([0, 1, 2]), torch.tensor([-1, 0, 0]))
+CHAIN = TokenTree.chain([0, 1, 2])
+BRANCHED = TokenTree.of([0, 1, 2], [-1, 0, 0])
 TARGET_PROBS = torch.tensor([[0.1, 0.2, 0.7], [0.4, 0.3, 0.3], [0.2, 0.2, 0.6]])
 DRAFT_PROBS = torch.tensor([[0.3, 0.5, 0.2], [0.2, 0.2, 0.6], [0.8, 0.1, 0.1]])
 
@@ -25,7 +25,7 @@ DRAFT_PROBS = torch.tensor([[0.3, 0.5, 0.2], [0.2, 0.2, 0.6], [0.8, 0.1, 0.1]])
         (Draft.chosen(CHAIN), point_mass),
         (Draft.chosen(BRANCHED), point_mass),
         (Draft.sampled(BRANCHED, DRAFT_PROBS), traversal),
-        (Draft(CHAIN, DRAFT_PROBS, torch.tensor([False, True, False])), traversal),
+        (Draft(CHAIN, DRAFT_PROBS, (False, True, False)), traversal),
     ],
     ids=["sampled chain", "chosen chain", "chosen tree", "sampled tree", "mixed chain"],
 )

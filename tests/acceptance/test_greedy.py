@@ -21,9 +21,7 @@ def one_hot(tokens: list[int], vocab_size: int = 5) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.tensor(tokens), vocab_size).float()
 
 
-BRANCHED = Draft.chosen(
-    TokenTree(torch.tensor([0, 1, 2, 3, 4, 3]), torch.tensor([-1, 0, 0, 2, 2, 1]))
-)
+BRANCHED = Draft.chosen(TokenTree.of([0, 1, 2, 3, 4, 3], [-1, 0, 0, 2, 2, 1]))
 
 
 @pytest.mark.parametrize(
@@ -44,12 +42,12 @@ def test_on_any_tree_each_accepted_token_follows_from_its_parent(seed: int) -> N
     """Trees may be sampled, chosen or have the same child twice; the path ends where it must."""
     chance = random.Random(seed)
     num_nodes = chance.randrange(1, 20)
-    parents = torch.tensor([-1, *(chance.randrange(node) for node in range(1, num_nodes))])
-    tree = TokenTree(torch.tensor([chance.randrange(3) for _ in parents]), parents)
+    parents = [-1, *(chance.randrange(node) for node in range(1, num_nodes))]
+    tree = TokenTree.of([chance.randrange(3) for _ in parents], parents)
     next_tokens = [chance.randrange(3) for _ in parents]
     accepted = greedy(Draft.chosen(tree), one_hot(next_tokens), RNG)
     for parent, child in zip(accepted.path, accepted.path[1:], strict=False):
-        assert tree.parent_list[child] == parent
+        assert tree.parents[child] == parent
         assert tree.tokens[child] == next_tokens[parent]
     last = accepted.path[-1]
     assert accepted.token == next_tokens[last]

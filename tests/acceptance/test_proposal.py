@@ -8,10 +8,10 @@ from treesnake.draft import Draft
 from treesnake.errors import LosslessnessError
 from treesnake.tree import TokenTree
 
-TREE = TokenTree(torch.tensor([0, 2, 1, 3]), torch.tensor([-1, 0, 0, 1]))
+TREE = TokenTree.of([0, 2, 1, 3], [-1, 0, 0, 1])
 DRAFT_PROBS = torch.tensor([[0.1, 0.2, 0.5, 0.2], [0.25, 0.25, 0.25, 0.25]])
 TARGET_PROBS = torch.full((4, 4), 0.25)
-MIXED = Draft(TREE, DRAFT_PROBS, torch.tensor([False, True, True, False]))
+MIXED = Draft(TREE, DRAFT_PROBS, (False, True, True, False))
 
 
 def test_the_first_sibling_was_drawn_from_its_parents_row() -> None:

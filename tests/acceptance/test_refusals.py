@@ -16,9 +16,9 @@ from treesnake.protocols import AcceptanceRule
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.tree import TokenTree
 
-CHAIN = TokenTree.chain(torch.tensor([0, 1, 2]))
-BRANCHED = TokenTree(torch.tensor([0, 1, 2]), torch.tensor([-1, 0, 0]))
-TWICE = TokenTree(torch.tensor([0, 1, 1]), torch.tensor([-1, 0, 0]))
+CHAIN = TokenTree.chain([0, 1, 2])
+BRANCHED = TokenTree.of([0, 1, 2], [-1, 0, 0])
+TWICE = TokenTree.of([0, 1, 1], [-1, 0, 0])
 
 CHAIN_RULES = [rejection, block]
 TREE_RULES = [tree_rejection, traversal]
@@ -31,7 +31,7 @@ def uniform(num_nodes: int = 3, vocab_size: int = 4) -> torch.Tensor:
 
 
 def mixed(tree: TokenTree) -> Draft:
-    return Draft(tree, uniform(), torch.tensor([False, True, False]))
+    return Draft(tree, uniform(), (False, True, False))
 
 
 @pytest.mark.parametrize("rule", ALL_RULES)

@@ -10,11 +10,15 @@ from typer.testing import CliRunner
 
 from treesnake.cli import calibrate
 from treesnake.cli.app import app
+from treesnake.drafters.none import NoDrafterModel
 from treesnake.loading.cost_files import CostKey, read_costs
 from treesnake.search.costs import CostTable
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import TableModel, TinyNetwork
 
 RUNNER = CliRunner()
 KEY = CostKey("smollm2", "prompt-lookup", "int8", "native", "a processor", 2, "0.1")
+MODEL = NetworkTargetModel(TinyNetwork(TableModel(2)))
 COSTS = CostTable({64: {1: 0.0125, 8: 0.02}, 512: {1: 0.015, 8: 0.025}}, {64: {1: 0.002}})
 
 
@@ -44,8 +48,8 @@ def returning(value: object) -> Callable[..., object]:
 @pytest.fixture(autouse=True)
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TREESNAKE_CACHE", str(tmp_path))
-    monkeypatch.setattr(calibrate, "load_target", returning((None, Loaded())))
-    monkeypatch.setattr(calibrate, "load_drafter", returning(None))
+    monkeypatch.setattr(calibrate, "load_target", returning((MODEL, Loaded())))
+    monkeypatch.setattr(calibrate, "load_drafter", returning(NoDrafterModel()))
     monkeypatch.setattr(calibrate, "measure_costs", returning(COSTS))
     monkeypatch.setattr(CostKey, "of", returning(KEY))
 

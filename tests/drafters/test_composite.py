@@ -7,18 +7,21 @@ from hypothesis import strategies as st
 from treesnake import SamplingParams, SpeculativeDecoder
 from treesnake.draft import Draft
 from treesnake.drafters.composite import CompositeDrafterModel
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.errors import InvalidInputError
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel
 from treesnake.sampling import TorchRng
 from treesnake.shape import LevelWidths, Priced, Shape, chain
-from treesnake.testing import RecurrentModel, TinyDrafterModel, TinyTargetModel, check_drafter
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import RecurrentModel, TinyNetwork, check_drafter
 
 VOCAB_SIZE = 4
 LOOKUP = NgramDrafterModel(longest=2, shortest=1)
-MODEL = TinyDrafterModel(RecurrentModel(VOCAB_SIZE, seed=1))
+MODEL = NetworkDrafterModel(TinyNetwork(RecurrentModel(VOCAB_SIZE, seed=1)))
 TEXTS = st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=12)
 
 
@@ -42,8 +45,8 @@ def test_the_tree_holds_both_trees_and_says_which_nodes_were_drawn(
     first, second, both = drafts
     num_first = len(first.tree)
     assert both.tree.tokens[:num_first] == first.tree.tokens
-    assert both.sampled_mask.tolist()[:num_first] == first.sampled_mask.tolist()
-    assert not both.sampled_mask[num_first:].any()
+    assert both.sampled_mask[:num_first] == first.sampled_mask
+    assert not any(both.sampled_mask[num_first:])
     paths = [both.tree.path_tokens(node) for node in range(len(both.tree))]
     assert all(second.tree.path_tokens(node) in paths for node in range(len(second.tree)))
 
@@ -71,7 +74,7 @@ def test_a_priced_tree_holds_nodes_of_both_that_are_worth_their_price() -> None:
 def test_a_model_is_not_run_where_lookup_leaves_too_little() -> None:
     sure = draft_after(LOOP, Priced(2, (0.5,) * 4, (0.0,) * 30))
     assert sure.num_expanded == ()
-    assert sure.tree.tokens == [0, 1, 2, 3, 0]
+    assert sure.tree.tokens == (0, 1, 2, 3, 0)
     assert sure.node_probs is not None
     unsure = draft_after([3, 2, 1], Priced(2, (0.5,) * 4, (0.0,) * 30))
     assert unsure.num_expanded is not None
@@ -88,9 +91,9 @@ def test_what_drafting_takes_is_what_the_first_drafter_ran() -> None:
 
 
 def test_greedy_text_is_the_targets_own() -> None:
-    target = TinyTargetModel(RecurrentModel(VOCAB_SIZE, seed=2))
+    target = NetworkTargetModel(TinyNetwork(RecurrentModel(VOCAB_SIZE, seed=2)))
     texts = {
-        SpeculativeDecoder(target, drafter).generate([1, 2], max_new_tokens=30).token_ids
+        SpeculativeDecoder(Pair(target, drafter)).generate([1, 2], max_new_tokens=30).token_ids
         for drafter in (NoDrafterModel(), CompositeDrafterModel(MODEL, LOOKUP))
     }
     assert len(texts) == 1

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from treesnake.draft import Draft
 from treesnake.drafters.growing import grow
-from treesnake.models.tree_model import TreeModel
+from treesnake.models.tree_network import TreeState
 from treesnake.sampling import Rng, SamplingParams, TorchRng, to_probs
 from treesnake.shape import OFF, BestFirst, FixedTree, LevelWidths, Priced, Shape
 from treesnake.testing import RecurrentModel, enumerate_outcomes
@@ -56,7 +56,7 @@ def draft_of(shape: Shape, params: SamplingParams, seed: int = 0, rng: Rng | Non
 
 
 def test_the_toys_state_is_a_model_that_trees_grow_on() -> None:
-    assert isinstance(model(), TreeModel)
+    assert isinstance(model(), TreeState)
 
 
 @given(WIDTHS, SEEDS)
@@ -66,7 +66,7 @@ def test_chosen_levels_have_each_nodes_most_probable_tokens(
     draft = draft_of(LevelWidths(widths, sampled=False), SAMPLING, seed)
     assert draft.is_chosen
     assert len(draft.tree) == 1 + LevelWidths(widths).num_drafted
-    for node, depth in enumerate(draft.tree.depths.tolist()):
+    for node, depth in enumerate(draft.tree.depths):
         tokens = [draft.tree.tokens[child] for child in draft.tree.children[node]]
         if depth < len(widths):
             logits = logits_after(seed, draft.tree.path_tokens(node))
@@ -81,7 +81,7 @@ def test_sampled_levels_come_with_the_distributions_that_they_were_drawn_from(
 ) -> None:
     draft = draft_of(LevelWidths(widths), SAMPLING, seed)
     assert draft.is_sampled
-    for node, depth in enumerate(draft.tree.depths.tolist()):
+    for node, depth in enumerate(draft.tree.depths):
         if depth < len(widths):
             assert draft.draft_probs is not None
             expected = to_probs(logits_after(seed, draft.tree.path_tokens(node)), SAMPLING)
@@ -119,7 +119,7 @@ def test_greedy_decoding_chooses_whatever_the_shape_says() -> None:
 def test_without_depth_the_model_is_not_asked(shape: Shape) -> None:
     recording = Recording(model())
     grown = grow(ANCHOR, shape, SAMPLING, TorchRng(0), recording.extend)
-    assert (grown.draft.tree.tokens, grown.grown_nodes, recording.sizes) == ([ANCHOR], (-1,), [])
+    assert (grown.draft.tree.tokens, grown.grown_nodes, recording.sizes) == ((ANCHOR,), (-1,), [])
 
 
 def test_the_model_runs_once_a_level_and_never_on_the_deepest() -> None:
@@ -173,11 +173,10 @@ def test_grown_nodes_are_the_models_own_numbers(shape: Shape, seed: int) -> None
         if number < 0:
             assert not tree.children[node], "nothing was drafted below a node that was not seen"
         else:
-            token, after = state.nodes[number]
-            assert token == tree.tokens[node]
+            assert state._held.tokens[number] == tree.tokens[node]
             alone = model(seed)
             alone.extend(tree.path_tokens(node), list(range(-1, len(tree.path(node)) - 1)))
-            torch.testing.assert_close(after, alone.nodes[-1][1])
+            torch.testing.assert_close(state._nodes[number], alone._nodes[-1])
 
 
 TREE = FixedTree((0, 0, 0, 1, 1, 2, 4, 7))
@@ -187,7 +186,7 @@ TREE = FixedTree((0, 0, 0, 1, 1, 2, 4, 7))
 def test_a_fixed_tree_is_filled_as_it_stands(params: SamplingParams) -> None:
     recording = Recording(model(1))
     draft = grow(ANCHOR, TREE, params, TorchRng(0), recording.extend).draft
-    assert draft.tree.parent_list[1:] == list(TREE.parents)
+    assert draft.tree.parents[1:] == TREE.parents
     assert recording.sizes == [1, 2, 1, 1], "leaves are not run"
     assert draft.is_chosen == params.is_greedy
 
@@ -207,13 +206,13 @@ def test_level_widths_are_a_fixed_tree(widths: tuple[int, ...], seed: int, is_gr
     levels = draft_of(LevelWidths(widths), params, seed)
     fixed = draft_of(FixedTree(tuple(level_parents(widths)[1:])), params, seed)
     assert levels.tree.tokens == fixed.tree.tokens
-    assert levels.tree.parent_list == fixed.tree.parent_list
+    assert levels.tree.parents == fixed.tree.parents
 
 
 def test_below_a_token_that_could_not_be_drawn_nothing_is_drafted() -> None:
     params = SamplingParams(temperature=1.0, top_k=1)
     draft = draft_of(FixedTree((0, 0, 1, 2, 3)), params)
-    assert draft.tree.parent_list == [-1, 0, 1, 2]
+    assert draft.tree.parents == (-1, 0, 1, 2)
 
 
 @given(st.integers(1, 3), st.integers(0, 4), st.integers(0, 8), SEEDS)
@@ -223,7 +222,7 @@ def test_best_first_is_a_priced_tree_that_costs_nothing(
     best = draft_of(BestFirst(width, depth, num_drafted), SamplingParams(), seed)
     priced = draft_of(Priced(width, (0.0,) * depth, (0.0,) * num_drafted), SamplingParams(), seed)
     assert best.tree.tokens == priced.tree.tokens
-    assert best.tree.parent_list == priced.tree.parent_list
+    assert best.tree.parents == priced.tree.parents
 
 
 @given(SEEDS, st.floats(0.01, 0.9), st.floats(0.0, 1.0))
@@ -237,7 +236,7 @@ def test_a_priced_tree_keeps_the_nodes_that_are_worth_their_price(
     for node in range(1, len(draft.tree)):
         path = draft.tree.path_tokens(node)
         logits = logits_after(seed, path[:-1])
-        parent = draft.node_probs[draft.tree.parent_list[node]]
+        parent = draft.node_probs[draft.tree.parents[node]]
         expected = parent * float(logits.softmax(-1)[path[-1]])
         assert draft.node_probs[node] == pytest.approx(expected, rel=1e-4)
         assert draft.node_probs[node] >= node_price
@@ -254,4 +253,4 @@ def test_a_level_is_drafted_if_the_one_above_it_is_probable_enough() -> None:
     second = everything.node_probs[1]
     for price, depth in ((second * 0.99, 2), (second * 1.01, 1)):
         draft = draft_of(Priced(1, (0.0, price), (0.0,) * 3), SamplingParams())
-        assert int(draft.tree.depths.max()) == depth
+        assert draft.tree.depth == depth

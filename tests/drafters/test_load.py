@@ -1,20 +1,28 @@
 """Drafters by name."""
 
+import builtins
+import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from treesnake.drafters.load import load_drafter
-from treesnake.drafters.mamba import MambaDrafterModel
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.drafters.vocabulary import save_draft_vocabulary
-from treesnake.errors import TreesnakeError
+from treesnake.errors import InvalidInputError, TreesnakeError, UnsupportedModelError
+from treesnake.loading.checkpoint import Checkpoint, find_checkpoint
+from treesnake.loading.options import LoadOptions
 from treesnake.models.checkpoint import save_network
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.state_space_cpu import CpuMamba
 from treesnake.prompt import Prompt
+from treesnake.protocols import DrafterModel
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.shape import LevelWidths, chain
 from treesnake.testing import check_drafter
@@ -40,7 +48,7 @@ def test_no_drafter_drafts_nothing() -> None:
     session = NoDrafterModel().new_session()
     session.prefill(Prompt((1, 1, 1)))
     draft = session.draft(1, chain(4), SamplingParams(), TorchRng(0))
-    assert draft.tree.tokens == [1]
+    assert draft.tree.tokens == (1,)
 
 
 @pytest.fixture
@@ -52,8 +60,8 @@ def mamba_folder(tmp_path: Path) -> Path:
 
 
 def test_a_mamba_drafts_from_packed_weights_on_a_cpu(mamba_folder: Path) -> None:
-    model = load_drafter(str(mamba_folder), device="cpu")
-    assert isinstance(model, MambaDrafterModel)
+    model = load_drafter(str(mamba_folder), LoadOptions(device="cpu"))
+    assert isinstance(model, NetworkDrafterModel)
     assert isinstance(model.network, CpuMamba)
     check_drafter(model, vocab_size=61, num_steps=1)
 
@@ -61,7 +69,87 @@ def test_a_mamba_drafts_from_packed_weights_on_a_cpu(mamba_folder: Path) -> None
 def test_the_draft_vocabulary_of_a_folder_is_all_that_is_drafted(mamba_folder: Path) -> None:
     kept = [3, 8, 41]
     save_draft_vocabulary(mamba_folder, torch.tensor(kept))
-    session = load_drafter(str(mamba_folder), device="cpu").new_session()
+    session = load_drafter(str(mamba_folder), LoadOptions(device="cpu")).new_session()
     session.prefill(Prompt((1, 2, 50, 60)))
     draft = session.draft(60, LevelWidths((3, 2), False), SamplingParams(), TorchRng(0))
     assert {*draft.tree.tokens[1:]} <= {*kept}
+
+
+def test_a_mamba_has_weights_of_8_bits_on_a_cpu_unless_told_otherwise(mamba_folder: Path) -> None:
+    chosen, rounded, exact = (
+        load_drafter(str(mamba_folder), LoadOptions(dtype, "cpu"))
+        for dtype in ("auto", "int8", "float32")
+    )
+    assert num_bytes(chosen) == num_bytes(rounded) < num_bytes(exact)
+
+
+def num_bytes(model: DrafterModel) -> int:
+    assert isinstance(model, NetworkDrafterModel)
+    assert isinstance(model.network, CpuMamba)
+    return model.network.num_bytes
+
+
+def test_a_window_is_not_for_a_mamba(mamba_folder: Path) -> None:
+    with pytest.raises(InvalidInputError, match="a Mamba's does not"):
+        load_drafter(str(mamba_folder), window=8)
+
+
+def test_a_mamba_does_not_run_in_the_generic_engine(mamba_folder: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="leave the engine at auto"):
+        load_drafter(str(mamba_folder), LoadOptions(device="cpu", engine="generic"))
+
+
+@pytest.fixture
+def target(mamba_folder: Path, tmp_path: Path) -> Checkpoint:
+    """A target with the tokens of the Mamba, which gets a tokenizer, too."""
+    config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    folder = tmp_path / "target"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokens = {f"t{index}": index for index in range(61)}
+    tokenizer = Tokenizer(models.WordLevel(tokens, unk_token="t0"))
+    for place in (folder, mamba_folder):
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(place)
+    return find_checkpoint(str(folder))
+
+
+def test_the_config_of_a_mamba_is_opened_once(
+    mamba_folder: Path, target: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_draft_vocabulary(mamba_folder, torch.tensor([3, 8, 41]))
+    opened: list[Path] = []
+
+    def open_and_count(file: Any, *arguments: Any, **options: Any) -> Any:
+        opened.append(Path(str(file)))
+        return open_file(file, *arguments, **options)
+
+    open_file = builtins.open
+    monkeypatch.setattr(builtins, "open", open_and_count)
+    monkeypatch.setattr(io, "open", open_and_count)
+    load_drafter(str(mamba_folder), LoadOptions(device="cpu"), target=target)
+    assert opened.count(mamba_folder / "config.json") == 1
+    assert opened.count(mamba_folder / "draft_vocabulary.json") == 1
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_whether_code_of_a_tokenizer_may_run_is_always_said(
+    mamba_folder: Path, target: Checkpoint, trusted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Any] = []
+    read = AutoTokenizer.from_pretrained
+
+    def read_and_note(*arguments: Any, **options: Any) -> Any:
+        said.append(options["trust_remote_code"])
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", read_and_note)
+    options = LoadOptions(device="cpu", trust_remote_code=trusted)
+    load_drafter(str(mamba_folder), options, target=target)
+    assert said == [trusted]

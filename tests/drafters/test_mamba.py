@@ -1,6 +1,8 @@
 """Mamba and Mamba-2 draft, with both ways to branch, at a cost that the text does not change."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import pytest
@@ -8,22 +10,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from treesnake.drafters.mamba import MambaDrafterModel, MambaState
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.vocabulary import DraftVocabulary
 from treesnake.generate import generate
+from treesnake.models.hf_attention import HfAttention
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
-from treesnake.models.state_space import StateSpaceConfig, StateSpaceNetwork
-from treesnake.models.tree_model import TreeModel
+from treesnake.models.state_space import StateSpaceNetwork
+from treesnake.models.tree_network import Part, TreeState
 from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel, TargetModel
 from treesnake.sampling import Rng, SamplingParams, TorchRng
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
 from treesnake.states.branching import PathSums, StateCopies
-from treesnake.states.ssm import SsmState
-from treesnake.targets.attention import AttentionTargetModel
-from treesnake.testing import TableModel, TinyTargetModel, check_drafter, enumerate_outcomes
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import TableModel, TinyNetwork, check_drafter, enumerate_outcomes
 from treesnake.testing.conformance import sequence_distribution, total_variation
 
 VOCAB_SIZE = 61
@@ -72,43 +74,54 @@ def generated(
     return tuple(token for step in steps for token in step.emitted)
 
 
-class CountingNetwork:
-    """A network that counts the tokens it runs."""
+class Branching:
+    """A network whose states branch in the other way than its own, or in its own."""
 
-    def __init__(self, network: StateSpaceNetwork) -> None:
-        self.network = network
-        self.num_run = 0
+    def __init__(
+        self, network: StateSpaceNetwork, kind: type[StateCopies] | type[PathSums]
+    ) -> None:
+        self._network = network
+        self._kind = kind
 
     @property
-    def config(self) -> StateSpaceConfig:
-        return self.network.config
+    def vocab_size(self) -> int:
+        return self._network.vocab_size
 
-    def new_state(self, branching=None) -> SsmState:
-        return self.network.new_state(branching)
+    @property
+    def context_length(self) -> int | None:
+        return self._network.context_length
 
-    def prefill(self, token_ids: Sequence[int], state: SsmState) -> None:
-        self.num_run += len(token_ids)
-        self.network.prefill(token_ids, state)
+    def new_state(self) -> TreeState:
+        return self._network.new_state(self._kind)
 
-    def extend(
-        self, token_ids: Sequence[int], parents: Sequence[int], state: SsmState
-    ) -> Float[Tensor, "new vocab"]:
-        self.num_run += len(token_ids)
-        return self.network.extend(token_ids, parents, state)
+    def extend_all(self, parts: Sequence[Part]) -> list[Tensor]:
+        return self._network.extend_all(parts)
+
+
+@contextmanager
+def counted(network: StateSpaceNetwork) -> Iterator[Counter[str]]:
+    """Counts the tokens that a network runs."""
+    count: Counter[str] = Counter()
+    embeddings = network.backbone.embeddings
+    handle = embeddings.register_forward_pre_hook(
+        lambda _, inputs: count.update(tokens=inputs[0].numel())
+    )
+    yield count
+    handle.remove()
 
 
 @each_architecture
 @each_way
 def test_a_mamba_is_a_drafter(architecture, branching):
-    model = MambaDrafterModel(tiny_network(architecture), branching=branching)
+    model = NetworkDrafterModel(Branching(tiny_network(architecture), branching))
     check_drafter(model, VOCAB_SIZE, num_steps=1)
 
 
 @each_architecture
 @pytest.mark.parametrize("shape", [chain(3), LevelWidths((3, 2)), BestFirst(3, 3, 6)], ids=str)
 def test_greedy_output_is_that_of_a_transformer(architecture, shape, tiny_model):
-    target = AttentionTargetModel(tiny_model("llama"))
-    drafter = MambaDrafterModel(tiny_network(architecture))
+    target = NetworkTargetModel(HfAttention(tiny_model("llama")))
+    drafter = NetworkDrafterModel(tiny_network(architecture))
     assert generated(target, drafter, shape) == generated(target, drafter, OFF)
 
 
@@ -117,11 +130,11 @@ def test_greedy_output_is_that_of_a_transformer(architecture, shape, tiny_model)
 @pytest.mark.parametrize("shape", [chain(2), LevelWidths((2,)), LevelWidths((2,), False)], ids=str)
 def test_sampled_texts_have_the_targets_distribution(architecture, branching, shape):
     table = TableModel(3, seed=5)
-    drafter = MambaDrafterModel(tiny_network(architecture, 3), branching=branching)
+    drafter = NetworkDrafterModel(Branching(tiny_network(architecture, 3), branching))
     params = SamplingParams(temperature=1.0)
     actual = enumerate_outcomes(
         lambda rng: generated(
-            TinyTargetModel(table),
+            NetworkTargetModel(TinyNetwork(table)),
             drafter,
             shape,
             prompt=Prompt((0,)),
@@ -136,8 +149,8 @@ def test_sampled_texts_have_the_targets_distribution(architecture, branching, sh
 @each_architecture
 def test_sampled_texts_have_the_distribution_of_a_transformer(architecture, tiny_model):
     """One new token after a tree of three nodes, and one after that."""
-    target = AttentionTargetModel(tiny_model("llama", vocab_size=3))
-    drafter = MambaDrafterModel(tiny_network(architecture, 3))
+    target = NetworkTargetModel(HfAttention(tiny_model("llama", vocab_size=3)))
+    drafter = NetworkDrafterModel(tiny_network(architecture, 3))
     laws = [
         enumerate_outcomes(
             lambda rng, shape=shape: generated(
@@ -157,48 +170,67 @@ def test_sampled_texts_have_the_distribution_of_a_transformer(architecture, tiny
 
 @each_architecture
 def test_accepted_tokens_are_not_run_again(architecture):
-    network = CountingNetwork(tiny_network(architecture))
-    session = MambaDrafterModel(network).new_session()
-    session.prefill(PROMPT)
-    anchor = PROMPT.token_ids[-1]
-    for _ in range(5):
-        tokens = session.draft(anchor, chain(3), SamplingParams(), TorchRng(0)).tree.tokens
-        session.commit(tokens)
-        anchor = 7
+    network = tiny_network(architecture)
+    session = NetworkDrafterModel(network).new_session()
+    with counted(network) as count:
+        session.prefill(PROMPT)
+        anchor = PROMPT.token_ids[-1]
+        for _ in range(5):
+            tokens = session.draft(anchor, chain(3), SamplingParams(), TorchRng(0)).tree.tokens
+            session.commit(tokens)
+            anchor = 7
     # Of each chain of four the last token is run with the next one.
-    assert network.num_run == len(PROMPT) - 1 + 5 * 4 - 1
+    assert count["tokens"] == len(PROMPT) - 1 + 5 * 4 - 1
 
 
 @each_architecture
 def test_a_prompt_that_goes_on_is_run_from_there(architecture):
-    network = CountingNetwork(tiny_network(architecture))
-    state = MambaState(network)
-    state.prefill((1, 2, 3))
-    state.prefill((1, 2, 3, 4, 5))
-    assert network.num_run == 5
-    state.prefill((1, 2, 9))
-    assert network.num_run == 8
+    network = tiny_network(architecture)
+    state = network.new_state()
+    with counted(network) as count:
+        state.prefill(holding(1, 2, 3))
+        state.prefill(holding(1, 2, 3, 4, 5))
+        assert count["tokens"] == 5
+        state.prefill(holding(1, 2, 9))
+        assert count["tokens"] == 8, "nothing was kept of the text after its second token"
+        state.prefill(holding(1, 2, 3, 6))
+        assert count["tokens"] == 9, "the end of the first prompt was kept"
+
+
+@each_architecture
+def test_a_turn_that_leaves_thoughts_out_runs_what_is_new(architecture):
+    """The second turn begins like the first up to the border, and not like what was said then."""
+    network = tiny_network(architecture)
+    session = NetworkDrafterModel(network).new_session()
+    turns = [tuple(range(10)), (*range(9), 33, 34, 35, 36)]
+    with counted(network) as count:
+        session.prefill(Prompt(turns[0], borders=(8,)))
+        tokens = session.draft(turns[0][-1], chain(4), SamplingParams(), TorchRng(0)).tree.tokens
+        session.commit(tokens)
+        before = count["tokens"]
+        session.prefill(Prompt((*turns[1], 1), borders=(11,)))
+        assert count["tokens"] - before == len(turns[1]) - 9
 
 
 @each_architecture
 @each_way
 def test_a_state_has_the_same_size_after_any_text(architecture, branching):
     network = tiny_network(architecture)
-    model = MambaDrafterModel(network, branching=branching)
-    sizes = set()
+    text_bytes, tree_bytes = set(), set()
     for length in (1, 700):
-        state = MambaState(network, branching)
-        state.prefill([3] * length)
-        assert state.num_bytes == model.state_bytes
+        state = network.new_state(branching)
+        state.prefill(holding(*[3] * length))
+        text_bytes.add(state.num_bytes)
         state.extend([1, 2, 3, 4], [-1, 0, 0, 1])
-        sizes.add(state.num_bytes)
-    assert sizes == {model.state_bytes + 4 * model.bytes_per_node}
+        tree_bytes.add(state.num_bytes)
+    assert len(text_bytes) == len(tree_bytes) == 1
+    assert max(text_bytes) < min(tree_bytes)
 
 
 @each_architecture
 def test_an_interrupted_prefill_leaves_nothing_half_done(architecture, monkeypatch):
     network = tiny_network(architecture)
-    state = MambaState(network)
+    state = network.new_state()
     block = network.backbone.blocks[1]
 
     def interrupt(module, inputs):
@@ -206,28 +238,33 @@ def test_an_interrupted_prefill_leaves_nothing_half_done(architecture, monkeypat
 
     handle = block.norm.register_forward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        state.prefill((1, 2, 3))
+        state.prefill(holding(1, 2, 3))
     handle.remove()
-    state.prefill((1, 2, 3))
-    expected = MambaState(network)
-    expected.prefill((1, 2, 3))
+    state.prefill(holding(1, 2, 3))
+    expected = network.new_state()
+    expected.prefill(holding(1, 2, 3))
     assert torch.equal(state.extend([4], [-1]), expected.extend([4], [-1]))
 
 
 @each_architecture
 def test_a_draft_vocabulary_takes_its_rows_of_the_output_layer(architecture):
     kept = torch.tensor([3, 8, 41, 60])
-    whole = first_logits(MambaState(tiny_network(architecture)))
+    whole = first_logits(tiny_network(architecture).new_state())
     network = tiny_network.__wrapped__(architecture)
     network.restrict_output(kept)
-    model = MambaDrafterModel(network, DraftVocabulary(kept, VOCAB_SIZE, VOCAB_SIZE))
-    torch.testing.assert_close(first_logits(MambaState(network)), whole[:, kept])
+    model = NetworkDrafterModel(network, DraftVocabulary(kept, VOCAB_SIZE, VOCAB_SIZE))
+    torch.testing.assert_close(first_logits(network.new_state()), whole[:, kept])
     session = model.new_session()
     session.prefill(PROMPT)
     draft = session.draft(9, BestFirst(3, 3, 12), SamplingParams(), TorchRng(0))
     assert set(draft.tree.tokens[1:]) <= {*kept.tolist()}
 
 
-def first_logits(state: TreeModel) -> Float[Tensor, "1 vocab"]:
-    state.prefill(PROMPT.token_ids)
+def first_logits(state: TreeState) -> Float[Tensor, "1 vocab"]:
+    state.prefill(PROMPT)
     return state.extend([9], [-1])
+
+
+def holding(*tokens: int) -> Prompt:
+    """Returns the prompt of which a state holds these tokens: one more."""
+    return Prompt((*tokens, 0))

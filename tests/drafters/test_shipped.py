@@ -5,7 +5,7 @@ import json
 from treesnake import SpeculativeDecoder
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.load import SHIPPED_FOLDER, SHIPPED_FOR, load_drafter
-from treesnake.drafters.mamba import MambaDrafterModel
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.loading.checkpoint import DEFAULT_MODEL, find_checkpoint
 
@@ -18,7 +18,7 @@ def test_auto_is_prompt_lookup_beside_what_was_trained_for_the_default_target() 
     assert SHIPPED_FOR[target.name] == FOLDER.name
     both = load_drafter("auto", target=target)
     assert isinstance(both, CompositeDrafterModel)
-    assert isinstance(both.first, MambaDrafterModel)
+    assert isinstance(both.first, NetworkDrafterModel)
     assert isinstance(both.second, NgramDrafterModel)
 
 

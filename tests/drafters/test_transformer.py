@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from treesnake.drafters.transformer import TransformerDrafterModel
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.window import WindowedDrafter, first_seen
 from treesnake.errors import InvalidInputError
 from treesnake.generate import generate
@@ -20,8 +20,8 @@ from treesnake.protocols import DrafterModel
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
-from treesnake.targets.attention import AttentionTargetModel
-from treesnake.testing import RecurrentModel, TinyDrafterModel, check_drafter
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import RecurrentModel, TinyNetwork, check_drafter
 
 VOCAB_SIZE = 61
 PROMPT = Prompt((5, 17, 60, 2, 33, 8, 8, 41, 12, 27, 3, 50))
@@ -36,7 +36,7 @@ def native(tiny_model) -> Transformer:
 
 
 def continued(
-    target: AttentionTargetModel, drafter: DrafterModel, shape: Shape, num_new: int
+    target: NetworkTargetModel, drafter: DrafterModel, shape: Shape, num_new: int
 ) -> list[int]:
     steps = generate(
         target.new_session(),
@@ -75,7 +75,7 @@ def test_a_draft_vocabulary_takes_its_rows_of_the_output_layer(dtype, tied, tiny
 
 def first_logits(network: Transformer) -> Float[Tensor, "1 kept"]:
     state = network.new_state()
-    state.prefill(PROMPT.token_ids)
+    state.prefill(PROMPT)
     return state.extend([9], [-1])
 
 
@@ -83,37 +83,39 @@ def first_logits(network: Transformer) -> Float[Tensor, "1 kept"]:
 @pytest.mark.parametrize("family", ["mistral", "gpt2"])
 def test_a_transformers_model_is_a_drafter(family, window, tiny_model):
     network = HfAttention(tiny_model(family))
-    check_drafter(TransformerDrafterModel(network, window=window), VOCAB_SIZE, num_steps=1)
+    check_drafter(NetworkDrafterModel(network, window=window), VOCAB_SIZE, num_steps=1)
 
 
 @pytest.mark.parametrize("window", [None, 5])
 def test_our_own_network_is_a_drafter(window, native):
-    check_drafter(TransformerDrafterModel(native, window=window), VOCAB_SIZE, num_steps=3)
+    check_drafter(NetworkDrafterModel(native, window=window), VOCAB_SIZE, num_steps=3)
 
 
 @pytest.mark.parametrize("window", [2, 3, 6, 7])
 def test_any_drafter_can_have_a_window(window):
     class Model:
         def new_session(self) -> WindowedDrafter:
-            return WindowedDrafter(TinyDrafterModel(RecurrentModel(7)).new_session(), window)
+            return WindowedDrafter(
+                NetworkDrafterModel(TinyNetwork(RecurrentModel(7))).new_session(), window
+            )
 
     check_drafter(Model(), 7)
 
 
 @pytest.mark.parametrize("shape", [chain(3), LevelWidths((3, 2)), BestFirst(3, 3, 6)], ids=str)
 def test_greedy_output_is_the_targets_own(shape, native, tiny_model):
-    target = AttentionTargetModel(tiny_model("llama"))
-    expected = continued(target, TransformerDrafterModel(native), OFF, 30)
+    target = NetworkTargetModel(HfAttention(tiny_model("llama")))
+    expected = continued(target, NetworkDrafterModel(native), OFF, 30)
     for window in (None, 4):
-        drafter = TransformerDrafterModel(native, window=window)
+        drafter = NetworkDrafterModel(native, window=window)
         assert continued(target, drafter, shape, 30) == expected
 
 
 def test_a_target_that_drafts_for_itself_is_always_right(tiny_model):
     model = tiny_model("llama")
-    session = TransformerDrafterModel(HfAttention(model)).new_session()
+    session = NetworkDrafterModel(HfAttention(model)).new_session()
     steps = generate(
-        AttentionTargetModel(model).new_session(),
+        NetworkTargetModel(HfAttention(model)).new_session(),
         session,
         PROMPT,
         search=StaticSearch(chain(3)),
@@ -126,22 +128,22 @@ def test_a_target_that_drafts_for_itself_is_always_right(tiny_model):
 
 def test_a_drafter_with_a_shorter_context_drafts_on(tiny_model):
     """Learned positions end at 16, of which 4 are kept for trees; the text goes on to 72."""
-    target = AttentionTargetModel(tiny_model("llama"))
+    target = NetworkTargetModel(HfAttention(tiny_model("llama")))
     model = tiny_model("gpt2", max_position_embeddings=16)
-    drafter = TransformerDrafterModel(HfAttention(model))
+    drafter = NetworkDrafterModel(HfAttention(model))
     assert (drafter.largest_window, drafter.max_depth) == (12, 4)
     expected = continued(target, drafter, OFF, 60)
     assert continued(target, drafter, chain(9), 60) == expected
 
 
 def test_a_window_bounds_the_cache(tiny_model):
-    target = AttentionTargetModel(tiny_model("llama"))
+    target = NetworkTargetModel(HfAttention(tiny_model("llama")))
     model = tiny_model("llama", seed=1)
     rows = rows_seen(model)
-    continued(target, TransformerDrafterModel(HfAttention(model), window=8), chain(3), 60)
+    continued(target, NetworkDrafterModel(HfAttention(model), window=8), chain(3), 60)
     assert max(rows) <= 8 + 3
     rows.clear()
-    continued(target, TransformerDrafterModel(HfAttention(model)), chain(3), 60)
+    continued(target, NetworkDrafterModel(HfAttention(model)), chain(3), 60)
     assert max(rows) > 60
 
 
@@ -151,8 +153,8 @@ def test_a_draft_in_a_window_is_that_of_a_text_that_begins_there(tiny_model):
     start = first_seen(len(text) - 1, 6)
     drafts = []
     for model, tokens in [
-        (TransformerDrafterModel(network, window=6), text),
-        (TransformerDrafterModel(network), text[start:]),
+        (NetworkDrafterModel(network, window=6), text),
+        (NetworkDrafterModel(network), text[start:]),
     ]:
         session = model.new_session()
         session.prefill(Prompt(tokens))
@@ -175,4 +177,4 @@ def test_a_window_moves_by_half_its_length(window):
 )
 def test_a_window_that_cannot_be_is_refused(window, reason, tiny_model):
     with pytest.raises(InvalidInputError, match=reason):
-        TransformerDrafterModel(HfAttention(tiny_model("llama")), window=window)
+        NetworkDrafterModel(HfAttention(tiny_model("llama")), window=window)

@@ -12,14 +12,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from treesnake.drafters.model_drafter import ModelDrafter
+from treesnake.drafters.network import NetworkDrafter
 from treesnake.drafters.vocabulary import (
     DraftVocabulary,
     PaddedVocabulary,
     SharedTokens,
     VocabularyMap,
     check_same_tokens,
-    frequent_tokens,
     read_draft_vocabulary,
     save_draft_vocabulary,
     share_tokens,
@@ -30,11 +29,12 @@ from treesnake.prompt import Prompt
 from treesnake.sampling import Rng, SamplingParams, TorchRng
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
+from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import (
     RecurrentModel,
     TableModel,
     TinyModel,
-    TinyTargetModel,
+    TinyNetwork,
     check_drafter,
     enumerate_outcomes,
 )
@@ -69,8 +69,8 @@ class MappedDrafterModel:
     model: TinyModel
     vocabulary: VocabularyMap
 
-    def new_session(self) -> ModelDrafter:
-        return ModelDrafter(TinyState(self.model), self.vocabulary)
+    def new_session(self) -> NetworkDrafter:
+        return NetworkDrafter(TinyState(self.model), self.vocabulary)
 
 
 KEPT = torch.tensor([3, 1])
@@ -104,7 +104,7 @@ def new_tokens(
     num_new: int,
 ) -> tuple[int, ...]:
     steps = generate(
-        TinyTargetModel(target).new_session(),
+        NetworkTargetModel(TinyNetwork(target)).new_session(),
         drafter.new_session(),
         Prompt((0,)),
         search=StaticSearch(shape),
@@ -164,15 +164,6 @@ def test_logits_of_a_draft_vocabulary_go_to_their_tokens():
     vocabulary = DraftVocabulary(KEPT, 5, TARGET_SIZE)
     assert vocabulary.translate(torch.tensor([[1.0, 2.0]])).tolist() == [[-inf, 2, -inf, 1]]
     assert vocabulary.express([0, 3]) == [0, 3]
-
-
-def test_a_draft_vocabulary_holds_the_most_frequent_tokens():
-    texts = [[5, 5, 2, 9], [2, 7, 5], [1]]
-    assert frequent_tokens(texts, 2).tolist() == [2, 5]
-    assert frequent_tokens(texts, 4).tolist() == [1, 2, 5, 7]
-    assert frequent_tokens(texts, 99).tolist() == [1, 2, 5, 7, 9]
-    with pytest.raises(InvalidInputError, match="at least one text"):
-        frequent_tokens([], 2)
 
 
 def test_a_draft_vocabulary_lies_beside_its_network(tmp_path: Path):

@@ -2,12 +2,14 @@
 
 import pytest
 
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.errors import InvalidInputError
-from treesnake.evaluation.agreement import calibration_error, compare_models
+from treesnake.evaluation.agreement import binned_calibration_error, compare_models
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams
-from treesnake.testing import RecurrentModel, TableModel, TinyDrafterModel, TinyTargetModel
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import RecurrentModel, TableModel, TinyNetwork
 
 PROMPT, TOKENS = Prompt((1, 2)), [3, 0, 1, 2, 2]
 SAMPLING = SamplingParams(temperature=1.0)
@@ -16,8 +18,8 @@ SAMPLING = SamplingParams(temperature=1.0)
 def test_a_model_agrees_with_itself() -> None:
     model = RecurrentModel(8, seed=5)
     found = compare_models(
-        TinyTargetModel(model).new_session(),
-        TinyDrafterModel(model).new_session(),
+        NetworkTargetModel(TinyNetwork(model)).new_session(),
+        NetworkDrafterModel(TinyNetwork(model)).new_session(),
         PROMPT,
         TOKENS,
         SAMPLING,
@@ -30,8 +32,8 @@ def test_a_model_agrees_with_itself() -> None:
 def test_the_total_variation_is_that_of_the_tables() -> None:
     target, drafter = TableModel(4, seed=1), TableModel(4, seed=2)
     found = compare_models(
-        TinyTargetModel(target).new_session(),
-        TinyDrafterModel(drafter).new_session(),
+        NetworkTargetModel(TinyNetwork(target)).new_session(),
+        NetworkDrafterModel(TinyNetwork(drafter)).new_session(),
         PROMPT,
         TOKENS,
         SAMPLING,
@@ -44,7 +46,7 @@ def test_the_total_variation_is_that_of_the_tables() -> None:
 
 
 def test_a_drafter_without_probabilities_is_refused() -> None:
-    target = TinyTargetModel(TableModel(4)).new_session()
+    target = NetworkTargetModel(TinyNetwork(TableModel(4))).new_session()
     with pytest.raises(InvalidInputError, match="no probabilities"):
         compare_models(target, NgramDrafterModel().new_session(), PROMPT, TOKENS, SAMPLING)
     with pytest.raises(InvalidInputError, match="temperature"):
@@ -52,5 +54,5 @@ def test_a_drafter_without_probabilities_is_refused() -> None:
 
 
 def test_the_calibration_error_weighs_gaps_by_positions() -> None:
-    assert calibration_error([10, 30], [5.0, 27.0], [4.0, 30.0]) == pytest.approx(4 / 40)
-    assert calibration_error([0], [0.0], [0.0]) == 0
+    assert binned_calibration_error([10, 30], [5.0, 27.0], [4.0, 30.0]) == pytest.approx(4 / 40)
+    assert binned_calibration_error([0], [0.0], [0.0]) == 0

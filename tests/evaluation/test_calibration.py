@@ -1,27 +1,86 @@
-"""Calibration measures something of the right form; how long things take is not asserted."""
+"""Calibration finds what a pair costs, on a clock that stands still but for the pair's work."""
 
+import sys
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
-from treesnake.evaluation.calibration import NODES, WIDTHS, measure_costs
+from treesnake.evaluation.calibration import LEAST_S, NODES, WIDTHS, measure_costs
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
-from treesnake.testing import RecurrentModel, TableModel, TinyDrafterModel, TinyTargetModel
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import RecurrentModel, TableModel, TinyNetwork
 
-TARGET = TinyTargetModel(RecurrentModel(80))
+TARGET_STEP_S, DRAFTER_STEP_S = 0.001, 0.01
 PROMPT = Prompt((1, 2, 3))
 
 
-def test_every_count_is_measured_at_every_length() -> None:
-    drafter = TinyDrafterModel(TableModel(80))
-    costs = measure_costs(TARGET, drafter, PROMPT, lengths=(4, 8), num_rounds=1)
-    assert {length: tuple(table) for length, table in costs.score_s.items()} == {4: NODES, 8: NODES}
-    assert {length: tuple(table) for length, table in costs.draft_s.items()} == {
-        4: WIDTHS,
-        8: WIDTHS,
-    }
-    assert costs.score_s[4][64] > costs.score_s[4][1]
+class Clock:
+    """Shows the seconds that the models below have taken."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class SlowTarget(RecurrentModel):
+    """Takes a time for every node."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(80)
+        self.clock = clock
+
+    def step(self, state: Any, token: int) -> tuple[Tensor, Tensor]:
+        self.clock.now_s += TARGET_STEP_S
+        return super().step(state, token)
+
+
+class SlowDrafter(TableModel):
+    """Takes another time for every node that it expands."""
+
+    clock: Clock
+
+    def step(self, state: tuple[int, ...], token: int) -> tuple[tuple[int, ...], Tensor]:
+        self.clock.now_s += DRAFTER_STEP_S
+        return super().step(state, token)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in ("treesnake.clock", "treesnake.evaluation.calibration"):
+        monkeypatch.setattr(sys.modules[module], "perf_counter", clock)
+    return clock
+
+
+def test_every_count_is_measured_at_every_length(clock: Clock) -> None:
+    drafter = SlowDrafter(80)
+    drafter.clock = clock
+    pair = Pair(
+        NetworkTargetModel(TinyNetwork(SlowTarget(clock))),
+        NetworkDrafterModel(TinyNetwork(drafter)),
+    )
+    costs = measure_costs(pair, PROMPT, lengths=(4, 8), num_rounds=3)
+    assert set(costs.score_s) == set(costs.draft_s) == {4, 8}
+    for length in (4, 8):
+        score_s = {count: count * TARGET_STEP_S for count in NODES}
+        assert costs.score_s[length] == pytest.approx(score_s)
+        draft_s = {width: width * DRAFTER_STEP_S for width in WIDTHS}
+        assert costs.draft_s[length] == pytest.approx(draft_s)
 
 
 def test_lengths_that_do_not_fit_are_left_out() -> None:
-    target = TinyTargetModel(RecurrentModel(80), context_length=200)
-    costs = measure_costs(target, NgramDrafterModel(), PROMPT, lengths=(4, 500), num_rounds=1)
+    target = NetworkTargetModel(TinyNetwork(RecurrentModel(80), context_length=200))
+    pair = Pair(target, NgramDrafterModel())
+    costs = measure_costs(pair, PROMPT, lengths=(4, 500), num_rounds=1)
     assert set(costs.score_s) == {4}
-    assert all(seconds > 0 for seconds in costs.draft_s[4].values())
+
+
+def test_what_takes_no_time_is_not_free(clock: Clock) -> None:
+    pair = Pair(NetworkTargetModel(TinyNetwork(RecurrentModel(80))), NgramDrafterModel())
+    costs = measure_costs(pair, PROMPT, lengths=(4,), num_rounds=1)
+    assert set(costs.score_s[4].values()) == set(costs.draft_s[4].values()) == {LEAST_S}

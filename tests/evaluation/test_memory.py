@@ -9,7 +9,7 @@ import torch
 
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.evaluation import memory
-from treesnake.evaluation.memory import held_bytes, watch_growth
+from treesnake.evaluation.memory import held_bytes, watch_memory_growth
 from treesnake.prompt import Prompt
 
 NUM_TOUCHED = 1 << 26
@@ -41,7 +41,7 @@ def test_a_session_without_numbers_holds_none() -> None:
 @pytest.mark.skipif(not memory.PEAK_FILE.exists(), reason="only Linux tells the peak")
 def test_growth_is_at_least_what_was_touched() -> None:
     # From the system itself: an allocator hands out again what was freed before.
-    with mmap(-1, NUM_TOUCHED) as pages, watch_growth(torch.device("cpu")) as growth:
+    with mmap(-1, NUM_TOUCHED) as pages, watch_memory_growth(torch.device("cpu")) as growth:
         for start in range(0, NUM_TOUCHED, PAGESIZE):
             pages[start] = 1
     assert growth.num_bytes is not None
@@ -50,6 +50,6 @@ def test_growth_is_at_least_what_was_touched() -> None:
 
 def test_growth_is_unknown_where_nobody_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_reset_peak", lambda: False)
-    with watch_growth(torch.device("cpu")) as growth:
+    with watch_memory_growth(torch.device("cpu")) as growth:
         pass
     assert growth.num_bytes is None

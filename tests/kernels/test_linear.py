@@ -5,11 +5,35 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import Float
+from torch import Tensor
 
-from treesnake.kernels.cpu import linear as cpu
+from treesnake.kernels.cpu.jit import entry_point
+from treesnake.kernels.cpu.linear import TILES, linear_rows, padded_rows
 from treesnake.kernels.reference import linear as reference
+from treesnake.models.weight_stack import WeightStack
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int8]
+
+
+@entry_point
+def _linear(x, num_rows, values, scale, out):
+    linear_rows(x, num_rows, values, 0, values.shape[0], out, scale)
+
+
+def linear(x: Float[Tensor, "rows inputs"], weight: WeightStack) -> Float[Tensor, "rows outputs"]:
+    (num_rows, num_inputs), (outputs, width) = x.shape, weight.values[0].shape
+    inputs = np.zeros((padded_rows(num_rows), width), np.float32)
+    inputs[:num_rows, :num_inputs] = x.numpy()
+    out = np.empty((len(inputs), outputs), np.float32)
+    _linear(inputs, num_rows, weight.values[0], weight.scale[0], out)
+    return torch.from_numpy(out[:num_rows])
+
+
+def packed(weight: Float[Tensor, "outputs inputs"], dtype: torch.dtype) -> WeightStack:
+    stack = WeightStack(1, *weight.shape, dtype)
+    stack.write(0, weight)
+    return stack
 
 
 def rounded(weight: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -28,7 +52,7 @@ def test_products_are_those_of_the_rounded_weight(
     x = torch.randn(rows, inputs, generator=random)
     weight = torch.randn(outputs, inputs, generator=random)
     expected = reference.linear(x, *rounded(weight, dtype))
-    result = cpu.linear(x, cpu.pack_weight(weight, dtype))
+    result = linear(x, packed(weight, dtype))
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -40,33 +64,33 @@ def test_the_bits_of_a_row_do_not_depend_on_the_others(
 ) -> None:
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(64, 96, generator=random)
-    weight = cpu.pack_weight(torch.randn(53, 96, generator=random), dtype)
-    together = cpu.linear(x, weight)
-    assert torch.equal(cpu.linear(x[begin : begin + num_rows], weight), together[begin:][:num_rows])
+    weight = packed(torch.randn(53, 96, generator=random), dtype)
+    together = linear(x, weight)
+    assert torch.equal(linear(x[begin : begin + num_rows], weight), together[begin:][:num_rows])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_bits_of_an_output_do_not_depend_on_the_others(dtype: torch.dtype) -> None:
     x, weight = torch.randn(11, 80), torch.randn(61, 80)
-    together = cpu.linear(x, cpu.pack_weight(weight, dtype))
+    together = linear(x, packed(weight, dtype))
     for begin, end in [(0, 1), (3, 50), (60, 61)]:
-        some = cpu.linear(x, cpu.pack_weight(weight[begin:end], dtype))
+        some = linear(x, packed(weight[begin:end], dtype))
         assert torch.equal(some, together[:, begin:end])
 
 
 def test_int8_rows_use_their_whole_range() -> None:
     weight = torch.tensor([[0.5, -2.0, 1.0], [0.0, 0.0, 0.0], [1e-3, 0.0, 2e-3]])
-    packed = cpu.pack_weight(weight, torch.int8)
-    assert packed.values[:, :3].tolist() == [[32, -127, 64], [0, 0, 0], [64, 0, 127]]
-    np.testing.assert_allclose(packed.scale, [2 / 127, 1.0, 2e-3 / 127], rtol=1e-6)
+    stack = packed(weight, torch.int8)
+    assert stack.values[0, :, :3].tolist() == [[32, -127, 64], [0, 0, 0], [64, 0, 127]]
+    np.testing.assert_allclose(stack.scale[0], [2 / 127, 1.0, 2e-3 / 127], rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_broken_numbers_stay_in_their_row(dtype: torch.dtype) -> None:
-    x, weight = torch.randn(5, 32), cpu.pack_weight(torch.randn(6, 32), dtype)
-    whole = cpu.linear(x, weight)
+    x, weight = torch.randn(5, 32), packed(torch.randn(6, 32), dtype)
+    whole = linear(x, weight)
     x[2, 3] = torch.nan
-    broken = cpu.linear(x, weight)
+    broken = linear(x, weight)
     assert broken[2].isnan().all()
     kept = [0, 1, 3, 4]
     assert torch.equal(broken[kept], whole[kept])
@@ -74,4 +98,4 @@ def test_broken_numbers_stay_in_their_row(dtype: torch.dtype) -> None:
 
 def test_rows_for_whole_tiles_are_enough_and_few() -> None:
     for num_rows in range(1, 100):
-        assert num_rows <= cpu.padded_rows(num_rows) < num_rows + cpu.TILES[0][0]
+        assert num_rows <= padded_rows(num_rows) < num_rows + TILES[0][0]

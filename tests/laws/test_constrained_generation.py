@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from treesnake.constraints import AllowedTokens, BannedTokens, Constraint, RepetitionPenalty
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.errors import InvalidInputError
 from treesnake.generate import generate
 from treesnake.outcome import Step
@@ -16,14 +17,8 @@ from treesnake.sampling import SamplingParams, TorchRng, to_probs
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
 from treesnake.stopping import EndTokens, StopRule
-from treesnake.testing import (
-    AttentionModel,
-    RecurrentModel,
-    TableModel,
-    TinyDrafterModel,
-    TinyModel,
-    TinyTargetModel,
-)
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import AttentionModel, RecurrentModel, TableModel, TinyModel, TinyNetwork
 from treesnake.tree import TokenTree
 
 A, B, OPEN, CLOSE, END = range(5)
@@ -67,8 +62,8 @@ def run(
 ) -> Iterator[Step]:
     target, drafter = models
     return generate(
-        TinyTargetModel(target).new_session(),
-        TinyDrafterModel(drafter).new_session(),
+        NetworkTargetModel(TinyNetwork(target)).new_session(),
+        NetworkDrafterModel(TinyNetwork(drafter)).new_session(),
         Prompt(PROMPT),
         search=StaticSearch(shape),
         params=SamplingParams(temperature=temperature),
@@ -85,11 +80,11 @@ def emitted_by(steps: Iterator[Step]) -> list[int]:
 
 def plain_constrained(model: TinyModel, constraints: Sequence[Constraint]) -> list[int]:
     """Greedy decoding one token at a time, written down on its own."""
-    session = TinyTargetModel(model).new_session()
+    session = NetworkTargetModel(TinyNetwork(model)).new_session()
     session.prefill(Prompt(PROMPT))
     text = list(PROMPT)
     while len(text) < len(PROMPT) + 12 and text[-1] != END:
-        logits = session.score(TokenTree.chain(torch.tensor(text[-1:])))[0]
+        logits = session.score(TokenTree.chain(text[-1:]))[0]
         session.commit((0,))
         for constraint in constraints:
             logits = constraint(text, logits)

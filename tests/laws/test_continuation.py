@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.generate import generate
 from treesnake.outcome import Step
 from treesnake.prompt import Prompt
@@ -20,13 +21,8 @@ from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.search.static import StaticSearch
 from treesnake.shape import BestFirst, LevelWidths, Shape, chain
 from treesnake.stopping import EndTokens, StopRule, StopStrings
-from treesnake.testing import (
-    AttentionModel,
-    RecurrentModel,
-    TableModel,
-    TinyDrafterModel,
-    TinyTargetModel,
-)
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import AttentionModel, RecurrentModel, TableModel, TinyNetwork
 from treesnake.tree import TokenTree
 
 VOCAB_SIZE = 4
@@ -48,10 +44,10 @@ class Conversation:
 
     def __init__(self, kinds: tuple[type, type], seed: int, shape: Shape) -> None:
         self._shape = shape
-        self.target_model = TinyTargetModel(kinds[0](VOCAB_SIZE, seed=seed))
+        self.target_model = NetworkTargetModel(TinyNetwork(kinds[0](VOCAB_SIZE, seed=seed)))
         # A drafter near the target, so that stops fall inside accepted paths.
         drafter = kinds[0] if seed % 2 else kinds[1]
-        self.drafter_model = TinyDrafterModel(drafter(VOCAB_SIZE, seed=seed))
+        self.drafter_model = NetworkDrafterModel(TinyNetwork(drafter(VOCAB_SIZE, seed=seed)))
         self.target: Target = self.target_model.new_session()
         self.drafter: Drafter = self.drafter_model.new_session()
         self.text: list[int] = []
@@ -87,7 +83,7 @@ class Conversation:
         anchor = self.text[-1]
         fresh = self.target_model.new_session()
         fresh.prefill(Prompt.of(self.text))
-        tree = TokenTree.chain(torch.tensor([anchor, 1]))
+        tree = TokenTree.chain([anchor, 1])
         torch.testing.assert_close(self.target.score(tree), fresh.score(tree))
 
         drafter = self.drafter_model.new_session()
@@ -185,8 +181,8 @@ def test_a_text_never_grows_beyond_its_longest_length(num_new: int) -> None:
     prompt = Prompt((1, 2, 3))
     steps = list(
         generate(
-            TinyTargetModel(model).new_session(),
-            TinyDrafterModel(model).new_session(),
+            NetworkTargetModel(TinyNetwork(model)).new_session(),
+            NetworkDrafterModel(TinyNetwork(model)).new_session(),
             prompt,
             search=StaticSearch(chain(4)),
             params=SamplingParams(),
@@ -195,7 +191,7 @@ def test_a_text_never_grows_beyond_its_longest_length(num_new: int) -> None:
         )
     )
     assert sum(len(step.emitted) for step in steps) == num_new
-    assert all(step.tree.depths.max() < num_new for step in steps), "no draft beyond the room left"
+    assert all(step.tree.depth < num_new for step in steps), "no draft beyond the room left"
 
 
 def test_a_prompt_that_is_longer_than_the_text_may_be_gives_nothing() -> None:

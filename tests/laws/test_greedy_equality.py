@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treesnake.constraints import BannedTokens, Constraint, RepetitionPenalty
-from treesnake.draft import Draft
+from treesnake.draft import Draft, Scored
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.generate import generate
 from treesnake.outcome import FinishReason, Step
 from treesnake.prompt import Prompt
@@ -18,14 +18,8 @@ from treesnake.protocols import Drafter
 from treesnake.sampling import Rng, SamplingParams, TorchRng
 from treesnake.shape import BestFirst, LevelWidths, Shape
 from treesnake.stopping import EndTokens, StopRule, StopStrings
-from treesnake.testing import (
-    AttentionModel,
-    RecurrentModel,
-    TableModel,
-    TinyDrafterModel,
-    TinyModel,
-    TinyTargetModel,
-)
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import AttentionModel, RecurrentModel, TableModel, TinyModel, TinyNetwork
 from treesnake.tree import TokenTree
 
 VOCAB_SIZE = 4
@@ -80,9 +74,9 @@ class RandomDrafter:
             tokens.append(self.own_text[index] if knows else self.chance.randrange(VOCAB_SIZE))
             parents.append(parent)
             depths.append(depths[parent] + 1)
-        return Draft.chosen(TokenTree(torch.tensor(tokens), torch.tensor(parents)))
+        return Draft.chosen(TokenTree.of(tokens, parents))
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         assert token_ids[0] == self.text[-1]
         self.text += [*token_ids[1:], self.own_text[len(self.text) + len(token_ids) - 1]]
 
@@ -115,7 +109,7 @@ def speculative(
 ) -> list[Step]:
     return list(
         generate(
-            TinyTargetModel(target).new_session(),
+            NetworkTargetModel(TinyNetwork(target)).new_session(),
             drafter,
             prompt,
             search=RandomShapes(chance),
@@ -141,7 +135,7 @@ def test_greedy_output_is_the_targets_own(
 ) -> None:
     target, drafter = target_kind(VOCAB_SIZE, seed=seed), drafter_kind(VOCAB_SIZE, seed=seed + 1)
     max_length = len(prompt) + num_new
-    session = TinyDrafterModel(drafter).new_session()
+    session = NetworkDrafterModel(TinyNetwork(drafter)).new_session()
     steps = speculative(target, session, prompt, max_length, chance=random.Random(seed))
     assert text_of(prompt, steps) == plain_greedy(target, prompt, max_length)
     assert all(step.finish_reason is None for step in steps)
@@ -171,7 +165,7 @@ def test_constrained_greedy_output_is_that_of_the_constrained_target(
     max_length = len(prompt) + 10
     own_text = plain_greedy(target, prompt, max_length, constraints)
     for drafter in (
-        TinyDrafterModel(TableModel(VOCAB_SIZE, seed=seed + 1)).new_session(),
+        NetworkDrafterModel(TinyNetwork(TableModel(VOCAB_SIZE, seed=seed + 1))).new_session(),
         RandomDrafter(random.Random(seed), [*own_text, 0], []),
     ):
         chance = random.Random(seed)
@@ -198,8 +192,8 @@ def test_a_drafter_that_is_the_target_is_accepted_to_the_last_token(
 
     steps = list(
         generate(
-            TinyTargetModel(model).new_session(),
-            TinyDrafterModel(model).new_session(),
+            NetworkTargetModel(TinyNetwork(model)).new_session(),
+            NetworkDrafterModel(TinyNetwork(model)).new_session(),
             prompt,
             search=OneShape(),
             params=SamplingParams(),

@@ -14,6 +14,7 @@ from treesnake.acceptance.rejection import rejection
 from treesnake.acceptance.traversal import traversal
 from treesnake.acceptance.tree_rejection import tree_rejection
 from treesnake.constraints import BannedTokens, Constraint, RepetitionPenalty
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.generate import generate
 from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule
@@ -21,13 +22,13 @@ from treesnake.sampling import Rng, SamplingParams, TorchRng, to_probs
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, FixedTree, LevelWidths, Priced, Shape, chain
 from treesnake.stopping import EndTokens, StopRule
+from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import (
     AttentionModel,
     RecurrentModel,
     TableModel,
-    TinyDrafterModel,
     TinyModel,
-    TinyTargetModel,
+    TinyNetwork,
     enumerate_outcomes,
 )
 from treesnake.testing.conformance import total_variation
@@ -50,8 +51,8 @@ def new_text(
     stop_rules: Sequence[StopRule] = (),
 ) -> tuple[int, ...]:
     steps = generate(
-        TinyTargetModel(models[0]).new_session(),
-        TinyDrafterModel(models[1]).new_session(),
+        NetworkTargetModel(TinyNetwork(models[0])).new_session(),
+        NetworkDrafterModel(TinyNetwork(models[1])).new_session(),
         PROMPT,
         search=StaticSearch(shape),
         params=params,

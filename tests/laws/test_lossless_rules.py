@@ -133,9 +133,8 @@ def sampled_then_chosen(drafter: TableModel) -> Drafting:
         sampled = drafting(drafter, LevelWidths((1, 1)), SAMPLING)(rng)
         chosen = drafting(lookup, LevelWidths((2, 1), sampled=False), SAMPLING)(rng)
         tree, _ = merge(sampled.tree, chosen.tree)
-        sampled_mask = torch.zeros(len(tree), dtype=torch.bool)
-        sampled_mask[1 : len(sampled.tree)] = True
-        return Draft(tree, sampled.draft_probs, sampled_mask)
+        num_chosen = len(tree) - len(sampled.tree)
+        return Draft(tree, sampled.draft_probs, sampled.sampled_mask + (False,) * num_chosen)
 
     return draft
 
@@ -152,8 +151,8 @@ def chosen_then_sampled(drafter: TableModel) -> Drafting:
         level = [best, rng.draw(others)]
         rows = torch.cat([first_row, to_probs(state.extend(level, [0, 0]), SAMPLING)])
         tokens = [0, *level, *(rng.draw(row) for row in rows[1:])]
-        tree = TokenTree(torch.tensor(tokens), torch.tensor([-1, 0, 0, 1, 2]))
-        return Draft(tree, rows, torch.tensor([False, False, True, True, True]))
+        tree = TokenTree.of(tokens, [-1, 0, 0, 1, 2])
+        return Draft(tree, rows, (False, False, True, True, True))
 
     return draft
 
@@ -177,7 +176,7 @@ def sorted_children(drafter: TableModel) -> Drafting:
         assert honest.draft_probs is not None
         row = honest.draft_probs[0]
         tokens = sorted(honest.tree.tokens[1:], key=lambda token: -row[token])
-        tree = TokenTree(torch.tensor([0, *tokens]), honest.tree.parents)
+        tree = TokenTree.of([0, *tokens], honest.tree.parents)
         return Draft.sampled(tree, honest.draft_probs)
 
     return draft
@@ -191,7 +190,7 @@ def pruned_children(drafter: TableModel) -> Drafting:
         assert honest.draft_probs is not None
         row = honest.draft_probs[0]
         tokens = [token for token in honest.tree.tokens[1:] if row[token] > 0.3]
-        tree = TokenTree(torch.tensor([0, *tokens]), torch.tensor([-1] + [0] * len(tokens)))
+        tree = TokenTree.of([0, *tokens], [-1] + [0] * len(tokens))
         return Draft.sampled(tree, honest.draft_probs)
 
     return draft

@@ -5,20 +5,15 @@ from itertools import product
 
 import pytest
 
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.generate import generate
 from treesnake.prompt import Prompt
-from treesnake.protocols import DrafterModel, TreeSearch
+from treesnake.protocols import DrafterModel, SharedSearch
 from treesnake.sampling import SamplingParams, TorchRng, to_probs
 from treesnake.search.by_name import SEARCHES, SELF_TUNING, search_by_name
 from treesnake.search.self_tuning import SelfTuningSearch
-from treesnake.testing import (
-    AttentionModel,
-    RecurrentModel,
-    TableModel,
-    TinyDrafterModel,
-    TinyModel,
-    TinyTargetModel,
-)
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import AttentionModel, RecurrentModel, TableModel, TinyModel, TinyNetwork
 
 PROMPT = Prompt((1, 0))
 NAMES = [SELF_TUNING, *SEARCHES, "tree(0, 0, 1, 2, 2)", "priced(2; 0, 0.3; 0.1, 0.2, 0.3)"]
@@ -27,16 +22,16 @@ NAMES = [SELF_TUNING, *SEARCHES, "tree(0, 0, 1, 2, 2)", "priced(2; 0, 0.3; 0.1, 
 def text(
     target: TinyModel,
     drafter: DrafterModel,
-    search: TreeSearch,
+    search: SharedSearch,
     rng: TorchRng,
     num_new: int,
     params: SamplingParams,
 ) -> tuple[int, ...]:
     steps = generate(
-        TinyTargetModel(target).new_session(),
+        NetworkTargetModel(TinyNetwork(target)).new_session(),
         drafter.new_session(),
         PROMPT,
-        search=search,
+        search=search.new_session(),
         params=params,
         rng=rng,
         max_length=len(PROMPT) + num_new,
@@ -50,8 +45,8 @@ def test_greedy_text_is_the_targets_own_under_every_search(name: str, kind: type
     greedy = SamplingParams()
     search = search_by_name(name)
     for seed in range(3):  # what was learned of one pair is put to another
-        target, near = kind(5, seed=seed), TinyDrafterModel(kind(5, seed=seed))
-        far = TinyDrafterModel(TableModel(5, seed=seed + 1))
+        target, near = kind(5, seed=seed), NetworkDrafterModel(TinyNetwork(kind(5, seed=seed)))
+        far = NetworkDrafterModel(TinyNetwork(TableModel(5, seed=seed + 1)))
         plain = text(target, far, search_by_name("off"), TorchRng(0), 60, greedy)
         for drafter in (near, far):
             assert text(target, drafter, search, TorchRng(0), 60, greedy) == plain
@@ -73,9 +68,12 @@ def own_probabilities(model: TinyModel, num_new: int) -> dict[tuple[int, ...], f
 
 @pytest.mark.parametrize("search", [SelfTuningSearch(), search_by_name("thompson")])
 def test_sampled_texts_have_the_targets_distribution_under_a_search_that_learns(
-    search: TreeSearch,
+    search: SharedSearch,
 ) -> None:
-    target, drafter = RecurrentModel(3, seed=1), TinyDrafterModel(TableModel(3, seed=2))
+    target, drafter = (
+        RecurrentModel(3, seed=1),
+        NetworkDrafterModel(TinyNetwork(TableModel(3, seed=2))),
+    )
     rng, params, num_texts = TorchRng(3), SamplingParams(temperature=1.0), 400
     counts = Counter(text(target, drafter, search, rng, 3, params) for _ in range(num_texts))
     law = own_probabilities(target, 3)

@@ -17,6 +17,7 @@ from treesnake.loading.checkpoint import (
     find_checkpoint,
     locate,
 )
+from treesnake.loading.options import LoadOptions
 from treesnake.models.weights import SINGLE_FILE
 
 EditConfig = Callable[..., None]
@@ -60,7 +61,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_a_revision_of_a_local_model_is_refused(tiny_llama_folder: Path) -> None:
     for name in (str(tiny_llama_folder), DEFAULT_MODEL):
         with pytest.raises(InvalidInputError, match="revision 'v1' is for models at the hub"):
-            find_checkpoint(name, revision="v1")
+            find_checkpoint(name, LoadOptions(revision="v1"))
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -128,6 +129,16 @@ def test_a_missing_tokenizer_is_refused(tiny_llama_folder: Path) -> None:
         find_checkpoint(str(tiny_llama_folder))
 
 
+def test_a_tokenizer_that_transformers_makes_of_nothing_is_refused(
+    tiny_llama_folder: Path, edit_config: EditConfig
+) -> None:
+    edit_config(tiny_llama_folder, model_type="gpt2")
+    (tiny_llama_folder / "tokenizer.json").unlink()
+    (tiny_llama_folder / "tokenizer_config.json").unlink()
+    with pytest.raises(LoadError, match="it knows special tokens only; its files are missing"):
+        find_checkpoint(str(tiny_llama_folder))
+
+
 def test_code_of_a_model_does_not_run_unasked(model_with_code: Path) -> None:
     with pytest.raises(LoadError, match="pass trust_remote_code=True if you trust it"):
         find_checkpoint(str(model_with_code))
@@ -136,7 +147,7 @@ def test_code_of_a_model_does_not_run_unasked(model_with_code: Path) -> None:
 
 @pytest.mark.usefixtures("own_module_cache")
 def test_code_of_a_model_runs_when_asked_for(model_with_code: Path) -> None:
-    found = find_checkpoint(str(model_with_code), trust_remote_code=True)
+    found = find_checkpoint(str(model_with_code), LoadOptions(trust_remote_code=True))
     assert type(found.config).__name__ == "OwnConfig"
     assert (model_with_code / "ran").exists()
 
@@ -171,8 +182,8 @@ def test_the_default_name_stands_for_the_embedded_model(
     monkeypatch.setattr(checkpoint_module, "smollm_folder", lambda: tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / DEFAULT_MODEL).mkdir()
-    assert locate(DEFAULT_MODEL, revision=None, with_code=False) == tmp_path
-    assert locate(f"./{DEFAULT_MODEL}", revision=None, with_code=False) == Path(DEFAULT_MODEL)
+    assert locate(DEFAULT_MODEL) == tmp_path
+    assert locate(f"./{DEFAULT_MODEL}") == Path(DEFAULT_MODEL)
 
 
 def test_a_home_folder_is_expanded(
@@ -180,7 +191,7 @@ def test_a_home_folder_is_expanded(
 ) -> None:
     monkeypatch.setenv("HOME", str(tiny_llama_folder.parent))
     name = f"~/{tiny_llama_folder.name}"
-    assert locate(name, revision=None, with_code=False) == tiny_llama_folder
+    assert locate(name) == tiny_llama_folder
 
 
 def test_end_tokens_are_those_of_both_configs(

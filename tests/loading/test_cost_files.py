@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from treesnake.loading import cost_files
 from treesnake.loading.cost_files import CostKey, machine_name, read_costs, write_costs
 from treesnake.search.costs import CostTable
 
@@ -44,5 +45,12 @@ def test_a_broken_file_is_no_file(content: str) -> None:
     assert read_costs(KEY) is None
 
 
-def test_this_machine_has_a_name() -> None:
-    assert machine_name("cpu")
+def test_a_machine_goes_by_the_name_of_what_runs_the_target(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cost_files, "processor_name", lambda: "a processor")
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"a GPU at {device}")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    assert machine_name("cpu") == "a processor"
+    assert machine_name("cuda:1") == "a GPU at cuda:1"
+    assert machine_name("mps") == "mps arm64"

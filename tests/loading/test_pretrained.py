@@ -19,9 +19,8 @@ from transformers import (
 from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
 from treesnake.loading import pretrained as load
 from treesnake.loading.checkpoint import find_checkpoint
+from treesnake.loading.options import DtypeName, LoadOptions
 from treesnake.loading.pretrained import (
-    DtypeName,
-    check_options,
     find_model_class,
     load_checkpoint,
     load_pretrained,
@@ -42,7 +41,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 def test_a_model_has_its_own_weights_and_is_ready_for_inference(
     tiny_llama_folder: Path, tiny_llama: LlamaForCausalLM
 ) -> None:
-    loaded = load_pretrained(str(tiny_llama_folder), device="cpu")
+    loaded = load_pretrained(str(tiny_llama_folder), LoadOptions(device="cpu"))
     assert torch.equal(logits(loaded.model), logits(tiny_llama))
     assert loaded.name == str(tiny_llama_folder)
     assert loaded.config is loaded.checkpoint.config
@@ -54,7 +53,7 @@ def test_a_model_has_its_own_weights_and_is_ready_for_inference(
 
 
 def test_tied_weights_stay_one_tensor(tiny_llama_folder: Path) -> None:
-    model = load_pretrained(str(tiny_llama_folder), device="cpu").model
+    model = load_pretrained(str(tiny_llama_folder), LoadOptions(device="cpu")).model
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
@@ -62,7 +61,7 @@ def test_tied_weights_stay_one_tensor(tiny_llama_folder: Path) -> None:
 def test_weights_get_the_dtype_that_was_asked_for(
     tiny_llama_folder: Path, dtype: DtypeName
 ) -> None:
-    model = load_pretrained(str(tiny_llama_folder), dtype=dtype, device="cpu").model
+    model = load_pretrained(str(tiny_llama_folder), LoadOptions(dtype=dtype, device="cpu")).model
     stored = load_file(tiny_llama_folder / SINGLE_FILE)["model.norm.weight"]
     assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
     assert torch.equal(model.model.norm.weight, stored.to(getattr(torch, dtype)))
@@ -85,12 +84,7 @@ def test_an_unstated_dtype_is_float32(tiny_llama_folder: Path) -> None:
 
 def test_int8_is_refused_for_transformers_modules(tiny_llama_folder: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="int8 weights exist in the native CPU engine"):
-        load_pretrained(str(tiny_llama_folder), dtype="int8", device="cpu")
-
-
-def test_an_unknown_dtype_is_refused() -> None:
-    with pytest.raises(InvalidInputError, match="unknown dtype 'float12'; choose one of auto"):
-        check_options("float12", "auto", None)
+        load_pretrained(str(tiny_llama_folder), LoadOptions(dtype="int8", device="cpu"))
 
 
 def test_shards_are_loaded_like_one_file(
@@ -104,7 +98,7 @@ def test_shards_are_loaded_like_one_file(
         part = {name: tensors[name] for name in names if files[name] == shard}
         save_file(part, tiny_llama_folder / shard)
     (tiny_llama_folder / INDEX_FILE).write_text(json.dumps({"weight_map": files}))
-    loaded = load_pretrained(str(tiny_llama_folder), device="cpu")
+    loaded = load_pretrained(str(tiny_llama_folder), LoadOptions(device="cpu"))
     assert torch.equal(logits(loaded.model), logits(tiny_llama))
 
 
@@ -121,7 +115,7 @@ def test_experts_that_transformers_merges_are_loaded_as_transformers_does(
         num_local_experts=4,
     )
     MixtralForCausalLM(config).bfloat16().save_pretrained(tiny_llama_folder)
-    loaded = load_pretrained(str(tiny_llama_folder), dtype="float32", device="cpu")
+    loaded = load_pretrained(str(tiny_llama_folder), LoadOptions(dtype="float32", device="cpu"))
     expected = AutoModelForCausalLM.from_pretrained(tiny_llama_folder, dtype=torch.float32)
     assert torch.equal(logits(loaded.model), logits(expected))
 
@@ -131,7 +125,7 @@ def test_missing_tensors_are_refused_instead_of_drawn_at_random(tiny_llama_folde
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, tiny_llama_folder / SINGLE_FILE)
     with pytest.raises(LoadError, match=r"lacks 1 tensors .*, model\.layers\.1\.mlp\.up_proj"):
-        load_pretrained(str(tiny_llama_folder), device="cpu")
+        load_pretrained(str(tiny_llama_folder), LoadOptions(device="cpu"))
 
 
 def test_tensors_of_another_shape_are_refused(tiny_llama_folder: Path) -> None:
@@ -139,7 +133,7 @@ def test_tensors_of_another_shape_are_refused(tiny_llama_folder: Path) -> None:
     tensors["model.norm.weight"] = torch.zeros(7)
     save_file(tensors, tiny_llama_folder / SINGLE_FILE)
     with pytest.raises(LoadError, match="transformers cannot load"):
-        load_pretrained(str(tiny_llama_folder), device="cpu")
+        load_pretrained(str(tiny_llama_folder), LoadOptions(device="cpu"))
 
 
 def test_a_file_that_breaks_after_it_was_found_is_refused(tiny_llama_folder: Path) -> None:
@@ -147,7 +141,7 @@ def test_a_file_that_breaks_after_it_was_found_is_refused(tiny_llama_folder: Pat
     path = tiny_llama_folder / SINGLE_FILE
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(LoadError, match="ended in the middle of"):
-        load_checkpoint(checkpoint, device="cpu")
+        load_checkpoint(checkpoint, LoadOptions(device="cpu"))
 
 
 def test_encoders_and_models_with_encoders_are_refused(tiny_llama_folder: Path) -> None:
@@ -163,7 +157,9 @@ def test_encoders_and_models_with_encoders_are_refused(tiny_llama_folder: Path) 
 def test_a_model_with_code_of_its_own_is_loaded_when_asked_for(
     model_with_code: Path, tiny_llama: LlamaForCausalLM
 ) -> None:
-    loaded = load_pretrained(str(model_with_code), device="cpu", trust_remote_code=True)
+    loaded = load_pretrained(
+        str(model_with_code), LoadOptions(device="cpu", trust_remote_code=True)
+    )
     assert type(loaded.model).__name__ == "OwnModel"
     assert torch.equal(logits(loaded.model), logits(tiny_llama))
 
@@ -174,27 +170,16 @@ def test_too_large_a_model_is_refused_before_it_is_read(
     monkeypatch.setattr("treesnake.loading.memory.free_bytes", lambda _device: 1000)
     monkeypatch.setattr(load, "find_model_class", Mock())
     with pytest.raises(LoadError, match="GB are free on cpu"):
-        load_pretrained(str(tiny_llama_folder), device="cpu")
-
-
-def test_device_and_device_map_exclude_each_other() -> None:
-    with pytest.raises(InvalidInputError, match="exclude each other"):
-        load_pretrained("who/what", device="cpu", device_map="auto")
-
-
-def test_a_device_map_without_accelerate_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(load, "find_spec", lambda _name: None)
-    with pytest.raises(LoadError, match=r"accelerate; install treesnake\[multi-gpu\]"):
-        load_pretrained("who/what", device_map="auto")
+        load_pretrained(str(tiny_llama_folder), LoadOptions(device="cpu"))
 
 
 def test_a_device_map_places_the_layers(
     tiny_llama_folder: Path, tiny_llama: LlamaForCausalLM
 ) -> None:
     pytest.importorskip("accelerate")
-    loaded = load_pretrained(str(tiny_llama_folder), device_map={"": "cpu"}, dtype="float32")
+    loaded = load_pretrained(
+        str(tiny_llama_folder), LoadOptions(device_map={"": "cpu"}, dtype="float32")
+    )
     assert torch.equal(logits(loaded.model), logits(tiny_llama))
 
 
@@ -218,7 +203,7 @@ def test_auto_prefers_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_on_a_gpu_has_its_own_weights(
     tiny_llama_folder: Path, tiny_llama: LlamaForCausalLM
 ) -> None:
-    loaded = load_pretrained(str(tiny_llama_folder), dtype="float32", device="cuda")
+    loaded = load_pretrained(str(tiny_llama_folder), LoadOptions(dtype="float32", device="cuda"))
     for name, parameter in loaded.model.named_parameters():
         assert parameter.device.type == "cuda"
         assert torch.equal(parameter.cpu(), tiny_llama.get_parameter(name))

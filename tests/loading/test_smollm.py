@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from treesnake.errors import LoadError
 from treesnake.loading import conversion, smollm
 from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
+from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import Pretrained, load_checkpoint
 from treesnake.loading.smollm import (
     CACHE_VARIABLE,
@@ -215,7 +216,7 @@ def default_model(tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
             find_gguf()
         except LoadError as error:
             pytest.skip(str(error))
-        return load_checkpoint(find_checkpoint(), dtype="float32", device="cpu")
+        return load_checkpoint(find_checkpoint(), LoadOptions(dtype="float32", device="cpu"))
 
 
 @pytest.fixture

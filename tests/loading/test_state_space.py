@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
-from treesnake.loading.pretrained import DtypeName
-from treesnake.loading.state_space import load_state_space_network
-from treesnake.models.checkpoint import Network, load_network, save_network
+from treesnake.loading.architecture import identify
+from treesnake.loading.checkpoint import Checkpoint, open_checkpoint
+from treesnake.loading.networks import load_network
+from treesnake.loading.options import DtypeName, LoadOptions
+from treesnake.models.checkpoint import Network, build_network, save_network
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space_cpu import CpuNetwork
 
 VOCAB = 64
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(params=["mamba", "mamba2"])
@@ -32,23 +33,28 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def opened(folder: Path) -> Checkpoint:
+    return open_checkpoint(identify("tiny", folder))
+
+
 def load(
     folder: Path, dtype: DtypeName = "auto", draft_vocab: torch.Tensor | None = None
 ) -> CpuNetwork:
-    network = load_state_space_network(folder, dtype, CPU, draft_vocab)
-    assert isinstance(network, CpuNetwork)
-    return network
+    loaded = load_network(opened(folder), LoadOptions(dtype, "cpu"), draft_vocab=draft_vocab)
+    assert isinstance(loaded.network, CpuNetwork)
+    assert loaded.num_bytes == loaded.network.num_bytes
+    return loaded.network
 
 
 def first_logits(network: CpuNetwork) -> torch.Tensor:
-    return network.extend([3], [-1], network.new_state())
+    return network.new_state().extend([3], [-1])
 
 
-def test_a_cpu_gets_weights_of_8_bits_unless_told_otherwise(folder: Path) -> None:
-    chosen, rounded, exact = (load(folder, dtype) for dtype in ("auto", "int8", "float32"))
-    assert chosen.num_bytes == rounded.num_bytes < exact.num_bytes
-    assert torch.equal(first_logits(chosen), first_logits(rounded))
-    torch.testing.assert_close(first_logits(chosen), first_logits(exact), rtol=0, atol=0.05)
+def test_weights_are_those_of_the_folder_unless_they_are_to_be_rounded(folder: Path) -> None:
+    stored, exact, rounded = (load(folder, dtype) for dtype in ("auto", "float32", "int8"))
+    assert rounded.num_bytes < exact.num_bytes == stored.num_bytes
+    assert torch.equal(first_logits(stored), first_logits(exact))
+    torch.testing.assert_close(first_logits(rounded), first_logits(exact), rtol=0, atol=0.05)
 
 
 def test_a_draft_vocabulary_has_the_only_rows_of_the_output_layer(folder: Path) -> None:
@@ -64,21 +70,32 @@ def test_the_packed_weights_are_the_only_ones(
 ) -> None:
     loaded: list[weakref.ref[Network]] = []
 
-    def load_and_watch(*arguments: Any) -> Network:
-        network = load_network(*arguments)
+    def build_and_watch(*arguments: Any) -> Network:
+        network = build_network(*arguments)
         loaded.append(weakref.ref(network))
         return network
 
-    monkeypatch.setattr("treesnake.loading.state_space.load_network", load_and_watch)
+    monkeypatch.setattr("treesnake.loading.state_space.build_network", build_and_watch)
     packed = load(folder)
     gc.collect()
     assert packed.num_bytes > 0
     assert [network() for network in loaded] == [None]
 
 
-def test_8_bits_are_refused_on_other_devices(folder: Path) -> None:
+def test_8_bits_are_refused_on_other_devices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "treesnake.loading.networks.resolve_device", lambda _name: torch.device("meta")
+    )
     with pytest.raises(UnsupportedModelError, match=r"int8 weights on a CPU only.*bfloat16"):
-        load_state_space_network(folder, "int8", torch.device("meta"))
+        load(folder, "int8")
+
+
+def test_what_only_other_engines_can_is_refused(folder: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="native engine only; leave the engine at auto"):
+        load_network(opened(folder), LoadOptions(engine="generic"))
+    pytest.importorskip("accelerate")
+    with pytest.raises(UnsupportedModelError, match="on one device, not on a device_map"):
+        load_network(opened(folder), LoadOptions(device_map="auto"))
 
 
 def test_a_folder_without_a_network_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
-from treesnake.models.checkpoint import load_network, read_config, save_network
+from treesnake.models.checkpoint import read_config, read_network, save_network
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 
@@ -55,7 +55,7 @@ def test_what_was_saved_loads_here_and_in_transformers(
     network = tiny_network(architecture, tied=tied)
     save_network(network, tmp_path, max_shard_bytes=max_shard_bytes)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (max_shard_bytes == 3000)
-    ours = load_network(tmp_path)
+    ours = read_network(tmp_path)
     assert ours.config == network.config
     assert (ours.lm_head.weight is ours.backbone.embeddings.weight) == tied
     torch.testing.assert_close(logits_of(ours), logits_of(network))
@@ -82,7 +82,7 @@ def test_what_transformers_saved_loads(tmp_path: Path, architecture: str, tied: 
         )
     theirs.eval().save_pretrained(tmp_path, max_shard_size="10KB")
     torch.testing.assert_close(
-        logits_of(load_network(tmp_path)), logits_of(theirs), rtol=0, atol=1e-4
+        logits_of(read_network(tmp_path)), logits_of(theirs), rtol=0, atol=1e-4
     )
 
 
@@ -108,7 +108,7 @@ def test_the_original_layout_loads(tmp_path: Path, architecture: str) -> None:
         "pad_vocab_size_multiple": 8,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    loaded = load_network(tmp_path)
+    loaded = read_network(tmp_path)
     assert loaded.config.vocab_size == VOCAB
     torch.testing.assert_close(logits_of(loaded), logits_of(network))
 
@@ -127,7 +127,7 @@ def test_the_published_configs_are_the_defaults(tmp_path: Path) -> None:
 def test_weights_take_the_dtype_that_was_asked_for_but_rates_stay_exact(tmp_path: Path) -> None:
     network = tiny_network("mamba2", tied=True)
     save_network(network, tmp_path)
-    loaded = load_network(tmp_path, dtype=torch.bfloat16)
+    loaded = read_network(tmp_path, dtype=torch.bfloat16)
     assert loaded.lm_head.weight.dtype == torch.bfloat16
     torch.testing.assert_close(
         loaded.backbone.blocks[0].mixer.A_log, network.backbone.blocks[0].mixer.A_log
@@ -150,7 +150,7 @@ def test_saving_again_in_fewer_files_leaves_no_stale_shards(tmp_path: Path) -> N
     save_network(network, tmp_path, max_shard_bytes=3000)
     save_network(network, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
-    load_network(tmp_path)
+    read_network(tmp_path)
 
 
 def test_an_infinite_limit_of_step_sizes_survives(tmp_path: Path) -> None:
@@ -182,29 +182,29 @@ def test_other_networks_are_refused_by_name(
 
 def test_broken_folders_say_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"has no config\.json"):
-        load_network(tmp_path)
+        read_network(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(LoadError, match="is not JSON"):
-        load_network(tmp_path)
+    with pytest.raises(LoadError, match="is no JSON object"):
+        read_network(tmp_path)
     (tmp_path / "config.json").write_text('{"d_model": 16}')
     with pytest.raises(LoadError, match="makes no sense"):
-        load_network(tmp_path)
+        read_network(tmp_path)
     network = tiny_network("mamba", tied=False)
     save_network(network, tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(LoadError, match="holds no weights"):
-        load_network(tmp_path)
+        read_network(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"no tensors")
     with pytest.raises(LoadError, match="broken"):
-        load_network(tmp_path)
+        read_network(tmp_path)
     tensors = network.state_dict()
     del tensors["backbone.norm_f.weight"]
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     with pytest.raises(LoadError, match=r"lacks 1 tensors, backbone\.norm_f\.weight first"):
-        load_network(tmp_path)
+        read_network(tmp_path)
     torch.save({"lm_head.weight": torch.zeros(2, 2)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(LoadError, match=r"lm_head\.weight has shape \[2, 2\]"):
-        load_network(tmp_path)
+        read_network(tmp_path)
 
 
 @pytest.mark.parametrize("architecture", ["mamba", "mamba2"])
@@ -217,7 +217,7 @@ def test_embeddings_that_are_the_targets_are_left_out_and_put_back(
     stored = (tmp_path / "model.safetensors").stat().st_size
     save_network(network, tmp_path / "whole")
     assert stored < (tmp_path / "whole" / "model.safetensors").stat().st_size
-    loaded = load_network(tmp_path, target_embeddings=embeddings)
+    loaded = read_network(tmp_path, target_embeddings=embeddings)
     assert torch.equal(logits_of(loaded), logits_of(network))
 
 
@@ -225,11 +225,11 @@ def test_embeddings_of_another_target_are_refused(tmp_path: Path) -> None:
     network = tiny_network("mamba2", tied=True)
     save_network(network, tmp_path, leave_out_embeddings=True)
     with pytest.raises(InvalidInputError, match="load it together with the target"):
-        load_network(tmp_path)
+        read_network(tmp_path)
     with pytest.raises(InvalidInputError, match=r"this target has \[48, 8\]"):
-        load_network(tmp_path, target_embeddings=torch.randn(VOCAB, 8))
+        read_network(tmp_path, target_embeddings=torch.randn(VOCAB, 8))
     with pytest.raises(InvalidInputError, match="this target has others"):
-        load_network(tmp_path, target_embeddings=torch.randn(VOCAB, 16))
+        read_network(tmp_path, target_embeddings=torch.randn(VOCAB, 16))
 
 
 def test_rounded_embeddings_are_still_the_targets_own(tmp_path: Path) -> None:
@@ -237,4 +237,4 @@ def test_rounded_embeddings_are_still_the_targets_own(tmp_path: Path) -> None:
     save_network(network, tmp_path, leave_out_embeddings=True)
     embeddings = network.backbone.embeddings.weight.detach()
     step = embeddings.abs().amax() / 7
-    load_network(tmp_path, target_embeddings=(embeddings / step).round() * step)
+    read_network(tmp_path, target_embeddings=(embeddings / step).round() * step)

@@ -6,18 +6,17 @@ import pytest
 import torch
 
 from treesnake.errors import BrokenModelError
+from treesnake.models.hf_attention import HfAttention
 from treesnake.models.hf_diagnosis import broken_model_error
 from treesnake.prompt import Prompt
-from treesnake.targets.attention import AttentionTargetModel
-from treesnake.tree import TokenTree
-
-ANCHOR = TokenTree.chain(torch.tensor([3]))
 
 
-def score(model):
-    session = AttentionTargetModel(model).new_session()
-    session.prefill(Prompt((1, 2, 3)))
-    return session.score(ANCHOR)
+def score(model, token_ids=(3,), parents=(-1,)):
+    """What a target does: it looks at the logits, and where they are no numbers asks why."""
+    state = HfAttention(model).new_state()
+    state.prefill(Prompt((1, 2, 3)))
+    if not state.extend(token_ids, parents).isfinite().all():
+        raise state.broken_model_error(token_ids, parents)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -46,11 +45,9 @@ def test_broken_logits_of_any_node_are_noticed(tiny_model):
     model = tiny_model("llama")
     with torch.no_grad():
         model.get_input_embeddings().weight[5] = float("nan")
-    session = AttentionTargetModel(model).new_session()
-    session.prefill(Prompt((1, 2, 3)))
-    session.score(ANCHOR)
+    score(model)
     with pytest.raises(BrokenModelError, match=r"model\.embed_tokens\.weight"):
-        session.score(TokenTree(torch.tensor([3, 4, 5]), torch.tensor([-1, 0, 0])))
+        score(model, (3, 4, 5), (-1, 0, 0))
 
 
 def test_nothing_is_left_on_the_model(tiny_model):

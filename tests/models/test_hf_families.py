@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from treesnake.models.hf_attention import HfAttention
 from treesnake.models.hf_families import VERIFIED_FAMILIES
+from treesnake.models.tree_network import Part
 from treesnake.prompt import Prompt
-from treesnake.targets.attention import AttentionTargetModel
-from treesnake.tree import TokenTree
 
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
@@ -107,33 +107,56 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 TEXT = [7, 3, 58, 22, 41, 9, 35, 14, 50, 28, 3, 19, 44]
-TREE = TokenTree(
-    torch.tensor([30, 5, 47, 12, 5, 33, 21, 8, 47]), torch.tensor([-1, 0, 0, 1, 1, 2, 4, 4, 6])
-)
+TOKENS = [30, 5, 47, 12, 5, 33, 21, 8, 47]
+PARENTS = [-1, 0, 0, 1, 1, 2, 4, 4, 6]
 LEAF = 8
 AFTER = 17
+
+
+def path(node):
+    return [*path(PARENTS[node]), node] if node >= 0 else []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_those_of_plain_passes_over_whole_paths(family, tiny_model):
     model = tiny_model(family, **FAMILIES[family])
-    session = AttentionTargetModel(model).new_session()
+    state = HfAttention(model).new_state()
 
     @torch.no_grad()
     def plain(token_ids):
         return model(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0]
 
-    session.prefill(Prompt.of([*TEXT, TREE.tokens[0]]))
-    logits = session.score(TREE)
-    for node in (3, 5, 7, LEAF):
-        path = TREE.path(node)
-        expected = plain(TEXT + TREE.path_tokens(node))[-len(path) :]
-        torch.testing.assert_close(logits[list(path)], expected, atol=1e-4, rtol=1e-4)
+    def text_to(node):
+        return TEXT + [TOKENS[step] for step in path(node)]
 
-    session.commit(TREE.path(LEAF))
-    after = session.score(TokenTree.chain(torch.tensor([AFTER])))
-    expected = plain([*TEXT, *TREE.path_tokens(LEAF), AFTER])[-1:]
+    state.prefill(Prompt.of([*TEXT, TOKENS[0]]))
+    logits = state.extend(TOKENS, PARENTS)
+    for node in (3, 5, 7, LEAF):
+        expected = plain(text_to(node))[-len(path(node)) :]
+        torch.testing.assert_close(logits[path(node)], expected, atol=1e-4, rtol=1e-4)
+
+    state.commit(path(LEAF))
+    after = state.extend([AFTER], [-1])
+    expected = plain([*text_to(LEAF), AFTER])[-1:]
     torch.testing.assert_close(after, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_of_different_lengths_share_a_pass(family, tiny_model):
+    network = HfAttention(tiny_model(family, **FAMILIES[family]))
+    texts = [(TEXT, 9), (TEXT[:3], 1), ([], 4), (TEXT[5:], 2)]
+    states = [network.new_state() for _ in texts]
+    for state, (text, _) in zip(states, texts, strict=True):
+        state.prefill(Prompt.of([*text, AFTER]))
+    parts = [
+        Part(state, TOKENS[:new], PARENTS[:new])
+        for state, (_, new) in zip(states, texts, strict=True)
+    ]
+    for shared, part in zip(network.extend_all(parts), parts, strict=True):
+        alone = network.new_state()
+        alone.restore(part.state.snapshot())
+        expected = alone.extend(part.token_ids, part.parents)
+        torch.testing.assert_close(shared, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_families_tested_here_are_the_trusted_ones():

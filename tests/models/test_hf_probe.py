@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from treesnake.errors import InvalidInputError, UnsupportedModelError
-from treesnake.models.hf_attention import HfAttention, HfAttentionState
+from treesnake.models.hf_attention import HfAttention
 from treesnake.models.hf_families import VERIFIED_FAMILIES, check_supported, read_layout
 from treesnake.models.hf_probe import check_scores
 
@@ -90,7 +90,7 @@ def test_a_model_that_was_tried_can_be_forgotten(tiny_model):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_sound_models_pass_in_every_dtype(dtype, tiny_model):
     model = tiny_model("llama").to(dtype)
-    check_scores(model, HfAttentionState(HfAttention(model)))
+    check_scores(model, HfAttention(model).new_state())
 
 
 def test_layers_with_more_than_keys_and_values_are_refused():

@@ -14,7 +14,10 @@ from treesnake.errors import ContextLengthError, InvalidInputError, UnsupportedM
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig, unsupported_reason
+from treesnake.models.transformer_cpu import CpuEngine
+from treesnake.models.transformer_pass import NewNodes
 from treesnake.models.transformer_torch import TorchEngine
+from treesnake.states.tree_layout import tree_layout
 from treesnake.tree import TokenTree
 
 CPU = torch.device("cpu")
@@ -105,7 +108,23 @@ def random_tree(num_nodes: int, seed: int) -> TokenTree:
         int(torch.randint(max(0, node - reach), node, (), generator=random))
         for node in range(1, num_nodes)
     ]
-    return TokenTree(random_tokens(num_nodes, seed), torch.tensor([-1, *parents]))
+    return TokenTree.of(random_tokens(num_nodes, seed).tolist(), [-1, *parents])
+
+
+def tensors_of(tree: TokenTree) -> tuple[Tensor, Tensor]:
+    """The token ids and the mask of a tree."""
+    return torch.tensor(tree.tokens), tree_layout(tree.parents, 1, CPU).ancestor_mask
+
+
+def run(
+    engine: CpuEngine | TorchEngine,
+    tokens: Tensor,
+    mask: Tensor,
+    cache: TransformerCache,
+    num_logits: int,
+) -> Tensor:
+    """Runs the nodes of one text."""
+    return engine.forward_all([NewNodes(tokens, mask, cache, num_logits)])[0]
 
 
 def causal_mask(number: int) -> Tensor:
@@ -157,11 +176,11 @@ def test_the_torch_engine_gives_the_same_numbers(name: str) -> None:
     prompt, tree = random_tokens(19), random_tree(13, seed=1)
     mask = causal_mask(len(prompt))
     expected = ours.forward(prompt, mask, cache)
-    torch.testing.assert_close(other.forward(prompt, mask, other_cache, len(prompt)), expected)
+    torch.testing.assert_close(run(other, prompt, mask, other_cache, len(prompt)), expected)
     for each in (cache, other_cache):
         each.commit(range(len(prompt)))
-    expected = ours.forward(tree.token_ids, tree.ancestor_mask, cache)
-    result = other.forward(tree.token_ids, tree.ancestor_mask, other_cache, len(tree))
+    expected = ours.forward(*tensors_of(tree), cache)
+    result = run(other, *tensors_of(tree), other_cache, len(tree))
     torch.testing.assert_close(result, expected)
 
 
@@ -186,12 +205,12 @@ def test_a_node_has_the_bits_of_its_path_decoded_token_by_token(
     cache = model.new_cache(64)
     if length:
         read(model, text, cache)
-    scored = model.forward(tree.token_ids, tree.ancestor_mask, cache)
+    scored = model.forward(*tensors_of(tree), cache)
     path = tree.path(data.draw(st.integers(0, num_nodes - 1)))
     cache.commit(path)
 
     plain = model.new_cache(77)
-    tokens = torch.cat([text, tree.token_ids[list(path)]])
+    tokens = torch.cat([text, torch.tensor([tree.tokens[node] for node in path])])
     logits = read(model, tokens, plain, chunk=1)
     assert torch.equal(scored[list(path)], logits[length:])
     assert cache.length == plain.length
@@ -219,11 +238,11 @@ def test_a_tree_may_be_run_level_by_level(
     model, tree = networks[torch.float32], random_tree(num_nodes, seed=num_nodes)
     cache = model.new_cache(64)
     read(model, random_tokens(10), cache)
-    whole = model.forward(tree.token_ids, tree.ancestor_mask, cache)
+    whole = model.forward(*tensors_of(tree), cache)
     middle = data.draw(st.integers(1, num_nodes - 1))
-    mask = tree.ancestor_mask
-    first = model.forward(tree.token_ids[:middle], mask[:middle, :middle], cache)
-    second = model.forward(tree.token_ids[middle:], mask[middle:], cache)
+    tokens, mask = tensors_of(tree)
+    first = model.forward(tokens[:middle], mask[:middle, :middle], cache)
+    second = model.forward(tokens[middle:], mask[middle:], cache)
     assert torch.equal(torch.cat([first, second]), whole)
 
 
@@ -231,10 +250,10 @@ def test_the_torch_engine_runs_trees_level_by_level(llama: Any) -> None:
     config = TransformerConfig.from_hf(llama.config)
     engine = TorchEngine(config, llama.state_dict(), torch.float32, CPU)
     tree, cache = random_tree(11, seed=3), engine.new_cache(40)
-    tokens, mask = tree.token_ids, tree.ancestor_mask
-    whole = engine.forward(tokens, mask, cache, 11)
-    parts = [engine.forward(tokens[:6], mask[:6, :6], cache, 6)]
-    parts.append(engine.forward(tokens[6:], mask[6:], cache, 5))
+    tokens, mask = tensors_of(tree)
+    whole = run(engine, tokens, mask, cache, 11)
+    parts = [run(engine, tokens[:6], mask[:6, :6], cache, 6)]
+    parts.append(run(engine, tokens[6:], mask[6:], cache, 5))
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
@@ -244,7 +263,7 @@ def test_the_number_of_threads_changes_no_bit(networks: dict[torch.dtype, Transf
     threads = torch.get_num_threads()
     for number in (1, 2, 3):
         torch.set_num_threads(number)
-        logits.append(model.forward(tree.token_ids, tree.ancestor_mask, model.new_cache(64)))
+        logits.append(model.forward(*tensors_of(tree), model.new_cache(64)))
     torch.set_num_threads(threads)
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], logits[2])
@@ -258,11 +277,11 @@ def test_sequences_do_not_disturb_each_other(networks: dict[torch.dtype, Transfo
     steps = [
         torch.cat(
             [
-                read(model, text[place, None], cache)
+                read(model, text[position, None], cache)
                 for text, cache in zip(texts, caches, strict=True)
             ]
         )
-        for place in range(12)
+        for position in range(12)
     ]
     assert torch.equal(torch.stack(steps, dim=1), torch.stack(alone))
 
@@ -283,11 +302,28 @@ def test_a_grown_cache_and_a_rewound_one_go_on_alike(
     model, tokens = networks[torch.float32], random_tokens(30)
     cache = model.new_cache(20)
     read(model, tokens[:20], cache)
-    grown = cache.grown(40)
-    after = read(model, tokens[20:], grown)
-    grown.rewind(15)
-    assert torch.equal(read(model, tokens[15:], grown)[5:], after)
-    assert grown.num_bytes == 30 * 3 * 2 * 2 * 16 * 4
+    cache.reserve(40)
+    after = read(model, tokens[20:], cache)
+    cache.rewind(15)
+    assert torch.equal(read(model, tokens[15:], cache)[5:], after)
+    assert cache.num_bytes == 30 * 3 * 2 * 2 * 16 * 4
+
+
+def test_texts_share_a_pass_with_logits_of_some_nodes_each(
+    networks: dict[torch.dtype, Transformer],
+) -> None:
+    model = networks[torch.float32]
+    tokens, mask = random_tokens(20), causal_mask(20)
+    every = model.forward(tokens, mask, model.new_cache(20))
+    counts = [3, 0, 20, 1]
+    lengths = [20, 15, 20, 6]
+    nodes = [
+        NewNodes(tokens[:length], mask[:length, :length], model.new_cache(capacity), count)
+        for length, count, capacity in zip(lengths, counts, (20, 40, 21, 6), strict=True)
+    ]
+    parts = model._engine.forward_all(nodes)
+    for logits, length, count in zip(parts, lengths, counts, strict=True):
+        assert torch.equal(logits, every[length - count : length])
 
 
 def test_weights_take_the_bytes_of_their_dtype(networks: dict[torch.dtype, Transformer]) -> None:
@@ -318,7 +354,7 @@ def test_tied_embeddings_are_in_memory_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "place"),
+    ("name", "part"),
     [
         ("model.embed_tokens.weight", "the embedding"),
         ("model.layers.0.self_attn.k_proj.weight", "layer 0"),
@@ -327,11 +363,11 @@ def test_tied_embeddings_are_in_memory_once() -> None:
         ("lm_head.weight", "the output layer"),
     ],
 )
-def test_a_broken_weight_is_found(llama: Any, name: str, place: str) -> None:
+def test_a_broken_weight_is_found(llama: Any, name: str, part: str) -> None:
     tensors = {key: value.clone() for key, value in llama.state_dict().items()}
     tensors[name][5] = torch.nan
     tokens = torch.tensor([5, 6, 7])
-    assert network(llama.config, tensors).find_broken_layer(tokens) == place
+    assert network(llama.config, tensors).find_broken_layer(tokens) == part
     assert network(llama.config, llama.state_dict()).find_broken_layer(tokens) is None
 
 

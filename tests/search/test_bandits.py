@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
-import torch
 
 from treesnake.errors import InvalidInputError
 from treesnake.outcome import Acceptance, Step, StepSeconds
@@ -42,7 +41,7 @@ def arms(probability: float, level_s: float) -> dict[Shape, Arm]:
 
 
 def step_of(shape: Shape, num_emitted: int, seconds: float) -> Step:
-    tree = TokenTree.chain(torch.zeros(1, dtype=torch.long))
+    tree = TokenTree.chain([0] * 1)
     times = StepSeconds(0.0, seconds, 0.0, 0.0)
     return Step(shape, tree, Acceptance((0,), 0), (0,) * num_emitted, times)
 
@@ -205,5 +204,8 @@ def test_a_measured_rate_is_the_ratio_of_the_sums() -> None:
     assert rate.num == 11
 
 
-def test_the_usual_arms_have_plain_decoding_among_them() -> None:
-    assert OFF in ARMS
+@pytest.mark.parametrize("kind", [ThompsonSearch, MovingAverageSearch])
+def test_the_usual_arms_let_a_search_stop_drafting(kind: Callable[[], TreeSearch]) -> None:
+    table = {shape: Arm(0.0, 1 + shape.depth) for shape in ARMS}
+    chosen = play(kind(), table, 600, random.Random(5))
+    assert chosen.most_common(1)[0][0] == OFF

@@ -3,15 +3,13 @@
 import random
 
 import pytest
-import torch
 
 from treesnake.search.belief import NUM_RANKS, ConfidenceBelief, RankBelief
 from treesnake.tree import TokenTree, level_parents
 
 
 def star(num_children: int) -> TokenTree:
-    parents = torch.tensor(level_parents((num_children,)))
-    return TokenTree(torch.zeros_like(parents), parents)
+    return TokenTree.of([0] * (1 + num_children), level_parents((num_children,)))
 
 
 def test_ranks_are_accepted_as_often_as_they_were() -> None:

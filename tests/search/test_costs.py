@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treesnake.errors import InvalidInputError
-from treesnake.search.costs import KNOTS, CostCurve, CostTable, Growth, LearnedCosts
+from treesnake.search.costs import KNOTS, CostCurve, CostTable, LearnedCosts, LengthFactors
 
 TABLE = {1: 1.0, 8: 2.0, 64: 10.0}
 COUNTS = st.integers(1, 80)
@@ -93,8 +93,8 @@ def test_a_machine_that_becomes_slower_is_followed() -> None:
 
 
 def test_costs_grow_with_the_context_as_they_were_measured_to() -> None:
-    growth = Growth.of({100: {1: 1.0, 8: 3.0}, 300: {1: 2.0}})
-    assert [growth.at(length) for length in (0, 100, 200, 300, 900)] == [1.0, 1.0, 1.5, 2.0, 2.0]
+    factors = LengthFactors.of({100: {1: 1.0, 8: 3.0}, 300: {1: 2.0}})
+    assert [factors.at(length) for length in (0, 100, 200, 300, 900)] == [1.0, 1.0, 1.5, 2.0, 2.0]
     costs = LearnedCosts(CostTable({100: {1: 1.0, 8: 3.0}, 300: {1: 2.0, 8: 6.0}}, {100: {1: 0.5}}))
     assert costs.score_s(8, 300) == pytest.approx(6.0)
     assert costs.draft_s(1, 300) == pytest.approx(0.5)

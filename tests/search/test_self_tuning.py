@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import lru_cache
 
 import pytest
-import torch
 
 from treesnake.evaluation.simulation.comparison import best_fixed, rate, run
 from treesnake.evaluation.simulation.machines import BIG_GPU, CPU, MACHINES
@@ -13,12 +12,12 @@ from treesnake.evaluation.simulation.replay import Machine, replay
 from treesnake.evaluation.simulation.synthetic import synthetic_trace
 from treesnake.evaluation.simulation.trace import Trace
 from treesnake.outcome import Acceptance, Step, StepSeconds
-from treesnake.protocols import TreeSearch
+from treesnake.protocols import SharedSearch, TreeSearch
 from treesnake.search.arms import ARMS
-from treesnake.search.costs import CostTable
+from treesnake.search.costs import CostTable, LearnedCosts
 from treesnake.search.self_tuning import SelfTuningSearch
 from treesnake.search.static import StaticSearch
-from treesnake.shape import OFF, FixedTree, Priced, Shape
+from treesnake.shape import OFF, FixedTree, Priced, Shape, chain
 from treesnake.tree import TokenTree
 
 
@@ -35,9 +34,17 @@ POOR = [synthetic_trace(120, doubtful, truth=0.9, seed=seed) for seed in range(2
 USELESS = [synthetic_trace(120, confident, truth=0.0, seed=seed) for seed in range(2)] * 5
 
 
-def rate_of(traces: list[Trace], costs: CostTable, search: TreeSearch) -> float:
+def rate_of(traces: list[Trace], costs: CostTable, search: SharedSearch) -> float:
+    """Returns the rate where each text has a session, as in a server."""
     machine = Machine(costs, noise=0.03)
-    return rate([replay(trace, search, machine) for trace in traces])
+    return rate([replay(trace, search.new_session(), machine) for trace in traces])
+
+
+def watch(traces: list[Trace], costs: CostTable, watched: TreeSearch) -> None:
+    """Runs one session over one text after the other, as in a conversation."""
+    machine = Machine(costs, noise=0.03)
+    for trace in traces:
+        replay(trace, watched, machine)
 
 
 def scaled(costs: CostTable, *, score: float = 1.0, draft: float = 1.0) -> CostTable:
@@ -101,10 +108,10 @@ def test_it_follows_a_text_that_changes() -> None:
 
 
 class Watched:
-    """A search whose steps can be looked at."""
+    """A session whose steps can be looked at."""
 
-    def __init__(self, search: TreeSearch) -> None:
-        self._search = search
+    def __init__(self, search: SharedSearch) -> None:
+        self._search = search.new_session()
         self.steps: list[Step] = []
 
     def choose(self, context_length: int) -> Shape:
@@ -117,7 +124,7 @@ class Watched:
 
 def steps_of(costs: CostTable | None, traces: list[Trace], machine: CostTable) -> list[Step]:
     watched = Watched(SelfTuningSearch(costs))
-    rate_of(traces, machine, watched)
+    watch(traces, machine, watched)
     return watched.steps
 
 
@@ -149,7 +156,7 @@ def test_without_confidence_it_draws_fixed_trees() -> None:
             super().observe(replace(step, node_probs=None))
 
     unsure = Unsure(search)
-    rate_of(GOOD, CPU, unsure)
+    watch(GOOD, CPU, unsure)
     kinds = [type(step.shape) for step in unsure.steps]
     assert kinds.count(Priced) <= 4, "only until it was seen that there is none"
     assert kinds.count(FixedTree) > len(kinds) / 2
@@ -161,7 +168,7 @@ def step_beside_lookup(shape: Shape, *, has_guess: bool) -> Step:
     asks_model = shape.depth > 0 and not (is_priced and (has_guess or shape.level_prices[0] > 1))
     guesses = has_guess and shape.depth > 0
     num_drafted = asks_model + guesses
-    tree = TokenTree(torch.arange(1 + num_drafted), torch.tensor([-1] + [0] * num_drafted))
+    tree = TokenTree.of(range(1 + num_drafted), [-1] + [0] * num_drafted)
     path = (0, num_drafted) if guesses else (0,)
     return Step(
         shape,
@@ -175,7 +182,7 @@ def step_beside_lookup(shape: Shape, *, has_guess: bool) -> Step:
 
 
 def test_off_has_the_guesses_for_which_nothing_is_run() -> None:
-    search, chance = SelfTuningSearch(), random.Random(0)
+    search, chance = SelfTuningSearch().new_session(), random.Random(0)
     steps, length = [], 10
     for _ in range(600):
         step = step_beside_lookup(search.choose(length), has_guess=chance.random() < 0.5)
@@ -196,6 +203,65 @@ def test_a_first_step_that_compiles_for_long_is_forgotten() -> None:
             super().observe(step)
 
     slow = Slow(SelfTuningSearch())
-    rate_of(GOOD, CPU, slow)
+    watch(GOOD, CPU, slow)
     late = slow.steps[len(slow.steps) // 2 :]
     assert sum(step.num_drafted > 0 for step in late) > len(late) / 2
+
+
+def test_a_text_begins_with_what_others_taught() -> None:
+    search = SelfTuningSearch(BIG_GPU)
+    assert search.new_session().choose(10) == OFF, "nothing is known yet"
+    for trace in GOOD:
+        replay(trace, search.new_session(), Machine(BIG_GPU))
+    assert search.new_session().choose(10).num_drafted > 4
+
+
+def test_sessions_side_by_side_know_each_its_own_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    learned: list[tuple[int, int]] = []
+    observe = LearnedCosts.observe
+
+    def noting(costs: LearnedCosts, step: Step, context_length: int, *, num_behind: int) -> float:
+        learned.append((context_length, num_behind))
+        return observe(costs, step, context_length, num_behind=num_behind)
+
+    monkeypatch.setattr(LearnedCosts, "observe", noting)
+    search = SelfTuningSearch()
+    sessions = {length: search.new_session() for length in (10, 1000)}
+    for length, session in sessions.items():  # plain, each in the other's middle
+        session.choose(length)
+    for length, session in sessions.items():
+        session.observe(step_beside_lookup(OFF, has_guess=False))
+        session.choose(length + 1)
+    for session in sessions.values():
+        session.observe(step_beside_lookup(chain(1), has_guess=False))
+    assert learned == [(10, 0), (1000, 0), (11, 1), (1001, 1)]
+
+
+def test_another_text_in_a_session_leaves_the_drafter_behind_in_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = SelfTuningSearch().new_session()
+    session.choose(10)
+    session.observe(step_beside_lookup(OFF, has_guess=False))
+    session.choose(50)
+    behind: list[int] = []
+    observe = LearnedCosts.observe
+
+    def noting(costs: LearnedCosts, step: Step, context_length: int, *, num_behind: int) -> float:
+        behind.append(num_behind)
+        return observe(costs, step, context_length, num_behind=num_behind)
+
+    monkeypatch.setattr(LearnedCosts, "observe", noting)
+    session.observe(step_beside_lookup(chain(1), has_guess=False))
+    assert behind == [0]
+
+
+def test_time_in_a_queue_teaches_nothing() -> None:
+    class Queued(Watched):
+        def observe(self, step: Step) -> None:
+            super().observe(replace(step, seconds=replace(step.seconds, queued_s=9.0)))
+
+    alone, queued = Watched(SelfTuningSearch(CPU)), Queued(SelfTuningSearch(CPU))
+    for watched in (alone, queued):
+        watch(GOOD, CPU, watched)
+    assert [step.shape for step in alone.steps] == [step.shape for step in queued.steps]

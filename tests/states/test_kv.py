@@ -1,6 +1,5 @@
 """A cache grows in place, and keeps the rows of a path where they belong."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,9 +17,10 @@ def rows(first, count):
 
 def numbers_in(layer):
     """The numbers of a layer's rows, once it is sure that they are whole rows."""
-    numbers = layer.keys[0, 0, :, 0]
-    assert torch.equal(layer.keys, numbers[None, None, :, None].expand(1, HEADS, -1, KEY_DIM))
-    assert torch.equal(layer.values, numbers[None, None, :, None].expand(1, HEADS, -1, VALUE_DIM))
+    keys, values = layer.first(layer.get_seq_length())
+    numbers = keys[0, 0, :, 0]
+    assert torch.equal(keys, numbers[None, None, :, None].expand(1, HEADS, -1, KEY_DIM))
+    assert torch.equal(values, numbers[None, None, :, None].expand(1, HEADS, -1, VALUE_DIM))
     return numbers.tolist()
 
 
@@ -59,19 +59,20 @@ def test_growing_by_one_token_leaves_most_rows_where_they_are():
     cache = KvCache([True])
     places = set()
     for row in range(10 * ROWS_PER_BLOCK):
-        cache.update(*rows(row, 1), 0)
-        places.add(cache.layers[0].keys.data_ptr())
+        keys, _ = cache.update(*rows(row, 1), 0)
+        places.add(keys.data_ptr())
     assert numbers_in(cache.layers[0]) == list(range(10 * ROWS_PER_BLOCK))
     assert len(places) < 10
 
 
 def test_a_path_that_is_in_place_already_is_not_copied():
     cache = filled(10)
-    before = cache.layers[0].keys._version
+    keys, _ = cache.layers[0].first(10)
+    before = keys._version
     cache.keep(4, [0, 1, 2])
-    assert cache.layers[0].keys._version == before
+    assert keys._version == before
     cache.keep(2, [0, 3])
-    assert cache.layers[0].keys._version > before
+    assert keys._version > before
 
 
 def test_masks_are_told_of_all_rows_in_use():
@@ -89,43 +90,24 @@ def test_layers_without_rows_are_left_alone():
     assert numbers_in(cache.layers[1]) == [0, 1, 3]
 
 
-def test_it_crops_and_resets_as_caches_of_transformers_do():
-    cache = filled(9)
-    cache.crop(-4)
-    assert numbers_in(cache.layers[0]) == list(range(5))
-    with pytest.raises(ValueError, match="negative number, not 4"):
-        cache.crop(4)
-    cache.reset()
-    assert cache.get_seq_length() == 0
-
-
-def test_beams_are_refused():
-    with pytest.raises(NotImplementedError, match="no beams"):
-        filled(2).reorder_cache(torch.tensor([0]))
-
-
 def test_the_dtype_is_that_of_the_model():
     cache = KvCache([True])
     keys, values = rows(0, 3)
-    cache.update(keys.bfloat16(), values.bfloat16(), 0)
-    assert cache.layers[0].keys.dtype == torch.bfloat16
+    keys, values = cache.update(keys.bfloat16(), values.bfloat16(), 0)
+    assert keys.dtype == values.dtype == torch.bfloat16
 
 
-def test_texts_leave_a_batch_and_the_others_keep_their_rows():
-    cache = KvCache([True])
-    texts = torch.arange(3.0)[:, None, None, None]
-    cache.update(
-        texts.expand(3, HEADS, 4, KEY_DIM), texts.expand(3, HEADS, 4, VALUE_DIM), layer_idx=0
-    )
-    cache.batch_select_indices(torch.tensor([2, 0]))
-    (layer,) = cache.layers
-    assert layer.keys[:, 0, :, 0].tolist() == [[2.0] * 4, [0.0] * 4]
-    assert layer.values[:, 0, :, 0].tolist() == [[2.0] * 4, [0.0] * 4]
-    keys, _ = cache.update(torch.ones(2, HEADS, 1, KEY_DIM), torch.ones(2, HEADS, 1, VALUE_DIM), 0)
-    assert keys[:, 0, :, 0].tolist() == [[2.0] * 4 + [1.0], [0.0] * 4 + [1.0]]
-
-
-def test_a_cache_without_rows_can_lose_texts():
-    cache = KvCache([True])
-    cache.batch_select_indices(torch.tensor([0]))
+def test_copies_bring_rows_back():
+    cache = filled(5)
+    copies = cache.copy(3)
+    cache.keep(1)
+    cache.update(*rows(9, 1), 0)
+    cache.restore(copies)
+    assert all(numbers_in(layer) == [0, 1, 2] for layer in cache.layers)
+    cache.restore(KvCache([True, True]).copy(0))
     assert cache.get_seq_length() == 0
+
+
+def test_the_bytes_of_rows_are_those_of_all_layers():
+    assert KvCache([True]).num_bytes(7) == 0
+    assert filled(5).num_bytes(3) == 2 * 3 * HEADS * (KEY_DIM + VALUE_DIM) * 4

@@ -19,7 +19,9 @@ from transformers import (
 
 from treesnake import SpeculativeDecoder
 from treesnake.errors import InvalidInputError, LoadError, TreesnakeError, UnsupportedModelError
+from treesnake.loading.architecture import Architecture
 from treesnake.loading.checkpoint import find_checkpoint
+from treesnake.loading.options import LoadOptions
 from treesnake.models.gguf import GgufFile
 from treesnake.models.hf_attention import HfAttention
 from treesnake.models.transformer import Transformer
@@ -63,7 +65,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_native_engine_runs_what_it_knows(llama: str) -> None:
-    model, loaded = load_target(llama, device="cpu")
+    model, loaded = load_target(llama, LoadOptions(device="cpu"))
     assert isinstance(model.network, Transformer)
     assert loaded.description["engine"] == "native (fastest for llama)"
     assert loaded.description["dtype"] == "float32"
@@ -72,7 +74,7 @@ def test_the_native_engine_runs_what_it_knows(llama: str) -> None:
 
 
 def test_the_generic_engine_runs_the_rest_and_says_why(gpt2: str) -> None:
-    model, loaded = load_target(gpt2, device="cpu")
+    model, loaded = load_target(gpt2, LoadOptions(device="cpu"))
     assert isinstance(model.network, HfAttention)
     assert loaded.engine == "generic"
     assert "gpt2" in loaded.why
@@ -80,7 +82,7 @@ def test_the_generic_engine_runs_the_rest_and_says_why(gpt2: str) -> None:
 
 def test_an_engine_may_be_asked_for(llama: str) -> None:
     for engine in ("native", "generic"):
-        _, loaded = load_target(llama, device="cpu", engine=engine)
+        _, loaded = load_target(llama, LoadOptions(device="cpu", engine=engine))
         assert (loaded.engine, loaded.why) == (engine, "as asked")
 
 
@@ -133,12 +135,12 @@ def test_options_that_contradict_each_other_are_refused(
     request: pytest.FixtureRequest,
 ) -> None:
     with pytest.raises(error, match=message):
-        load_target(request.getfixturevalue(name), **({"device": "cpu"} | options))
+        load_target(request.getfixturevalue(name), LoadOptions(**({"device": "cpu"} | options)))
 
 
 def test_a_device_map_needs_accelerate_or_the_generic_engine(llama: str) -> None:
     with pytest.raises((LoadError, UnsupportedModelError), match=r"accelerate|not on a device_map"):
-        load_target(llama, engine="native", device_map="auto")
+        load_target(llama, LoadOptions(engine="native", device_map="auto"))
 
 
 class EmptyGguf(GgufFile):
@@ -155,7 +157,9 @@ class EmptyGguf(GgufFile):
 def test_a_gguf_file_is_not_for_the_native_engine(
     llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gguf = replace(find_checkpoint(llama), weights=EmptyGguf())
-    monkeypatch.setattr("treesnake.loading.networks.find_checkpoint", lambda *_, **__: gguf)
+    checkpoint = find_checkpoint(llama)
+    found = replace(checkpoint.found, architecture=Architecture.GGUF)
+    gguf = replace(checkpoint, found=found, weights=EmptyGguf())
+    monkeypatch.setattr("treesnake.targets.load.find_checkpoint", lambda *_, **__: gguf)
     with pytest.raises(UnsupportedModelError, match="it reads safetensors, this is a GGUF file"):
-        load_target(llama, device="cpu", engine="native")
+        load_target(llama, LoadOptions(device="cpu", engine="native"))

@@ -4,28 +4,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from treesnake.draft import Draft
-from treesnake.drafters.model_drafter import ModelDrafter
+from treesnake.draft import Draft, Scored
+from treesnake.drafters.network import NetworkDrafter, NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter, DrafterModel, Target, TargetModel
 from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import Shape
+from treesnake.states.held_text import HeldText
+from treesnake.targets.network import NetworkTarget, NetworkTargetModel
 from treesnake.testing import (
     AttentionModel,
     RecurrentModel,
     TableModel,
-    TinyDrafterModel,
     TinyModel,
-    TinyTargetModel,
+    TinyNetwork,
     check_drafter,
     check_target,
 )
-from treesnake.testing.tiny import TinyState, TinyTarget
+from treesnake.testing.tiny import TinyState
 from treesnake.tree import TokenTree
 
 VOCAB_SIZE = 7
@@ -39,13 +39,13 @@ TOYS = [
 @pytest.mark.parametrize("model", TOYS, ids=lambda model: type(model).__name__)
 @pytest.mark.parametrize("seed", range(2))
 def test_toy_targets_keep_every_promise(model: TinyModel, seed: int) -> None:
-    check_target(TinyTargetModel(model), seed=seed)
+    check_target(NetworkTargetModel(TinyNetwork(model)), seed=seed)
 
 
 @pytest.mark.parametrize("model", TOYS, ids=lambda model: type(model).__name__)
 @pytest.mark.parametrize("seed", range(2))
 def test_toy_drafters_keep_every_promise(model: TinyModel, seed: int) -> None:
-    check_drafter(TinyDrafterModel(model), VOCAB_SIZE, seed=seed)
+    check_drafter(NetworkDrafterModel(TinyNetwork(model)), VOCAB_SIZE, seed=seed)
 
 
 def test_prompt_lookup_keeps_every_promise() -> None:
@@ -55,100 +55,107 @@ def test_prompt_lookup_keeps_every_promise() -> None:
 def test_a_toy_target_that_drafts_for_itself_is_consistent() -> None:
     """One set of weights in both roles: the sessions must not share anything else."""
     model = RecurrentModel(VOCAB_SIZE)
-    check_target(TinyTargetModel(model))
-    check_drafter(TinyDrafterModel(model), VOCAB_SIZE)
-    check_target(TinyTargetModel(model))
+    check_target(NetworkTargetModel(TinyNetwork(model)))
+    check_drafter(NetworkDrafterModel(TinyNetwork(model)), VOCAB_SIZE)
+    check_target(NetworkTargetModel(TinyNetwork(model)))
 
 
 # Targets with a fault, each in one method.
 
 
-class KeepsTheScoredTree(TinyTarget):
+class ToyTarget(NetworkTarget):
+    """A target over a toy, whose state faults may reach into."""
+
+    def __init__(self, state: TinyState) -> None:
+        super().__init__(TinyNetwork(RecurrentModel(VOCAB_SIZE)), state)
+        self.state = state
+
+
+class KeepsTheScoredTree(ToyTarget):
     """Does not roll its state back after scoring."""
 
     def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
         logits = super().score(tree)
-        self.state.state = self.state.nodes[-1][1]
+        self.state._committed = self.state._nodes[-1]
         return logits
 
 
-class ScoresTreesAsTexts(TinyTarget):
+class ScoresTreesAsTexts(ToyTarget):
     """Lets every node see all nodes before it, siblings included."""
 
     def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
-        return super().score(TokenTree.chain(tree.token_ids))
+        return super().score(TokenTree.chain(tree.tokens))
 
 
-class KeepsTheFirstMask(TinyTarget):
+class KeepsTheFirstMask(ToyTarget):
     """Computes the ancestor mask for each size of tree only once."""
 
     def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
-        first: dict[int, Tensor] = self.__dict__.setdefault("first", {})
-        return super().score(TokenTree(tree.token_ids, first.setdefault(len(tree), tree.parents)))
+        first: dict[int, tuple[int, ...]] = self.__dict__.setdefault("first", {})
+        return super().score(TokenTree.of(tree.tokens, first.setdefault(len(tree), tree.parents)))
 
 
-class CommitsTheFirstNodes(TinyTarget):
+class CommitsTheFirstNodes(ToyTarget):
     """Takes as many nodes as the path has, but from the beginning of the tree."""
 
     def commit(self, path: Sequence[int]) -> None:
-        parents = range(-1, len(path) - 1)
-        tokens = [token for token, _ in self.state.nodes[: len(path)]]
-        self.state.nodes = []
-        self.state.extend(tokens, list(parents))
+        tokens = self.state._held.tokens[: len(path)]
+        self.state.commit(())
+        self.state.extend(tokens, range(-1, len(path) - 1))
         super().commit(range(len(path)))
 
 
-class ForgetsTheAnchor(TinyTarget):
+class ForgetsTheAnchor(ToyTarget):
     """Commits the accepted tokens without the anchor before them."""
 
     def commit(self, path: Sequence[int]) -> None:
-        tokens = [self.state.nodes[node][0] for node in path[1:]]
-        self.state.nodes = []
+        tokens = [self.state._held.tokens[node] for node in path[1:]]
+        self.state.commit(())
         if tokens:
-            self.state.extend(tokens, list(range(-1, len(tokens) - 1)))
+            self.state.extend(tokens, range(-1, len(tokens) - 1))
         super().commit(range(len(tokens)))
 
 
-class CommitsTheAnchorOnly(TinyTarget):
+class CommitsTheAnchorOnly(ToyTarget):
     """Lets the loop feed it the accepted tokens again, which the loop does not."""
 
     def commit(self, path: Sequence[int]) -> None:
         super().commit(path[:1])
 
 
-class NeverForgets(TinyTarget):
+class NeverForgets(ToyTarget):
     """Runs a new prompt after whatever it held."""
 
     def prefill(self, prompt: Prompt) -> None:
-        self.state.held = []
+        self.state._held = HeldText()
         super().prefill(prompt)
 
 
-class HoldsTooMuch(TinyTarget):
+class HoldsTooMuch(ToyTarget):
     """Keeps its state if the new prompt is the beginning of what it holds."""
 
     def prefill(self, prompt: Prompt) -> None:
         wanted = list(prompt.token_ids[:-1])
-        if self.state.held[: len(wanted)] != wanted:
+        if self.state._held.key[: len(wanted)] != wanted:
             super().prefill(prompt)
 
 
-class CommitsUnnoticed(TinyTarget):
+class CommitsUnnoticed(ToyTarget):
     """Moves its state on without noting which tokens it holds."""
 
     def commit(self, path: Sequence[int]) -> None:
-        held = list(self.state.held)
+        key = list(self.state._held.key)
         super().commit(path)
-        self.state.held = held
+        self.state._held.key = key
 
 
-class IgnoresWhatWasCommitted(TinyTarget):
+class IgnoresWhatWasCommitted(ToyTarget):
     """Compares a new prompt with the last prompt, and not with what it holds by now."""
 
     def prefill(self, prompt: Prompt) -> None:
         last: list[int] = self.__dict__.setdefault("last", [])
         if last and list(prompt.token_ids[: len(last)]) == last:
-            self.state.held = list(last)
+            self.state._held.key = list(last)
         super().prefill(prompt)
         self.__dict__["last"] = list(prompt.token_ids[:-1])
 
@@ -174,7 +181,7 @@ class DraftersOf:
 
 
 def new_state() -> TinyState:
-    return TinyState(RecurrentModel(VOCAB_SIZE))
+    return TinyNetwork(RecurrentModel(VOCAB_SIZE)).new_state()
 
 
 @pytest.mark.parametrize(
@@ -193,108 +200,104 @@ def new_state() -> TinyState:
     ],
 )
 @pytest.mark.parametrize("seed", range(2))
-def test_faulty_targets_are_found_out(faulty: type[TinyTarget], seed: int) -> None:
+def test_faulty_targets_are_found_out(faulty: type[ToyTarget], seed: int) -> None:
     with pytest.raises(AssertionError, match="differ"):
-        check_target(SessionsOf(lambda: faulty(new_state(), None)), seed=seed)
+        check_target(SessionsOf(lambda: faulty(new_state())), seed=seed)
 
 
 def test_a_mask_that_sessions_share_is_found_out() -> None:
     """As a graph that was captured for the first tree of each size would be."""
-    first: dict[int, Tensor] = {}
+    first: dict[int, tuple[int, ...]] = {}
 
-    class SharesTheFirstMask(TinyTarget):
+    class SharesTheFirstMask(ToyTarget):
         def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
             parents = first.setdefault(len(tree), tree.parents)
-            return super().score(TokenTree(tree.token_ids, parents))
+            return super().score(TokenTree.of(tree.tokens, parents))
 
     with pytest.raises(AssertionError):
-        check_target(SessionsOf(lambda: SharesTheFirstMask(new_state(), None)))
+        check_target(SessionsOf(lambda: SharesTheFirstMask(new_state())))
 
 
 def test_sessions_that_share_their_state_are_found_out() -> None:
     shared = new_state()
     with pytest.raises(AssertionError):
-        check_target(SessionsOf(lambda: TinyTarget(shared, None)))
+        check_target(SessionsOf(lambda: ToyTarget(shared)))
 
 
 def test_logits_for_the_anchor_alone_are_found_out() -> None:
-    class ScoresTheAnchor(TinyTarget):
+    class ScoresTheAnchor(ToyTarget):
         def score(self, tree: TokenTree) -> Tensor:
             return super().score(tree)[:1]
 
     with pytest.raises(AssertionError, match="one row of logits per node"):
-        check_target(SessionsOf(lambda: ScoresTheAnchor(new_state(), None)))
+        check_target(SessionsOf(lambda: ScoresTheAnchor(new_state())))
 
 
 # Drafters with a fault.
 
 
-class IgnoresCommits(ModelDrafter):
+class IgnoresCommits(NetworkDrafter):
     """Drafts on, but never learns what became of it."""
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         self._forget_draft()
 
 
-class LosesUnseenTokens(ModelDrafter):
+class LosesUnseenTokens(NetworkDrafter):
     """Forgets accepted leaves, which its model has not seen yet."""
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         super().commit(token_ids)
-        self._pending = []
+        self._behind = []
 
 
-class CommitsAllItDrafted(ModelDrafter):
+class CommitsAllItDrafted(NetworkDrafter):
     """Takes everything that its model has seen for accepted."""
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         assert self._grown is not None
         tree = self._grown.draft.tree
         super().commit(tree.path_tokens(len(tree) - 1))
 
 
-class KeepsUnseenTokens(ModelDrafter):
-    """Carries pending tokens over into another text."""
+class KeepsUnseenTokens(NetworkDrafter):
+    """Is behind by the tokens of another text."""
 
     def prefill(self, prompt: Prompt) -> None:
-        pending = self._pending
+        behind = self._behind
         super().prefill(prompt)
-        self._pending = pending
+        self._behind = behind
 
 
-class DraftsOnItsDraft(ModelDrafter):
+class DraftsOnItsDraft(NetworkDrafter):
     """Leaves the nodes of an abandoned draft in its state."""
 
     def _forget_draft(self) -> None:
         if self._grown is not None:
             seen = [node for node in self._grown.grown_nodes if node >= 0]
-            self._model.commit(seen[:1])
+            self._state.commit(seen[:1])
             self._grown = None
 
 
-class DraftsTooDeep(ModelDrafter):
+class DraftsTooDeep(NetworkDrafter):
     """Adds a level that nobody asked for."""
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         tree = super().draft(anchor, shape, params, rng).tree
-        token_ids = torch.cat([tree.token_ids, torch.tensor([0])])
-        parents = torch.cat([tree.parents, torch.tensor([len(tree) - 1])])
-        return Draft.chosen(TokenTree(token_ids, parents))
+        return Draft.chosen(TokenTree.of((*tree.tokens, 0), (*tree.parents, len(tree) - 1)))
 
 
-class DraftsTwice(ModelDrafter):
+class DraftsTwice(NetworkDrafter):
     """Has the same child twice."""
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         tree = super().draft(anchor, shape, params, rng).tree
         if len(tree) < 2:
             return Draft.chosen(tree)
-        token_ids = torch.cat([tree.token_ids, tree.token_ids[1:2]])
-        parents = torch.cat([tree.parents, torch.tensor([0])])
-        return Draft.chosen(TokenTree(token_ids, parents))
+        return Draft.chosen(TokenTree.of((*tree.tokens, tree.tokens[1]), (*tree.parents, 0)))
 
 
-class GivesWeights(ModelDrafter):
+class GivesWeights(NetworkDrafter):
     """Gives draft probabilities that were not normalized."""
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
@@ -318,7 +321,9 @@ class GivesWeights(ModelDrafter):
     ],
 )
 @pytest.mark.parametrize("seed", range(2))
-def test_faulty_drafters_are_found_out(faulty: type[ModelDrafter], promise: str, seed: int) -> None:
+def test_faulty_drafters_are_found_out(
+    faulty: type[NetworkDrafter], promise: str, seed: int
+) -> None:
     with pytest.raises(AssertionError, match=promise):
         check_drafter(DraftersOf(lambda: faulty(new_state())), VOCAB_SIZE, seed=seed)
 
@@ -326,12 +331,15 @@ def test_faulty_drafters_are_found_out(faulty: type[ModelDrafter], promise: str,
 def test_drafters_that_share_their_state_are_found_out() -> None:
     shared = new_state()
     with pytest.raises(AssertionError):
-        check_drafter(DraftersOf(lambda: ModelDrafter(shared)), VOCAB_SIZE)
+        check_drafter(DraftersOf(lambda: NetworkDrafter(shared)), VOCAB_SIZE)
 
 
 def test_sessions_play_their_roles() -> None:
     model = RecurrentModel(VOCAB_SIZE)
-    target, drafter = TinyTargetModel(model), TinyDrafterModel(model)
+    target, drafter = (
+        NetworkTargetModel(TinyNetwork(model)),
+        NetworkDrafterModel(TinyNetwork(model)),
+    )
     assert isinstance(target, TargetModel)
     assert isinstance(target.new_session(), Target)
     assert isinstance(drafter, DrafterModel)

@@ -5,13 +5,15 @@ import torch
 from torch import Tensor
 
 from treesnake.errors import ContextLengthError, InvalidInputError
-from treesnake.prompt import Prompt
+from treesnake.prompt import Prompt, PromptInput
+from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import (
     AttentionModel,
     RecurrentModel,
     TableModel,
     TinyModel,
-    TinyTargetModel,
+    TinyNetwork,
+    check_network,
 )
 from treesnake.testing.tiny import TinyState
 
@@ -67,14 +69,38 @@ def test_a_state_grows_a_tree_in_pieces_or_at_once(kind: type) -> None:
 @pytest.mark.parametrize("kind", TOYS)
 def test_a_committed_path_is_held(kind: type) -> None:
     state = TinyState(kind(4))
-    state.prefill([3])
+    state.prefill(Prompt((3, 0)))
     state.extend([1, 2, 3], [-1, 0, 0])
     state.commit([0, 2])
-    assert (state.held, state.nodes) == ([3, 1, 3], [])
+    assert state.length == 3
+    expected = TinyState(kind(4))
+    expected.prefill(Prompt((3, 1, 3, 0)))
+    assert torch.equal(state.extend([2], [-1]), expected.extend([2], [-1]))
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_toys_are_networks_that_keep_every_promise(kind: type) -> None:
+    check_network(TinyNetwork(kind(4)), num_trials=6, tolerance=0)
+
+
+@pytest.mark.parametrize("kind", [RecurrentModel, AttentionModel])
+def test_equal_ids_with_other_pictures_are_other_texts(kind: type) -> None:
+    def prompt(value: float) -> Prompt:
+        tensors = {"pixel_values": torch.full((1,), value)}
+        return Prompt((1, 2, 2, 3, 1), (PromptInput(tensors, 1, 2),))
+
+    def after(*prompts: Prompt) -> torch.Tensor:
+        state = TinyState(kind(4, seed=2))
+        for each in prompts:
+            state.prefill(each)
+        return state.extend([0], [-1])
+
+    assert torch.equal(after(prompt(0.25), prompt(0.5)), after(prompt(0.5)))
+    assert not torch.equal(after(prompt(0.25)), after(prompt(0.5)))
 
 
 def test_targets_refuse_prompts_that_do_not_fit() -> None:
-    session = TinyTargetModel(TableModel(4), context_length=3).new_session()
+    session = NetworkTargetModel(TinyNetwork(TableModel(4), context_length=3)).new_session()
     session.prefill(Prompt((1, 2)))
     with pytest.raises(ContextLengthError):
         session.prefill(Prompt((1, 2, 3)))

@@ -12,15 +12,17 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from treesnake.loading.conversion import build_tokenizer
+from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
+from treesnake.models.hf_attention import HfAttention
 from treesnake.training.answers import answer_prompts, read_prompts
-from treesnake.training.recipe import (
+from treesnake.training.reporting import NoReporter
+from treesnake.training.training_recipe import (
     AnswersStage,
     DistilStage,
     Mamba2Sizes,
-    Recipe,
+    TrainingRecipe,
 )
-from treesnake.training.reporting import NoReporter
 
 VOCAB_SIZE = 272
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -100,9 +102,9 @@ DISTIL = DistilStage(
 
 
 @pytest.fixture
-def recipe(target_folder: Path, prompts_file: Path) -> Recipe:
+def recipe(target_folder: Path, prompts_file: Path) -> TrainingRecipe:
     """Answers, then a few updates of distillation."""
-    return Recipe(
+    return TrainingRecipe(
         name="tiny",
         target=str(target_folder),
         drafter=SIZES,
@@ -118,9 +120,9 @@ def answers_folder(
 ) -> Path:
     """What the target answers."""
     folder = tmp_path_factory.mktemp("answers")
-    target = load_pretrained(str(target_folder), dtype="float32", device="cpu")
+    target = load_pretrained(str(target_folder), LoadOptions(dtype="float32", device="cpu"))
     answer_prompts(
-        target.model,
+        HfAttention(target.model),
         target.tokenizer,
         read_prompts([prompts_file]),
         [2],
@@ -134,7 +136,7 @@ def answers_folder(
 
 
 @pytest.fixture
-def distillation(recipe: Recipe, answers_folder: Path) -> Recipe:
+def distillation(recipe: TrainingRecipe, answers_folder: Path) -> TrainingRecipe:
     """The same without the answers, which are there."""
     return replace(recipe, stages=(replace(DISTIL, data=(str(answers_folder),)),))
 
@@ -150,10 +152,10 @@ def _toml(value: Any) -> str:
 
 
 @pytest.fixture
-def write_recipe() -> Callable[[Recipe, Path], Path]:
+def write_recipe() -> Callable[[TrainingRecipe, Path], Path]:
     """Writes a recipe as the TOML file that it could have been read from."""
 
-    def write(recipe: Recipe, path: Path) -> Path:
+    def write(recipe: TrainingRecipe, path: Path) -> Path:
         table = _without_nothing(asdict(recipe))
         path.write_text("".join(f"{key} = {_toml(each)}\n" for key, each in table.items()))
         return path

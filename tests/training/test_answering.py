@@ -8,25 +8,33 @@ import torch
 from transformers import PreTrainedModel
 
 from treesnake.errors import InvalidInputError
+from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import Pretrained, load_pretrained
+from treesnake.models.hf_attention import HfAttention
+from treesnake.models.tree_network import TreeNetwork
 from treesnake.training import answers
 from treesnake.training.answering import AnswerOptions, answer
 from treesnake.training.answers import answer_batches, answer_prompts, read_prompts
-from treesnake.training.recipe import AnswersStage
 from treesnake.training.reporting import NoReporter
 from treesnake.training.shards import read_shard, shard_files
+from treesnake.training.training_recipe import AnswersStage
 
 PROMPTS = [[5, 6, 7], [9], [5, 6, 7, 8, 9, 10], [11, 12]]
 
 
 @pytest.fixture(scope="module")
 def pretrained(target_folder: Path) -> Pretrained:
-    return load_pretrained(str(target_folder), dtype="float32", device="cpu")
+    return load_pretrained(str(target_folder), LoadOptions(dtype="float32", device="cpu"))
 
 
 @pytest.fixture(scope="module")
 def model(pretrained: Pretrained) -> PreTrainedModel:
     return pretrained.model
+
+
+@pytest.fixture(scope="module")
+def network(model: PreTrainedModel) -> HfAttention:
+    return HfAttention(model)
 
 
 def greedy(model: PreTrainedModel, prompt: list[int], ends: tuple[int, ...]) -> list[int]:
@@ -39,19 +47,37 @@ def greedy(model: PreTrainedModel, prompt: list[int], ends: tuple[int, ...]) -> 
     return tokens[len(prompt) :]
 
 
-def test_batched_answers_are_those_of_one_prompt_alone(model: PreTrainedModel) -> None:
-    # Tokens that occur early end the texts at different places.
+def test_batched_answers_are_those_of_one_prompt_alone(
+    model: PreTrainedModel, network: HfAttention
+) -> None:
+    # Tokens that occur early end the texts at different positions.
     ends = tuple({greedy(model, prompt, ())[3 + row] for row, prompt in enumerate(PROMPTS[:2])})
     options = AnswerOptions(10, temperature=0.0, num_top=3, end_tokens=ends)
-    found = answer(model, PROMPTS, options, torch.Generator())
+    found = answer(network, PROMPTS, options, seed=0)
     expected = [greedy(model, prompt, ends) for prompt in PROMPTS]
     assert [each.tokens.tolist() for each in found] == expected
     assert len({len(each) for each in expected}) > 1
 
 
-def test_the_targets_probabilities_come_along(model: PreTrainedModel) -> None:
+def test_texts_that_ended_are_not_run_any_more(network: HfAttention) -> None:
+    ends = tuple({greedy(network.model, prompt, ())[3 + row] for row, prompt in enumerate(PROMPTS)})
+    sizes: list[int] = []
+
+    def note(module: object, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        if output.shape[1] == 1:
+            sizes.append(len(output))
+
+    handle = network.model.get_input_embeddings().register_forward_hook(note)
+    options = AnswerOptions(10, temperature=0.0, num_top=1, end_tokens=ends)
+    lengths = [len(each.tokens) for each in answer(network, [[9, 9], *PROMPTS[2:]], options, 0)]
+    handle.remove()
+    steps = range(max(lengths))
+    assert sizes[-len(steps) :] == [sum(length > step for length in lengths) for step in steps]
+
+
+def test_the_targets_probabilities_come_along(model: PreTrainedModel, network: HfAttention) -> None:
     options = AnswerOptions(4, temperature=0.0, num_top=3, end_tokens=())
-    for each in answer(model, PROMPTS, options, torch.Generator()):
+    for each in answer(network, PROMPTS, options, seed=0):
         text = [*each.prompt, *each.tokens.tolist()]
         logits = model(input_ids=torch.tensor([text])).logits[0, len(each.prompt) - 1 : -1]
         expected = logits.log_softmax(-1).topk(3)
@@ -59,30 +85,30 @@ def test_the_targets_probabilities_come_along(model: PreTrainedModel) -> None:
         torch.testing.assert_close(each.top_log_probs, expected.values, atol=1e-4, rtol=1e-4)
 
 
-def test_sampled_answers_are_those_of_the_seed(model: PreTrainedModel) -> None:
+def test_sampled_answers_are_those_of_the_seed(network: HfAttention) -> None:
     options = AnswerOptions(6, temperature=1.5, num_top=1, end_tokens=())
 
     def sample(seed: int) -> list[list[int]]:
-        found = answer(model, PROMPTS, options, torch.Generator().manual_seed(seed))
+        found = answer(network, PROMPTS, options, seed)
         return [each.tokens.tolist() for each in found]
 
     assert sample(0) == sample(0) != sample(1)
 
 
 def test_answers_that_are_there_are_not_made_again(
-    pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: HfAttention, pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = AnswersStage(name="a", prompts=(), max_new_tokens=3, num_top=2, batch_size=2)
     prompts = [f"number {index}" for index in range(7)]
     asked = []
 
-    def counting(model: PreTrainedModel, batch: list[list[int]], *rest: object) -> object:
+    def counting(network: TreeNetwork, batch: list[list[int]], *rest: object) -> object:
         asked.append(len(batch))
-        return answer(model, batch, *rest)
+        return answer(network, batch, *rest)
 
     def run() -> list[bytes]:
         answer_prompts(
-            pretrained.model,
+            network,
             pretrained.tokenizer,
             prompts,
             [2],

@@ -12,10 +12,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from treesnake.errors import InvalidInputError
 from treesnake.training import corpus
 from treesnake.training.corpus import PROMPTS_FILE, collect_corpus, read_exchange
-from treesnake.training.recipe import CorpusStage
 from treesnake.training.reporting import NoReporter
 from treesnake.training.shards import read_shard, shard_files
 from treesnake.training.texts import read_texts
+from treesnake.training.training_recipe import CorpusStage
 
 SHAREGPT = [{"from": "human", "value": " Why? "}, {"from": "gpt", "value": "Because."}]
 CHAT = [

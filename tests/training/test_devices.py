@@ -20,20 +20,22 @@ from torch.nn.utils import clip_grad_norm_
 
 from treesnake.loading.checkpoint import find_checkpoint
 from treesnake.training.devices import keep_memory, new_accelerator, rounded_products
+from treesnake.training.distillation_loss import DistillationLoss, Objective
 from treesnake.training.learner import build_learner
-from treesnake.training.lesson import Lesson, Objective
-from treesnake.training.recipe import DistilStage, Recipe
 from treesnake.training.reporting import NoReporter
-from treesnake.training.run import train_drafter
 from treesnake.training.texts import Batch, read_texts
+from treesnake.training.training_recipe import DistilStage, TrainingRecipe
+from treesnake.training.training_run import train_drafter
 
 PATIENCE_S = 300
 """A process that hangs fails the test, instead of holding up all others."""
 
-Run = Callable[[Recipe, Path], None]
+Run = Callable[[TrainingRecipe, Path], None]
 
 
-def run_as(rank: int, environment: dict[str, str], run: Run, recipe: Recipe, folder: Path) -> None:
+def run_as(
+    rank: int, environment: dict[str, str], run: Run, recipe: TrainingRecipe, folder: Path
+) -> None:
     """Is what `accelerate launch` starts so many times."""
     os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -41,7 +43,7 @@ def run_as(rank: int, environment: dict[str, str], run: Run, recipe: Recipe, fol
     run(recipe, folder)
 
 
-def run_together(run: Run, recipe: Recipe, folder: Path) -> None:
+def run_together(run: Run, recipe: TrainingRecipe, folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -75,7 +77,7 @@ def test_products_are_rounded_on_a_cpu_that_was_asked_to_and_only_then(
         assert torch.get_float32_matmul_precision() == before
 
 
-def train(recipe: Recipe, folder: Path) -> None:
+def train(recipe: TrainingRecipe, folder: Path) -> None:
     train_drafter(recipe, folder, NoReporter())
 
 
@@ -93,7 +95,7 @@ def assert_same_curve(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_two_processes_have_the_loss_curve_of_one(
-    optimizer: Literal["adamw", "muon"], distillation: Recipe, tmp_path: Path
+    optimizer: Literal["adamw", "muon"], distillation: TrainingRecipe, tmp_path: Path
 ) -> None:
     (stage,) = distillation.stages
     assert isinstance(stage, DistilStage)
@@ -106,7 +108,7 @@ def test_two_processes_have_the_loss_curve_of_one(
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-2, atol=1e-3)
 
 
-def test_two_processes_answer_the_prompts_together(recipe: Recipe, tmp_path: Path) -> None:
+def test_two_processes_answer_the_prompts_together(recipe: TrainingRecipe, tmp_path: Path) -> None:
     answers = replace(recipe, stages=recipe.stages[:1])
     train(answers, tmp_path / "one")
     run_together(train, answers, tmp_path / "two")
@@ -116,38 +118,40 @@ def test_two_processes_answer_the_prompts_together(recipe: Recipe, tmp_path: Pat
         assert path.read_bytes() == (tmp_path / "two" / "answers" / path.name).read_bytes()
 
 
-def lose_sharded(recipe: Recipe, folder: Path) -> None:
-    """Writes the norm of the gradient of a lesson whose weights are shared out to two processes."""
-    lesson, batch = new_lesson(recipe)
+def lose_sharded(recipe: TrainingRecipe, folder: Path) -> None:
+    """Writes the norm of a gradient whose weights are shared out to two processes."""
+    loss_module, batch = new_loss_module(recipe)
     accelerator = new_accelerator("float32")
-    fully_shard(lesson, mesh=init_device_mesh("cpu", (2,)))
-    loss = lesson(batch)[:, 0].sum()
+    fully_shard(loss_module, mesh=init_device_mesh("cpu", (2,)))
+    loss = loss_module(batch)[:, 0].sum()
     loss.backward()
-    norm = clip_grad_norm_(lesson.parameters(), 1e9)
+    norm = clip_grad_norm_(loss_module.parameters(), 1e9)
     assert isinstance(norm, DTensor)
     norm = norm.full_tensor()
     if accelerator.is_main_process:
         torch.save((loss.detach(), norm), folder / "sharded.pt")
 
 
-def new_lesson(recipe: Recipe) -> tuple[Lesson, Batch]:
+def new_loss_module(recipe: TrainingRecipe) -> tuple[DistillationLoss, Batch]:
     (stage,) = recipe.stages
     assert isinstance(stage, DistilStage)
     target = find_checkpoint(recipe.target)
     learner = build_learner(recipe.drafter, target, recipe.seed)
     texts = read_texts([Path(stage.data[0])], stage.max_tokens)
-    lesson = Lesson(learner, Objective("forward_kl", 0.5), 272, None)
-    return lesson, texts.batch(range(8))
+    loss_module = DistillationLoss(learner, Objective("forward_kl", 0.5), 272, None)
+    return loss_module, texts.batch(range(8))
 
 
-def test_weights_can_be_shared_out_as_fsdp_does(distillation: Recipe, tmp_path: Path) -> None:
+def test_weights_can_be_shared_out_as_fsdp_does(
+    distillation: TrainingRecipe, tmp_path: Path
+) -> None:
     run_together(lose_sharded, distillation, tmp_path)
     sharded_loss, sharded_norm = torch.load(tmp_path / "sharded.pt")
-    lesson, batch = new_lesson(distillation)
-    loss = lesson(batch)[:, 0].sum()
+    loss_module, batch = new_loss_module(distillation)
+    loss = loss_module(batch)[:, 0].sum()
     loss.backward()
     torch.testing.assert_close(sharded_loss, loss.detach())
-    torch.testing.assert_close(sharded_norm, clip_grad_norm_(lesson.parameters(), 1e9))
+    torch.testing.assert_close(sharded_norm, clip_grad_norm_(loss_module.parameters(), 1e9))
 
 
 def test_memory_that_was_freed_is_used_again_without_the_system(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.generate import generate
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.search.static import StaticSearch
 from treesnake.shape import chain
-from treesnake.testing.tiny import RecurrentModel, TableModel, TinyDrafterModel, TinyTargetModel
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing.tiny import RecurrentModel, TableModel, TinyNetwork
 from treesnake.training.held_out import calibration_error, emitted_tokens
 
 
@@ -45,8 +47,8 @@ def test_one_pass_tells_what_every_step_of_decoding_emits(seed: int, draft_lengt
     target, drafter = RecurrentModel(6, seed=seed), TableModel(6, order=2, seed=seed + 1)
     prompt = (1, 2)
     steps = generate(
-        TinyTargetModel(target).new_session(),
-        TinyDrafterModel(drafter).new_session(),
+        NetworkTargetModel(TinyNetwork(target)).new_session(),
+        NetworkDrafterModel(TinyNetwork(drafter)).new_session(),
         Prompt(prompt),
         search=StaticSearch(chain(draft_length)),
         params=SamplingParams(),

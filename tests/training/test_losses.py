@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treesnake.training.losses import all_outcomes, cross_entropy, divergence, stored_outcomes
-from treesnake.training.recipe import Divergence
+from treesnake.training.training_recipe import Divergence
 
 KINDS = get_args(Divergence)
 VOCAB = 9
 
 
-def logits(seed: int, places: int = 3) -> torch.Tensor:
-    return 2 * torch.randn(places, VOCAB, generator=torch.Generator().manual_seed(seed))
+def logits(seed: int, positions: int = 3) -> torch.Tensor:
+    return 2 * torch.randn(positions, VOCAB, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -70,7 +70,7 @@ def test_tokens_that_cannot_be_said_have_no_part_in_it(kind: Divergence) -> None
 
 
 def test_the_gradient_of_the_forward_divergence_leads_to_the_targets_probabilities() -> None:
-    target = logits(0, places=1).log_softmax(-1)
+    target = logits(0, positions=1).log_softmax(-1)
     top = target.topk(4)
     drafter = torch.zeros(1, VOCAB, requires_grad=True)
     optimizer = torch.optim.Adam([drafter], lr=0.1)
@@ -84,7 +84,7 @@ def test_the_gradient_of_the_forward_divergence_leads_to_the_targets_probabiliti
 
 def test_stored_probabilities_that_sum_to_more_than_one_do_no_harm() -> None:
     columns = torch.tensor([[0, 1]])
-    outcomes = stored_outcomes(logits(0, places=1), columns, torch.tensor([[0.7, 0.31]]).log())
+    outcomes = stored_outcomes(logits(0, positions=1), columns, torch.tensor([[0.7, 0.31]]).log())
     assert all(divergence(kind, outcomes).isfinite().all() for kind in KINDS)
 
 

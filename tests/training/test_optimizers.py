@@ -12,7 +12,7 @@ from treesnake.loading.checkpoint import find_checkpoint
 from treesnake.training.learner import build_learner
 from treesnake.training.muon import UPDATE_SIZE, Muon, fused_parts, orthogonal, shared_out
 from treesnake.training.optimizers import learning_rate, new_optimizers
-from treesnake.training.recipe import Mamba2Sizes, PretrainStage
+from treesnake.training.training_recipe import Mamba2Sizes, PretrainStage
 
 STAGE = PretrainStage(name="p", data=("x",), learning_rate=1.0, warmup=0.1, final_rate=0.2)
 SIZES = Mamba2Sizes(hidden_size=32, num_layers=1, num_heads=4, head_dim=16, state_dim=8)

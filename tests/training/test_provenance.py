@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from treesnake.environment import SourceCommit
 from treesnake.training import provenance
-from treesnake.training.held_out import Judgement
-from treesnake.training.position import Evaluation
+from treesnake.training.held_out import HeldOutScore
+from treesnake.training.progress import Evaluation
 from treesnake.training.provenance import StageRecord, write_provenance
-from treesnake.training.recipe import Recipe
+from treesnake.training.training_recipe import TrainingRecipe
 
-EVALUATION = Evaluation(4, 1000, 7.5, 2.0, Judgement(3, 30, 2.1, 0.5, 1.9, 0.1))
+EVALUATION = Evaluation(4, 1000, 7.5, 2.0, HeldOutScore(3, 30, 2.1, 0.5, 1.9, 0.1))
 RECORD = StageRecord("distil", 80, 900, 1000, 0.002, [EVALUATION])
 
 
-def test_recipe_sources_and_curves_are_written(recipe: Recipe, tmp_path: Path) -> None:
+def test_recipe_sources_and_curves_are_written(recipe: TrainingRecipe, tmp_path: Path) -> None:
     write_provenance(tmp_path, recipe, [RECORD], num_parameters=123, num_processes=2)
     facts = json.loads((tmp_path / "provenance.json").read_text())
     assert facts["recipe"] == json.loads(json.dumps(asdict(recipe)))
@@ -26,10 +27,21 @@ def test_recipe_sources_and_curves_are_written(recipe: Recipe, tmp_path: Path) -
     assert facts["packages"]["torch"]
 
 
-def test_the_commit_is_that_of_this_source_or_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("commit", "written"),
+    [
+        (SourceCommit("a1" * 20, is_changed=False), "a1" * 20),
+        (SourceCommit("a1" * 20, is_changed=True), "a1" * 20 + "-dirty"),
+        (None, None),
+    ],
+)
+def test_the_commit_is_marked_if_the_source_was_changed(
+    commit: SourceCommit | None,
+    written: str | None,
+    recipe: TrainingRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    commit = provenance._commit()
-    assert commit is None or len(commit.removesuffix("-dirty")) == 40
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
-    assert provenance._commit() is None
+    monkeypatch.setattr(provenance, "source_commit", lambda: commit)
+    write_provenance(tmp_path, recipe, [RECORD], num_parameters=123, num_processes=2)
+    assert json.loads((tmp_path / "provenance.json").read_text())["commit"] == written

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from treesnake.training.recipe import Recipe
 from treesnake.training.reporting import TerminalReporter
-from treesnake.training.run import train_drafter
+from treesnake.training.training_recipe import TrainingRecipe
+from treesnake.training.training_run import train_drafter
 
 
 def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,7 +41,9 @@ def test_a_terminal_gets_a_bar(
     assert "loss 0.5" in shown
 
 
-def test_tensorboard_finds_loss_rate_and_judgements(distillation: Recipe, tmp_path: Path) -> None:
+def test_tensorboard_finds_loss_rate_and_judgements(
+    distillation: TrainingRecipe, tmp_path: Path
+) -> None:
     train_drafter(distillation, tmp_path, TerminalReporter(), tensorboard=True)
     events = EventAccumulator(str(tmp_path / "logs" / "distil"))
     events.Reload()

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from treesnake.errors import InvalidInputError, TrainingError
 from treesnake.training import checkpoints, trainer
 from treesnake.training.checkpoints import checkpoint_folder, newest_checkpoint, write_folder
-from treesnake.training.recipe import Recipe
 from treesnake.training.reporting import NoReporter
-from treesnake.training.run import train_drafter
+from treesnake.training.training_recipe import TrainingRecipe
+from treesnake.training.training_run import train_drafter
 
 PATIENCE_S = 300
 
@@ -35,11 +35,11 @@ class KillingReporter(NoReporter):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train_until_update(recipe: Recipe, folder: Path) -> None:
+def train_until_update(recipe: TrainingRecipe, folder: Path) -> None:
     train_drafter(recipe, folder, KillingReporter(5))
 
 
-def train_until_checkpoint(recipe: Recipe, folder: Path) -> None:
+def train_until_checkpoint(recipe: TrainingRecipe, folder: Path) -> None:
     """Trains until the second checkpoint is filled, but has no name yet."""
     finish, folders = trainer.finish_folder, []
 
@@ -79,7 +79,7 @@ def reference_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def reference(distillation: Recipe, reference_folder: Path) -> Path:
+def reference(distillation: TrainingRecipe, reference_folder: Path) -> Path:
     """A run that nobody interrupted."""
     if not (reference_folder / "drafter").exists():
         train_drafter(distillation, reference_folder, NoReporter())
@@ -90,9 +90,9 @@ def reference(distillation: Recipe, reference_folder: Path) -> Path:
     ("train", "update"), [(train_until_update, 4), (train_until_checkpoint, 2)]
 )
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(
-    train: Callable[[Recipe, Path], None],
+    train: Callable[[TrainingRecipe, Path], None],
     update: int,
-    distillation: Recipe,
+    distillation: TrainingRecipe,
     reference: Path,
     tmp_path: Path,
 ) -> None:
@@ -108,7 +108,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
 
 
 def test_a_broken_checkpoint_is_named_and_the_one_before_it_is_taken(
-    distillation: Recipe, reference: Path, tmp_path: Path
+    distillation: TrainingRecipe, reference: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(reference, folder)
@@ -128,7 +128,7 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_it_is_taken(
 
 
 def test_when_all_checkpoints_are_broken_it_says_so(
-    distillation: Recipe, reference: Path, tmp_path: Path
+    distillation: TrainingRecipe, reference: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(reference, folder)
@@ -139,7 +139,7 @@ def test_when_all_checkpoints_are_broken_it_says_so(
 
 
 def test_another_recipe_does_not_go_on_with_these_checkpoints(
-    distillation: Recipe, reference: Path, tmp_path: Path
+    distillation: TrainingRecipe, reference: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(reference, folder)
@@ -162,7 +162,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_in_the_middle_of_a_run_leaves_its_last_checkpoint(
-    distillation: Recipe, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    distillation: TrainingRecipe, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -182,7 +182,7 @@ def test_a_full_disk_in_the_middle_of_a_run_leaves_its_last_checkpoint(
 
 
 def test_a_loss_that_is_no_number_stops_and_says_what_to_try(
-    distillation: Recipe, tmp_path: Path
+    distillation: TrainingRecipe, tmp_path: Path
 ) -> None:
     (stage,) = distillation.stages
     wild = replace(stage, learning_rate=1e30, warmup=0.0, clip_norm=1e30)
@@ -191,7 +191,7 @@ def test_a_loss_that_is_no_number_stops_and_says_what_to_try(
 
 
 def test_a_run_goes_on_with_another_learning_rate(
-    distillation: Recipe, reference: Path, tmp_path: Path
+    distillation: TrainingRecipe, reference: Path, tmp_path: Path
 ) -> None:
     (stage,) = distillation.stages
     early = replace(stage, max_updates=4)

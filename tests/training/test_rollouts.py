@@ -8,14 +8,19 @@ import torch
 
 from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import find_checkpoint
+from treesnake.training.distillation_loss import DistillationLoss, Objective
 from treesnake.training.learner import build_learner
-from treesnake.training.lesson import Lesson, Objective
-from treesnake.training.recipe import DistilStage, Mamba2Sizes, Recipe, check_recipe
 from treesnake.training.reporting import NoReporter
 from treesnake.training.rollouts import roll_out
-from treesnake.training.run import train_drafter
 from treesnake.training.shards import text_shard
 from treesnake.training.texts import Batch, Texts
+from treesnake.training.training_recipe import (
+    DistilStage,
+    Mamba2Sizes,
+    TrainingRecipe,
+    check_training_recipe,
+)
+from treesnake.training.training_run import train_drafter
 
 SIZES = Mamba2Sizes(hidden_size=32, num_layers=1, num_heads=4, head_dim=16, state_dim=8)
 DRAFTED = torch.tensor([100, 101, 102])
@@ -23,9 +28,9 @@ PAIRS = [([1, 2], [3, 4, 5]), ([6], [7, 8]), ([9, 10, 11], [12])]
 
 
 @pytest.fixture
-def lesson(target_folder: Path) -> Lesson:
+def loss_module(target_folder: Path) -> DistillationLoss:
     learner = build_learner(SIZES, find_checkpoint(str(target_folder)), seed=0)
-    return Lesson(learner, Objective("forward_kl", 0.0), 272, DRAFTED)
+    return DistillationLoss(learner, Objective("forward_kl", 0.0), 272, DRAFTED)
 
 
 @pytest.fixture
@@ -34,36 +39,42 @@ def batch() -> Batch:
 
 
 def test_a_rollout_is_a_beginning_of_the_text_and_words_of_the_drafter(
-    lesson: Lesson, batch: Batch
+    loss_module: DistillationLoss, batch: Batch
 ) -> None:
     texts = [[*prompt, *answer] for prompt, answer in PAIRS]
     kept = set()
     for seed in range(20):
-        rolled = roll_out(lesson, batch, 2, torch.Generator().manual_seed(seed))
-        places = rolled.places.view(3, 3)
+        rolled = roll_out(loss_module, batch, 2, torch.Generator().manual_seed(seed))
+        positions = rolled.positions.view(3, 3)
         width = rolled.tokens.shape[1]
         for row, (text, (prompt, answer)) in enumerate(zip(texts, PAIRS, strict=True)):
-            end = int(places[row, 0]) - row * width
+            end = int(positions[row, 0]) - row * width
             tokens = rolled.tokens[row].tolist()
             assert tokens[: end + 1] == text[: end + 1]
             assert len(prompt) - 1 <= end <= len(prompt) + len(answer) - 2
             assert {*tokens[end + 1 : end + 3]} <= {*DRAFTED.tolist()}
             assert tokens[end + 3 :] == [0] * (width - end - 3)
-            assert places[row].tolist() == list(range(int(places[row, 0]), int(places[row, 2]) + 1))
+            assert positions[row].tolist() == list(
+                range(int(positions[row, 0]), int(positions[row, 2]) + 1)
+            )
             kept.add((row, end))
-    assert len(kept) == 3 + 2 + 1, "every place is drawn"
+    assert len(kept) == 3 + 2 + 1, "every position is drawn"
 
 
-def test_words_are_drawn_from_the_drafters_distribution(lesson: Lesson, batch: Batch) -> None:
+def test_words_are_drawn_from_the_drafters_distribution(
+    loss_module: DistillationLoss, batch: Batch
+) -> None:
     one = Texts([text_shard([0], [([6], [7])])], max_tokens=9).batch([0])
-    (probs,) = lesson.next_probs(torch.tensor([[6]]), torch.tensor([0])).detach()
+    (probs,) = loss_module.next_probs(torch.tensor([[6]]), torch.tensor([0])).detach()
     generator = torch.Generator().manual_seed(0)
-    drawn = [int(roll_out(lesson, one, 1, generator).tokens[0, 1]) for _ in range(400)]
+    drawn = [int(roll_out(loss_module, one, 1, generator).tokens[0, 1]) for _ in range(400)]
     found = torch.tensor([drawn.count(token) / 400 for token in DRAFTED.tolist()])
     torch.testing.assert_close(found, probs, atol=0.08, rtol=0)
 
 
-def test_a_drafter_is_distilled_on_its_own_words(distillation: Recipe, tmp_path: Path) -> None:
+def test_a_drafter_is_distilled_on_its_own_words(
+    distillation: TrainingRecipe, tmp_path: Path
+) -> None:
     (stage,) = distillation.stages
     assert isinstance(stage, DistilStage)
     rolled = replace(stage, probabilities="target", rollout_tokens=2, max_updates=6)
@@ -71,4 +82,4 @@ def test_a_drafter_is_distilled_on_its_own_words(distillation: Recipe, tmp_path:
     folder = train_drafter(recipe, tmp_path, NoReporter())
     assert (folder / "model.safetensors").exists()
     with pytest.raises(InvalidInputError, match='choose probabilities = "target"'):
-        check_recipe(replace(recipe, stages=(replace(rolled, probabilities="stored"),)))
+        check_training_recipe(replace(recipe, stages=(replace(rolled, probabilities="stored"),)))

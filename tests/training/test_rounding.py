@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
 from treesnake.training.rounding import RoundedLinear, rounded_to_int8, rounding_pays
 
@@ -34,7 +35,7 @@ def test_each_row_has_a_scale_of_its_own() -> None:
 
 def test_a_model_has_its_layers_back_afterwards(target_folder: Path) -> None:
     model: PreTrainedModel = load_pretrained(
-        str(target_folder), dtype="float32", device="cpu"
+        str(target_folder), LoadOptions(dtype="float32", device="cpu")
     ).model
     tokens = torch.tensor([[5, 6, 7, 8]])
     before = model(input_ids=tokens).logits

@@ -7,16 +7,23 @@ import pytest
 import torch
 
 from treesnake.drafters.load import load_drafter
-from treesnake.drafters.mamba import MambaDrafterModel
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import Checkpoint, find_checkpoint
-from treesnake.models.checkpoint import load_network
+from treesnake.loading.options import LoadOptions
+from treesnake.models.checkpoint import read_network
 from treesnake.models.mamba2 import Mamba2
 from treesnake.training.learner import Learner, build_learner
-from treesnake.training.recipe import Mamba2Sizes, MambaSizes, Recipe, Start, TrainedBefore
 from treesnake.training.reporting import NoReporter
-from treesnake.training.run import train_drafter
-from treesnake.training.start import narrowed, prepare
+from treesnake.training.start import narrowed, start_from_target
+from treesnake.training.training_recipe import (
+    Mamba2Sizes,
+    MambaSizes,
+    Start,
+    TrainedBefore,
+    TrainingRecipe,
+)
+from treesnake.training.training_run import train_drafter
 
 AS_ATTENTION = Mamba2Sizes(
     hidden_size=32, num_layers=2, num_heads=4, head_dim=8, num_groups=4, state_dim=8
@@ -30,7 +37,7 @@ def target(target_folder: Path) -> Checkpoint:
 
 def started(target: Checkpoint, sizes: Mamba2Sizes, start: Start) -> Learner:
     learner = build_learner(sizes, target, seed=0)
-    prepare(learner, start, target)
+    start_from_target(learner, start, target)
     return learner
 
 
@@ -109,7 +116,7 @@ def test_what_does_not_fit_is_told(
 
 
 def test_a_drafter_that_was_trained_before_goes_on_learning(
-    distillation: Recipe, target: Checkpoint, tmp_path: Path
+    distillation: TrainingRecipe, target: Checkpoint, tmp_path: Path
 ) -> None:
     before = build_learner(MambaSizes(hidden_size=16, num_layers=1), target, seed=0)
     before.save(tmp_path / "before", torch.float32)
@@ -118,13 +125,13 @@ def test_a_drafter_that_was_trained_before_goes_on_learning(
     assert torch.equal(again.embeddings, before.embeddings)
     assert all(parameter.requires_grad for parameter in again.parameters())
     folder = train_drafter(replace(distillation, drafter=source), tmp_path / "run", NoReporter())
-    found = load_network(folder)
+    found = read_network(folder)
     assert found.config == before.network.config
     assert not torch.equal(found.backbone.embeddings.weight, before.embeddings)
 
 
 def test_frozen_embeddings_of_the_target_are_not_stored_again(
-    distillation: Recipe, target: Checkpoint, tmp_path: Path
+    distillation: TrainingRecipe, target: Checkpoint, tmp_path: Path
 ) -> None:
     recipe = replace(
         distillation,
@@ -132,7 +139,7 @@ def test_frozen_embeddings_of_the_target_are_not_stored_again(
         start=Start(embeddings="target", final_norm="target", frozen=("embeddings",)),
     )
     folder = train_drafter(recipe, tmp_path, NoReporter())
-    drafter = load_drafter(str(folder), target=target, dtype="float32", device="cpu")
-    assert isinstance(drafter, MambaDrafterModel)
+    drafter = load_drafter(str(folder), LoadOptions(dtype="float32", device="cpu"), target=target)
+    assert isinstance(drafter, NetworkDrafterModel)
     with pytest.raises(InvalidInputError, match="shares the embeddings of its target"):
-        load_drafter(str(folder), device="cpu")
+        load_drafter(str(folder), LoadOptions(device="cpu"))

@@ -1,4 +1,4 @@
-"""Which texts are learned when, and at which places, does not depend on the machine."""
+"""Which texts are learned when, and at which positions, does not depend on the machine."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_every_token_of_an_answer_is_learned_at_the_place_before_it() -> None:
     batch = Texts([answers()], max_tokens=9).batch([0, 1])
     assert batch.tokens.tolist() == [[1, 2, 3, 10], [5, 30, 40, 0]]
     assert batch.labels.tolist() == [10, 20, 30, 40, 50]
-    before = batch.tokens.flatten()[batch.places]
+    before = batch.tokens.flatten()[batch.positions]
     assert before.tolist() == [3, 10, 5, 30, 40]
     assert batch.top_ids is not None
     assert batch.top_ids[:, 0].tolist() == batch.labels.tolist()
@@ -42,7 +42,7 @@ def test_of_a_text_without_prompt_all_but_the_first_token_is_learned() -> None:
     assert len(texts) == 1, "one token teaches nothing"
     batch = texts.batch([0])
     assert batch.labels.tolist() == [2, 3]
-    assert batch.places.tolist() == [0, 1]
+    assert batch.positions.tolist() == [0, 1]
     assert batch.top_ids is None
 
 
@@ -122,7 +122,7 @@ def test_a_shard_that_is_broken_or_cannot_be_written_is_named(tmp_path: Path) ->
     with pytest.raises(TrainingError, match=r"000000\.safetensors is no shard of texts"):
         read_shard(path)
     with pytest.raises(TrainingError, match="cannot be written"):
-        write_shard(tmp_path / "missing" / "a.safetensors", answers(), 100)
+        write_shard(path / "inside_a_file.safetensors", answers(), 100)
 
 
 def test_no_texts_at_all_are_an_error(tmp_path: Path) -> None:

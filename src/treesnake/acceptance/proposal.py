@@ -31,7 +31,7 @@ def proposal(
         point[token] = 1
         return point
     assert draft.draft_probs is not None
-    weights = draft.draft_probs[draft.tree.parent_list[child]].clone()
+    weights = draft.draft_probs[draft.tree.parents[child]].clone()
     weights[list(siblings)] = 0
     check_drawn(float(weights[token]), token)
     return weights / weights.sum()

@@ -43,10 +43,14 @@ def likelihood_ratios(draft: Draft, target_probs: Float[Tensor, "nodes vocab"]) 
     num_drafted = draft.tree.num_drafted
     if draft.draft_probs is None or num_drafted == 0:
         return []
-    tokens = draft.tree.token_ids[1:, None]
+    tokens = draft.tree.tokens[1:]
+    columns = torch.tensor(tokens, device=target_probs.device)[:, None]
     pairs = torch.stack(
-        [probs[:num_drafted].gather(1, tokens)[:, 0] for probs in (target_probs, draft.draft_probs)]
+        [
+            probs[:num_drafted].gather(1, columns)[:, 0]
+            for probs in (target_probs, draft.draft_probs)
+        ]
     ).tolist()
-    for token, probability in zip(draft.tree.tokens[1:], pairs[1], strict=True):
+    for token, probability in zip(tokens, pairs[1], strict=True):
         check_drawn(probability, token)
     return [target / draft for target, draft in zip(*pairs, strict=True)]

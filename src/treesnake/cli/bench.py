@@ -17,18 +17,18 @@ from rich.table import Table
 
 from treesnake.cli import options
 from treesnake.cli.generate import INTERRUPTED
-from treesnake.cli.opening import loading
+from treesnake.cli.target_options import loading
+from treesnake.environment import describe_environment
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench import (
     BenchRecipe,
     ResultFiles,
-    read_recipe,
+    read_bench_recipe,
     run_recipe,
     write_results,
 )
-from treesnake.evaluation.bench.recipe import PairTable, SamplingTable, TaskTable
+from treesnake.evaluation.bench.bench_recipe import PairTable, SamplingTable, TaskTable
 from treesnake.evaluation.bench.summary import ALL, Summary, interval
-from treesnake.evaluation.environment import describe_environment
 
 METHODS = ["plain", "transformers", "transformers prompt lookup", "chain(4)"]
 
@@ -77,7 +77,7 @@ def bench(
     Results are written after every answer, and a run that was stopped continues.
     """
     if recipe is not None:
-        wanted = read_recipe(recipe)
+        wanted = read_bench_recipe(recipe)
     else:
         wanted = BenchRecipe(
             name="bench",

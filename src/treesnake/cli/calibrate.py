@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from treesnake.cli import options
-from treesnake.cli.opening import loading
+from treesnake.cli.target_options import loading
 from treesnake.drafters.load import check_drafter_name, load_drafter
 from treesnake.evaluation.calibration import measure_costs
 from treesnake.loading.cost_files import CostKey, write_costs
+from treesnake.loading.options import LoadOptions
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.search.costs import CostTable
 from treesnake.targets.load import load_target
@@ -39,18 +41,13 @@ def calibrate(
     check_drafter_name(drafter)
     if threads is not None:
         torch.set_num_threads(threads)
+    load_options = LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code)
     with loading(target):
-        target_model, loaded = load_target(
-            target,
-            dtype=dtype,
-            device=device,
-            engine=engine,
-            trust_remote_code=trust_remote_code,
-        )
-        drafter_model = load_drafter(drafter, target=loaded.checkpoint, device=device)
+        target_model, loaded = load_target(target, load_options)
+        drafter_model = load_drafter(drafter, LoadOptions(device=device), target=loaded.checkpoint)
     prompt = Prompt.of(loaded.checkpoint.tokenizer.encode(TEXT))
     key = CostKey.of(loaded, drafter)
-    costs = measure_costs(target_model, drafter_model, prompt)
+    costs = measure_costs(Pair(target_model, drafter_model), prompt)
     path = write_costs(key, costs)
     if as_json:
         print(json.dumps({"key": asdict(key), "costs": asdict(costs)}))

@@ -5,11 +5,12 @@ import sys
 from rich.console import Console
 
 from treesnake.cli import options
-from treesnake.cli.opening import open_decoder
 from treesnake.cli.statistics import Comparison, print_statistics
 from treesnake.cli.streaming import run_stream
+from treesnake.cli.target_options import open_decoder
 from treesnake.decoder import Message, SpeculativeDecoder
 from treesnake.errors import ContextLengthError, InvalidInputError
+from treesnake.loading.options import LoadOptions
 from treesnake.sampling import SamplingParams
 
 RESET = "/reset"
@@ -37,14 +38,11 @@ def chat(
     """
     params = SamplingParams(temperature, top_k, top_p, min_p, seed)
     decoder = open_decoder(
-        target=target,
-        drafter=drafter,
-        dtype=dtype,
-        device=device,
-        engine=engine,
+        target,
+        drafter,
+        LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code),
         search=search,
         threads=threads,
-        trust_remote_code=trust_remote_code,
     )
     if not decoder.has_chat_template:
         raise InvalidInputError(

@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from treesnake.cli import options
-from treesnake.cli.opening import open_decoder
 from treesnake.cli.statistics import Comparison, print_statistics, statistics
 from treesnake.cli.streaming import run_stream
+from treesnake.cli.target_options import open_decoder
 from treesnake.decoder import DecoderSession, PromptLike, TextStream
 from treesnake.errors import InvalidInputError
+from treesnake.loading.options import LoadOptions
 from treesnake.outcome import FinishReason
 from treesnake.sampling import SamplingParams
 from treesnake.search.static import StaticSearch
@@ -55,14 +56,11 @@ def generate(
     params = SamplingParams(temperature, top_k, top_p, min_p, seed)
     text = _read_standard_input() if prompt == "-" else prompt
     decoder = open_decoder(
-        target=target,
-        drafter=drafter,
-        dtype=dtype,
-        device=device,
-        engine=engine,
+        target,
+        drafter,
+        LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code),
         search=search,
         threads=threads,
-        trust_remote_code=trust_remote_code,
     )
     asked: PromptLike = text
     if decoder.has_chat_template and not raw:

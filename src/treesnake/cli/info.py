@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import psutil
@@ -14,8 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from treesnake.cli import options
-from treesnake.cli.opening import loading
-from treesnake.loading.networks import load_attention_network
+from treesnake.cli.target_options import loading
+from treesnake.environment import package_versions
+from treesnake.loading.options import LoadOptions
+from treesnake.targets.load import load_target
 
 PACKAGES = (
     "treesnake",
@@ -43,14 +44,9 @@ def info(
     """Show this machine, what is installed, and how a model would run."""
     facts: dict[str, Any] = {"machine": _machine(), "packages": _packages()}
     if target is not None:
+        load_options = LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code)
         with loading(target):
-            loaded = load_attention_network(
-                target,
-                dtype=dtype,
-                device=device,
-                engine=engine,
-                trust_remote_code=trust_remote_code,
-            )
+            _, loaded = load_target(target, load_options)
         facts["model"] = loaded.description | {"resident_bytes": psutil.Process().memory_info().rss}
     if as_json:
         print(json.dumps(facts))
@@ -86,16 +82,13 @@ def _machine() -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    versions = package_versions(PACKAGES)
+    return {package: found or "not installed" for package, found in versions.items()}
 
 
 def _readable(name: str, value: object) -> str:
+    if value is None:
+        return "no limit"
     if name.endswith("_bytes") and isinstance(value, int):
         return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
     return str(value)

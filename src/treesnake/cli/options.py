@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from treesnake.loading.networks import EngineName
-from treesnake.loading.pretrained import DtypeName
+from treesnake.loading.options import DtypeName, EngineName
 
 Target = Annotated[
     str,

@@ -11,8 +11,8 @@ import typer
 
 from treesnake.cli import options
 from treesnake.errors import LoadError
-from treesnake.training.recipe import read_recipe
 from treesnake.training.reporting import TerminalReporter
+from treesnake.training.training_recipe import read_training_recipe
 
 PACKAGES = ("accelerate", "datasets", "tensorboard")
 
@@ -33,9 +33,9 @@ def train(
     if missing := [package for package in PACKAGES if find_spec(package) is None]:
         raise LoadError(f"training needs {', '.join(missing)}; install treesnake[train]")
     from treesnake.training.devices import keep_memory  # noqa: PLC0415, for it needs the extra
-    from treesnake.training.run import train_drafter  # noqa: PLC0415
+    from treesnake.training.training_run import train_drafter  # noqa: PLC0415
 
-    parsed = read_recipe(recipe)
+    parsed = read_training_recipe(recipe)
     if not torch.cuda.is_available():
         keep_memory()
     if threads is not None:

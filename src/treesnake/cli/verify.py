@@ -10,12 +10,13 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from treesnake.cli import options
-from treesnake.cli.opening import open_decoder
-from treesnake.evaluation.environment import describe_environment
+from treesnake.cli.target_options import open_decoder
+from treesnake.environment import describe_environment
 from treesnake.evaluation.tasks import load_questions
 from treesnake.evaluation.verification import SamplingPlan, VerifyPlan, verify
 from treesnake.evaluation.verification.page import to_page
 from treesnake.evaluation.verification.verify import PROMPTS
+from treesnake.loading.options import LoadOptions
 from treesnake.sampling import SamplingParams
 
 NOT_LOSSLESS = 1
@@ -69,14 +70,11 @@ def verify_command(
         sampling = SamplingPlan(params, num_samples=samples, alpha=alpha, seed=seed)
     questions = load_questions(prompts, per_category=1) if prompts else []
     decoder = open_decoder(
-        target=target,
-        drafter=drafter,
-        dtype=dtype,
-        device=device,
-        engine=engine,
+        target,
+        drafter,
+        LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code),
         search=search,
         threads=threads,
-        trust_remote_code=trust_remote_code,
     )
     facts = describe_environment()
     subject = {

@@ -9,14 +9,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import isnan, nan
 
-import torch
-
-from treesnake.draft import Draft
+from treesnake.draft import Draft, Scored
 from treesnake.errors import InvalidInputError
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter, DrafterModel
 from treesnake.sampling import Rng, SamplingParams
-from treesnake.shape import OFF, Priced, Shape
+from treesnake.shape import OFF, Shape
 from treesnake.tree import merge
 
 
@@ -68,32 +66,31 @@ class CompositeDrafter:
         if len(first.tree) == 1:
             return replace(second, num_expanded=first.num_expanded or ())
         probs = second.node_probs or (nan,) * len(second.tree)
-        tree, nodes = merge(first.tree, second.tree, partial(_is_worth, shape, probs))
+        tree, nodes = merge(first.tree, second.tree, partial(_pays, shape, probs))
         added = [prob for node, prob in zip(nodes, probs, strict=True) if node >= len(first.tree)]
         return Draft(
             tree,
             first.draft_probs,
-            torch.cat([first.sampled_mask, torch.zeros(len(added), dtype=torch.bool)]),
+            first.sampled_mask + (False,) * len(added),
             first.node_probs and (*first.node_probs, *added),
             first.tree.num_expanded if first.num_expanded is None else first.num_expanded,
         )
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Commits to both."""
-        self._first.commit(token_ids)
-        self._second.commit(token_ids)
+        self._first.commit(token_ids, scored)
+        self._second.commit(token_ids, scored)
 
 
 def _beside(second: Draft, shape: Shape) -> Shape:
     """Returns what the first drafter is asked for: nothing if too little is left to guess."""
-    if isinstance(shape, Priced) and second.node_probs is not None and shape.level_prices:
+    if second.node_probs is not None and shape.depth > 0:
         guessed = sum(second.node_probs[child] for child in second.tree.children[0])
-        if 1 - guessed < shape.level_prices[0]:
+        if not shape.level_pays(0, 1 - guessed):
             return OFF
     return shape
 
 
-def _is_worth(shape: Shape, probs: Sequence[float], node: int, num_kept: int) -> bool:
+def _pays(shape: Shape, probs: Sequence[float], node: int, num_kept: int) -> bool:
     """Tells whether a node of the second drafter is kept; one of unknown probability always is."""
-    is_priced = isinstance(shape, Priced) and not isnan(probs[node])
-    return not is_priced or shape.is_worth(probs[node], num_kept)
+    return isnan(probs[node]) or shape.pays(probs[node], num_kept)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import takewhile
 from math import exp, inf
 
@@ -13,12 +12,12 @@ from torch import Tensor
 from treesnake.draft import Draft
 from treesnake.drafters.vocabulary import SameVocabulary, VocabularyMap
 from treesnake.sampling import Rng, SamplingParams, largest, log_softmax, to_probs
-from treesnake.shape import BestFirst, FixedTree, LevelWidths, Priced, Shape
+from treesnake.shape import FixedTree, Priced, Shape
 from treesnake.threads import on_one_thread
-from treesnake.tree import TokenTree, level_parents
+from treesnake.tree import TokenTree
 
 Extend = Callable[[Sequence[int], Sequence[int]], Float[Tensor, "new_nodes network_logits"]]
-"""`TreeModel.extend`, or something like it, for the target's tokens."""
+"""`TreeState.extend`, or something like it, for the target's tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,21 +49,14 @@ def grow(
     """
     vocabulary = vocabulary or SameVocabulary()
     if shape.depth == 0:
-        tree = TokenTree(torch.tensor([anchor]), torch.tensor([-1]))
+        tree = TokenTree.of((anchor,), (-1,))
         return GrownDraft(Draft.chosen(tree), (-1,))
-    if isinstance(shape, BestFirst):
-        free = (0.0,) * shape.depth, (0.0,) * shape.num_drafted
-        return _grow_priced(anchor, Priced(shape.width, *free), extend, vocabulary)
-    if isinstance(shape, Priced):
-        return _grow_priced(anchor, shape, extend, vocabulary)
-    return _grow_fixed(anchor, _as_fixed(shape), params, rng, extend, vocabulary)
-
-
-@lru_cache
-def _as_fixed(shape: LevelWidths | FixedTree) -> FixedTree:
-    if isinstance(shape, FixedTree):
-        return shape
-    return FixedTree(tuple(level_parents(shape.widths)[1:]), shape.sampled)
+    priced = shape.as_priced()
+    if priced is not None:
+        return _grow_priced(anchor, priced, extend, vocabulary)
+    fixed = shape.as_tree()
+    assert fixed is not None, "a tree is fixed before it is drafted, or priced"
+    return _grow_fixed(anchor, fixed, params, rng, extend, vocabulary)
 
 
 def _grow_fixed(
@@ -110,7 +102,7 @@ def _grow_fixed(
             parents += [node] * len(children)
             places += shape.children[places[node]][: len(children)]
         newest = list(range(first, len(tokens)))
-    tree = TokenTree(torch.tensor(tokens), torch.tensor(parents))
+    tree = TokenTree.of(tuple(tokens), tuple(parents))
     draft = Draft.sampled(tree, _rows_by_node(rows)) if sampled else Draft.chosen(tree)
     return GrownDraft(draft, tuple(grown.get(node, -1) for node in range(len(tokens))))
 
@@ -137,7 +129,7 @@ def _grow_priced(
     grown: dict[int, int] = {}
     tree = grow_best(anchor, shape, best_children)
     draft = Draft.chosen(
-        TokenTree(torch.tensor(tree.tokens), torch.tensor(tree.parents)),
+        TokenTree.of(tree.tokens, tree.parents),
         node_probs=tree.probs,
         num_expanded=tree.num_expanded,
     )

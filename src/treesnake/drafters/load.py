@@ -1,20 +1,18 @@
 """Drafters by name."""
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from jaxtyping import Int
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from treesnake.drafters.composite import CompositeDrafterModel
-from treesnake.drafters.mamba import MambaDrafterModel
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
-from treesnake.drafters.transformer import TransformerDrafterModel
 from treesnake.drafters.vocabulary import (
     DraftVocabulary,
     PaddedVocabulary,
@@ -23,12 +21,13 @@ from treesnake.drafters.vocabulary import (
     read_draft_vocabulary,
     share_tokens,
 )
-from treesnake.errors import InvalidInputError, LoadError
-from treesnake.loading.checkpoint import DEFAULT_MODEL, Checkpoint, locate
-from treesnake.loading.networks import load_attention_network
-from treesnake.loading.pretrained import DtypeName, check_options, resolve_device
-from treesnake.loading.state_space import load_state_space_network
-from treesnake.models.checkpoint import CONFIG_FILE, TOKENIZER_FILES, read_config
+from treesnake.errors import InvalidInputError
+from treesnake.loading.architecture import Architecture, FoundModel, identify
+from treesnake.loading.checkpoint import DEFAULT_MODEL, Checkpoint, locate, open_checkpoint
+from treesnake.loading.networks import load_network
+from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
+from treesnake.loading.pretrained import resolve_device
+from treesnake.models.checkpoint import TOKENIZER_FILES
 from treesnake.protocols import DrafterModel
 
 AUTO = "auto"
@@ -53,10 +52,9 @@ tokenizers have in common."""
 
 def load_drafter(
     name: str,
+    options: LoadOptions = DEFAULT_OPTIONS,
     *,
     target: Checkpoint | None = None,
-    dtype: DtypeName = "auto",
-    device: str = "auto",
     window: int | None = None,
     tokens: Tokens = "same",
 ) -> DrafterModel:
@@ -67,10 +65,9 @@ def load_drafter(
             target; "prompt-lookup"; "none", which never drafts anything; a folder, a GGUF file or a
             name at the hub, of a Mamba, Mamba-2 or Transformer; or one of these and prompt lookup,
             as in "state-spaces/mamba-130m-hf+prompt-lookup".
+        options: how its model is loaded. What is drafted depends on the dtype, and so does the
+            speed; the text does not.
         target: what it drafts for; without it the drafter's tokens are taken for the target's.
-        dtype: of the weights. "auto" is int8 for a Mamba on a CPU, else the checkpoint's own. What
-            is drafted depends on it, and so does the speed; the text does not.
-        device: "cpu", "cuda", "cuda:1", "mps" or "auto" for the best there is.
         window: how many tokens a Transformer sees at most; others have no use for it.
         tokens: "same" checks that the tokenizer is the target's; "shared" drafts what two different
             ones have in common, at a low acceptance.
@@ -82,11 +79,8 @@ def load_drafter(
     """
     if tokens not in get_args(Tokens):
         raise InvalidInputError(f'unknown tokens {tokens!r}; choose "same" or "shared"')
-    check_options(dtype, device, None)
     check_drafter_name(name)
-    load = partial(
-        _load_model, target=target, dtype=dtype, device=device, window=window, tokens=tokens
-    )
+    load = partial(_load_model, options=options, target=target, window=window, tokens=tokens)
     parts = [
         known
         for part in _parts(name)
@@ -134,106 +128,64 @@ def _parts(name: str) -> list[str]:
 def _load_model(
     name: str,
     *,
+    options: LoadOptions,
     target: Checkpoint | None,
-    dtype: DtypeName,
-    device: str,
     window: int | None,
     tokens: Tokens,
-) -> DrafterModel:
+) -> NetworkDrafterModel:
     is_shipped = name in SHIPPED_FOR.values()
-    path = SHIPPED_FOLDER / name if is_shipped else locate(name, revision=None, with_code=False)
-    if _is_state_space(path):
-        if window is not None:
-            raise InvalidInputError(
-                "a window is for drafters whose cost grows with the text; a Mamba's does not"
-            )
-        return _load_mamba(path, target, dtype, device, tokens)
-    return _load_transformer(name, path, target, dtype, device, window, tokens)
+    found = identify(name, SHIPPED_FOLDER / name if is_shipped else locate(name, options))
+    is_recurrent = found.architecture is Architecture.STATE_SPACE
+    if is_recurrent and window is not None:
+        raise InvalidInputError(
+            "a window is for drafters whose cost grows with the text; a Mamba's does not"
+        )
+    checkpoint = open_checkpoint(found, options)
+    kept = read_draft_vocabulary(found.path) if tokens == "same" else None
+    vocabulary = _vocabulary(checkpoint, target, tokens, kept)
+    if is_recurrent:
+        options = _drafting_options(options)
+    loaded = load_network(checkpoint, options, draft_vocab=kept, target=target)
+    return NetworkDrafterModel(loaded.network, vocabulary, window)
 
 
-def _load_mamba(
-    folder: Path, target: Checkpoint | None, dtype: DtypeName, device: str, tokens: Tokens
-) -> MambaDrafterModel:
-    network_size = read_config(folder).vocab_size
-    tokenizer = _read_tokenizer(folder) if target is not None else None
-    vocabulary = _vocabulary(tokenizer, network_size, target, tokens)
-    kept = read_draft_vocabulary(folder) if tokens == "same" else None
-    if kept is not None:
-        vocabulary = _draft_vocabulary(kept, network_size, target)
-    network = load_state_space_network(folder, dtype, resolve_device(device), kept, target)
-    return MambaDrafterModel(network, vocabulary)
+def _drafting_options(options: LoadOptions) -> LoadOptions:
+    """Returns options that give a Mamba int8 weights on a CPU, where reading them takes the time.
 
-
-def _load_transformer(
-    name: str,
-    path: Path,
-    target: Checkpoint | None,
-    dtype: DtypeName,
-    device: str,
-    window: int | None,
-    tokens: Tokens,
-) -> TransformerDrafterModel:
-    kept = read_draft_vocabulary(path) if tokens == "same" else None
-    loaded = load_attention_network(name, dtype=dtype, device=device, draft_vocab=kept)
-    network_size = _vocab_size(loaded.checkpoint)
-    vocabulary = _vocabulary(loaded.checkpoint.tokenizer, network_size, target, tokens)
-    if kept is not None:
-        vocabulary = _draft_vocabulary(kept, network_size, target)
-    return TransformerDrafterModel(loaded.network, vocabulary, window)
+    A target would not be itself in int8; a draft need not be exact.
+    """
+    is_open = options.dtype == "auto" and options.engine != "generic"
+    if is_open and resolve_device(options.device).type == "cpu":
+        return replace(options, dtype="int8")
+    return options
 
 
 def _vocabulary(
-    tokenizer: PreTrainedTokenizerBase | None,
-    network_size: int,
+    drafter: Checkpoint,
     target: Checkpoint | None,
     tokens: Tokens,
+    kept: Int[Tensor, " kept"] | None,
 ) -> VocabularyMap | None:
     """Returns how a drafter's tokens relate to the target's; None if they are the same.
 
-    A drafter without a tokenizer is taken to have the target's.
+    A Mamba without a tokenizer is taken to have the target's.
     """
-    if target is None:
-        return None
-    target_size = _vocab_size(target)
-    if tokenizer is not None and tokens == "shared":
-        return share_tokens(tokenizer, target.tokenizer, target_size)
-    if tokenizer is not None:
-        check_same_tokens(tokenizer, target.tokenizer)
-    if network_size == target_size:
-        return None
-    return PaddedVocabulary(network_size, target_size)
-
-
-def _draft_vocabulary(
-    kept: Int[Tensor, " kept"], network_size: int, target: Checkpoint | None
-) -> DraftVocabulary:
+    network_size = _vocab_size(drafter)
     target_size = network_size if target is None else _vocab_size(target)
-    return DraftVocabulary(kept, network_size, target_size)
+    if target is not None and _has_tokenizer(drafter.found):
+        if tokens == "shared":
+            return share_tokens(drafter.tokenizer, target.tokenizer, target_size)
+        check_same_tokens(drafter.tokenizer, target.tokenizer)
+    if kept is not None:
+        return DraftVocabulary(kept, network_size, target_size)
+    return None if network_size == target_size else PaddedVocabulary(network_size, target_size)
+
+
+def _has_tokenizer(found: FoundModel) -> bool:
+    if found.architecture is not Architecture.STATE_SPACE:
+        return True
+    return any((found.path / file).is_file() for file in TOKENIZER_FILES)
 
 
 def _vocab_size(checkpoint: Checkpoint) -> int:
     return checkpoint.config.get_text_config(decoder=True).vocab_size
-
-
-def _is_state_space(path: Path) -> bool:
-    if path.is_file():
-        return False
-    config = _read_json(path / CONFIG_FILE)
-    return config.get("model_type") in ("mamba", "mamba2") or "ssm_cfg" in config
-
-
-def _read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        return None
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:
-        raise LoadError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
-    return tokenizer
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{path} cannot be read: {error}") from error

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from treesnake.draft import Draft
+from treesnake.draft import Draft, Scored
 from treesnake.errors import InvalidInputError
-from treesnake.prompt import Prompt, missing_tokens
+from treesnake.prompt import Prompt, num_shared
 from treesnake.sampling import Rng, SamplingParams
-from treesnake.shape import FixedTree, LevelWidths, Priced, Shape
+from treesnake.shape import Shape
 from treesnake.tree import TreeBuilder
 
 MOST_AGREEING = 32
@@ -100,23 +100,22 @@ class NgramDrafter:
 
     def prefill(self, prompt: Prompt) -> None:
         """Reads the prompt but for its last token."""
-        missing = missing_tokens(self._tokens, prompt.token_ids[:-1])
-        if missing is None:
+        wanted = prompt.token_ids[:-1]
+        if num_shared(self._tokens, wanted) < len(self._tokens):
             self._forget()
-            missing = list(prompt.token_ids[:-1])
-        self._read(missing)
+        self._read(wanted[len(self._tokens) :])
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Returns a chosen tree of at most the shape's depth and size, often just the anchor."""
         grown = _Grown(anchor)
         if shape.depth > 0:
-            for num_agreeing, start in self._continuations([anchor])[: _width(shape)]:
+            for num_agreeing, start in self._continuations([anchor])[: shape.widest]:
                 room = shape.num_drafted - (len(grown.probs) - 1)
                 tokens = self._copy(start, min(shape.depth, room), anchor)
                 grown.add_path(tokens, num_agreeing, self._model.record, shape)
         return Draft.chosen(grown.builder.build(), node_probs=tuple(grown.probs))
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Reads the tokens, and notes for each whether it would have been guessed."""
         for token in token_ids:
             for num_agreeing, start in self._continuations()[:1]:
@@ -177,7 +176,7 @@ class _Grown:
     def add_path(
         self, tokens: Sequence[int], num_agreeing: int, record: AgreementRecord, shape: Shape
     ) -> None:
-        """Adds tokens below the anchor; those of a priced shape as far as they are worth it.
+        """Adds tokens below the anchor; those of a priced shape as far as they pay.
 
         Where a path leaves an earlier one, it has a part of what that one's token leaves.
         """
@@ -186,17 +185,10 @@ class _Grown:
             node = self.builder.child(parent, token)
             if node is None:
                 prob = self._left[parent] * record.probability(num_agreeing + place)
-                if isinstance(shape, Priced) and not shape.is_worth(prob, len(self.probs) - 1):
+                if not shape.pays(prob, len(self.probs) - 1):
                     return
                 node = self.builder.add(parent, token)
                 self.probs.append(prob)
                 self._left.append(prob)
                 self._left[parent] -= prob
             parent = node
-
-
-def _width(shape: Shape) -> int:
-    """Returns how many children the anchor may have."""
-    if isinstance(shape, LevelWidths):
-        return shape.widths[0]
-    return len(shape.children[0]) if isinstance(shape, FixedTree) else shape.width

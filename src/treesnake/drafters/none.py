@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from treesnake.draft import Draft
+from treesnake.draft import Draft, Scored
 from treesnake.prompt import Prompt
 from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import Shape
@@ -29,5 +29,5 @@ class NoDrafter:
         """Returns the anchor."""
         return Draft.chosen(TreeBuilder(anchor).build())
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Needs nothing of the text."""

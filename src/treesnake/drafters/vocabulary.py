@@ -5,8 +5,7 @@ probability in its drafts, and the target still emits them. What it costs is acc
 """
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
@@ -190,22 +189,6 @@ class SharedTokens:
     ) -> Float[Tensor, "nodes vocab"]:
         """Returns the logits of tokens with a partner at the partner's place."""
         return _scattered(self.known(logits), self.target_ids, len(self.network_id_of))
-
-
-def frequent_tokens(texts: Iterable[Sequence[int]], num_tokens: int) -> Int[Tensor, " kept"]:
-    """Returns the most frequent tokens of some texts in ascending order, for a draft vocabulary.
-
-    There are fewer than `num_tokens` where the texts have fewer. Of equally frequent ones the lower
-    come first, which in most vocabularies are the more common.
-
-    Raises:
-        InvalidInputError: if there is no text.
-    """
-    counts = Counter(token for text in texts for token in text)
-    if not counts or num_tokens < 1:
-        raise InvalidInputError("a draft vocabulary is made of at least one text and one token")
-    ranked = sorted(counts, key=lambda token: (-counts[token], token))
-    return torch.tensor(sorted(ranked[:num_tokens]))
 
 
 def save_draft_vocabulary(folder: Path, token_ids: Int[Tensor, " kept"]) -> None:

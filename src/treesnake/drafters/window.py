@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from treesnake.draft import Draft
+from treesnake.draft import Draft, Scored
 from treesnake.errors import InvalidInputError
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter
@@ -34,7 +34,7 @@ class WindowedDrafter:
         """Makes the drafter hold the last tokens of the prompt but the very last."""
         self._start = first_seen(len(prompt) - 1, self._window)
         self._seen = list(prompt.token_ids[self._start : -1])
-        self._drafter.prefill(Prompt(prompt.token_ids[self._start :]))
+        self._drafter.prefill(_from_token(prompt, self._start))
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Drafts a tree, after having moved the window if the text outgrew it."""
@@ -45,9 +45,9 @@ class WindowedDrafter:
             self._drafter.prefill(Prompt.of([*self._seen, anchor]))
         return self._drafter.draft(anchor, shape, params, rng)
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Takes tokens into the state."""
-        self._drafter.commit(token_ids)
+        self._drafter.commit(token_ids, scored)
         self._seen += token_ids
 
 
@@ -55,3 +55,9 @@ def first_seen(num_tokens: int, window: int) -> int:
     """Returns the first token that is seen of so many; it moves by half a window at a time."""
     stride = -(-window // 2)
     return max(-(-(num_tokens - window) // stride) * stride, 0)
+
+
+def _from_token(prompt: Prompt, start: int) -> Prompt:
+    """Returns the prompt from a token on, as a text of its own."""
+    borders = tuple(border - start for border in prompt.borders if border > start)
+    return Prompt(prompt.token_ids[start:], borders=borders)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
 from treesnake.errors import InvalidInputError
@@ -68,7 +67,7 @@ def compare_models(
     confidence, hits = np.zeros(NUM_BINS), np.zeros(NUM_BINS)
     variation, num_same = 0.0, 0
     for token in (prompt.token_ids[-1], *tokens[:-1]):
-        logits = target.score(TokenTree.chain(torch.tensor([token])))
+        logits = target.score(TokenTree.chain([token]))
         draft = drafter.draft(token, ONE_CHILD, params, rng)
         if draft.draft_probs is None:
             raise InvalidInputError("the drafter has no probabilities to compare")
@@ -76,10 +75,10 @@ def compare_models(
         draft_probs = draft.draft_probs[0].cpu()
         choice = int(draft_probs.argmax())
         highest = float(draft_probs[choice])
-        place = min(int(highest * NUM_BINS), NUM_BINS - 1)
-        counts[place] += 1
-        confidence[place] += highest
-        hits[place] += float(target_probs[choice])
+        bin_index = min(int(highest * NUM_BINS), NUM_BINS - 1)
+        counts[bin_index] += 1
+        confidence[bin_index] += highest
+        hits[bin_index] += float(target_probs[choice])
         variation += float((target_probs - draft_probs).abs().sum()) / 2
         num_same += choice == int(target_probs.argmax())
         target.commit((0,))
@@ -87,7 +86,7 @@ def compare_models(
     return Agreement(len(tokens), variation, num_same, counts, confidence, hits)
 
 
-def calibration_error(
+def binned_calibration_error(
     counts: Sequence[int], confidence: Sequence[float], target_probs: Sequence[float]
 ) -> float:
     """Returns the expected calibration error (Guo et al. 2017), from 0 to 1.

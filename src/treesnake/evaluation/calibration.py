@@ -4,12 +4,10 @@ import statistics
 from collections.abc import Sequence
 from time import perf_counter
 
-import torch
-
-from treesnake.draft import Draft
-from treesnake.generate import generate
+from treesnake.continuation import continue_text
+from treesnake.draft import Draft, Scored
 from treesnake.prompt import Prompt
-from treesnake.protocols import DrafterModel, Target, TargetModel
+from treesnake.protocols import Drafter, PairModel, Target
 from treesnake.sampling import Rng, SamplingParams, TorchRng
 from treesnake.search.costs import CostTable
 from treesnake.search.static import StaticSearch
@@ -28,8 +26,7 @@ LEAST_S = 1e-7
 
 
 def measure_costs(
-    target: TargetModel,
-    drafter: DrafterModel,
+    pair: PairModel,
     prompt: Prompt,
     *,
     lengths: Sequence[int] = LENGTHS,
@@ -38,8 +35,7 @@ def measure_costs(
     """Measures a pair on this machine, as it is set and with what else it does.
 
     Args:
-        target: the model whose output is wanted.
-        drafter: the model that guesses.
+        pair: the models.
         prompt: some text, repeated to the lengths; what is in it does not matter.
         lengths: of the context, in tokens; those that the target has no room for are left out.
         num_rounds: the median of so many is taken, after one that is not counted.
@@ -47,46 +43,44 @@ def measure_costs(
     score_s: dict[int, dict[int, float]] = {}
     draft_s: dict[int, dict[int, float]] = {}
     for length in lengths:
-        session = target.new_session()
-        room = session.context_length
+        target, drafter = pair.new_sessions()
+        room = target.context_length
         if score_s and room is not None and room < length + max(NODES) + num_rounds + 2:
             continue
         text = (prompt.token_ids * (length // len(prompt) + 1))[:length]
-        score_s[length] = _score_costs(session, Prompt(text), num_rounds)
+        score_s[length] = _score_costs(target, Prompt(text), num_rounds)
         draft_s[length] = _draft_costs(drafter, Prompt(text), num_rounds)
     return CostTable(score_s, draft_s)
 
 
-def _score_costs(session: Target, prompt: Prompt, num_rounds: int) -> dict[int, float]:
+def _score_costs(target: Target, prompt: Prompt, num_rounds: int) -> dict[int, float]:
     """Runs the loop with trees of each size, whose tokens are guesses at nothing."""
     costs = {}
     for num_nodes in NODES:
-        steps = generate(
-            session,
+        steps = continue_text(
+            target,
             _Guesses(),
             prompt,
+            SamplingParams(),
             search=StaticSearch(FixedTree((0,) * (num_nodes - 1))),
-            params=SamplingParams(),
-            rng=TorchRng(0),
-            max_length=len(prompt) + 1000,
-        )
+            max_new_tokens=1000,
+        ).steps
         taken = [
-            step.seconds.total_s - step.seconds.draft_s
+            step.seconds.work_s - step.seconds.draft_s
             for _, step in zip(range(num_rounds + 1), steps, strict=False)
         ]
         costs[num_nodes] = max(statistics.median(taken[1:]), LEAST_S)
     return costs
 
 
-def _draft_costs(model: DrafterModel, prompt: Prompt, num_rounds: int) -> dict[int, float]:
+def _draft_costs(drafter: Drafter, prompt: Prompt, num_rounds: int) -> dict[int, float]:
     """Times drafts of two depths, which differ by levels of a known width."""
-    session = model.new_session()
-    session.prefill(prompt)
+    drafter.prefill(prompt)
     rng = TorchRng(0)
 
     def draft_s(shape: Shape) -> float:
         started = perf_counter()
-        session.draft(prompt.token_ids[-1], shape, SamplingParams(), rng)
+        drafter.draft(prompt.token_ids[-1], shape, SamplingParams(), rng)
         return perf_counter() - started
 
     costs = {}
@@ -111,10 +105,9 @@ class _Guesses:
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Returns the shape with the tokens 0, 1, 2 and so on."""
-        parents = shape.parents if isinstance(shape, FixedTree) else ()
-        return Draft.chosen(
-            TokenTree(torch.tensor([anchor, *range(len(parents))]), torch.tensor([-1, *parents]))
-        )
+        fixed = shape.as_tree()
+        parents = () if fixed is None else fixed.parents
+        return Draft.chosen(TokenTree.of([anchor, *range(len(parents))], [-1, *parents]))
 
-    def commit(self, token_ids: Sequence[int]) -> None:
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Needs nothing of the text."""

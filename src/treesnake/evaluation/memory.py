@@ -15,14 +15,14 @@ STATUS_FILE = Path("/proc/self/status")
 
 
 @dataclasses.dataclass
-class Growth:
+class MemoryGrowth:
     """By how much memory grew at its peak; None while that is not known, or where it cannot be."""
 
     num_bytes: int | None = None
 
 
 @contextmanager
-def watch_growth(device: torch.device) -> Iterator[Growth]:
+def watch_memory_growth(device: torch.device) -> Iterator[MemoryGrowth]:
     """Measures the peak of memory above what is in use when the block begins.
 
     On a GPU that is what torch's allocator handed out. On a CPU it is the process's resident
@@ -30,7 +30,7 @@ def watch_growth(device: torch.device) -> Iterator[Growth]:
     freed before and is used again does not count, so it is a lower bound. Elsewhere it is not
     known.
     """
-    growth = Growth()
+    growth = MemoryGrowth()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

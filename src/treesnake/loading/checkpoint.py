@@ -1,15 +1,17 @@
 """Finds a model by name, and reads everything about it but its weights.
 
-Both engines start here: the transformers module is loaded by `load.load_pretrained`, the native
-network reads `Checkpoint.weights` one tensor at a time.
+All engines start here: `load_pretrained` makes a transformers module of a checkpoint, and our own
+networks read `Checkpoint.weights` one tensor at a time.
 """
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -20,10 +22,13 @@ from transformers import (
 )
 
 from treesnake.errors import InvalidInputError, LoadError
+from treesnake.loading.architecture import Architecture, FoundModel, identify, names_in
 from treesnake.loading.hub import fetch_model
+from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
 from treesnake.loading.smollm import smollm_folder
+from treesnake.models.checkpoint import CONFIG_FILE, hugging_face_fields, open_tensors, parse_config
 from treesnake.models.gguf import GgufFile
-from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, Weights, open_weights
+from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, open_weights
 
 DEFAULT_MODEL = "smollm2"
 
@@ -45,29 +50,64 @@ TURN_ENDS = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk: its folder or GGUF file, config and tokenizer; the weights are only opened.
+    """A model on disk; the weights are only opened.
 
-    `weights` has the names of the Hugging Face layout, or for a GGUF file those of llama.cpp.
+    Attributes:
+        found: its name, folder or file, and architecture.
+        config: that of transformers, also for our own networks.
+        generation_config: its own, or what the config says.
+        weights: with the names of the Hugging Face layout, or for a GGUF file those of llama.cpp.
+        trust_remote_code: whether code that it brings along may run.
     """
 
-    name: str
-    path: Path
+    found: FoundModel
     config: PreTrainedConfig
     generation_config: GenerationConfig
-    tokenizer: PreTrainedTokenizerBase
-    weights: Weights | GgufFile
-    trust_remote_code: bool = False
+    weights: Mapping[str, Tensor]
+    trust_remote_code: bool
+
+    @property
+    def name(self) -> str:
+        """By which it was asked for."""
+        return self.found.name
+
+    @property
+    def path(self) -> Path:
+        """Its folder or GGUF file."""
+        return self.found.path
 
     @property
     def gguf_file(self) -> Path | None:
         """The GGUF file that holds all of it, or None for a folder."""
-        return self.path if isinstance(self.weights, GgufFile) else None
+        return self.path if self.found.architecture is Architecture.GGUF else None
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, which is read when it is asked for the first time.
+
+        Raises:
+            LoadError: if there is none, or it is broken.
+        """
+        try:
+            if self.gguf_file is not None:
+                return _read_tokenizer(
+                    self.path.parent,
+                    gguf_file=self.path.name,
+                    trust_remote_code=self.trust_remote_code,
+                )
+            return _read_tokenizer(
+                self.path, config=self.config, trust_remote_code=self.trust_remote_code
+            )
+        except Exception as error:
+            raise LoadError(
+                f"the tokenizer of {self.name} in {self.path} cannot be loaded: {error}"
+            ) from error
 
 
 def find_checkpoint(
-    name: str = DEFAULT_MODEL, *, revision: str | None = None, trust_remote_code: bool = False
+    name: str = DEFAULT_MODEL, options: LoadOptions = DEFAULT_OPTIONS
 ) -> Checkpoint:
-    """Finds a model: "smollm2" (embedded), a folder, a GGUF file, or a name at the hub.
+    """Finds a model with its tokenizer: "smollm2" (a package), a folder, a GGUF file, a hub name.
 
     Code that a model brings along is fetched and run only with `trust_remote_code`.
 
@@ -75,24 +115,43 @@ def find_checkpoint(
         LoadError: if there is no such model, or files of it are missing, broken or of another kind.
         InvalidInputError: if the name is empty, or a revision is given for a local model.
     """
-    path = locate(name, revision=revision, with_code=trust_remote_code)
-    if path.is_file():
-        return _open_gguf(name, path)
-    return _open_folder(name, path, trust_remote_code)
+    checkpoint = open_checkpoint(identify(name, locate(name, options)), options)
+    _ = checkpoint.tokenizer  # a broken one is refused before weights are read
+    return checkpoint
 
 
-def locate(name: str, *, revision: str | None, with_code: bool) -> Path:
-    """Returns the folder or GGUF file that a name stands for, fetched or converted if need be."""
+def open_checkpoint(found: FoundModel, options: LoadOptions = DEFAULT_OPTIONS) -> Checkpoint:
+    """Opens the weights of a model and reads everything else but its tokenizer.
+
+    Raises:
+        LoadError: if files of it are missing, broken or of another kind.
+        UnsupportedModelError: if it is a Mamba of a kind that is not known.
+    """
+    openers = {
+        Architecture.STATE_SPACE: _open_state_space,
+        Architecture.TRANSFORMERS: _open_folder,
+        Architecture.GGUF: _open_gguf,
+    }
+    return openers[found.architecture](found, trust_remote_code=options.trust_remote_code)
+
+
+def locate(name: str, options: LoadOptions = DEFAULT_OPTIONS) -> Path:
+    """Returns the folder or GGUF file that a name stands for, fetched or converted if need be.
+
+    Raises:
+        LoadError: if there is no such model.
+        InvalidInputError: if the name is empty, or a revision is given for a local model.
+    """
     if not name:
         raise InvalidInputError(f"no model is named; the default is {DEFAULT_MODEL!r}")
-    path = Path(name).expanduser()
+    path, revision = Path(name).expanduser(), options.revision
     local = name == DEFAULT_MODEL or path.exists() or _looks_like_path(name)
     if local and revision is not None:
         raise InvalidInputError(f"revision {revision!r} is for models at the hub; {name} is local")
     if name == DEFAULT_MODEL:
         return smollm_folder()
     if not local:
-        return fetch_model(name, revision=revision, with_code=with_code)
+        return fetch_model(name, revision=revision, with_code=options.trust_remote_code)
     if not path.exists():
         raise LoadError(f"there is no file or folder {path}")
     if path.is_file() and path.suffix != ".gguf":
@@ -119,30 +178,32 @@ def end_token_ids(checkpoint: Checkpoint) -> frozenset[int]:
     return ids | {vocabulary[end] for end in TURN_ENDS if end in template and end in vocabulary}
 
 
-def _open_folder(name: str, folder: Path, trust_remote_code: bool) -> Checkpoint:
-    _check_files(folder)
-    _check_model_type(folder, trust_remote_code)
+def _open_state_space(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
+    sizes = parse_config(found.fields, found.path / CONFIG_FILE)
+    fields = dict(found.fields) if "model_type" in found.fields else hugging_face_fields(sizes)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        generation_config = _read_generation_config(folder, config)
+        config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+        generation_config = _read_generation_config(found.path, config)
     except Exception as error:
-        raise LoadError(f"the config of {name} in {folder} cannot be read: {error}") from error
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise LoadError(f"the tokenizer of {name} in {folder} cannot be loaded: {error}") from error
-    return Checkpoint(
-        name=name,
-        path=folder,
-        config=config,
-        generation_config=generation_config,
-        tokenizer=tokenizer,
-        weights=open_weights(folder),
-        trust_remote_code=trust_remote_code,
-    )
+        raise LoadError(f"the config of {_where(found)} cannot be read: {error}") from error
+    weights = open_tensors(found.path)
+    return Checkpoint(found, config, generation_config, weights, trust_remote_code)
 
 
-def _open_gguf(name: str, path: Path) -> Checkpoint:
+def _open_folder(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
+    _check_weights(found.path)
+    _check_model_type(found, trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(found.path, trust_remote_code=trust_remote_code)
+        generation_config = _read_generation_config(found.path, config)
+    except Exception as error:
+        raise LoadError(f"the config of {_where(found)} cannot be read: {error}") from error
+    weights = open_weights(found.path)
+    return Checkpoint(found, config, generation_config, weights, trust_remote_code)
+
+
+def _open_gguf(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
+    path = found.path
     weights = GgufFile(path)
     missing = [part for part in ("gguf", "accelerate") if find_spec(part) is None]
     if missing:
@@ -151,29 +212,17 @@ def _open_gguf(name: str, path: Path) -> Checkpoint:
             "treesnake[gguf]"
         )
     try:
-        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        config = AutoConfig.from_pretrained(
+            path.parent, gguf_file=path.name, trust_remote_code=trust_remote_code
+        )
     except Exception as error:
         raise LoadError(f"transformers cannot use the GGUF file {path}: {error}") from error
-    return Checkpoint(
-        name=name,
-        path=path,
-        config=config,
-        generation_config=GenerationConfig.from_model_config(config),
-        tokenizer=tokenizer,
-        weights=weights,
-    )
+    generation_config = GenerationConfig.from_model_config(config)
+    return Checkpoint(found, config, generation_config, weights, trust_remote_code)
 
 
-def _check_files(folder: Path) -> None:
+def _check_weights(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
-    found = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
-    if "adapter_config.json" in names:
-        raise LoadError(f"{folder} is an adapter; merge it into its model and name the result")
-    if "config.json" not in names:
-        gguf = next((name for name in names if name.endswith(".gguf")), None)
-        advice = f"to load a GGUF file, name it: {folder / gguf}" if gguf else f"it holds {found}"
-        raise LoadError(f"{folder} is no model folder, it has no config.json; {advice}")
     if SINGLE_FILE in names or INDEX_FILE in names:
         return
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
@@ -183,27 +232,35 @@ def _check_files(folder: Path) -> None:
             "save them as safetensors with transformers' save_pretrained, if you trust them"
         )
     raise LoadError(
-        f"{folder} has no {SINGLE_FILE}, and no other format is loaded; it holds {found}"
+        f"{folder} has no {SINGLE_FILE}, and no other format is loaded; it holds {names_in(folder)}"
     )
 
 
-def _check_model_type(folder: Path, trust_remote_code: bool) -> None:
-    try:
-        fields: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-        model_type, brings_code = fields.get("model_type"), "auto_map" in fields
-    except (ValueError, AttributeError) as error:
-        raise LoadError(f"{folder / 'config.json'} is no JSON object: {error}") from error
+def _check_model_type(found: FoundModel, trust_remote_code: bool) -> None:
+    model_type = found.fields.get("model_type")
     if trust_remote_code or model_type in CONFIG_MAPPING:
         return
-    if brings_code:
+    if "auto_map" in found.fields:
         raise LoadError(
-            f"{folder} runs only with the code that it brings along; read that code, and pass "
+            f"{found.path} runs only with the code that it brings along; read that code, and pass "
             "trust_remote_code=True if you trust it"
         )
     raise LoadError(
-        f"{folder} has the model type {model_type!r}, which this version of transformers does not "
-        "know; upgrade transformers, or choose another model"
+        f"{found.path} has the model type {model_type!r}, which this version of transformers does "
+        "not know; upgrade transformers, or choose another model"
     )
+
+
+def _where(found: FoundModel) -> str:
+    return f"{found.name} in {found.path}"
+
+
+def _read_tokenizer(folder: Path, **arguments: Any) -> PreTrainedTokenizerBase:
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, **arguments)
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
+        # Transformers makes some tokenizers out of nothing.
+        raise LoadError("it knows special tokens only; its files are missing")
+    return tokenizer
 
 
 def _read_generation_config(folder: Path, config: PreTrainedConfig) -> GenerationConfig:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -11,13 +10,14 @@ from typing import Any
 
 import torch
 
+from treesnake.environment import processor_name
 from treesnake.errors import InvalidInputError
+from treesnake.files import write_text
 from treesnake.loading.networks import LoadedNetwork
 from treesnake.loading.smollm import cache_folder
 from treesnake.search.costs import CostTable
 
 FOLDER_NAME = "costs"
-CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,7 @@ class CostKey:
 def write_costs(key: CostKey, costs: CostTable) -> Path:
     """Keeps costs, whole or not at all, and returns where."""
     path = key.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"key": asdict(key), "costs": asdict(costs)}, indent=1) + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps({"key": asdict(key), "costs": asdict(costs)}, indent=1) + "\n")
     return path
 
 
@@ -94,12 +91,7 @@ def machine_name(device: str) -> str:
         return torch.cuda.get_device_name(device)
     if device != "cpu":
         return f"{device} {platform.machine()}"
-    if CPU_INFO.exists():
-        for line in CPU_INFO.read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
+    return processor_name()
 
 
 def _by_count(table: dict[str, Any]) -> dict[int, dict[int, float]]:

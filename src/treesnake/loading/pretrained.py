@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
@@ -21,10 +20,7 @@ from transformers import (
 from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
 from treesnake.loading.checkpoint import DEFAULT_MODEL, Checkpoint, find_checkpoint
 from treesnake.loading.memory import check_memory
-from treesnake.models.weights import Weights
-
-DtypeName = Literal["auto", "float32", "float16", "bfloat16", "int8"]
-DeviceMap = str | dict[str, int | str]
+from treesnake.loading.options import DEFAULT_OPTIONS, DtypeName, LoadOptions, has_accelerate
 
 
 @dataclass(frozen=True)
@@ -51,44 +47,29 @@ class Pretrained:
 
 
 def load_pretrained(
-    name: str = DEFAULT_MODEL,
-    *,
-    dtype: DtypeName = "auto",
-    device: str = "auto",
-    device_map: DeviceMap | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
+    name: str = DEFAULT_MODEL, options: LoadOptions = DEFAULT_OPTIONS
 ) -> Pretrained:
     """Finds a model as `find_checkpoint` does and loads it as `load_checkpoint` does."""
-    check_options(dtype, device, device_map)
-    checkpoint = find_checkpoint(name, revision=revision, trust_remote_code=trust_remote_code)
-    return load_checkpoint(checkpoint, dtype=dtype, device=device, device_map=device_map)
+    return load_checkpoint(find_checkpoint(name, options), options)
 
 
-def load_checkpoint(
-    checkpoint: Checkpoint,
-    *,
-    dtype: DtypeName = "auto",
-    device: str = "auto",
-    device_map: DeviceMap | None = None,
-) -> Pretrained:
+def load_checkpoint(checkpoint: Checkpoint, options: LoadOptions = DEFAULT_OPTIONS) -> Pretrained:
     """Loads a checkpoint into memory as a transformers module.
 
     Args:
         checkpoint: a model found by `find_checkpoint`.
-        dtype: "auto" is float32 on a CPU, where half precision is slow, else the checkpoint's own.
-        device: "auto" is the first CUDA device, else Apple's, else the CPU.
-        device_map: spreads the layers over several devices, as in accelerate; excludes `device`.
+        options: the dtype, and the device or device_map; "auto" is float32 on a CPU, where half
+            precision is slow, else the checkpoint's own. No engine is asked for.
 
     Raises:
-        LoadError: if weights are missing or broken, do not fit, or a package is missing.
+        LoadError: if weights are missing or broken, or do not fit.
         UnsupportedModelError: if it is no language model, or the dtype is int8.
-        InvalidInputError: if options conflict or have unknown values.
+        InvalidInputError: if there is no such device.
     """
-    check_options(dtype, device, device_map)
     model_class = find_model_class(checkpoint)
-    place = resolve_device(device)
-    torch_dtype = resolve_dtype(dtype, checkpoint, place)
+    place = resolve_device(options.device)
+    device_map = options.device_map
+    torch_dtype = resolve_dtype(options.dtype, checkpoint, place)
     if device_map is None:
         check_memory(checkpoint, torch_dtype, place)
     arguments: dict[str, Any] = {
@@ -110,24 +91,6 @@ def load_checkpoint(
     model.generation_config = checkpoint.generation_config
     model.requires_grad_(False).eval()
     return Pretrained(checkpoint, model)
-
-
-def check_options(dtype: str, device: str, device_map: DeviceMap | None) -> None:
-    """Checks what can be checked before a model is looked for.
-
-    Raises:
-        InvalidInputError: if an option has an unknown value, or options conflict.
-        LoadError: if a package is missing.
-    """
-    if dtype not in get_args(DtypeName):
-        names = ", ".join(get_args(DtypeName))
-        raise InvalidInputError(f"unknown dtype {dtype!r}; choose one of {names}")
-    if device_map is None:
-        return
-    if device != "auto":
-        raise InvalidInputError("device and device_map exclude each other; give one of them")
-    if not _has_accelerate():
-        raise LoadError("device_map needs the package accelerate; install treesnake[multi-gpu]")
 
 
 def resolve_device(device: str) -> torch.device:
@@ -219,7 +182,6 @@ def _source(checkpoint: Checkpoint, *, spread: bool) -> dict[str, Any]:
             "trust_remote_code": checkpoint.trust_remote_code,
         }
     weights = checkpoint.weights
-    assert isinstance(weights, Weights)
     return {
         "pretrained_model_name_or_path": None,
         "config": checkpoint.config,
@@ -229,7 +191,7 @@ def _source(checkpoint: Checkpoint, *, spread: bool) -> dict[str, Any]:
 
 def _direct_placement(device: torch.device) -> dict[str, torch.device] | None:
     """Returns a map that sends each tensor straight to its device, where accelerate is there."""
-    if device.type == "cpu" or not _has_accelerate():
+    if device.type == "cpu" or not has_accelerate():
         return None
     return {"": device}
 
@@ -254,7 +216,3 @@ def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _has_accelerate() -> bool:
-    return find_spec("accelerate") is not None

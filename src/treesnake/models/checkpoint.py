@@ -9,7 +9,7 @@ target that has others.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from torch import Tensor
 from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
-from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, open_weights
+from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, Weights, open_weights
 
 CONFIG_FILE = "config.json"
 PICKLE_FILE = "pytorch_model.bin"
@@ -40,6 +40,8 @@ TOKENIZER_FILES = (
 )
 
 MAX_SHARD_BYTES = 5 * 1024**3
+
+FLOAT_TAG = "__float__"
 
 EMBEDDINGS = "backbone.embeddings.weight"
 SAMPLED_EMBEDDINGS = "sampled_embeddings"
@@ -130,26 +132,46 @@ _ORIGINAL_TRAINING_KEYS = frozenset(
 """Keys of `ssm_cfg` that change how a network is trained or where it runs, not what it computes."""
 
 
-def read_config(folder: Path) -> NetworkConfig:
-    """Reads the sizes of the network in a folder, of either layout.
+def read_fields(folder: Path) -> dict[str, Any]:
+    """Reads config.json.
 
     Raises:
-        LoadError: if there is no config.json, or one that makes no sense.
-        UnsupportedModelError: if it describes another kind of network.
+        LoadError: if there is none, or it is no JSON object.
     """
     path = folder / CONFIG_FILE
     try:
-        config = json.loads(path.read_text("utf-8"))
+        fields = json.loads(path.read_text("utf-8"), object_hook=_decoded)
     except FileNotFoundError as error:
         raise LoadError(f"{folder} has no {CONFIG_FILE}: it is no folder of a network") from error
     except ValueError as error:
-        raise LoadError(f"{path} is not JSON ({error}); fetch it again") from error
-    model_type = config.get("model_type")
+        raise LoadError(f"{path} is no JSON object ({error}); fetch it again") from error
+    if not isinstance(fields, dict):
+        raise LoadError(f"{path} is no JSON object but {fields!r:.40}; fetch it again")
+    return fields
+
+
+def is_state_space(fields: Mapping[str, Any]) -> bool:
+    """Tells whether a config is that of a Mamba or Mamba-2, in either layout."""
+    return fields.get("model_type") in _KEYS or ("model_type" not in fields and "ssm_cfg" in fields)
+
+
+def parse_config(fields: Mapping[str, Any], path: Path) -> NetworkConfig:
+    """Returns the sizes of a network of either layout.
+
+    Args:
+        fields: what its config says.
+        path: of the config, for messages.
+
+    Raises:
+        LoadError: if the config makes no sense.
+        UnsupportedModelError: if it describes another kind of network.
+    """
+    model_type = fields.get("model_type")
     try:
         if model_type in _KEYS:
-            return _read_hugging_face(config, model_type)
-        if model_type is None and "d_model" in config:
-            return _read_original(config)
+            return _read_hugging_face(fields, model_type)
+        if model_type is None and "d_model" in fields:
+            return _read_original(fields)
     except (TypeError, KeyError) as error:
         raise LoadError(f"{path} makes no sense: {error!r}") from error
     raise UnsupportedModelError(
@@ -157,35 +179,58 @@ def read_config(folder: Path) -> NetworkConfig:
     )
 
 
-def load_network(
+def read_config(folder: Path) -> NetworkConfig:
+    """Reads the sizes of the network in a folder; see `read_fields` and `parse_config`."""
+    return parse_config(read_fields(folder), folder / CONFIG_FILE)
+
+
+def read_network(
     folder: Path,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     target_embeddings: Float[Tensor, "vocab hidden"] | None = None,
 ) -> Network:
-    """Loads the network in a folder, of either layout, ready for inference.
+    """Reads the network in a folder, of either layout: what `save_network` writes, or another.
+
+    See `open_tensors` and `build_network`, also for what they raise.
+    """
+    return build_network(
+        folder, read_config(folder), open_tensors(folder), dtype, device, target_embeddings
+    )
+
+
+def build_network(
+    folder: Path,
+    config: NetworkConfig,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    target_embeddings: Float[Tensor, "vocab hidden"] | None = None,
+) -> Network:
+    """Returns a network with the weights of a folder, ready for inference.
 
     The rates and step biases of the recurrences stay float32 whatever `dtype` is.
 
     Args:
-        folder: what `save_network` writes, or a folder from elsewhere.
+        folder: where all of it comes from, for messages.
+        config: the sizes.
+        weights: what `open_tensors` returns.
         dtype: of the weights.
         device: where they go.
         target_embeddings: used if the folder leaves them out.
 
     Raises:
-        LoadError: if files are missing or broken, or tensors do not fit the config.
-        UnsupportedModelError: if the folder holds another kind of network.
+        LoadError: if a file is broken, or tensors do not fit the config.
         InvalidInputError: if embeddings are left out, and the target's are missing or others.
     """
-    config = read_config(folder)
     with torch.device("meta"):
         network = Mamba(config) if isinstance(config, MambaConfig) else Mamba2(config)
     expected = network.state_dict()
     tensors = {}
-    for name, tensor in _open_tensors(folder):
+    for name in weights:
         if name == "lm_head.weight" and config.tie_embeddings:
             continue
+        tensor = weights[name]
         if name == SAMPLED_EMBEDDINGS:
             _check_embeddings(folder, tensor, target_embeddings, expected[EMBEDDINGS].shape)
             assert target_embeddings is not None
@@ -207,6 +252,21 @@ def load_network(
     if config.tie_embeddings:
         network.tie_embeddings()
     return network.eval()
+
+
+def open_tensors(folder: Path) -> Mapping[str, Tensor]:
+    """Opens the weights of a folder under the names that they have in a network.
+
+    Raises:
+        LoadError: if there are none, or a file is broken.
+    """
+    if (folder / INDEX_FILE).is_file() or (folder / SINGLE_FILE).is_file():
+        entries = open_weights(folder).entries
+        return Weights({_renamed(name): entry for name, entry in entries.items()})
+    if (folder / PICKLE_FILE).is_file():
+        tensors = _read_pickle(folder / PICKLE_FILE)
+        return {_renamed(name): tensor for name, tensor in tensors.items()}
+    raise LoadError(f"{folder} holds no weights: neither {SINGLE_FILE} nor {PICKLE_FILE}")
 
 
 def save_network(
@@ -233,11 +293,30 @@ def save_network(
     if leave_out_embeddings:
         tensors[SAMPLED_EMBEDDINGS] = _sampled_embeddings(tensors.pop(EMBEDDINGS))
     _write_tensors(tensors, folder, max_shard_bytes)
-    config = _hugging_face_config(network)
+    dtype = str(network.lm_head.weight.dtype).removeprefix("torch.")
+    config = _encoded(hugging_face_fields(network.config) | {"dtype": dtype})
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     for name in TOKENIZER_FILES:
         if tokenizer_folder is not None and (tokenizer_folder / name).is_file():
             shutil.copyfile(tokenizer_folder / name, folder / name)
+
+
+def hugging_face_fields(config: NetworkConfig) -> dict[str, Any]:
+    """Returns a network's config in the Hugging Face layout, but for its dtype."""
+    is_mamba = isinstance(config, MambaConfig)
+    model_type = "mamba" if is_mamba else "mamba2"
+    fields = {key.name: getattr(config, key.field) for key in _KEYS[model_type]}
+    if isinstance(fields["eos_token_id"], tuple):
+        fields["eos_token_id"] = list(fields["eos_token_id"])
+    if isinstance(config, MambaConfig):
+        fields["time_step_rank"] = config.time_step_rank or "auto"
+        fields["intermediate_size"] = config.num_channels
+    return fields | {
+        "architectures": ["MambaForCausalLM" if is_mamba else "Mamba2ForCausalLM"],
+        "expand": config.expand,
+        "hidden_act": "silu",
+        "model_type": model_type,
+    }
 
 
 def shares_embeddings(folder: Path) -> bool:
@@ -319,47 +398,27 @@ def _cleaned(fields: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(cleaned.get("eos_token_id"), list):
         cleaned["eos_token_id"] = tuple(cleaned["eos_token_id"])
     if "time_step_limit" in cleaned:
-        low, high = (
-            float(bound["__float__"] if isinstance(bound, dict) else bound)
-            for bound in cleaned["time_step_limit"]
-        )
+        low, high = (float(bound) for bound in cleaned["time_step_limit"])
         cleaned["time_step_limit"] = (low, high)
     return cleaned
 
 
-def _hugging_face_config(network: Network) -> dict[str, Any]:
-    config = network.config
-    is_mamba = isinstance(config, MambaConfig)
-    model_type = "mamba" if is_mamba else "mamba2"
-    written = {key.name: getattr(config, key.field) for key in _KEYS[model_type]}
-    if isinstance(config, MambaConfig):
-        written["time_step_rank"] = config.time_step_rank or "auto"
-        written["intermediate_size"] = config.num_channels
-    else:
-        low, high = config.time_step_limit
-        written["time_step_limit"] = [
-            low,
-            {"__float__": "Infinity"} if high == float("inf") else high,
-        ]
-    return written | {
-        "architectures": ["MambaForCausalLM" if is_mamba else "Mamba2ForCausalLM"],
-        "dtype": str(network.lm_head.weight.dtype).removeprefix("torch."),
-        "expand": config.expand,
-        "hidden_act": "silu",
-        "model_type": model_type,
-    }
+def _decoded(fields: dict[str, Any]) -> Any:
+    """Returns the float that an object stands for, as transformers writes infinities."""
+    return float(fields[FLOAT_TAG]) if fields.keys() == {FLOAT_TAG} else fields
 
 
-def _open_tensors(folder: Path) -> Iterator[tuple[str, Float[Tensor, "..."]]]:
-    """Yields each stored tensor under the name that it has in the network."""
-    if (folder / INDEX_FILE).is_file() or (folder / SINGLE_FILE).is_file():
-        weights: Mapping[str, Tensor] = open_weights(folder)
-    elif (folder / PICKLE_FILE).is_file():
-        weights = _read_pickle(folder / PICKLE_FILE)
-    else:
-        raise LoadError(f"{folder} holds no weights: neither {SINGLE_FILE} nor {PICKLE_FILE}")
-    for name in weights:
-        yield name.replace("backbone.embedding.", "backbone.embeddings."), weights[name]
+def _encoded(value: Any) -> Any:
+    """Writes infinities as objects, which JSON has no numbers for."""
+    if isinstance(value, dict):
+        return {key: _encoded(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encoded(part) for part in value]
+    return {FLOAT_TAG: "Infinity"} if value == float("inf") else value
+
+
+def _renamed(name: str) -> str:
+    return name.replace("backbone.embedding.", "backbone.embeddings.")
 
 
 def _read_pickle(path: Path) -> Mapping[str, Tensor]:

@@ -2,31 +2,39 @@
 
 The nodes of a tree go in as one row of tokens; a mask lets each see the text and its ancestors, and
 explicit positions tell each how deep it is. Their keys and values land in a cache of ours, behind
-those of the text, where the rows of the committed path are kept.
+those of the text, where the rows of the committed path are kept. Trees of several texts go in as
+one row each, filled up to the longest.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from treesnake.errors import BrokenModelError
 from treesnake.models.hf_diagnosis import broken_model_error
 from treesnake.models.hf_families import (
     VERIFIED_FAMILIES,
     activation_width,
+    can_share_passes,
     check_supported,
     context_length,
     read_layout,
 )
-from treesnake.models.hf_masks import tree_mask
+from treesnake.models.hf_masks import PaddedTrees, Span, tree_mask
 from treesnake.models.hf_probe import check_scores_once
-from treesnake.prompt import num_shared
+from treesnake.models.tree_network import Part, check_parts
+from treesnake.prompt import Prompt
+from treesnake.states.held_text import HeldText
 from treesnake.states.kv import KvCache
+from treesnake.states.shared_kv import NewRows, SharedKvCache
+from treesnake.states.snapshots import Snapshot
 from treesnake.states.tree_layout import TreeLayout, tree_layout
 
 PREFILL_BYTES = 64 * 2**20
@@ -59,6 +67,7 @@ class HfAttention:
         self.vocab_size: int = self.config.vocab_size
         self.context_length = context_length(self.config)
         self._can_skip_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._can_share_passes = can_share_passes(self.config)
         if self.config.model_type not in VERIFIED_FAMILIES:
             check_scores_once(model, self.new_state())
 
@@ -66,22 +75,45 @@ class HfAttention:
         """Returns the state of an empty text."""
         return HfAttentionState(self)
 
+    def extend_all(self, parts: Sequence[Part]) -> list[Float[Tensor, "_ vocab"]]:
+        """Appends nodes to the trees of several texts in one pass over the weights.
+
+        A model that reads more than masks and positions runs one text after the other.
+
+        Raises:
+            InvalidInputError: if a tree cannot grow so, or two parts have one state.
+        """
+        check_parts(parts)
+        growths = [self._growth(part) for part in parts]
+        if len(parts) > 1 and self._can_share_passes:
+            logits = self._run_together(growths)
+        else:
+            logits = [self._run_alone(growth) for growth in growths]
+        for growth in growths:
+            growth.state.text.append(growth.token_ids, growth.parents[-growth.num_new :])
+        return logits
+
+    def read(self, cache: KvCache, prompt: Prompt, start: int, end: int) -> None:
+        """Runs some tokens of a prompt; the cache holds the rows of those before them."""
+        positions = torch.arange(start, end)[None]
+        self.forward(cache, [prompt.token_ids[start:end]], positions, skip_logits=True)
+
     @torch.no_grad()
     def forward(
         self,
-        cache: KvCache,
-        token_ids: Sequence[int],
-        positions: Int[Tensor, " new"],
+        cache: Cache,
+        token_ids: Sequence[Sequence[int]],
+        positions: Int[Tensor, "texts new"],
         masks: Masks = None,
         *,
         skip_logits: bool = False,
-    ) -> Float[Tensor, "scored vocab"]:
+    ) -> Float[Tensor, "texts scored vocab"]:
         """Runs new tokens, appends their rows to a cache and returns the logits after them.
 
         Args:
             cache: what the tokens continue.
-            token_ids: the new tokens.
-            positions: where in the text each stands.
+            token_ids: the new tokens of each text, equally many.
+            positions: where in its text each stands.
             masks: what they may see; by default each sees all before it.
             skip_logits: whether the logits of all tokens but the last may be left out.
         """
@@ -90,23 +122,14 @@ class HfAttention:
         if skip_logits and self._can_skip_logits:
             options["logits_to_keep"] = 1
         outputs = self.model(
-            input_ids=torch.tensor([token_ids], device=device),
-            position_ids=positions[None].to(device),
+            input_ids=torch.tensor(token_ids, device=device),
+            position_ids=positions.to(device),
             attention_mask=masks,
             past_key_values=cache,
             use_cache=True,
             **options,
         )
-        return outputs.logits[0]
-
-    def masks(self, tree: TreeLayout, num_new: int, num_held: int) -> Masks:
-        """Returns what the newest nodes of a tree may see."""
-        visible, depths = tree.ancestor_mask[-num_new:], depths_of(tree)
-        masks = {
-            kind: tree_mask(visible, depths, num_held, span, self.model.dtype)
-            for kind, span in self.layout.spans.items()
-        }
-        return masks if len(masks) > 1 else masks.popitem()[1]
+        return outputs.logits
 
     def part_size(self, num_tokens: int) -> int:
         """Returns how many tokens of a prompt to run at once, so that memory stays flat."""
@@ -115,60 +138,158 @@ class HfAttention:
             width += self.vocab_size
         return max(PREFILL_BYTES // (width * self.model.dtype.itemsize), 16)
 
+    def _growth(self, part: Part) -> "_Growth":
+        """Checks a part; drops the rows of nodes that an interrupted pass did not append."""
+        state = part.state
+        assert isinstance(state, HfAttentionState), "a state belongs to the network that made it"
+        assert state.network is self, "a state belongs to the network that made it"
+        state.text.check_growth(part.token_ids, part.parents)
+        state.cache.keep(state.text.length + len(state.text.tokens))
+        return _Growth(state, part.token_ids, (*state.text.parents, *part.parents))
+
+    def _run_alone(self, growth: "_Growth") -> Float[Tensor, "new vocab"]:
+        tree = growth.layout(self.model.device)
+        positions = growth.num_held + tree.depths[-growth.num_new :]
+        masks: Masks = None
+        if not growth.is_chain:  # for which the model has masks
+            visible = tree.ancestor_mask[-growth.num_new :]
+            masks = self._masks(
+                lambda span: tree_mask(
+                    visible, tree.depths, growth.num_held, span, self.model.dtype
+                )
+            )
+        return self.forward(growth.state.cache, [growth.token_ids], positions[None], masks)[0]
+
+    def _run_together(self, growths: Sequence["_Growth"]) -> list[Float[Tensor, "_ vocab"]]:
+        num_held = tuple(growth.num_held for growth in growths)
+        num_nodes = tuple(len(growth.parents) for growth in growths)
+        num_new = tuple(growth.num_new for growth in growths)
+        trees = PaddedTrees.of(
+            [growth.layout(torch.device("cpu")) for growth in growths],
+            num_new,
+            num_held,
+            self.model.device,
+        )
+        sizes = zip(num_held, num_nodes, num_new, strict=True)
+        new_rows = NewRows(tuple(held + nodes - new for held, nodes, new in sizes), num_new)
+        cache = SharedKvCache([growth.state.cache for growth in growths], new_rows)
+        token_ids = [growth.padded_token_ids(max(num_new)) for growth in growths]
+        masks = self._masks(lambda span: trees.mask(span, self.model.dtype))
+        logits = self.forward(cache, token_ids, trees.positions, masks)
+        return [logits[text, :new] for text, new in enumerate(num_new)]
+
+    def _masks(self, make: Callable[[Span], Tensor]) -> Masks:
+        """Returns a mask for each kind of layers, by name, where there are several."""
+        masks = {kind: make(span) for kind, span in self.layout.spans.items()}
+        return masks if len(masks) > 1 else masks.popitem()[1]
+
+
+@dataclass(frozen=True, eq=False)
+class _Growth:
+    """What a text adds to a pass.
+
+    Attributes:
+        state: the text.
+        token_ids: those of the new nodes.
+        parents: those of all nodes, the new ones last.
+    """
+
+    state: "HfAttentionState"
+    token_ids: Sequence[int]
+    parents: tuple[int, ...]
+
+    @property
+    def num_held(self) -> int:
+        """The number of tokens in the text."""
+        return self.state.text.length
+
+    @property
+    def num_new(self) -> int:
+        """The number of new nodes."""
+        return len(self.token_ids)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether each node of the tree continues the one before it."""
+        return self.parents == tuple(range(-1, len(self.parents) - 1))
+
+    def layout(self, device: torch.device) -> TreeLayout:
+        """Returns the layout of the tree with the new nodes."""
+        return tree_layout(self.parents, conv_width=1, device=device)
+
+    def padded_token_ids(self, num_tokens: int) -> list[int]:
+        """Returns the new tokens, and copies of the last for as many as are missing."""
+        return [*self.token_ids, *[self.token_ids[-1]] * (num_tokens - self.num_new)]
+
 
 class HfAttentionState:
-    """The tokens of one text and their rows in a cache, and behind them those of a growing tree."""
+    """The tokens of one text and their rows in a cache, and behind them those of a growing tree.
+
+    Attributes:
+        network: the weights.
+        text: the tokens held, and the tree so far.
+        cache: their rows, and rows of nodes that an interrupted pass did not append; these are
+            dropped by the next call.
+    """
 
     def __init__(self, network: HfAttention) -> None:
         self.network = network
-        self._cache = KvCache(network.layout.has_rows)
-        self._held: list[int] = []
-        self._tokens: list[int] = []
-        self._parents: tuple[int, ...] = ()
+        self.text = HeldText()
+        self.cache = KvCache(network.layout.has_rows)
 
     @property
     def length(self) -> int:
         """The number of tokens in the text."""
-        return len(self._held)
+        return self.text.length
 
-    def prefill(self, token_ids: Sequence[int]) -> None:
-        """Makes the state hold exactly these tokens; those that it holds already are kept.
+    @property
+    def num_bytes(self) -> int:
+        """What the text takes in memory."""
+        return self.cache.num_bytes(self.text.length)
 
-        A long text runs part by part, and if that is interrupted, the state holds the parts that
-        were finished.
+    def prefill(self, prompt: Prompt) -> None:
+        """Makes the state hold every token of the prompt but the last, and no tree.
+
+        The part of the text that the prompt begins with is kept. A long prompt runs part by part,
+        and if that is interrupted, the state holds the parts that were finished.
+
+        Raises:
+            InvalidInputError: if the prompt brings inputs.
         """
-        del self._held[num_shared(self._held, token_ids) :]
-        self._forget_tree()
-        size = self.network.part_size(len(token_ids))
-        for start in range(len(self._held), len(token_ids), size):
-            part = token_ids[start : start + size]
-            positions = torch.arange(start, start + len(part))
-            self.network.forward(self._cache, part, positions, skip_logits=True)
-            self._held += part
+        prompt.check_text_only()
+        self._cut(self.text.num_shared(prompt))
+        num_tokens = len(prompt) - 1
+        size = self.network.part_size(num_tokens)
+        for start in range(self.text.length, num_tokens, size):
+            end = min(start + size, num_tokens)
+            self.network.read(self.cache, prompt, start, end)
+            self.text.read(prompt.key[start:end])
 
     def extend(
         self, token_ids: Sequence[int], parents: Sequence[int]
     ) -> Float[Tensor, "new_nodes vocab"]:
         """Appends nodes below earlier ones, or below the text (-1); returns logits after each."""
-        num_held, num_new = len(self._held), len(token_ids)
-        # A pass that was interrupted may have left rows of nodes that were never appended.
-        self._cache.keep(num_held + len(self._tokens))
-        grown = (*self._parents, *parents)
-        tree = tree_layout(grown, conv_width=1, device=self.network.model.device)
-        is_chain = grown == tuple(range(-1, len(grown) - 1))  # for which the model has masks
-        masks = None if is_chain else self.network.masks(tree, num_new, num_held)
-        positions = num_held + depths_of(tree)[-num_new:]
-        logits = self.network.forward(self._cache, token_ids, positions, masks)
-        self._tokens += token_ids
-        self._parents = grown
-        return logits
+        return self.network.extend_all([Part(self, token_ids, parents)])[0]
 
     def commit(self, path: Sequence[int]) -> None:
-        """Takes the tokens of a path into the text and forgets the tree."""
-        tokens = [self._tokens[node] for node in path]
-        self._cache.keep(len(self._held), path)
-        self._held += tokens
-        self._forget_tree()
+        """Takes the tokens of a path into the text and forgets the tree; the path may be empty.
+
+        Raises:
+            InvalidInputError: if `path` does not go down the tree from a child of the text.
+        """
+        self.text.check_path(path)
+        self.cache.keep(self.text.length, path)
+        self.text.commit(path)
+
+    def snapshot(self) -> Snapshot:
+        """Returns copies of the text's rows."""
+        return Snapshot(tuple(self.text.key), self.cache.copy(self.text.length))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Makes the text that of a snapshot, which this or another state of the network took."""
+        self._cut(0)
+        self.cache.restore(snapshot.tensors)
+        self.text.read(snapshot.key)
 
     def broken_model_error(
         self, token_ids: Sequence[int], parents: Sequence[int]
@@ -176,17 +297,14 @@ class HfAttentionState:
         """Returns the error for a model whose logits are no numbers, naming weights or module."""
 
         def rerun() -> None:
-            self._forget_tree()
+            self._cut(self.text.length)
             self.extend(token_ids, parents)
 
-        return broken_model_error(self.network.model, rerun)
+        error = broken_model_error(self.network.model, rerun)
+        self._cut(self.text.length)
+        return error
 
-    def _forget_tree(self) -> None:
-        self._cache.keep(len(self._held))
-        self._tokens = []
-        self._parents = ()
-
-
-def depths_of(tree: TreeLayout) -> Int[Tensor, " nodes"]:
-    """Returns how far each node is below the text; 0 is right behind it."""
-    return tree.ancestor_mask.sum(-1) - 1
+    def _cut(self, length: int) -> None:
+        """Forgets the tree, and the text from a length on."""
+        self.text.cut(length)
+        self.cache.keep(length)

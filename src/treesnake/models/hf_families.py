@@ -51,6 +51,9 @@ BIASED_FAMILIES = ("bloom", "mpt")
 ROW_BOUND_FAMILIES = ("gpt_neo",)
 """Families that make masks of their own out of the order of rows in the cache."""
 
+ROW_COUNTING_FAMILIES = ("llama4_text",)
+"""Families whose attention takes the positions of nodes from the number of rows in the cache."""
+
 LENGTH_BOUND_ROPE = ("dynamic", "longrope")
 """Kinds of rotary positions whose frequencies change for the whole text where it becomes long."""
 
@@ -88,6 +91,16 @@ def read_layout(config: PreTrainedConfig) -> AttentionLayout:
                 f"{spans[kind].size} positions and {span.size}; one mask cannot say both"
             )
     return AttentionLayout(tuple(kind != ROWLESS for kind in kinds), spans)
+
+
+def can_share_passes(config: PreTrainedConfig) -> bool:
+    """Tells whether the rows of several texts may lie side by side in one pass of a decoder.
+
+    It takes a family that reads masks and positions and nothing else. Nobody knows that of one that
+    is not verified.
+    """
+    family = config.model_type
+    return family in VERIFIED_FAMILIES and family not in ROW_COUNTING_FAMILIES
 
 
 def context_length(config: PreTrainedConfig) -> int | None:

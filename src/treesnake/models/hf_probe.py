@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from treesnake.errors import TreesnakeError, UnsupportedModelError
-from treesnake.models.tree_model import TreeModel
-from treesnake.tree import TokenTree
+from treesnake.models.tree_network import TreeState
+from treesnake.prompt import Prompt
 
 PARENTS = (-1, 0, 0, 1, 1, 2, 4)
 """Siblings at two depths, and a leaf whose path is scattered over the rows of the cache."""
@@ -24,7 +24,7 @@ MISFITS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What code raises that is given masks, positions or caches that it does not know."""
 
 
-def check_scores_once(model: PreTrainedModel, state: TreeModel) -> None:
+def check_scores_once(model: PreTrainedModel, state: TreeState) -> None:
     """Does what `check_scores` does, unless the model passed before with the same attention."""
     attention = str(model.config.get_text_config(decoder=True)._attn_implementation)
     if _PASSED.get(model) != attention:
@@ -32,7 +32,7 @@ def check_scores_once(model: PreTrainedModel, state: TreeModel) -> None:
         _PASSED[model] = attention
 
 
-def check_scores(model: PreTrainedModel, state: TreeModel) -> None:
+def check_scores(model: PreTrainedModel, state: TreeState) -> None:
     """Compares the scores of a small tree with the model's own forward passes over whole paths.
 
     The reference runs each path from the beginning of the text, with no cache, no mask and no
@@ -58,21 +58,29 @@ def check_scores(model: PreTrainedModel, state: TreeModel) -> None:
         )
 
 
-def _largest_error(model: PreTrainedModel, state: TreeModel) -> float:
+def _largest_error(model: PreTrainedModel, state: TreeState) -> float:
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     token_ids = _scattered_tokens(vocab_size, 5 + len(PARENTS))
-    text, tree = token_ids[:5], TokenTree(torch.tensor(token_ids[5:]), torch.tensor(PARENTS))
-    state.prefill(text)
-    logits = state.extend(tree.tokens, tree.parent_list)
+    text, nodes = token_ids[:5], token_ids[5:]
+
+    def text_to(node: int) -> list[int]:
+        return text + [nodes[step] for step in _path(node)]
+
+    state.prefill(Prompt.of([*text, nodes[0]]))
+    logits = state.extend(nodes, PARENTS)
     errors = [
-        _relative_error(logits[node], _plain_logits(model, text + tree.path_tokens(node)))
-        for node in (3, 5, LEAF)
+        _relative_error(logits[node], _plain_logits(model, text_to(node))) for node in (3, 5, LEAF)
     ]
-    state.commit(tree.path(LEAF))
+    state.commit(_path(LEAF))
     following = text[:1]
     logits = state.extend(following, [-1])
-    whole = text + tree.path_tokens(LEAF) + following
+    whole = text_to(LEAF) + following
     return max(*errors, _relative_error(logits[0], _plain_logits(model, whole)))
+
+
+def _path(node: int) -> list[int]:
+    """Returns the nodes from the text to a node."""
+    return [*_path(PARENTS[node]), node] if node >= 0 else []
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import Generic, TypeVar, cast
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from treesnake.clock import book_wait
 from treesnake.errors import InvalidInputError
 from treesnake.kernels.dispatch import SsmKernels, conv_kernels
 from treesnake.kernels.reference.conv import next_history
@@ -301,7 +303,9 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         """Moves the text's part of a memory along some tokens, `chunk` of them at a time."""
         for part in self._tokens(token_ids).split(chunk):
             hidden = self.backbone.embeddings(part).float()
+            asked = perf_counter()
             with memory.bank.lock:
+                book_wait(asked)
                 for layer, block in enumerate(self.backbone.blocks):
                     hidden = hidden + self._mix_text(block, hidden, memory, layer)
 

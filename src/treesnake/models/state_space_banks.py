@@ -8,12 +8,14 @@ buffers: tokens, slots, parents, which nodes are ancestors, and what the convolu
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from time import perf_counter
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from treesnake.clock import book_wait
 from treesnake.kernels.tree_rows import TreeRows
 from treesnake.models.cuda_graphs import Capture, GraphCache, capture
 from treesnake.models.state_space_state import GrownTree
@@ -104,7 +106,9 @@ class StateSpaceBanks:
         captured = _has_kernels(device) and graphs.serves(device, rounded.trees * rounded.new)
         if captured:
             size = rounded
+        asked = perf_counter()
         with bank.lock:
+            book_wait(asked)
             bank.reserve(size.nodes + 1)
             inputs = TreeInputs.of(token_ids, trees, size, spare_row=bank.num_rows - 1)
             if captured:

@@ -4,6 +4,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from treesnake.clock import book_wait
 from treesnake.kernels.cpu import mamba as mamba_kernels
 from treesnake.kernels.cpu import mamba2 as mamba2_kernels
 from treesnake.kernels.cpu.linear import TILES, padded
@@ -105,7 +107,9 @@ class CpuNetwork(ABC):
     ) -> None:
         """Moves the text's part of a memory along some tokens, `chunk` of them at a time."""
         for begin in range(0, len(token_ids), chunk):
+            asked = perf_counter()
             with self._lock:
+                book_wait(asked)
                 self._run_chunk(token_ids[begin : begin + chunk], memory, self._weights)
 
     def find_broken_layer(self, token_ids: Sequence[int]) -> str | None:
@@ -144,7 +148,9 @@ class CpuNetwork(ABC):
             first_row += tree.num_new
         num_nodes = max(len(tree.layout) for tree in trees)
         rows = PassRows(task, _array(token_ids), _parts(fields))
+        asked = perf_counter()
         with self._lock:
+            book_wait(asked)
             logits = self._run(self._weights, rows, num_nodes, num_logits=first_row)
         return torch.from_numpy(logits)[:first_row].split([tree.num_new for tree in trees])
 

@@ -16,9 +16,14 @@ from treesnake.errors import BrokenModelError, InvalidInputError, UnsupportedMod
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_cpu import CPU_DTYPES, CpuEngine
+from treesnake.models.transformer_pass import NewNodes
 from treesnake.models.transformer_torch import TORCH_DTYPES, TorchEngine
-from treesnake.prompt import num_shared
-from treesnake.tree import TokenTree
+from treesnake.models.tree_network import Part, TreeState, check_parts
+from treesnake.prompt import Prompt
+from treesnake.states.held_text import HeldText
+from treesnake.states.snapshots import Snapshot
+from treesnake.states.tree_layout import tree_layout
+from treesnake.threads import on_one_thread
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that run at once: enough arithmetic per weight, little beside the weights."""
@@ -27,11 +32,12 @@ SMALLEST_CAPACITY = 512
 
 
 class Transformer:
-    """Weights that many sequences share; each sequence has a `TransformerCache`.
+    """Weights that the states of many texts share: a `TreeNetwork`.
 
-    On a CPU a node's logits have the same bits however many nodes are scored with it and wherever
-    in the tree its ancestors are. So the greedy continuation by token trees is that of plain
-    decoding in every dtype, and a prompt may be cut into chunks anywhere.
+    On a CPU a node's logits have the same bits however many nodes are scored with it, of its own
+    tree or of other texts, and wherever in the tree its ancestors are. So the greedy continuation
+    by token trees is that of plain decoding in every dtype, and a prompt may be cut into chunks
+    anywhere.
 
     `tensors` are those of the transformers model by name, in any dtype; each is read once and
     rounded to `dtype`. On a CPU activations are float32 whatever the dtype, float32 leaves matrices
@@ -54,7 +60,7 @@ class Transformer:
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens that there are logits for."""
+        """The number of tokens that it reads."""
         return self.config.vocab_size
 
     @property
@@ -71,6 +77,26 @@ class Transformer:
         """Returns the state of an empty text."""
         return TransformerState(self)
 
+    def extend_all(self, parts: Sequence[Part]) -> list[Float[Tensor, "_ vocab"]]:
+        """Appends nodes to the trees of several texts in one pass; returns float32 logits.
+
+        If it raises, or is interrupted, all texts and trees are as before.
+
+        Raises:
+            InvalidInputError: if a tree cannot grow so, a token does not exist, or two parts have
+                one state.
+        """
+        check_parts(parts)
+        states = [_own_state(part.state, self) for part in parts]
+        nodes = [
+            state.new_nodes(part.token_ids, part.parents)
+            for state, part in zip(states, parts, strict=True)
+        ]
+        logits = self._engine.forward_all(nodes) if nodes else []
+        for state, part in zip(states, parts, strict=True):
+            state.text.append(part.token_ids, part.parents)
+        return logits
+
     def new_cache(self, capacity: int) -> TransformerCache:
         """Returns an empty cache for so many tokens and nodes."""
         return self._engine.new_cache(capacity)
@@ -82,108 +108,135 @@ class Transformer:
         cache: TransformerCache,
         num_logits: int | None = None,
     ) -> Float[Tensor, "last_nodes vocab"]:
-        """Runs nodes of a tree behind the committed tokens; returns float32 logits after each.
+        """Runs nodes of one tree behind the committed tokens of a cache, below the book of a state.
 
         The nodes are the last of the tree; those before them were run by earlier calls, as when a
         tree is drafted level by level. A node sees all committed tokens and what is True in its row
         of the mask, itself included, and sits as many positions behind as it sees nodes. Its keys
         and values go to the row of the cache that follows those of the nodes before it; nothing is
-        committed. A chunk of a prompt is a chain, for which `num_logits=0` saves the output layer;
-        else logits are those of the last `num_logits` nodes, or of all.
+        committed. Logits are those of the last `num_logits` nodes, or of all.
 
         Raises:
             InvalidInputError: if there are no nodes, if the mask has another shape, or if a token
-                does not exist (looked at on a CPU only, where looking costs nothing).
+                does not exist.
             ContextLengthError: if the tree does not fit into the cache.
         """
-        self._check(token_ids, ancestor_mask, cache)
-        num_logits = len(token_ids) if num_logits is None else num_logits
-        return self._engine.forward(token_ids, ancestor_mask, cache, num_logits)
-
-    def find_broken_layer(self, token_ids: Int[Tensor, " tokens"]) -> str | None:
-        """Names the first part of the network that makes numbers that are not finite, or None."""
-        for num_layers in range(self.config.num_layers + 1):
-            if not self._engine.hidden_after(num_layers, token_ids).isfinite().all():
-                return f"layer {num_layers - 1}" if num_layers else "the embedding"
-        mask = torch.ones(len(token_ids), len(token_ids), dtype=torch.bool).tril()
-        logits = self._engine.forward(token_ids, mask, self.new_cache(len(token_ids)), 1)
-        return None if logits.isfinite().all() else "the output layer"
-
-    def _check(self, token_ids: Tensor, ancestor_mask: Tensor, cache: TransformerCache) -> None:
         nodes, (rows, columns) = len(token_ids), ancestor_mask.shape
         if nodes == 0 or rows != nodes or columns < nodes:
             raise InvalidInputError(
                 "a forward pass needs nodes and a mask of (nodes, all nodes of the tree), got "
                 f"{nodes} tokens and a mask of {rows} x {columns}"
             )
-        if token_ids.device.type == "cpu":
-            lowest, highest = (int(bound) for bound in token_ids.aminmax())
-            if lowest < 0 or highest >= self.config.vocab_size:
-                raise InvalidInputError(
-                    f"token {lowest if lowest < 0 else highest} does not exist: "
-                    f"the model has tokens 0 to {self.config.vocab_size - 1}"
-                )
+        self.check_tokens(token_ids.tolist())
         cache.check_room(columns)
+        num_logits = nodes if num_logits is None else num_logits
+        return self._run(NewNodes(token_ids, ancestor_mask, cache, num_logits))
+
+    def read(self, token_ids: Sequence[int], cache: TransformerCache) -> None:
+        """Takes tokens into the text of a cache that has room for them."""
+        self._run(NewNodes.of_text(torch.tensor(token_ids), cache, num_logits=0))
+        cache.commit(range(len(token_ids)))
+
+    def find_broken_layer(self, token_ids: Int[Tensor, " tokens"]) -> str | None:
+        """Names the first part of the network that makes numbers that are not finite, or None."""
+        for num_layers in range(self.config.num_layers + 1):
+            if not self._engine.hidden_after(num_layers, token_ids).isfinite().all():
+                return f"layer {num_layers - 1}" if num_layers else "the embedding"
+        text = NewNodes.of_text(token_ids, self.new_cache(len(token_ids)), num_logits=1)
+        return None if self._run(text).isfinite().all() else "the output layer"
+
+    def check_tokens(self, token_ids: Sequence[int]) -> None:
+        """Checks that tokens are in the vocabulary.
+
+        Raises:
+            InvalidInputError: if one is not.
+        """
+        lowest, highest = min(token_ids), max(token_ids)
+        if lowest < 0 or highest >= self.config.vocab_size:
+            raise InvalidInputError(
+                f"token {lowest if lowest < 0 else highest} does not exist: "
+                f"the model has tokens 0 to {self.config.vocab_size - 1}"
+            )
+
+    def _run(self, nodes: NewNodes) -> Float[Tensor, "last_nodes vocab"]:
+        return self._engine.forward_all([nodes])[0]
 
 
 class TransformerState:
     """Holds a text's keys and values; rows of a tree's nodes follow those of the text.
 
-    A tree grows by calls of `extend`; all of its nodes are forgotten but those of the path that is
-    committed. The network is shared, the state is not.
+    A cache that is too small moves to one of twice the size. The network is shared, the state is
+    not.
     """
 
     def __init__(self, network: Transformer) -> None:
         self.network = network
+        self.text = HeldText()
         self._cache = network.new_cache(SMALLEST_CAPACITY)
-        self._held: list[int] = []
-        self._tokens: list[int] = []
-        self._parents: list[int] = []
 
     @property
     def length(self) -> int:
         """The number of tokens in the text."""
-        return len(self._held)
+        return self.text.length
 
     @property
     def num_bytes(self) -> int:
         """The bytes of the text's keys and values."""
         return self._cache.num_bytes
 
-    def prefill(self, token_ids: Sequence[int]) -> None:
-        """Makes the state hold exactly these tokens; those that it holds already are kept."""
-        num_kept = num_shared(self._held, token_ids)
-        self._forget_tree()
-        self._cache.rewind(num_kept)
-        del self._held[num_kept:]
-        for start in range(num_kept, len(token_ids), PREFILL_CHUNK):
-            chunk = list(token_ids[start : start + PREFILL_CHUNK])
+    def prefill(self, prompt: Prompt) -> None:
+        """Makes the state hold all tokens of the prompt but the last, and keeps what it holds."""
+        prompt.check_text_only()
+        self.network.check_tokens(prompt.token_ids)
+        self._cut(self.text.num_shared(prompt))
+        end = len(prompt) - 1
+        for start in range(self.length, end, PREFILL_CHUNK):
+            chunk = prompt.token_ids[start : min(start + PREFILL_CHUNK, end)]
             self._reserve(len(chunk))
-            mask = torch.ones(len(chunk), len(chunk), dtype=torch.bool).tril()
-            self.network.forward(torch.tensor(chunk), mask, self._cache, num_logits=0)
-            self._cache.commit(range(len(chunk)))
-            self._held += chunk
+            self.network.read(chunk, self._cache)
+            self.text.read(chunk)
 
     def extend(
         self, token_ids: Sequence[int], parents: Sequence[int]
     ) -> Float[Tensor, "new_nodes vocab"]:
         """Appends nodes below earlier ones, or below the text (-1); returns logits after each."""
-        num_before = len(self._tokens)
-        # A node that stands for the end of the text makes one tree of what may have several roots.
-        ends = [-1, *(parent + 1 for parent in (*self._parents, *parents))]
-        tree = TokenTree(torch.zeros(len(ends), dtype=torch.long), torch.tensor(ends))
-        mask = tree.ancestor_mask[1 + num_before :, 1:]
-        self._reserve(mask.shape[1])
-        logits = self.network.forward(torch.tensor(token_ids), mask, self._cache)
-        self._tokens += token_ids
-        self._parents += parents
-        return logits
+        return self.network.extend_all([Part(self, token_ids, parents)])[0]
+
+    def new_nodes(self, token_ids: Sequence[int], parents: Sequence[int]) -> NewNodes:
+        """Returns what the engine runs to append nodes, and makes room for them."""
+        self.text.check_growth(token_ids, parents)
+        self.network.check_tokens(token_ids)
+        layout = tree_layout((*self.text.parents, *parents), 1, torch.device("cpu"))
+        self._reserve(len(layout))
+        mask = layout.ancestor_mask[len(self.text.tokens) :]
+        return NewNodes(torch.tensor(token_ids), mask, self._cache, len(token_ids))
 
     def commit(self, path: Sequence[int]) -> None:
-        """Takes the tokens of a path into the text and forgets the tree."""
+        """Takes the tokens of a path into the text and forgets the tree; the path may be empty."""
+        self.text.check_path(path)
         self._cache.commit(path)
-        self._held += [self._tokens[node] for node in path]
-        self._forget_tree()
+        self.text.commit(path)
+
+    @on_one_thread
+    def snapshot(self) -> Snapshot:
+        """Returns copies of the text's keys and values."""
+        rows = slice(self.length)
+        with self._cache.pool.lock:
+            keys, values = self._cache.keys[:, :, rows], self._cache.values[:, :, rows]
+            return Snapshot(tuple(self.text.key), (keys.clone(), values.clone()))
+
+    @on_one_thread
+    def restore(self, snapshot: Snapshot) -> None:
+        """Makes the text that of a snapshot, which this or another state of the network took."""
+        self._cut(0)
+        length = len(snapshot.key)
+        self._reserve(length)
+        keys, values = snapshot.tensors
+        with self._cache.pool.lock:
+            self._cache.keys[:, :, :length] = keys
+            self._cache.values[:, :, :length] = values
+        self._cache.commit(range(length))
+        self.text.read(snapshot.key)
 
     def broken_model_error(
         self, token_ids: Sequence[int], parents: Sequence[int]
@@ -196,15 +249,21 @@ class TransformerState:
             "for their dtype; load them anew or choose float32"
         )
 
-    def _forget_tree(self) -> None:
-        self._tokens.clear()
-        self._parents.clear()
+    def _cut(self, length: int) -> None:
+        self.text.cut(length)
+        self._cache.rewind(length)
 
     def _reserve(self, num_nodes: int) -> None:
-        """Makes room for a tree; a cache that is full is copied into one of twice the size."""
-        needed = len(self._held) + num_nodes
+        """Makes room for a tree; a cache that is full moves to one of twice the size."""
+        needed = self.length + num_nodes
         if needed > self._cache.capacity:
-            self._cache = self._cache.grown(max(needed, 2 * self._cache.capacity))
+            self._cache.reserve(max(needed, 2 * self._cache.capacity))
+
+
+def _own_state(state: TreeState, network: Transformer) -> TransformerState:
+    assert isinstance(state, TransformerState), "a part has the state of another kind of network"
+    assert state.network is network, "a part has the state of another network"
+    return state
 
 
 def _load_engine(

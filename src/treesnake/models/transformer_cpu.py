@@ -2,17 +2,18 @@
 
 import dataclasses
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from time import perf_counter
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from treesnake.clock import book_wait
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.attention import SEES_ALL, SPARE_ROWS
 from treesnake.kernels.cpu.linear import (
-    BITS,
     ROWS_AT_ONCE,
     STORAGE,
     padded,
@@ -20,12 +21,12 @@ from treesnake.kernels.cpu.linear import (
 )
 from treesnake.kernels.cpu.team import TEAM
 from treesnake.kernels.cpu.transformer import (
+    PART,
     QUERY_BLOCK,
-    Run,
-    Settings,
-    Tree,
-    Weights,
-    Workspace,
+    TransformerRun,
+    TransformerSettings,
+    TransformerWeights,
+    TransformerWorkspace,
     count_steps,
     decode,
 )
@@ -38,6 +39,7 @@ from treesnake.models.transformer_layers import (
     read_final_norm,
     read_layer,
 )
+from treesnake.models.transformer_pass import NewNodes
 from treesnake.models.weight_stack import WeightStack
 from treesnake.models.weights import exact_dtype, read_blocks
 
@@ -62,7 +64,7 @@ class CpuEngine:
         self.dtype = dtype
         self._head_stride = padded(config.head_dim)
         self._weights = _pack_weights(config, tensors, exact_dtype(tensors, dtype))
-        self._settings = Settings(
+        self._settings = TransformerSettings(
             num_layers=config.num_layers,
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
@@ -72,6 +74,9 @@ class CpuEngine:
             attention_scale=np.float32(config.attention_scale),
             norms_outputs=config.norms_outputs,
         )
+        cache_dtype, stride = CACHE_DTYPES[dtype], self._head_stride
+        self._cache_form = config.num_layers, config.num_kv_heads, stride, cache_dtype
+        self._cache_kind = np.empty((0, stride), STORAGE[cache_dtype])
         self._lock = threading.Lock()
         self._workspace = self._new_workspace(1, 1, simd.PADDING)
 
@@ -93,60 +98,79 @@ class CpuEngine:
         )
         return pool.new_cache(capacity)
 
-    def forward(
-        self,
-        token_ids: Int[Tensor, " nodes"],
-        ancestor_mask: Bool[Tensor, "nodes tree_nodes"],
-        cache: TransformerCache,
-        num_logits: int,
-    ) -> Float[Tensor, "last_nodes vocab"]:
-        """Runs the nodes through all layers; see `treesnake.models.transformer`."""
+    def forward_all(self, parts: Sequence[NewNodes]) -> list[Float[Tensor, "_ vocab"]]:
+        """Runs new nodes of several texts at once; each has the bits that it has alone.
+
+        Returns float32 logits after the last `num_logits` nodes of each part. A part's keys and
+        values go to the rows of its cache behind those of the nodes before; nothing is committed.
+        """
+        counts = [part.num_logits for part in parts]
+        num_logits = sum(counts)
         logits = np.empty((padded_rows(num_logits), self.config.output_size), np.float32)
+        asked = perf_counter()
         with self._lock:
-            self._run(self._settings, token_ids, ancestor_mask, cache, logits, num_logits)
-        return torch.from_numpy(logits)[:num_logits]
+            book_wait(asked)
+            self._run(self._settings, parts, logits, num_logits)
+        return list(torch.from_numpy(logits)[:num_logits].split(counts))
 
     def hidden_after(
         self, num_layers: int, token_ids: Int[Tensor, " tokens"]
     ) -> Float[Tensor, "tokens hidden"]:
         """Returns what the first layers make of a text; for finding faults, not fast."""
-        mask = torch.ones(len(token_ids), len(token_ids), dtype=torch.bool).tril()
         settings = self._settings._replace(num_layers=num_layers)
+        text = NewNodes.of_text(token_ids, self.new_cache(len(token_ids)), num_logits=0)
         logits = np.empty((0, self.config.output_size), np.float32)
+        asked = perf_counter()
         with self._lock:
-            self._run(settings, token_ids, mask, self.new_cache(len(token_ids)), logits, 0)
+            book_wait(asked)
+            self._run(settings, [text], logits, 0)
             residual = self._workspace.residual[: len(token_ids), : self.config.hidden_size]
             return torch.tensor(residual)
 
     def _run(
         self,
-        settings: Settings,
-        token_ids: Tensor,
-        ancestor_mask: Tensor,
-        cache: TransformerCache,
+        settings: TransformerSettings,
+        parts: Sequence[NewNodes],
         logits: np.ndarray,
         num_logits: int,
     ) -> None:
-        nodes, tree_nodes = ancestor_mask.shape
-        self._make_room(nodes, tree_nodes, cache.capacity)
-        storage = BITS[CACHE_DTYPES[self.dtype]]
-        run = Run(
+        """Makes the compiled call; `parts` keep the caches alive, whose addresses it is given."""
+        self._make_room(parts)
+        run = TransformerRun(
             settings=settings,
             weights=self._weights,
-            tree=Tree(
-                token_ids.to(torch.int64).contiguous().numpy(),
-                ancestor_mask.contiguous().numpy(),
-                cache.length,
-            ),
-            keys=cache.keys.view(storage).numpy(),
-            values=cache.values.view(storage).numpy(),
+            parts=self._describe(parts),
+            token_ids=np.concatenate([part.token_ids.numpy() for part in parts], dtype=np.int64),
+            masks=np.concatenate([part.ancestor_mask.numpy().reshape(-1) for part in parts]),
+            cache_kind=self._cache_kind,
             work=self._workspace,
             num_logits=num_logits,
             logits=logits,
         )
         TEAM.run(decode, count_steps(settings.num_layers), run)
 
-    def _make_room(self, nodes: int, tree_nodes: int, capacity: int) -> None:
+    def _describe(self, parts: Sequence[NewNodes]) -> np.ndarray:
+        """Returns what the kernels are told of each part; see `PART`."""
+        rows: list[tuple[int, ...]] = []
+        end_node = end_mask = end_logits = 0
+        for part in parts:
+            keys, values = part.cache.keys, part.cache.values
+            layers, heads, cache_rows, stride = keys.shape
+            assert (layers, heads, stride, keys.dtype) == self._cache_form, "another network's"
+            assert keys.is_contiguous()
+            assert values.is_contiguous()
+            nodes, tree_nodes = part.ancestor_mask.shape
+            end_node += nodes
+            end_mask += nodes * tree_nodes
+            end_logits += part.num_logits
+            cache = keys.data_ptr(), values.data_ptr(), cache_rows, part.cache.length
+            rows.append((*cache, nodes, tree_nodes, end_node, end_mask, end_logits))
+        return np.array(rows, PART)
+
+    def _make_room(self, parts: Sequence[NewNodes]) -> None:
+        nodes = sum(len(part.token_ids) for part in parts)
+        tree_nodes = max(part.ancestor_mask.shape[1] for part in parts)
+        capacity = max(part.cache.capacity for part in parts)
         work = self._workspace
         threads, _, width = work.scores.shape
         enough_nodes = nodes <= len(work.positions) and tree_nodes <= work.path_rows.shape[1]
@@ -155,7 +179,7 @@ class CpuEngine:
             tree_nodes = max(tree_nodes, work.path_rows.shape[1])
             self._workspace = self._new_workspace(nodes, tree_nodes, max(capacity, width))
 
-    def _new_workspace(self, nodes: int, tree_nodes: int, capacity: int) -> Workspace:
+    def _new_workspace(self, nodes: int, tree_nodes: int, capacity: int) -> TransformerWorkspace:
         """Allocates zeros: the padding of rows is never written."""
         config, stride = self.config, self._head_stride
         rows = nodes + SPARE_ROWS
@@ -177,7 +201,8 @@ class CpuEngine:
             "mixed": (threads, QUERY_BLOCK + SPARE_ROWS, stride),
             "totals": (threads, QUERY_BLOCK),
         }
-        return Workspace(
+        return TransformerWorkspace(
+            part_of_node=np.zeros(nodes, np.int64),
             positions=np.zeros(nodes, np.int64),
             contiguous=np.zeros(nodes, np.int64),
             path_rows=np.zeros((nodes, tree_nodes), np.int64),
@@ -187,7 +212,7 @@ class CpuEngine:
 
 def _pack_weights(
     config: TransformerConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype
-) -> Weights:
+) -> TransformerWeights:
     """Reads and rounds a layer or some rows at a time, so that the model is never in memory twice.
 
     Embeddings are the largest matrices of small models by far, hence the rows.
@@ -215,7 +240,7 @@ def _pack_weights(
     if not config.tied_embeddings:
         head = WeightStack(1, config.output_size, hidden, dtype)
         head.write_blocks(0, read_blocks(tensors, HEAD, ROWS_AT_ONCE))
-    return Weights(
+    return TransformerWeights(
         embedding=embedding.values[0],
         embedding_scale=embedding.scale[0],
         head=head.values[0],

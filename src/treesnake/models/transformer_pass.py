@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -24,3 +25,11 @@ class NewNodes:
     ancestor_mask: Bool[Tensor, "nodes tree_nodes"]
     cache: TransformerCache
     num_logits: int
+
+    @classmethod
+    def of_text(
+        cls, token_ids: Int[Tensor, " nodes"], cache: TransformerCache, num_logits: int
+    ) -> "NewNodes":
+        """Returns the next tokens of the text itself, each of which sees those before it."""
+        mask = torch.ones(len(token_ids), len(token_ids), dtype=torch.bool).tril()
+        return cls(token_ids, mask, cache, num_logits)

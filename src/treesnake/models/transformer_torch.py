@@ -8,12 +8,14 @@ that depend on the size only, and never waits for the device; on other devices i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from time import perf_counter
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from treesnake.clock import book_wait
 from treesnake.kernels.reference.norm import gate, rms_norm, rotate, rotation
 from treesnake.models.cuda_graphs import GraphCache
 from treesnake.models.transformer_cache import KvPool, TransformerCache
@@ -165,7 +167,9 @@ class TorchEngine:
         The texts have different caches of this engine.
         """
         assert all(part.cache.pool is self._pool for part in parts)
+        asked = perf_counter()
         with self._pool.lock:
+            book_wait(asked)
             highest = max(part.cache.slot for part in parts)
             size = Size.fitting(parts, round_up(highest + 1))
             has_logits = any(part.num_logits for part in parts)

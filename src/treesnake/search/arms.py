@@ -1,5 +1,7 @@
-"""Shapes to choose from, for the searches that pick one of a list, and what each of them earned."""
+"""Searches over a list of shapes: what they have in common, and what each shape earned."""
 
+import threading
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import sqrt
 
@@ -32,8 +34,7 @@ ARMS: tuple[Shape, ...] = (
 """From plain decoding to more than sixty nodes: one of them is not far from the best anywhere."""
 
 USUAL_DEVIATION = 0.5
-"""The deviation of a step's tokens per second from their mean, in parts of it, before it is
-measured."""
+"""Before it is measured: the deviation of a step's tokens per second, relative to their mean."""
 
 
 def check_arms(arms: Sequence[Shape]) -> tuple[Shape, ...]:
@@ -49,10 +50,43 @@ def check_arms(arms: Sequence[Shape]) -> tuple[Shape, ...]:
     return tuple(arms)
 
 
-class MeasuredRate:
-    """Emitted tokens per measured second, as a ratio of sums, and how sure it is.
+class ArmSearch(ABC):
+    """Picks one of a list of shapes, by what each earned in all texts.
 
-    Sums decay, so that what was seen `1 / (1 - discount)` steps ago counts a third.
+    Nothing in it belongs to one text, so every session is the search itself.
+    """
+
+    reads_clock = True
+    learns_across_texts = True
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def new_session(self) -> "ArmSearch":
+        """Returns itself."""
+        return self
+
+    def choose(self, context_length: int) -> Shape:
+        """Returns the arm to draft next."""
+        with self._lock:
+            return self._pick()
+
+    def observe(self, step: Step) -> None:
+        """Learns what the arm of the step earned; a shape that is none teaches nothing."""
+        with self._lock:
+            self._learn(step)
+
+    @abstractmethod
+    def _pick(self) -> Shape: ...
+
+    @abstractmethod
+    def _learn(self, step: Step) -> None: ...
+
+
+class MeasuredRate:
+    """Emitted tokens per measured second, as a ratio of sums, with its standard error.
+
+    Sums decay: a step that is `1 / (1 - discount)` steps old counts a third.
     """
 
     __slots__ = ("_seconds", "_squares", "_tokens", "_tokens_seconds", "_tokens_squares", "num")
@@ -92,7 +126,7 @@ class MeasuredRate:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean, by the residuals of the ratio, with two steps of the usual deviation."""
+        """That of the mean, by the residuals of the ratio and two steps of usual deviation."""
         if not self._seconds:
             return 0.0
         rate = self.mean
@@ -103,7 +137,7 @@ class MeasuredRate:
 
 
 class DiscountedRates:
-    """The measured rate of each arm, where every step makes all that came before it count less.
+    """The measured rate of each arm; with every step, all earlier ones count less.
 
     Args:
         arms: the shapes.
@@ -122,9 +156,9 @@ class DiscountedRates:
         return next((arm for arm, rate in self.by_arm.items() if rate.num == 0), None)
 
     def observe(self, step: Step) -> None:
-        """Takes a step's tokens and seconds into the rate of its arm; other shapes are none."""
+        """Adds a step's tokens and seconds to the rate of its arm, if its shape is one."""
         rate = self.by_arm.get(step.shape)
         if rate is not None:
             for each in self.by_arm.values():
                 each.decay(self._discount)
-            rate.add(len(step.emitted), step.seconds.total_s)
+            rate.add(len(step.emitted), step.seconds.work_s)

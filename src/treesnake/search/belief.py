@@ -1,7 +1,7 @@
-"""What is believed of the drafter: how often a node is accepted, by place and by confidence.
+"""How often the drafter's nodes are accepted, by rank and depth, and by its own confidence.
 
-Every step tells about the same few numbers, whatever its shape. Counts decay, so that what was not
-seen for long is hoped for again, and will be tried again.
+Every step updates the same few numbers, whatever its shape. Counts decay, so that a kind of node
+that was not seen for long returns to the hopeful prior, and is tried again.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ NUM_RANKS = 8
 NUM_DEPTHS = 16
 
 DISCOUNT = 0.99
-"""What an observation counts after each later one of its kind."""
+"""The weight of an observation falls by this factor with each later one of its kind."""
 
 PRIOR_WEIGHT = 4.0
-"""The observations that what is believed beforehand counts for."""
+"""How many observations the prior counts for."""
 
 PRIOR_BY_RANK = tuple(0.6 * 0.3**rank for rank in range(NUM_RANKS))
 
@@ -35,7 +35,7 @@ class RankBelief:
         self._offered = [[0.0] * NUM_RANKS for _ in range(NUM_DEPTHS)]
 
     def observe(self, tree: TokenTree, path: Sequence[int]) -> None:
-        """Takes note of the children along an accepted path and of those that were refused."""
+        """Counts the children of the nodes on an accepted path; at most one is accepted."""
         for level, node in enumerate(path):
             children = tree.children[node]
             if not children or level >= NUM_DEPTHS:
@@ -54,7 +54,7 @@ class RankBelief:
     def table(self) -> list[list[float]]:
         """Returns the probabilities by depth, from that of the anchor's children, and by rank.
 
-        A depth with few observations takes those of all depths for what it lacks.
+        The prior of a depth is the mean of all depths.
         """
         prior = [PRIOR_WEIGHT * each for each in PRIOR_BY_RANK]
         accepted_at_any, offered_at_any = (
@@ -72,7 +72,8 @@ class RankBelief:
 class ConfidenceBelief:
     """How often a node is accepted, by the probability that the drafter itself gives its path.
 
-    Kept in bins of equal ratio, and read as a curve that does not fall with the confidence.
+    Counts are kept in bins of equal ratio. They are read as a curve that never falls with the
+    confidence.
     """
 
     def __init__(self) -> None:
@@ -80,7 +81,7 @@ class ConfidenceBelief:
         self._offered = [0.0] * NUM_BINS
 
     def observe(self, node_probs: Sequence[float], path: Sequence[int]) -> None:
-        """Takes note of all nodes of a tree; every one of them was accepted or not."""
+        """Counts every node of a tree, accepted or not."""
         decay = DISCOUNT
         self._accepted = [count * decay for count in self._accepted]
         self._offered = [count * decay for count in self._offered]
@@ -109,9 +110,9 @@ class ConfidenceCurve:
     accepted: tuple[float, ...]
 
     def confidence_for(self, probability: float) -> float:
-        """Returns the least confidence at which a node is believed to be accepted so often.
+        """Returns the lowest confidence at which nodes are accepted with this probability.
 
-        More than 1 if no confidence is enough.
+        It is more than 1 if no confidence is enough.
         """
         if probability <= 0:
             return 0.0

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from treesnake.errors import InvalidInputError
-from treesnake.protocols import TreeSearch
+from treesnake.protocols import SharedSearch
 from treesnake.search.costs import CostTable
 from treesnake.search.moving_average import MovingAverageSearch
 from treesnake.search.self_tuning import SelfTuningSearch
@@ -15,7 +15,7 @@ from treesnake.shape import parse_shape
 
 SELF_TUNING = "self-tuning"
 
-SEARCHES: dict[str, Callable[[], TreeSearch]] = {
+SEARCHES: dict[str, Callable[[], SharedSearch]] = {
     "ucb": UcbSearch,
     "discounted-ucb": DiscountedUcbSearch,
     "thompson": ThompsonSearch,
@@ -25,7 +25,7 @@ SEARCHES: dict[str, Callable[[], TreeSearch]] = {
 """Those that need to know nothing beforehand."""
 
 
-def search_by_name(name: str, costs: CostTable | None = None) -> TreeSearch:
+def search_by_name(name: str, costs: CostTable | None = None) -> SharedSearch:
     """Returns a search, or the one that always has the shape that is named.
 
     Args:

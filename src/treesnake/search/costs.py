@@ -10,18 +10,18 @@ from treesnake.errors import InvalidInputError
 from treesnake.outcome import Step
 
 KNOTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-"""The counts at which costs are kept; between them they are interpolated."""
+"""Costs are kept at these counts of nodes, and interpolated between them."""
 
 SLOWEST_GAIN = 0.05
-"""What an observation weighs at least, so that costs follow a machine that changes."""
+"""The least weight of an observation, so that costs follow a machine that changes."""
 
 DRIFT_GAIN = 0.02
-"""What an observation tells about the costs of all other counts, by a longer text above all."""
+"""The weight of an observation in the costs of all other counts: a text that grows raises all."""
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """What a pair takes on a machine, by measurement.
+    """Measured costs of a pair on a machine.
 
     Attributes:
         score_s: for some context lengths, the seconds of a step without drafting by the number of
@@ -47,15 +47,15 @@ class CostTable:
 
 
 @dataclass(frozen=True)
-class Growth:
-    """How costs grow with the context, as a factor to those at the shortest length measured."""
+class LengthFactors:
+    """By how much costs grow with the context: 1 at the shortest length that was measured."""
 
     lengths: tuple[int, ...] = (0,)
     factors: tuple[float, ...] = (1.0,)
 
     @classmethod
-    def of(cls, table: Mapping[int, Mapping[int, float]]) -> "Growth":
-        """Reads the growth off a table, at the least count of it."""
+    def of(cls, table: Mapping[int, Mapping[int, float]]) -> "LengthFactors":
+        """Reads the factors from the smallest count in a table."""
         lengths = tuple(sorted(table))
         if not lengths:
             return cls()
@@ -75,10 +75,10 @@ class CostCurve:
     """Seconds by a count of nodes, learned from what steps took.
 
     It begins with a table, or with the hope that all counts cost the same. Each observation moves
-    the factor by which the curve differs from that at the counts around it. Counts that were never
-    seen take the factor between those of their seen neighbours: so a table that is wrong everywhere
-    is put right by one observation, and without a table what costs little more than the largest
-    count seen is believed until it was tried.
+    the factors by which the curve differs from the table at the counts around it. A count that was
+    never seen takes a factor between those of its seen neighbours. So one observation puts right a
+    table that is wrong everywhere. Without a table, a count beyond the largest one seen is believed
+    to cost no more, until it is tried.
 
     Args:
         table: seconds for some counts; it may be empty.
@@ -113,10 +113,10 @@ class CostCurve:
         return curve[lower] + share * (curve[lower + 1] - curve[lower])
 
     def observe(self, count: int, seconds: float) -> None:
-        """Takes note of what a count took.
+        """Learns from the seconds that a count took.
 
-        The first two observations at a place count by the smaller one, since whatever runs for the
-        first time takes longer. Later ones that are more than twice off count as twice off.
+        Of the first two observations at a count the smaller one holds, since a first run takes
+        longer. Later ones that are off by more than a factor of two count as off by two.
         """
         ratio = max(seconds, 1e-9) / self.seconds(count)
         lower, share = _place(min(count, KNOTS[-1]))
@@ -132,7 +132,7 @@ class CostCurve:
         self._curve = self._filled()
 
     def _learn(self, knot: int, part: float, ratio: float) -> None:
-        """Moves the factor of a place by what was seen to `part` there."""
+        """Moves the factor of a knot by an observation that belongs to it to the share `part`."""
         weight = self._weights[knot]
         if weight >= 2:
             self._factors[knot] *= ratio ** max(part / weight, SLOWEST_GAIN * part)
@@ -147,8 +147,7 @@ class CostCurve:
     def _filled(self) -> list[float]:
         """Returns the seconds at every knot.
 
-        A count that was seen cannot take longer than a larger one did; if it seemed to, something
-        else was slow.
+        A count cannot take longer than a larger one. If it seemed to, something else was slow.
         """
         prior = self._prior
         factors: list[float] = []
@@ -176,40 +175,43 @@ class LearnedCosts:
     def __init__(self, table: CostTable | None = None) -> None:
         score = table.score_s if table else {}
         draft = table.draft_s if table else {}
-        self._score_growth, self._draft_growth = Growth.of(score), Growth.of(draft)
+        self._score_factors, self._draft_factors = LengthFactors.of(score), LengthFactors.of(draft)
         self._score = CostCurve(score[min(score)] if score else {})
         self._draft = CostCurve(draft[min(draft)] if draft else {})
 
     @property
     def most_nodes(self) -> int:
-        """The most nodes to draft: what was seen and as many again, for a table may be wrong."""
+        """The most nodes to draft: twice the most seen, since a table may be wrong."""
         return 2 * self._score.largest_seen + 2
 
     @property
     def most_width(self) -> int:
-        """The most nodes of a level to expand: what was seen and as many again."""
+        """The most nodes of a level to expand: twice the most seen."""
         return 2 * self._draft.largest_seen + 1
 
     def score_s(self, num_nodes: int, context_length: int) -> float:
-        """Returns the seconds of a step of so many nodes without drafting."""
-        return self._score.seconds(num_nodes) * self._score_growth.at(context_length)
+        """Returns the seconds of a step with this many nodes, without drafting."""
+        return self._score.seconds(num_nodes) * self._score_factors.at(context_length)
 
     def draft_s(self, num_expanded: int, context_length: int) -> float:
-        """Returns the seconds of a level for which so many nodes are expanded."""
-        return self._draft.seconds(num_expanded) * self._draft_growth.at(context_length)
+        """Returns the seconds of drafting a level for which this many nodes are expanded."""
+        return self._draft.seconds(num_expanded) * self._draft_factors.at(context_length)
 
-    def observe(self, step: Step, context_length: int, *, has_debt: bool) -> float:
+    def observe(self, step: Step, context_length: int, *, num_behind: int = 0) -> float:
         """Learns what a step took, and returns the seconds of drafting beyond what was believed.
 
-        What was drafted first after plain decoding also took what the drafter had missed: with
-        `has_debt` that is believed only if nothing better is known.
+        Args:
+            step: the step.
+            context_length: the tokens of its text before it.
+            num_behind: the tokens that the drafter had to read first. If there are any, drafting
+                took longer than usual: its time is believed only if nothing better is known.
         """
-        rest_s = step.seconds.total_s - step.seconds.draft_s
-        self._score.observe(len(step.tree), rest_s / self._score_growth.at(context_length))
+        rest_s = step.seconds.work_s - step.seconds.draft_s
+        self._score.observe(len(step.tree), rest_s / self._score_factors.at(context_length))
         levels = step.tree.num_expanded if step.num_expanded is None else step.num_expanded
         believed_s = sum(self.draft_s(level, context_length) for level in levels)
         extra_s = max(step.seconds.draft_s - believed_s, 0.0)
-        if levels and not (has_debt and self._draft.is_known):
+        if levels and not (num_behind and self._draft.is_known):
             ratio = step.seconds.draft_s / believed_s
             for level in set(levels):
                 self._draft.observe(level, self._draft.seconds(level) * ratio)

@@ -1,9 +1,10 @@
 """The tree that is expected to emit the most tokens per second, built node by node.
 
-What a step emits in the mean is one token and the probability of each node to be accepted. What it
-takes is a pass of the target over the nodes and, for each level but the deepest, a pass of the
-drafter over those that have children. So the best next node is the one with the most probability
-per second (Sequoia, Chen et al. 2024; OPT-Tree, Wang et al. 2025), here with measured seconds.
+On average, a step emits one token plus the sum of all nodes' probabilities of acceptance. It costs
+a pass of the target over the nodes. It also costs a pass of the drafter for each level but the
+deepest, over the nodes that have children. So the best next node is the one with the most
+probability per second (Sequoia, Chen et al. 2024; OPT-Tree, Wang et al. 2025), here with measured
+seconds.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,8 +13,9 @@ from math import inf
 
 from treesnake.shape import FixedTree, Priced
 
-PATIENCE = 12
-"""After so many nodes that did not pay, no more are added: the first of a level pays late."""
+NODES_WITHOUT_GAIN = 12
+"""After this many nodes without a better rate the tree is complete. One is too few: the first node
+of a level pays only once it has siblings."""
 
 LEAST_S = 1e-9
 
@@ -27,8 +29,8 @@ class Plan:
 
     Attributes:
         shape: the tree.
-        tokens: emitted by a step, in the mean.
-        seconds: that a step takes.
+        tokens: emitted by a step, on average.
+        seconds: taken by a step.
     """
 
     shape: FixedTree
@@ -49,22 +51,22 @@ def plan_tree(
     max_nodes: int,
     max_width: int,
 ) -> Plan:
-    """Builds the tree with the highest rate that can be had node by node, of one node at least.
+    """Adds the best node again and again, and returns the tree with the highest rate on the way.
 
     Args:
-        accepted: by depth and rank, how often a child is accepted if its parent was.
+        accepted: how often a child is accepted if its parent was, by depth and rank.
         score_s: the seconds of a step without drafting, by the number of nodes with the anchor.
         draft_s: the seconds of a level, by the number of nodes that have children.
-        max_nodes: drafted at most.
-        max_width: nodes of a level that may have children.
+        max_nodes: the most nodes, not counting the anchor; there is always one.
+        max_width: the most nodes of a level that have children.
     """
-    growth = _Growth(accepted, draft_s, max_width)
+    planned = _PlannedTree(accepted, draft_s, max_width)
     tokens, drafting = 1.0, 0.0
     best: tuple[float, int, float, float] | None = None
     before = score_s(1)
     for num_nodes in range(1, max_nodes + 1):
         after = score_s(num_nodes + 1)
-        added = growth.add_best(after - before)
+        added = planned.add_best(after - before)
         if added is None:
             break
         before = after
@@ -73,14 +75,14 @@ def plan_tree(
         rate = tokens / (after + drafting)
         if best is None or rate > best[0]:
             best = rate, num_nodes, tokens, after + drafting
-        elif num_nodes > best[1] + PATIENCE and num_nodes > 2 * best[1]:
+        elif num_nodes > best[1] + NODES_WITHOUT_GAIN and num_nodes > 2 * best[1]:
             break
     assert best is not None, "the anchor can always have a child"
     _, num_nodes, tokens, seconds = best
-    return Plan(growth.shape(num_nodes), tokens, seconds)
+    return Plan(planned.shape(num_nodes), tokens, seconds)
 
 
-class _Growth:
+class _PlannedTree:
     """A tree under construction."""
 
     def __init__(
@@ -163,25 +165,25 @@ def plan_prices(
 ) -> Priced:
     """Sets the prices at which a node and a level are worth the seconds that they take.
 
-    A second is worth `rate` tokens. A node is worth it if it is accepted at least that often, a
-    level if a child of the one above it is. The rate of all steps is highest where each gains the
-    most tokens less what its seconds are worth (Dinkelbach 1967), so deciding by these prices, node
-    by node and with the confidence of the moment, is the best that can be done.
+    A second is worth `rate` tokens. A node pays if it is accepted at least as often as its seconds
+    are worth tokens. A level pays if its first node pays for the level too. The rate over all steps
+    is highest if every step gains the most tokens, less the worth of its seconds (Dinkelbach 1967).
+    So nothing is better than these prices, compared node by node with the confidence of the moment.
 
     Args:
-        continued: by depth, how often a child is accepted if its parent was expanded and accepted.
-        confidence_for: the drafter's confidence at which a node is accepted so often.
+        continued: how often a child is accepted if its parent was expanded and accepted, by depth.
+        confidence_for: returns the drafter's confidence at which nodes are accepted that often.
         score_s: the seconds of a step without drafting, by the number of nodes with the anchor.
         level_s: the seconds of drafting a level.
-        rate: tokens per second that steps achieve.
-        max_nodes: drafted at most.
-        width: nodes of a level to be expanded.
+        rate: the tokens per second that steps achieve.
+        max_nodes: the most nodes, not counting the anchor.
+        width: the most nodes of a level that are expanded.
     """
     node_prices = []
     highest = 0.0
     for num_nodes in range(1, max_nodes + 1):
         worth = rate * (score_s(num_nodes + 1) - score_s(num_nodes))
-        # Costs that rise in stairs would stop at the first stair; a price is that of the flight.
+        # Where costs rise in stairs, the nodes after a stair keep its price.
         highest = max(highest, confidence_for(worth)) if worth > 0 else highest
         node_prices.append(highest)
         if highest > 1:
@@ -191,7 +193,7 @@ def plan_prices(
         confidence_for(min(rate * (level_s + node_s) / max(share, 1e-3), 1e3))
         for share in continued
     ]
-    # The first node is drafted, unless something else is guessed: that is what being on means.
+    # A mode that is on drafts at least one node, unless another drafter has guessed already.
     level_prices[0] = min(level_prices[0], 1.0)
     node_prices[0] = 0.0
     return Priced(width, tuple(level_prices), tuple(node_prices))

@@ -8,9 +8,16 @@ from treesnake.shape import Shape, chain
 
 @dataclass(frozen=True)
 class StaticSearch:
-    """Always the same shape."""
+    """Always the same shape. There is nothing to learn, so it is its own session."""
 
     shape: Shape
+
+    reads_clock = False
+    learns_across_texts = False
+
+    def new_session(self) -> "StaticSearch":
+        """Returns itself."""
+        return self
 
     def choose(self, context_length: int) -> Shape:
         """Returns the shape."""
@@ -20,6 +27,9 @@ class StaticSearch:
         """Learns nothing."""
 
 
-SEED_KEEPING = StaticSearch(chain(4))
-"""For samples that a seed must give again: which one it gives depends on the shapes, and those of
-searches that read the clock differ from run to run."""
+CLOCK_FREE_SEARCH = StaticSearch(chain(4))
+"""For samples that a seed must give again.
+
+Which sample a seed gives depends on the shapes. They must follow from the text alone: not from
+measured times, which differ from run to run, and not from the texts before.
+"""

@@ -4,15 +4,15 @@ import random
 from collections.abc import Sequence
 
 from treesnake.outcome import Step
-from treesnake.search.arms import ARMS, DiscountedRates
+from treesnake.search.arms import ARMS, ArmSearch, DiscountedRates
 from treesnake.shape import Shape
 
 
-class ThompsonSearch:
-    """Draws a rate for each shape from what is believed of it, and takes the highest.
+class ThompsonSearch(ArmSearch):
+    """Draws a rate for each shape from its distribution, and takes the shape with the highest.
 
-    The belief is a normal distribution around the measured tokens per second with their standard
-    error; sums decay, so that doubt comes back (Thompson 1933; Raj and Kalyani 2017).
+    The distribution is normal: around the measured tokens per second, with their standard error.
+    Sums decay, so the error grows again (Thompson 1933; Raj and Kalyani 2017).
 
     Args:
         arms: the shapes.
@@ -23,10 +23,11 @@ class ThompsonSearch:
     def __init__(
         self, arms: Sequence[Shape] = ARMS, *, discount: float = 0.99, seed: int = 0
     ) -> None:
+        super().__init__()
         self._rates = DiscountedRates(arms, discount)
         self._random = random.Random(seed)
 
-    def choose(self, context_length: int) -> Shape:
+    def _pick(self) -> Shape:
         """Returns the arm with the highest draw, or one that was never tried."""
         if untried := self._rates.untried:
             return untried
@@ -34,6 +35,6 @@ class ThompsonSearch:
         gauss = self._random.gauss
         return max(rates, key=lambda arm: gauss(rates[arm].mean, rates[arm].standard_error))
 
-    def observe(self, step: Step) -> None:
+    def _learn(self, step: Step) -> None:
         """Takes the step's tokens and seconds into the rate of its arm."""
         self._rates.observe(step)

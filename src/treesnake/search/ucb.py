@@ -5,11 +5,11 @@ from math import log, sqrt
 
 from treesnake.errors import InvalidInputError
 from treesnake.outcome import Step
-from treesnake.search.arms import ARMS, PAPER_ARMS, DiscountedRates, check_arms
+from treesnake.search.arms import ARMS, PAPER_ARMS, ArmSearch, DiscountedRates, check_arms
 from treesnake.shape import Shape
 
 
-class UcbSearch:
+class UcbSearch(ArmSearch):
     """UCB1 with the shapes as arms and a modelled reward (Choi et al. 2025; Auer et al. 2002).
 
     The reward of a step is emitted / (1 + lambda_gamma * depth): tokens per time, where a time of 1
@@ -23,6 +23,8 @@ class UcbSearch:
         lambda_gamma: what drafting a level costs, in passes of the target.
     """
 
+    reads_clock = False
+
     def __init__(
         self,
         arms: Sequence[Shape] = PAPER_ARMS,
@@ -34,6 +36,7 @@ class UcbSearch:
             raise InvalidInputError(
                 f"both lambdas must be at least 0, got {lambda_ucb} and {lambda_gamma}"
             )
+        super().__init__()
         self._arms = check_arms(arms)
         self._lambda_ucb = lambda_ucb
         self._lambda_gamma = lambda_gamma
@@ -41,7 +44,7 @@ class UcbSearch:
         self._counts = [0] * len(self._arms)
         self._rewards = [0.0] * len(self._arms)
 
-    def choose(self, context_length: int) -> Shape:
+    def _pick(self) -> Shape:
         """Returns the arm with the highest bound."""
         if 0 in self._counts:
             return self._arms[self._counts.index(0)]
@@ -52,7 +55,7 @@ class UcbSearch:
         ]
         return self._arms[bounds.index(max(bounds))]
 
-    def observe(self, step: Step) -> None:
+    def _learn(self, step: Step) -> None:
         """Gives the arm its reward; a shape that was clipped to something else gets none."""
         arm = self._arm_of.get(step.shape)
         if arm is not None:
@@ -60,7 +63,7 @@ class UcbSearch:
             self._rewards[arm] += len(step.emitted) / (1 + self._lambda_gamma * step.shape.depth)
 
 
-class DiscountedUcbSearch:
+class DiscountedUcbSearch(ArmSearch):
     """Discounted UCB on emitted tokens per measured second (Garivier and Moulines 2011).
 
     What was seen long ago counts less, so that the search follows a text that changes. The bound is
@@ -72,9 +75,10 @@ class DiscountedUcbSearch:
     """
 
     def __init__(self, arms: Sequence[Shape] = ARMS, *, discount: float = 0.99) -> None:
+        super().__init__()
         self._rates = DiscountedRates(arms, discount)
 
-    def choose(self, context_length: int) -> Shape:
+    def _pick(self) -> Shape:
         """Returns the arm with the highest bound, or one that was never tried."""
         if untried := self._rates.untried:
             return untried
@@ -82,6 +86,6 @@ class DiscountedUcbSearch:
         num_errors = sqrt(log(1 + sum(rate.num for rate in rates.values())))
         return max(rates, key=lambda arm: rates[arm].mean + num_errors * rates[arm].standard_error)
 
-    def observe(self, step: Step) -> None:
+    def _learn(self, step: Step) -> None:
         """Takes the step's tokens and seconds into the rate of its arm."""
         self._rates.observe(step)

@@ -8,7 +8,8 @@ All rows are kept, those of layers with a sliding window too: what a window hide
 into view when a text is rolled back. Windows are the business of masks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -19,25 +20,69 @@ ROWS_PER_BLOCK = 256
 """Storage grows to a multiple of this many rows."""
 
 
-class KvLayer(CacheLayerMixin):
-    """The rows of one attention layer and one text, or of several texts of one length.
+@dataclass(frozen=True, eq=False)
+class KvBlock:
+    """Storage of one attention layer for texts that run together, a slot for each.
 
-    `keys` and `values` are views of the rows in use, `[batch, heads, rows, head_dim]`; the storage
-    behind them grows by a quarter of what it must hold, so that each row is copied a few times at
-    most, however long the text becomes.
+    A slot belongs to one text for as long as the block lives, and the block lives as long as a text
+    has its rows there.
+
+    Attributes:
+        keys: zeros where nothing was written yet: what is masked must be finite.
+        values: likewise.
     """
 
-    is_croppable = True
+    keys: Shaped[Tensor, "slots heads capacity key_dim"]
+    values: Shaped[Tensor, "slots heads capacity value_dim"]
+
+    @classmethod
+    def empty(
+        cls,
+        num_slots: int,
+        num_rows: int,
+        key_states: Shaped[Tensor, "_ heads new key_dim"],
+        value_states: Shaped[Tensor, "_ heads new value_dim"],
+    ) -> "KvBlock":
+        """Returns a block with room for so many rows in each slot, and for some more."""
+        capacity = _roomy(num_rows)
+        (_, heads, _, key_dim), value_dim = key_states.shape, value_states.shape[-1]
+        return cls(
+            key_states.new_zeros(num_slots, heads, capacity, key_dim),
+            value_states.new_zeros(num_slots, heads, capacity, value_dim),
+        )
+
+    @property
+    def num_slots(self) -> int:
+        """The number of texts that have their rows here, or had."""
+        return self.keys.shape[0]
+
+    @property
+    def capacity(self) -> int:
+        """The number of rows that fit into each slot."""
+        return self.keys.shape[2]
+
+
+class KvLayer(CacheLayerMixin):
+    """The rows of one attention layer and one text.
+
+    Their storage grows by a quarter of what it must hold, so that each row is copied a few times at
+    most, however long the text becomes. It is the text's own or a slot of a `KvBlock`, until the
+    text outgrows that. Dropping rows costs nothing: they are no longer counted.
+    """
+
+    is_croppable = False
     is_sliding = False
 
     def __init__(self) -> None:
         super().__init__()
+        self.block: KvBlock | None = None
+        self._slot = 0
         self._num_rows = 0
 
     def lazy_initialization(
         self,
-        key_states: Float[Tensor, "batch heads new key_dim"],
-        value_states: Float[Tensor, "batch heads new value_dim"],
+        key_states: Float[Tensor, "1 heads new key_dim"],
+        value_states: Float[Tensor, "1 heads new value_dim"],
     ) -> None:
         """Learns the number of heads, their widths, dtype and device."""
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -47,13 +92,11 @@ class KvLayer(CacheLayerMixin):
 
     def update(
         self,
-        key_states: Float[Tensor, "batch heads new key_dim"],
-        value_states: Float[Tensor, "batch heads new value_dim"],
+        key_states: Float[Tensor, "1 heads new key_dim"],
+        value_states: Float[Tensor, "1 heads new value_dim"],
         *args: object,
         **kwargs: object,
-    ) -> tuple[
-        Float[Tensor, "batch heads rows key_dim"], Float[Tensor, "batch heads rows value_dim"]
-    ]:
+    ) -> tuple[Float[Tensor, "1 heads rows key_dim"], Float[Tensor, "1 heads rows value_dim"]]:
         """Appends rows and returns all rows in use; further arguments are for other caches."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -61,28 +104,47 @@ class KvLayer(CacheLayerMixin):
         self._reserve(end)
         self._key_storage[:, :, start:end] = key_states
         self._value_storage[:, :, start:end] = value_states
-        return self._show(end)
+        self._num_rows = end
+        return self.first(end)
 
     def keep(self, num_rows: int, rows: Int[Tensor, " kept"] | None = None) -> None:
         """Drops all but the first `num_rows` rows, and `rows`, which follow them in that order."""
-        if not self.is_initialized:
-            return
-        end = num_rows
+        self._num_rows = num_rows
         if rows is not None:
-            end += len(rows)
+            self._num_rows += len(rows)
             for storage in (self._key_storage, self._value_storage):
-                storage[:, :, num_rows:end] = storage.index_select(2, rows)
-        self._show(end)
+                storage[:, :, num_rows : self._num_rows] = storage.index_select(2, rows)
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Drops the last rows; their number is given below zero, as transformers does."""
-        if tokens_to_remove > 0:
-            raise ValueError(f"give the rows to drop as a negative number, not {tokens_to_remove}")
-        self.keep(max(self._num_rows + tokens_to_remove, 0))
+    def count(self, num_rows: int) -> None:
+        """Counts so many rows, of which the last were written into the slot of a block."""
+        self._num_rows = num_rows
 
-    def reset(self) -> None:
-        """Drops all rows."""
-        self.keep(0)
+    def move(self, block: KvBlock, slot: int) -> None:
+        """Takes the rows along into a slot of a block, which no other text has had."""
+        keys, values = self.first(self._num_rows)
+        block.keys[slot : slot + 1, :, : self._num_rows] = keys
+        block.values[slot : slot + 1, :, : self._num_rows] = values
+        self._key_storage = block.keys[slot : slot + 1]
+        self._value_storage = block.values[slot : slot + 1]
+        self.block, self._slot = block, slot
+
+    def is_in(self, block: KvBlock, slot: int) -> bool:
+        """Tells whether the rows are in this slot."""
+        return self.block is block and self._slot == slot
+
+    def first(
+        self, num_rows: int
+    ) -> tuple[Float[Tensor, "1 heads rows key_dim"], Float[Tensor, "1 heads rows value_dim"]]:
+        """Returns views of the first rows."""
+        return self._key_storage[:, :, :num_rows], self._value_storage[:, :, :num_rows]
+
+    @property
+    def bytes_per_row(self) -> int:
+        """What a token takes in memory."""
+        if not self.is_initialized:
+            return 0
+        storages = (self._key_storage, self._value_storage)
+        return sum(each.shape[1] * each.shape[3] * each.itemsize for each in storages)
 
     def get_seq_length(self) -> int:
         """Returns the number of rows in use."""
@@ -96,33 +158,12 @@ class KvLayer(CacheLayerMixin):
         """Returns -1: the cache grows as it must."""
         return -1
 
-    def batch_select_indices(self, indices: Int[Tensor, " kept"]) -> None:
-        """Keeps the rows of these texts of a batch."""
-        if self.is_initialized:
-            self._key_storage = self._key_storage[indices]
-            self._value_storage = self._value_storage[indices]
-            self._show(self._num_rows)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Refuses: the cache holds one text."""
-        raise NotImplementedError("a cache of one text has no beams")
-
-    def _show(
-        self, num_rows: int
-    ) -> tuple[
-        Float[Tensor, "batch heads rows key_dim"], Float[Tensor, "batch heads rows value_dim"]
-    ]:
-        self._num_rows = num_rows
-        keys = self.keys = self._key_storage[:, :, :num_rows]
-        values = self.values = self._value_storage[:, :, :num_rows]
-        return keys, values
-
     def _reserve(self, num_rows: int) -> None:
         if num_rows > self._key_storage.shape[2]:
-            blocks = -(-(num_rows + num_rows // 4) // ROWS_PER_BLOCK)
-            capacity = blocks * ROWS_PER_BLOCK
+            capacity = _roomy(num_rows)
             self._key_storage = _extended(self._key_storage, self._num_rows, capacity)
             self._value_storage = _extended(self._value_storage, self._num_rows, capacity)
+            self.block = None
 
 
 class KvCache(Cache):
@@ -147,12 +188,38 @@ class KvCache(Cache):
         num_rows += num_in_place
         moved = [num_rows - num_in_place + node for node in path[num_in_place:]]
         rows_on: dict[torch.device, Int[Tensor, " kept"]] = {}
-        for layer in self.layers:
-            if not isinstance(layer, KvLayer) or not layer.is_initialized:
+        for layer in self._kv_layers():
+            if not layer.is_initialized:
                 continue
             if moved and layer.device not in rows_on:
                 rows_on[layer.device] = torch.tensor(moved, device=layer.device)
             layer.keep(num_rows, rows_on.get(layer.device))
+
+    def num_bytes(self, num_rows: int) -> int:
+        """Returns what so many tokens take in memory; 0 before the first."""
+        return num_rows * sum(layer.bytes_per_row for layer in self._kv_layers())
+
+    def copy(self, num_rows: int) -> tuple[Shaped[Tensor, "1 _ rows _"], ...]:
+        """Returns copies of the first rows: keys and values of each layer that has them."""
+        if num_rows == 0:
+            return ()
+        return tuple(rows.clone() for layer in self._kv_layers() for rows in layer.first(num_rows))
+
+    def restore(self, copies: Sequence[Shaped[Tensor, "1 _ rows _"]]) -> None:
+        """Makes the rows those that `copy` returned, of this or another cache of the model."""
+        self.keep(0)
+        if copies:
+            pairs = zip(copies[::2], copies[1::2], strict=True)
+            for layer, (keys, values) in zip(self._kv_layers(), pairs, strict=True):
+                layer.update(keys, values)
+
+    def _kv_layers(self) -> Iterator[KvLayer]:
+        return (layer for layer in self.layers if isinstance(layer, KvLayer))
+
+
+def _roomy(num_rows: int) -> int:
+    """Returns how many rows to make room for where so many are needed."""
+    return -(-(num_rows + num_rows // 4) // ROWS_PER_BLOCK) * ROWS_PER_BLOCK
 
 
 def _extended(

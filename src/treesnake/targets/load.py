@@ -1,35 +1,28 @@
 """Targets by name."""
 
-from treesnake.loading.checkpoint import DEFAULT_MODEL
-from treesnake.loading.networks import EngineName, LoadedNetwork, load_attention_network
-from treesnake.loading.pretrained import DeviceMap, DtypeName
-from treesnake.targets.attention import AttentionTargetModel
+from treesnake.loading.checkpoint import DEFAULT_MODEL, find_checkpoint
+from treesnake.loading.networks import LoadedNetwork, load_network
+from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
+from treesnake.targets.network import NetworkTargetModel
 
 
 def load_target(
-    name: str = DEFAULT_MODEL,
-    *,
-    dtype: DtypeName = "auto",
-    device: str = "auto",
-    engine: EngineName = "auto",
-    device_map: DeviceMap | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> tuple[AttentionTargetModel, LoadedNetwork]:
+    name: str = DEFAULT_MODEL, options: LoadOptions = DEFAULT_OPTIONS
+) -> tuple[NetworkTargetModel, LoadedNetwork]:
     """Loads a target.
 
-    Options and errors are those of `treesnake.loading.networks.load_attention_network`.
+    Args:
+        name: "smollm2", a folder, a GGUF file, or a name at the hub, of a model that has a
+            tokenizer: a Transformer, a Mamba or a Mamba-2.
+        options: how it is loaded.
 
     Returns:
         What makes sessions, and what is known of the weights behind it.
+
+    Raises:
+        LoadError: if the model cannot be had, or its weights are broken or do not fit.
+        UnsupportedModelError: if it cannot be run so, with the reason.
+        InvalidInputError: if there is no such device, or a revision is given for a local model.
     """
-    loaded = load_attention_network(
-        name,
-        dtype=dtype,
-        device=device,
-        engine=engine,
-        device_map=device_map,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
-    return AttentionTargetModel(loaded.network), loaded
+    loaded = load_network(find_checkpoint(name, options), options)
+    return NetworkTargetModel(loaded.network), loaded

@@ -2,23 +2,23 @@
 
 from treesnake.testing.conformance import check_drafter, check_rule, check_target
 from treesnake.testing.enumeration import enumerate_outcomes
+from treesnake.testing.networks import check_network
 from treesnake.testing.tiny import (
     AttentionModel,
     RecurrentModel,
     TableModel,
-    TinyDrafterModel,
     TinyModel,
-    TinyTargetModel,
+    TinyNetwork,
 )
 
 __all__ = [
     "AttentionModel",
     "RecurrentModel",
     "TableModel",
-    "TinyDrafterModel",
     "TinyModel",
-    "TinyTargetModel",
+    "TinyNetwork",
     "check_drafter",
+    "check_network",
     "check_rule",
     "check_target",
     "enumerate_outcomes",

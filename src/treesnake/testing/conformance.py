@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from treesnake.protocols import AcceptanceRule, Drafter, DrafterModel, Target, T
 from treesnake.sampling import Rng, SamplingParams, TorchRng, to_probs
 from treesnake.shape import BestFirst, FixedTree, LevelWidths, Priced, Shape, chain
 from treesnake.testing.enumeration import enumerate_outcomes
-from treesnake.testing.tiny import TableModel, TinyState
+from treesnake.testing.tiny import TableModel, TinyNetwork
 from treesnake.tree import TokenTree, TreeBuilder
 
 SHAPES: tuple[Shape, ...] = (
@@ -134,7 +133,7 @@ def check_rule(
 
 def drafting(drafter: TableModel, shape: Shape, params: SamplingParams) -> Callable[[Rng], Draft]:
     """Returns the random procedure that drafts over anchor 0 with a table."""
-    return lambda rng: grow(0, shape, params, rng, TinyState(drafter).extend).draft
+    return lambda rng: grow(0, shape, params, rng, TinyNetwork(drafter).new_state().extend).draft
 
 
 def emitted_distribution(
@@ -151,7 +150,7 @@ def emitted_distribution(
 
     def step(rng: Rng) -> tuple[int, ...]:
         draft = drafting(rng)
-        logits = TinyState(target).extend(draft.tree.tokens, draft.tree.parent_list)
+        logits = TinyNetwork(target).new_state().extend(draft.tree.tokens, draft.tree.parents)
         return tuple(rule(draft, to_probs(logits, params), rng).emitted(draft.tree))
 
     distribution: dict[tuple[int, ...], float] = {}
@@ -252,7 +251,7 @@ def _check_prefill(
         text += tree.path_tokens(path[-1])[1:]
         for next_prompt in _prompts_after(chance, text, session.vocab_size):
             session.prefill(next_prompt)
-            anchor = TokenTree.chain(torch.tensor(next_prompt.token_ids[-1:]))
+            anchor = TokenTree.chain(next_prompt.token_ids[-1:])
             _assert_close(
                 session.score(anchor),
                 _prefilled(model, next_prompt).score(anchor),
@@ -298,7 +297,7 @@ class _Drafting:
 def _check_draft(draft: Draft, anchor: int, shape: Shape, vocab_size: int) -> None:
     tree = draft.tree
     assert tree.tokens[0] == anchor, "node 0 of a draft must be the anchor"
-    assert int(tree.depths.max()) <= shape.depth, f"a draft is deeper than its shape {shape}"
+    assert tree.depth <= shape.depth, f"a draft is deeper than its shape {shape}"
     assert max(tree.tokens) < vocab_size, "a drafted token is not in the target's vocabulary"
     for node, children in enumerate(tree.children):
         tokens = [tree.tokens[child] for child in children]
@@ -316,8 +315,8 @@ def _check_draft(draft: Draft, anchor: int, shape: Shape, vocab_size: int) -> No
 
 def _assert_same_draft(actual: Draft, expected: Draft, promise: str) -> None:
     assert actual.tree.tokens == expected.tree.tokens, promise
-    assert actual.tree.parent_list == expected.tree.parent_list, promise
-    assert torch.equal(actual.sampled_mask, expected.sampled_mask), promise
+    assert actual.tree.parents == expected.tree.parents, promise
+    assert actual.sampled_mask == expected.sampled_mask, promise
     if actual.draft_probs is not None and expected.draft_probs is not None:
         _assert_close(actual.draft_probs, expected.draft_probs, 1e-4, promise)
 
@@ -332,7 +331,7 @@ def _step_through(session: Target, tokens: Sequence[int]) -> Float[Tensor, " voc
     """Runs tokens one by one and returns the logits after the last."""
     logits = None
     for token in tokens:
-        logits = session.score(TokenTree.chain(torch.tensor([token])))
+        logits = session.score(TokenTree.chain([token]))
         session.commit((0,))
     assert logits is not None
     return logits[0]

@@ -5,16 +5,18 @@ model folds all of the text into one vector, which no one can roll back by cutti
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from treesnake.drafters.model_drafter import ModelDrafter
-from treesnake.prompt import Prompt, missing_tokens
-from treesnake.tree import TokenTree
+from treesnake.errors import BrokenModelError
+from treesnake.models.tree_network import Part, check_parts
+from treesnake.prompt import Prompt
+from treesnake.states.held_text import HeldText
+from treesnake.states.snapshots import Snapshot
 
 
 @runtime_checkable
@@ -116,94 +118,112 @@ class AttentionModel:
         return rows, self._output @ torch.tanh(mixed)
 
 
-@dataclass(eq=False)
-class TinyState:
-    """A `TreeModel` over a tiny model: one committed state, and one for each node of the tree."""
+@dataclass(frozen=True)
+class TinyNetwork:
+    """A `TreeNetwork` over a tiny model.
+
+    Attributes:
+        model: the language model as one function.
+        context_length: the number of tokens that fit, or None if there is no limit.
+    """
 
     model: TinyModel
-    held: list[int] = field(default_factory=list)
-    nodes: list[tuple[int, Any]] = field(default_factory=list)
+    context_length: int | None = None
 
-    def __post_init__(self) -> None:
-        self.state = self.model.initial()
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens."""
+        return self.model.vocab_size
 
-    def prefill(self, token_ids: Sequence[int]) -> None:
-        """Makes the state hold exactly these tokens."""
-        missing = missing_tokens(self.held, token_ids)
-        if missing is None:
-            self.state = self.model.initial()
-            self.held.clear()
-            missing = list(token_ids)
-        self.nodes = []
-        for token in missing:
-            self.state, _ = self.model.step(self.state, token)
-            self.held.append(token)
+    def new_state(self) -> "TinyState":
+        """Returns the state of an empty text."""
+        return TinyState(self.model)
+
+    def extend_all(self, parts: Sequence[Part]) -> list[Float[Tensor, "_ vocab"]]:
+        """Extends one text after the other."""
+        check_parts(parts)
+        return [part.state.extend(part.token_ids, part.parents) for part in parts]
+
+
+class TinyState:
+    """A `TreeState` over a tiny model: one committed state, and one for each node of the tree.
+
+    An image or a sound is read as one more token, made of its digest, in front of its placeholders.
+    """
+
+    def __init__(self, model: TinyModel) -> None:
+        self._model = model
+        self._held = HeldText()
+        self._committed = model.initial()
+        self._nodes: list[Any] = []
+
+    @property
+    def length(self) -> int:
+        """The number of tokens in the text."""
+        return self._held.length
+
+    @property
+    def num_bytes(self) -> int:
+        """Nothing worth counting."""
+        return 0
+
+    def prefill(self, prompt: Prompt) -> None:
+        """Makes the state hold every token of the prompt but the last."""
+        if self._held.num_shared(prompt) < self._held.length:
+            self._held.cut(0)
+            self._committed = self._model.initial()
+        self.commit(())
+        read_before = {each.start: each for each in prompt.inputs}
+        for index in range(self._held.length, len(prompt) - 1):
+            if index in read_before:
+                token = int(read_before[index].digest, 16) % self._model.vocab_size
+                self._committed, _ = self._model.step(self._committed, token)
+            self._committed, _ = self._model.step(self._committed, prompt.token_ids[index])
+        self._held.read(prompt.key[self._held.length : -1])
 
     def extend(
         self, token_ids: Sequence[int], parents: Sequence[int]
     ) -> Float[Tensor, "new_nodes vocab"]:
         """Steps each new node from its parent's state."""
+        self._held.check_growth(token_ids, parents)
         rows = []
         for token, parent in zip(token_ids, parents, strict=True):
-            before = self.state if parent < 0 else self.nodes[parent][1]
-            after, logits = self.model.step(before, token)
-            self.nodes.append((token, after))
+            before = self._committed if parent < 0 else self._nodes[parent]
+            after, logits = self._model.step(before, token)
+            self._nodes.append(after)
             rows.append(logits)
+        self._held.append(token_ids, parents)
         return torch.stack(rows)
 
     def commit(self, path: Sequence[int]) -> None:
         """Makes the state of the path's last node the committed one."""
-        for node in path:
-            token, self.state = self.nodes[node]
-            self.held.append(token)
-        self.nodes = []
+        self._held.check_path(path)
+        if path:
+            self._committed = self._nodes[path[-1]]
+        self._held.commit(path)
+        self._nodes = []
+
+    def snapshot(self) -> Snapshot:
+        """Returns the committed state, which nobody changes in place."""
+        return TinySnapshot(tuple(self._held.key), (), self._committed)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Makes the text that of a snapshot."""
+        assert isinstance(snapshot, TinySnapshot), "a snapshot of another network"
+        self.commit(())
+        self._held.cut(0)
+        self._held.read(snapshot.key)
+        self._committed = snapshot.committed
+
+    def broken_model_error(
+        self, token_ids: Sequence[int], parents: Sequence[int]
+    ) -> BrokenModelError:
+        """Returns the error for a table whose numbers are none."""
+        return BrokenModelError("the logits of the tiny model are no numbers; make it anew")
 
 
-@dataclass(eq=False)
-class TinyTarget:
-    """A target session over a tiny model."""
+@dataclass(frozen=True, eq=False)
+class TinySnapshot(Snapshot):
+    """A snapshot of a tiny model's state, whatever that is."""
 
-    state: TinyState
-    context_length: int | None
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of tokens."""
-        return self.state.model.vocab_size
-
-    def prefill(self, prompt: Prompt) -> None:
-        """Makes the state hold every token of the prompt but the last."""
-        prompt.check(self.vocab_size, self.context_length)
-        self.state.prefill(prompt.token_ids[:-1])
-
-    def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
-        """Returns the logits after each node."""
-        self.state.nodes = []
-        return self.state.extend(tree.tokens, tree.parent_list)
-
-    def commit(self, path: Sequence[int]) -> None:
-        """Takes the path's tokens into the state."""
-        self.state.commit(path)
-
-
-@dataclass(frozen=True)
-class TinyTargetModel:
-    """Makes target sessions over one tiny model."""
-
-    model: TinyModel
-    context_length: int | None = None
-
-    def new_session(self) -> TinyTarget:
-        """Returns a session with an empty state."""
-        return TinyTarget(TinyState(self.model), self.context_length)
-
-
-@dataclass(frozen=True)
-class TinyDrafterModel:
-    """Makes drafter sessions over one tiny model."""
-
-    model: TinyModel
-
-    def new_session(self) -> ModelDrafter:
-        """Returns a session with an empty state."""
-        return ModelDrafter(TinyState(self.model))
+    committed: Any

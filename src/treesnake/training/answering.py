@@ -1,23 +1,24 @@
 """The target answers prompts in batches, and what it thought at every token is kept.
 
-Prompts of a batch are filled up on the left, so batches should be of prompts of like length.
-Sequences that have ended leave the batch.
+The texts of a batch share each pass, and shorter ones are filled up, so batches should be of
+prompts of like length. Texts that have ended leave the batch.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from treesnake.states.kv import KvCache
+from treesnake.models.tree_network import Part, TreeNetwork
+from treesnake.prompt import Prompt
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """One prompt and what the target said.
+    """One prompt and what the target answers.
 
     Attributes:
         prompt: token ids.
@@ -39,7 +40,7 @@ class AnswerOptions:
     Attributes:
         max_new_tokens: of each answer.
         temperature: 0 takes the most probable token.
-        num_top: how many of the most probable tokens are kept at each place.
+        num_top: how many of the most probable tokens are kept at each position.
         end_tokens: what ends an answer.
     """
 
@@ -49,51 +50,85 @@ class AnswerOptions:
     end_tokens: tuple[int, ...]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def answer(
-    model: PreTrainedModel,
+    network: TreeNetwork,
     prompts: Sequence[Sequence[int]],
     options: AnswerOptions,
-    generator: torch.Generator,
+    seed: int,
 ) -> list[Answer]:
     """Answers one batch of prompts, in their order.
 
     Args:
-        model: the target, on any device.
+        network: the target, in any engine.
         prompts: token ids; each has one at least.
         options: how it answers.
-        generator: on the model's device.
+        seed: of sampled answers.
     """
-    batch = _Batch(model, prompts, options.max_new_tokens)
-    said = _Said.nothing(len(prompts), options, model.device)
-    ends = torch.tensor(options.end_tokens, device=model.device)
-    logits = batch.prefill()
-    for place in range(options.max_new_tokens):
+    live = _LiveTexts(network, prompts)
+    logits = live.step([prompt[-1] for prompt in prompts])
+    device = logits.device
+    answers = _Answers.empty(len(prompts), options, device)
+    ends = torch.tensor(options.end_tokens, device=device)
+    generator = torch.Generator(device).manual_seed(seed)
+    for index in range(options.max_new_tokens):
         log_probs = logits.log_softmax(-1)
         top = log_probs.topk(options.num_top)
         chosen = _choose(log_probs, top.indices[:, 0], options.temperature, generator)
-        said.tokens[batch.members, place] = chosen
-        said.top_ids[batch.members, place] = top.indices
-        said.top_log_probs[batch.members, place] = top.values
-        said.lengths[batch.members] += 1
-        alive = ~torch.isin(chosen, ends)
-        if place == options.max_new_tokens - 1 or not alive.any():
+        rows = torch.tensor(live.rows, device=device)
+        answers.tokens[rows, index] = chosen
+        answers.top_ids[rows, index] = top.indices
+        answers.top_log_probs[rows, index] = top.values
+        answers.lengths[rows] += 1
+        goes_on = ~torch.isin(chosen, ends)
+        if index == options.max_new_tokens - 1 or not goes_on.any():
             break
-        logits = batch.step(chosen, alive)
-    return said.answers(prompts)
+        live.keep(goes_on.tolist())
+        logits = live.step(chosen[goes_on].tolist())
+    return answers.of_prompts(prompts)
+
+
+class _LiveTexts:
+    """The texts of a batch that have not ended.
+
+    Attributes:
+        rows: their numbers in the batch.
+    """
+
+    def __init__(self, network: TreeNetwork, prompts: Sequence[Sequence[int]]) -> None:
+        self.rows = list(range(len(prompts)))
+        self._network = network
+        self._states = [network.new_state() for _ in prompts]
+        for state, prompt in zip(self._states, prompts, strict=True):
+            state.prefill(Prompt.of(prompt))
+
+    def step(self, token_ids: Sequence[int]) -> Float[Tensor, "live vocab"]:
+        """Appends one token to each text; returns the logits after them."""
+        parts = [
+            Part(state, [token], [-1]) for state, token in zip(self._states, token_ids, strict=True)
+        ]
+        logits = torch.cat(self._network.extend_all(parts))
+        for state in self._states:
+            state.commit((0,))
+        return logits.float()
+
+    def keep(self, mask: Sequence[bool]) -> None:
+        """Lets those texts go that are not to be kept, with their memory."""
+        self.rows = list(compress(self.rows, mask))
+        self._states = list(compress(self._states, mask))
 
 
 @dataclass(frozen=True, eq=False)
-class _Said:
-    """What was said so far, in rectangles with room for the longest answers."""
+class _Answers:
+    """The answers so far, in rectangles with room for the longest answers."""
 
     lengths: Int[Tensor, " prompts"]
-    tokens: Int[Tensor, "prompts places"]
-    top_ids: Int[Tensor, "prompts places top"]
-    top_log_probs: Float[Tensor, "prompts places top"]
+    tokens: Int[Tensor, "prompts tokens"]
+    top_ids: Int[Tensor, "prompts tokens top"]
+    top_log_probs: Float[Tensor, "prompts tokens top"]
 
     @classmethod
-    def nothing(cls, num_prompts: int, options: AnswerOptions, device: torch.device) -> "_Said":
+    def empty(cls, num_prompts: int, options: AnswerOptions, device: torch.device) -> "_Answers":
         shape = (num_prompts, options.max_new_tokens)
         return cls(
             torch.zeros(num_prompts, dtype=torch.int64, device=device),
@@ -102,7 +137,7 @@ class _Said:
             torch.zeros(*shape, options.num_top, device=device),
         )
 
-    def answers(self, prompts: Sequence[Sequence[int]]) -> list[Answer]:
+    def of_prompts(self, prompts: Sequence[Sequence[int]]) -> list[Answer]:
         tokens, ids, log_probs = self.tokens.cpu(), self.top_ids.cpu(), self.top_log_probs.cpu()
         return [
             Answer(prompt, tokens[row, :length], ids[row, :length], log_probs[row, :length])
@@ -120,55 +155,3 @@ def _choose(
         return best
     probs = (log_probs / temperature).softmax(-1)
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
-
-
-class _Batch:
-    """The sequences that have not ended, in one rectangle of tokens."""
-
-    def __init__(
-        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
-    ) -> None:
-        longest = max(map(len, prompts))
-        self.members = torch.arange(len(prompts), device=model.device)
-        self._model = model
-        self._tokens = torch.zeros(len(prompts), longest, dtype=torch.int64)
-        self._visible = torch.ones(len(prompts), longest + max_new_tokens, dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
-            self._tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
-            self._visible[row, : longest - len(prompt)] = False
-        self._tokens = self._tokens.to(model.device)
-        self._visible = self._visible.to(model.device)
-        self._cache = KvCache([True] * model.config.get_text_config().num_hidden_layers)
-
-    def prefill(self) -> Float[Tensor, "rows vocab"]:
-        """Runs the prompts; returns the logits after each."""
-        length = self._tokens.shape[1]
-        visible = self._visible[:, :length]
-        square = torch.ones(length, length, dtype=torch.bool, device=visible.device)
-        # A filled-up place looks at itself, for a row that sees nothing has no softmax.
-        mask = square.tril() & visible[:, None, None] | square.tril() & square.triu()
-        return self._run(self._tokens, (visible.cumsum(1) - 1).clamp_min(0), mask)
-
-    def step(
-        self, chosen: Int[Tensor, " rows"], alive: Bool[Tensor, " rows"]
-    ) -> Float[Tensor, "alive vocab"]:
-        """Runs the tokens that were chosen; sequences that are not alive leave first."""
-        if not alive.all():
-            kept = alive.nonzero()[:, 0]
-            self.members, self._visible = self.members[kept], self._visible[kept]
-            chosen = chosen[kept]
-            self._cache.batch_select_indices(kept)
-        visible = self._visible[:, : self._cache.get_seq_length() + 1]
-        mask = visible[:, None, None]
-        return self._run(chosen[:, None], visible.sum(1, keepdim=True) - 1, mask)
-
-    def _run(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        outputs = self._model(
-            input_ids=tokens,
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return outputs.logits[:, -1].float()

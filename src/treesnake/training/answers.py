@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from treesnake.errors import InvalidInputError, TrainingError
+from treesnake.models.tree_network import TreeNetwork
 from treesnake.training.answering import AnswerOptions, answer
 from treesnake.training.corpus import prompt_tokens
-from treesnake.training.recipe import AnswersStage
 from treesnake.training.reporting import Reporter
 from treesnake.training.shards import answers_shard, write_shard
+from treesnake.training.training_recipe import AnswersStage
 
 WINDOW = 1024
 """Prompts that are sorted by length at once."""
@@ -76,7 +77,7 @@ def answer_batches(
 
 
 def answer_prompts(
-    model: PreTrainedModel,
+    network: TreeNetwork,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     end_tokens: Sequence[int],
@@ -90,7 +91,7 @@ def answer_prompts(
     """Answers the prompts that have no answers yet.
 
     Args:
-        model: the target, on any device.
+        network: the target, in any engine.
         tokenizer: the target's.
         prompts: as text, each once.
         end_tokens: what ends an answer.
@@ -107,21 +108,19 @@ def answer_prompts(
     options = AnswerOptions(
         stage.max_new_tokens, stage.temperature, stage.num_top, tuple(sorted(end_tokens))
     )
-    vocab_size = model.config.get_text_config(decoder=True).vocab_size
-    generator = torch.Generator(model.device)
-    for place, batch in enumerate(answer_batches(prompts, tokenizer, stage)):
+    for index, batch in enumerate(answer_batches(prompts, tokenizer, stage)):
         path = folder / f"{batch.number:06}.safetensors"
-        if place % share[1] != share[0]:
+        if index % share[1] != share[0]:
             continue
         if not path.exists():
-            generator.manual_seed(seed * 1_000_003 + batch.number)
+            batch_seed = seed * 1_000_003 + batch.number
             try:
-                answers = answer(model, batch.prompts, options, generator)
+                answers = answer(network, batch.prompts, options, batch_seed)
             except torch.OutOfMemoryError as error:
                 raise TrainingError(
                     f'the stage "{stage.name}" answers {stage.batch_size} prompts at once, for '
                     f"which the device has no memory; choose a smaller batch_size, delete {folder} "
                     f"and run the same command again: {error}"
                 ) from error
-            write_shard(path, answers_shard(batch.prompt_index, answers), vocab_size)
+            write_shard(path, answers_shard(batch.prompt_index, answers), network.vocab_size)
         reporter.advance(len(batch.prompts) * share[1], {})

@@ -90,7 +90,7 @@ def find_folder(folder: Path) -> Path | None:
     return folder if folder.exists() else None
 
 
-def fault(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """Returns what is broken in a finished folder, or None."""
     try:
         checksums = json.loads((folder / CHECKSUMS).read_text("utf-8"))
@@ -124,7 +124,7 @@ def newest_checkpoint(folder: Path, tell: Callable[[str], None]) -> Path | None:
     """
     faults = []
     for path in _checkpoints(folder):
-        found = fault(path)
+        found = find_damage(path)
         if found is None:
             return path
         faults.append(f"the checkpoint {path} is broken: {found}")

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from treesnake.errors import InvalidInputError
 from treesnake.training.checkpoints import write_folder
-from treesnake.training.recipe import CorpusStage
 from treesnake.training.reporting import Reporter
 from treesnake.training.shards import read_notes, shard_files, text_shard, write_shard
+from treesnake.training.training_recipe import CorpusStage
 
 FORMATS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
 """What `datasets` calls the format of a file."""

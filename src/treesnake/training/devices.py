@@ -16,10 +16,10 @@ from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 
 from treesnake.threads import c_function
 
-PATIENCE = timedelta(hours=24)
+COLLECTION_TIMEOUT = timedelta(hours=24)
 """How long processes wait for the one that collects a corpus."""
 
-KEEPS_MEMORY = {-4: 0, -1: -1}
+MALLOC_OPTIONS = {-4: 0, -1: -1}
 """Settings of glibc's allocator: M_MMAP_MAX, no blocks of their own; M_TRIM_THRESHOLD, never."""
 
 
@@ -40,7 +40,7 @@ def new_accelerator(
         mixed_precision="bf16" if is_mixed else "no",
         log_with=None if log_folder is None else "tensorboard",
         project_dir=log_folder,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTION_TIMEOUT)],
     )
 
 
@@ -74,5 +74,5 @@ def keep_memory() -> bool:
     """
     set_option = c_function("mallopt")
     return set_option is not None and all(
-        set_option(option, value) == 1 for option, value in KEEPS_MEMORY.items()
+        set_option(option, value) == 1 for option, value in MALLOC_OPTIONS.items()
     )

@@ -1,7 +1,7 @@
-"""Judges a drafter by text that it did not learn from.
+"""Scores a drafter on text that it did not learn from.
 
-Where the target's text is greedy, the drafter that reads it token by token guesses in every place
-what it would guess in a chain whose earlier tokens were accepted. So one pass over the text tells
+Where the target's text is greedy, the drafter that reads it token by token makes the same guess at
+each position as in a chain whose earlier tokens were accepted. So one pass over the text tells
 exactly what speculative decoding with chains would have done on it, step by step.
 """
 
@@ -17,8 +17,8 @@ NUM_BINS = 15
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What a drafter is worth on some texts.
+class HeldOutScore:
+    """How well a drafter guesses some texts.
 
     Attributes:
         num_texts: how many.
@@ -45,17 +45,17 @@ def emitted_tokens(is_right: Sequence[bool], draft_length: int) -> list[int]:
     target's own; the last step ends with the text.
     """
     emitted = []
-    place = 0
-    while place < len(is_right):
-        drafted = is_right[place : place + draft_length]
+    position = 0
+    while position < len(is_right):
+        drafted = is_right[position : position + draft_length]
         accepted = drafted.index(False) if False in drafted else len(drafted)
-        emitted.append(min(accepted + 1, len(is_right) - place))
-        place += emitted[-1]
+        emitted.append(min(accepted + 1, len(is_right) - position))
+        position += emitted[-1]
     return emitted
 
 
 def calibration_error(
-    confidence: Float[Tensor, " places"], is_right: Float[Tensor, " places"]
+    confidence: Float[Tensor, " positions"], is_right: Float[Tensor, " positions"]
 ) -> float:
     """Returns the expected calibration error (Guo et al. 2017)."""
     bins = (confidence * NUM_BINS).long().clamp(0, NUM_BINS - 1)

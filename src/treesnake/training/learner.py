@@ -14,10 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import Checkpoint, end_token_ids, locate
 from treesnake.loading.state_space import read_embeddings
-from treesnake.models.checkpoint import load_network, save_network, shares_embeddings
+from treesnake.models.checkpoint import read_network, save_network, shares_embeddings
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
-from treesnake.training.recipe import (
+from treesnake.training.training_recipe import (
     DrafterSizes,
     Mamba2Sizes,
     MambaSizes,
@@ -133,7 +133,7 @@ def locate_trained(before: TrainedBefore) -> Path:
     Raises:
         LoadError: if there is none.
     """
-    return locate(before.source, revision=None, with_code=False)
+    return locate(before.source)
 
 
 def _build_mamba(sizes: MambaSizes, target: Checkpoint) -> Learner:
@@ -169,7 +169,7 @@ def _build_transformer(sizes: TransformerSizes, target: Checkpoint) -> Learner:
 def _load_trained(before: TrainedBefore, target: Checkpoint) -> Learner:
     folder = locate_trained(before)
     embeddings = read_embeddings(target) if shares_embeddings(folder) else None
-    return Learner(load_network(folder, target_embeddings=embeddings).requires_grad_(True))
+    return Learner(read_network(folder, target_embeddings=embeddings).requires_grad_(True))
 
 
 def _numbers(sizes: MambaSizes | Mamba2Sizes) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from treesnake.training.recipe import Divergence
+from treesnake.training.training_recipe import Divergence
 
 NEVER = -1e30
 """The log probability of what cannot happen: finite, so that 0 times it is 0, gradients too."""
@@ -29,14 +29,14 @@ LEAST_LEFT_OVER = 1e-6
 class Outcomes:
     """Log probabilities of the same outcomes; the target's probabilities may sum to less than 1."""
 
-    target: Float[Tensor, "places outcomes"]
-    drafter: Float[Tensor, "places outcomes"]
+    target: Float[Tensor, "positions outcomes"]
+    drafter: Float[Tensor, "positions outcomes"]
 
 
 def stored_outcomes(
-    logits: Float[Tensor, "places drafted"],
-    columns: Int[Tensor, "places top"],
-    target_log_probs: Float[Tensor, "places top"],
+    logits: Float[Tensor, "positions drafted"],
+    columns: Int[Tensor, "positions top"],
+    target_log_probs: Float[Tensor, "positions top"],
 ) -> Outcomes:
     """Makes outcomes of the target's most probable tokens and all others together.
 
@@ -56,14 +56,14 @@ def stored_outcomes(
 
 
 def all_outcomes(
-    logits: Float[Tensor, "places drafted"], target_log_probs: Float[Tensor, "places drafted"]
+    logits: Float[Tensor, "positions drafted"], target_log_probs: Float[Tensor, "positions drafted"]
 ) -> Outcomes:
     """Makes an outcome of each token that the drafter can say."""
     return Outcomes(target_log_probs, logits.log_softmax(-1))
 
 
-def divergence(kind: Divergence, outcomes: Outcomes) -> Float[Tensor, " places"]:
-    """Returns the divergence at each place, in nats; total variation goes from 0 to 1."""
+def divergence(kind: Divergence, outcomes: Outcomes) -> Float[Tensor, " positions"]:
+    """Returns the divergence at each position, in nats; total variation goes from 0 to 1."""
     target, drafter = outcomes.target, outcomes.drafter
     if kind == "forward_kl":
         return (target.exp() * (target - drafter)).sum(-1)
@@ -73,7 +73,7 @@ def divergence(kind: Divergence, outcomes: Outcomes) -> Float[Tensor, " places"]
 
 
 def cross_entropy(
-    logits: Float[Tensor, "places drafted"], columns: Int[Tensor, " places"]
-) -> Float[Tensor, " places"]:
+    logits: Float[Tensor, "positions drafted"], columns: Int[Tensor, " positions"]
+) -> Float[Tensor, " positions"]:
     """Returns the cross-entropy of some tokens in nats; 0 for those that cannot be said."""
     return F.cross_entropy(logits, columns, ignore_index=logits.shape[-1], reduction="none")

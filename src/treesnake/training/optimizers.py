@@ -7,7 +7,7 @@ from torch.optim import AdamW, Optimizer
 
 from treesnake.training.learner import Learner
 from treesnake.training.muon import Muon, fused_parts
-from treesnake.training.recipe import LearningStage
+from treesnake.training.training_recipe import LearningStage
 
 BETAS = (0.9, 0.98)
 """Of AdamW: texts are few and steps many, so the second moment forgets faster than by default."""

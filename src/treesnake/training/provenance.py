@@ -2,18 +2,17 @@
 
 import json
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from treesnake.environment import SourceCommit, package_versions, source_commit
 from treesnake.training.learner import locate_trained
-from treesnake.training.position import Evaluation
-from treesnake.training.recipe import Recipe, TrainedBefore
+from treesnake.training.progress import Evaluation
+from treesnake.training.training_recipe import TrainedBefore, TrainingRecipe
 
 PROVENANCE_FILE = "provenance.json"
 
@@ -43,7 +42,7 @@ class StageRecord:
 
 def write_provenance(
     folder: Path,
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     records: Sequence[StageRecord],
     num_parameters: int,
     num_processes: int,
@@ -52,8 +51,8 @@ def write_provenance(
     facts = {
         "recipe": asdict(recipe),
         "trained_before": _trained_before(recipe),
-        "commit": _commit(),
-        "packages": {package: version(package) for package in PACKAGES},
+        "commit": _marked(source_commit()),
+        "packages": package_versions(PACKAGES),
         "python": platform.python_version(),
         "device": _device(),
         "processes": num_processes,
@@ -64,7 +63,7 @@ def write_provenance(
     (folder / PROVENANCE_FILE).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
 
-def _sources(recipe: Recipe) -> Mapping[str, Any]:
+def _sources(recipe: TrainingRecipe) -> Mapping[str, Any]:
     """Returns where the data of each stage came from."""
     sources: dict[str, Any] = {}
     for stage in recipe.stages:
@@ -77,7 +76,7 @@ def _sources(recipe: Recipe) -> Mapping[str, Any]:
     return sources
 
 
-def _trained_before(recipe: Recipe) -> Any:
+def _trained_before(recipe: TrainingRecipe) -> Any:
     """Returns the provenance of a drafter that goes on learning, if it has one."""
     if not isinstance(recipe.drafter, TrainedBefore):
         return None
@@ -93,21 +92,6 @@ def _device() -> str:
     return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def _commit() -> str | None:
-    """Returns the commit of the source that runs, marked if the source was changed since.
-
-    None if it runs from no repository, or from one that it is no part of, as a package that is
-    installed somewhere inside of one.
-    """
-    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None
-    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-
-
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()
+def _marked(commit: SourceCommit | None) -> str | None:
+    """Returns the commit of the source that runs, marked if the source was changed since."""
+    return None if commit is None else commit.hash + "-dirty" * commit.is_changed

@@ -9,37 +9,41 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from treesnake.training.lesson import Lesson
+from treesnake.training.distillation_loss import DistillationLoss
 from treesnake.training.texts import Batch
 
 
 @torch.no_grad()
-def roll_out(lesson: Lesson, batch: Batch, num_tokens: int, generator: torch.Generator) -> Batch:
-    """Returns each text up to a place drawn by chance, and the drafter's own tokens behind it.
+def roll_out(
+    loss_module: DistillationLoss, batch: Batch, num_tokens: int, generator: torch.Generator
+) -> Batch:
+    """Returns each text up to a position drawn by chance, and the drafter's own tokens behind it.
 
-    All places from there on are learned; what is said there only the target can tell, so labels
+    All positions from there on are learned; what is said there only the target can tell, so labels
     are zeros. Costs a forward pass for each token.
 
     Args:
-        lesson: whose learner draws the tokens.
-        batch: of texts that have places.
+        loss_module: whose learner draws the tokens.
+        batch: of texts that have positions.
         num_tokens: that are drawn.
         generator: on a CPU.
     """
     num_texts, width = batch.tokens.shape
-    counts = torch.bincount(batch.places.cpu() // width, minlength=num_texts)
+    counts = torch.bincount(batch.positions.cpu() // width, minlength=num_texts)
     chosen = (torch.rand(num_texts, generator=generator) * counts).long()
     starts = counts.cumsum(0) - counts
-    ends = batch.places.cpu()[starts + chosen] % width
+    ends = batch.positions.cpu()[starts + chosen] % width
     device = batch.tokens.device
     ends, rows = ends.to(device), torch.arange(num_texts, device=device)
     tokens = F.pad(batch.tokens, (0, num_tokens))
     tokens = tokens.masked_fill(torch.arange(tokens.shape[1], device=device) > ends[:, None], 0)
     for index in range(num_tokens):
-        probs = lesson.next_probs(tokens[:, : int(ends.max()) + index + 1], ends + index)
-        tokens[rows, ends + index + 1] = lesson.drafted[_draw(probs, generator)]
-    places = (rows * tokens.shape[1] + ends)[:, None] + torch.arange(num_tokens + 1, device=device)
-    return Batch(tokens, places.flatten(), torch.zeros_like(places.flatten()))
+        probs = loss_module.next_probs(tokens[:, : int(ends.max()) + index + 1], ends + index)
+        tokens[rows, ends + index + 1] = loss_module.drafted[_draw(probs, generator)]
+    positions = (rows * tokens.shape[1] + ends)[:, None] + torch.arange(
+        num_tokens + 1, device=device
+    )
+    return Batch(tokens, positions.flatten(), torch.zeros_like(positions.flatten()))
 
 
 def _draw(

@@ -1,7 +1,7 @@
 """Texts to learn from, on disk: safetensors files, each of some prompts and what follows them.
 
 A shard holds the prompt of each text, which may be empty, and the answer, which is learned; and for
-answers of the target also the most probable tokens at each of their places. Token ids take two
+answers of the target also the most probable tokens at each of their positions. Token ids take two
 bytes where the vocabulary allows it. A file that is there is whole: it is written beside, then
 renamed.
 """
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from treesnake.errors import TrainingError
+from treesnake.files import replacing
 from treesnake.training.answering import Answer
 
 SUFFIX = ".safetensors"
@@ -107,12 +108,10 @@ def write_shard(
         for name in Shard.__dataclass_fields__
         if (tensor := getattr(shard, name)) is not None
     }
-    partial = path.with_suffix(".tmp")
     try:
-        save_file(tensors, partial, metadata=dict(notes or {}))
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file(tensors, partial, metadata=dict(notes or {}))
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise TrainingError(
             f"{path} cannot be written: {error}; what was written before is whole, so make room "
             "and run the same command again"

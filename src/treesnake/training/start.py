@@ -11,14 +11,14 @@ from treesnake.loading.checkpoint import Checkpoint
 from treesnake.loading.state_space import read_embeddings
 from treesnake.models.mamba2 import Mamba2, Mamba2Mixer
 from treesnake.training.learner import Learner
-from treesnake.training.recipe import Start
+from treesnake.training.training_recipe import Start
 
 FINAL_NORMS = ("model.norm.weight", "model.language_model.norm.weight", "backbone.norm_f.weight")
 """What families call these tensors."""
 
 
 @torch.no_grad()
-def prepare(learner: Learner, start: Start, target: Checkpoint) -> None:
+def start_from_target(learner: Learner, start: Start, target: Checkpoint) -> None:
     """Copies what is to be taken over, and freezes what is not to be trained.
 
     Raises:
@@ -40,7 +40,7 @@ def prepare(learner: Learner, start: Start, target: Checkpoint) -> None:
         getattr(learner, part).requires_grad_(False)
 
 
-def shares_embeddings(learner: Learner, start: Start, target: Checkpoint) -> bool:
+def keeps_target_embeddings(learner: Learner, start: Start, target: Checkpoint) -> bool:
     """Tells whether a drafter's embeddings are its target's and stay so, and need not be stored."""
     if start.embeddings != "target" or "embeddings" not in start.frozen or not learner.num_channels:
         return False

@@ -27,35 +27,35 @@ TEXTS_PER_WINDOW = 1024
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Texts in one rectangle, and the places in it where a token is learned.
+    """Texts in one rectangle, and the positions in it where a token is learned.
 
     Attributes:
         tokens: filled up on the right with zeros.
-        places: where the next token is learned, counted through all rows.
+        positions: where the next token is learned, counted through all rows.
         labels: the tokens there.
         top_ids: the target's most probable tokens there, if they are known.
         top_log_probs: the target's log probabilities of these.
     """
 
     tokens: Int[Tensor, "texts tokens"]
-    places: Int[Tensor, " places"]
-    labels: Int[Tensor, " places"]
-    top_ids: Int[Tensor, "places top"] | None = None
-    top_log_probs: Float[Tensor, "places top"] | None = None
+    positions: Int[Tensor, " positions"]
+    labels: Int[Tensor, " positions"]
+    top_ids: Int[Tensor, "positions top"] | None = None
+    top_log_probs: Float[Tensor, "positions top"] | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Returns it on a device."""
         return Batch(
             tokens=self.tokens.to(device),
-            places=self.places.to(device),
+            positions=self.positions.to(device),
             labels=self.labels.to(device),
             top_ids=None if self.top_ids is None else self.top_ids.to(device),
             top_log_probs=None if self.top_log_probs is None else self.top_log_probs.to(device),
         )
 
-    def without_places(self) -> "Batch":
+    def without_positions(self) -> "Batch":
         """Returns one text of it of which nothing is learned."""
-        nothing = self.places[:0]
+        nothing = self.positions[:0]
         top_ids = None if self.top_ids is None else self.top_ids[:0]
         top_log_probs = None if self.top_log_probs is None else self.top_log_probs[:0]
         return Batch(self.tokens[:1], nothing, self.labels[:0], top_ids, top_log_probs)
@@ -114,14 +114,14 @@ class Texts:
         # The last token of a text is learned and never read.
         width = max(len(tokens) for tokens, _ in texts) - 1
         rectangle = torch.zeros(len(texts), width, dtype=torch.int64)
-        places = []
+        positions = []
         for row, (tokens, first) in enumerate(texts):
             rectangle[row, : len(tokens) - 1] = tokens[:-1]
-            places.append(row * width + torch.arange(first - 1, len(tokens) - 1))
+            positions.append(row * width + torch.arange(first - 1, len(tokens) - 1))
         top = [self._top(index) for index in indices] if self.has_target_probs else []
         return Batch(
             tokens=rectangle,
-            places=torch.cat(places),
+            positions=torch.cat(positions),
             labels=torch.cat([tokens[first:] for tokens, first in texts]),
             top_ids=torch.cat([ids for ids, _ in top]) if top else None,
             top_log_probs=torch.cat([log_probs for _, log_probs in top]) if top else None,
@@ -138,15 +138,17 @@ class Texts:
         answer = shard.answers[answer_start : answer_start + num_answer]
         return torch.cat([prompt.long(), answer.long()]), max(num_prompt, 1)
 
-    def _top(self, index: int) -> tuple[Int[Tensor, "places top"], Float[Tensor, "places top"]]:
+    def _top(
+        self, index: int
+    ) -> tuple[Int[Tensor, "positions top"], Float[Tensor, "positions top"]]:
         shard_index, row = self._rows[index]
         shard = self._shards[shard_index]
         assert shard.top_ids is not None
         assert shard.top_log_probs is not None
         num_prompt = self._num_prompt[index]
         start = shard.answer_starts[row]
-        places = slice(start + (num_prompt == 0), start + self.lengths[index] - num_prompt)
-        return shard.top_ids[places].long(), shard.top_log_probs[places].float()
+        positions = slice(start + (num_prompt == 0), start + self.lengths[index] - num_prompt)
+        return shard.top_ids[positions].long(), shard.top_log_probs[positions].float()
 
     def _checksum(self, index: int) -> int:
         tokens, first = self._text(index)
@@ -177,13 +179,13 @@ def epoch_updates(
     A text that alone is longer than a pass is a pass of its own.
     """
     generator = torch.Generator().manual_seed(seed)
-    order = [learned[place] for place in torch.randperm(len(learned), generator=generator).tolist()]
+    order = [learned[i] for i in torch.randperm(len(learned), generator=generator).tolist()]
     passes: list[list[int]] = []
     for start in range(0, len(order), TEXTS_PER_WINDOW):
         window = sorted(order[start : start + TEXTS_PER_WINDOW], key=lambda i: texts.lengths[i])
         cut = cut_passes([texts.lengths[index] for index in window], pass_tokens)
         shuffled = torch.randperm(len(cut), generator=generator).tolist()
-        passes += [[window[place] for place in cut[number]] for number in shuffled]
+        passes += [[window[index] for index in cut[number]] for number in shuffled]
     updates: list[list[list[int]]] = [[]]
     num_tokens = 0
     for indices in passes:

@@ -1,4 +1,4 @@
-"""The training loop: updates, judgements, checkpoints; and how a run that ended goes on."""
+"""The training loop: updates, held-out scores, checkpoints; and how a run that ended goes on."""
 
 import json
 import math
@@ -30,14 +30,14 @@ from treesnake.training.checkpoints import (
     remove_old_checkpoints,
     write_folder,
 )
-from treesnake.training.held_out import Judgement, calibration_error, emitted_tokens
-from treesnake.training.lesson import Lesson, Marks
+from treesnake.training.distillation_loss import DistillationLoss, LossTerms
+from treesnake.training.held_out import HeldOutScore, calibration_error, emitted_tokens
 from treesnake.training.optimizers import learning_rate, new_optimizers
-from treesnake.training.position import Evaluation, Position
-from treesnake.training.recipe import DistilStage, LearningStage
+from treesnake.training.progress import Evaluation, TrainingProgress
 from treesnake.training.reporting import Reporter
 from treesnake.training.rollouts import roll_out
 from treesnake.training.texts import Batch, Texts, cut_passes, epoch_updates
+from treesnake.training.training_recipe import DistilStage, LearningStage
 
 EPOCHS_PER_SEED = 100_003
 """So that no two seeds have an order of texts in common."""
@@ -53,7 +53,7 @@ class Trainer:
 
     Args:
         stage: what the recipe says of it.
-        lesson: the learner and its objective.
+        loss_module: the learner and what it minimises.
         texts: to learn from.
         folder: of the stage; it gets `checkpoints` and `best`.
         fingerprint: of the recipe; a run goes on only with what it began with.
@@ -66,7 +66,7 @@ class Trainer:
     def __init__(
         self,
         stage: LearningStage,
-        lesson: Lesson,
+        loss_module: DistillationLoss,
         texts: Texts,
         folder: Path,
         fingerprint: str,
@@ -91,18 +91,18 @@ class Trainer:
         self._seed = seed
         self._held_out = sorted(held_out[: stage.max_held_out], key=lambda i: texts.lengths[i])
         self._updates = _plan(texts, learned, stage, seed)
-        self._position = Position(f"{fingerprint}-{len(texts)}-{sum(texts.lengths)}")
-        optimizers = new_optimizers(lesson.learner, stage)
+        self._progress = TrainingProgress(f"{fingerprint}-{len(texts)}-{sum(texts.lengths)}")
+        optimizers = new_optimizers(loss_module.learner, stage)
         if accelerator.distributed_type is DistributedType.FSDP:
             _check_sharded(stage)
-        prepared = accelerator.prepare(lesson, *optimizers)
-        self._lesson: Any = prepared[0]
+        prepared = accelerator.prepare(loss_module, *optimizers)
+        self._loss_module: Any = prepared[0]
         self._optimizers: Sequence[Optimizer] = prepared[1:]
 
     @property
     def evaluations(self) -> Sequence[Evaluation]:
         """All evaluations so far."""
-        return self._position.evaluations
+        return self._progress.evaluations
 
     def run(self) -> Evaluation:
         """Trains to the end, from the newest checkpoint if there is one; returns the best.
@@ -113,14 +113,14 @@ class Trainer:
         """
         self._resume()
         num_updates = len(self._updates)
-        self._reporter.begin(self._stage.name, self._position.update, num_updates)
+        self._reporter.begin(self._stage.name, self._progress.update, num_updates)
         try:
-            while self._position.update < num_updates:
+            while self._progress.update < num_updates:
                 self._update()
-                is_last = self._position.update == num_updates
-                if is_last or self._position.update % self._stage.evaluate_every == 0:
+                is_last = self._progress.update == num_updates
+                if is_last or self._progress.update % self._stage.evaluate_every == 0:
                     self._evaluate()
-                if is_last or self._position.update % self._stage.checkpoint_every == 0:
+                if is_last or self._progress.update % self._stage.checkpoint_every == 0:
                     self._save()
         except torch.OutOfMemoryError as error:
             raise TrainingError(
@@ -130,63 +130,63 @@ class Trainer:
             ) from error
         finally:
             self._reporter.end()
-        best = self._position.best
+        best = self._progress.best
         assert best is not None
         return best
 
-    def judge(self) -> Judgement:
-        """Judges the learner as it is on the texts that are held out, in every process alike."""
+    def score_held_out(self) -> HeldOutScore:
+        """Scores the learner as it is on the held-out texts, in every process alike."""
         columns = []
         is_right: list[list[bool]] = []
-        self._lesson.eval()
+        self._loss_module.eval()
         lengths = [self._texts.lengths[index] for index in self._held_out]
         for part in cut_passes(lengths, self._stage.pass_tokens):
-            indices = [self._held_out[place] for place in part]
+            indices = [self._held_out[i] for i in part]
             with torch.no_grad():
                 batch = self._texts.batch(indices).to(self._accelerator.device)
-                columns.append(self._mark(batch).float().cpu())
+                columns.append(self._loss_terms(batch).float().cpu())
             counts = [self._texts.num_learned([index]) for index in indices]
-            right = Marks.of(columns[-1]).is_right.split(counts)
+            right = LossTerms.of(columns[-1]).is_right.split(counts)
             is_right += [(each > 0).tolist() for each in right]
-        self._lesson.train()
-        marks = Marks.of(torch.cat(columns))
+        self._loss_module.train()
+        terms = LossTerms.of(torch.cat(columns))
         steps = [emitted_tokens(each, self._stage.draft_length) for each in is_right]
-        return Judgement(
+        return HeldOutScore(
             num_texts=len(is_right),
-            num_tokens=len(marks.loss),
-            loss=float(marks.loss.mean()),
-            agreement=float(marks.is_right.mean()),
+            num_tokens=len(terms.loss),
+            loss=float(terms.loss.mean()),
+            agreement=float(terms.is_right.mean()),
             tokens_per_step=sum(map(sum, steps)) / sum(map(len, steps)),
-            calibration_error=calibration_error(marks.confidence, marks.is_right),
+            calibration_error=calibration_error(terms.confidence, terms.is_right),
         )
 
     def _update(self) -> None:
         started = time.monotonic()
-        position, accelerator = self._position, self._accelerator
-        rate = learning_rate(self._stage, position.update, len(self._updates))
+        progress, accelerator = self._progress, self._accelerator
+        rate = learning_rate(self._stage, progress.update, len(self._updates))
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        passes = self._updates[position.update]
+        passes = self._updates[progress.update]
         indices = [index for part in passes for index in part]
         num_learned = self._num_learned(indices)
         loss, agreement = (self._backward(passes) / num_learned).tolist()
-        norm = accelerator.clip_grad_norm_(self._lesson.parameters(), self._stage.clip_norm)
+        norm = accelerator.clip_grad_norm_(self._loss_module.parameters(), self._stage.clip_norm)
         self._check_finite(loss, float(norm) if norm is not None else 0.0)
         for optimizer in self._optimizers:
             optimizer.step()
             optimizer.zero_grad()
         num_tokens = sum(self._texts.lengths[index] for index in indices)
-        position.update += 1
-        position.num_tokens += num_tokens
-        position.recent_losses.append(loss)
+        progress.update += 1
+        progress.num_tokens += num_tokens
+        progress.recent_losses.append(loss)
         elapsed = time.monotonic() - started
-        position.seconds_s += elapsed
+        progress.seconds_s += elapsed
         facts = {"loss": loss, "agreement": agreement, "tokens/s": num_tokens / elapsed}
-        if position.evaluations:
-            facts["tokens/step"] = position.evaluations[-1].judgement.tokens_per_step
+        if progress.evaluations:
+            facts["tokens/step"] = progress.evaluations[-1].judgement.tokens_per_step
         self._reporter.advance(1, facts)
-        accelerator.log(facts | {"learning rate": rate}, step=position.update)
+        accelerator.log(facts | {"learning rate": rate}, step=progress.update)
 
     def _backward(self, passes: Sequence[Sequence[int]]) -> Float[Tensor, "2"]:
         """Adds up the gradients of all passes; returns the sums of losses and of right guesses.
@@ -200,19 +200,21 @@ class Trainer:
         num_rounds = -(-len(passes) // world)
         sums = torch.zeros(2, device=accelerator.device)
         for round_ in range(num_rounds):
-            place = round_ * world + rank
-            batch = self._texts.batch(passes[min(place, len(passes) - 1)]).to(accelerator.device)
-            if place >= len(passes):
-                batch = batch.without_places()
+            pass_index = round_ * world + rank
+            batch = self._texts.batch(passes[min(pass_index, len(passes) - 1)]).to(
+                accelerator.device
+            )
+            if pass_index >= len(passes):
+                batch = batch.without_positions()
             is_last = round_ == num_rounds - 1
-            with nullcontext() if is_last else accelerator.no_sync(self._lesson):
-                if self._rollout_tokens and len(batch.places):
-                    marks = Marks.of(self._mark_rollouts(batch, place))
+            with nullcontext() if is_last else accelerator.no_sync(self._loss_module):
+                if self._rollout_tokens and len(batch.positions):
+                    terms = LossTerms.of(self._rollout_terms(batch, pass_index))
                 else:
-                    marks = Marks.of(self._mark(batch))
+                    terms = LossTerms.of(self._loss_terms(batch))
                 # Gradients of processes are averaged, and are to be summed.
-                accelerator.backward(marks.loss.sum() * (world / num_learned))
-            sums += torch.stack([marks.loss.detach().sum(), marks.is_right.sum().detach()])
+                accelerator.backward(terms.loss.sum() * (world / num_learned))
+            sums += torch.stack([terms.loss.detach().sum(), terms.is_right.sum().detach()])
         return accelerator.reduce(sums, "sum")
 
     def _num_learned(self, indices: Sequence[int]) -> int:
@@ -220,29 +222,29 @@ class Trainer:
             return len(indices) * (self._rollout_tokens + 1)
         return self._texts.num_learned(indices)
 
-    def _mark_rollouts(self, batch: Batch, number: int) -> Float[Tensor, "places 3"]:
+    def _rollout_terms(self, batch: Batch, number: int) -> Float[Tensor, "positions 3"]:
         """Lets the drafter speak in a pass, and compares with what the target says to its words."""
         generator = torch.Generator()
-        generator.manual_seed((self._seed * 1_000_003 + self._position.update) * 10_007 + number)
-        lesson: Any = self._accelerator.unwrap_model(self._lesson)
-        batch = roll_out(lesson, batch, self._rollout_tokens, generator)
+        generator.manual_seed((self._seed * 1_000_003 + self._progress.update) * 10_007 + number)
+        loss_module: Any = self._accelerator.unwrap_model(self._loss_module)
+        batch = roll_out(loss_module, batch, self._rollout_tokens, generator)
         logits = self._target_logits(batch)
-        return self._lesson(replace(batch, labels=logits.argmax(-1)), logits)
+        return self._loss_module(replace(batch, labels=logits.argmax(-1)), logits)
 
     @torch.no_grad()
-    def _target_logits(self, batch: Batch) -> Float[Tensor, "places vocab"]:
+    def _target_logits(self, batch: Batch) -> Float[Tensor, "positions vocab"]:
         assert self._target is not None
         logits = self._target(input_ids=batch.tokens, use_cache=False).logits
-        return logits.flatten(0, 1)[batch.places]
+        return logits.flatten(0, 1)[batch.positions]
 
-    def _mark(self, batch: Batch) -> Float[Tensor, "places 3"]:
+    def _loss_terms(self, batch: Batch) -> Float[Tensor, "positions 3"]:
         logits = None if self._target is None else self._target_logits(batch)
-        return self._lesson(batch, logits)
+        return self._loss_module(batch, logits)
 
     def _check_finite(self, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        stage, update = self._stage, self._position.update
+        stage, update = self._stage, self._progress.update
         raise TrainingError(
             f'the loss of the stage "{stage.name}" is {loss} at update {update + 1}, the norm of '
             f"its gradient {norm}; checkpoints from before are in {self._checkpoints}. Try a "
@@ -251,33 +253,33 @@ class Trainer:
         )
 
     def _evaluate(self) -> None:
-        position = self._position
-        best = position.best
-        judgement = self.judge()
+        progress = self._progress
+        best = progress.best
+        judgement = self.score_held_out()
         evaluation = Evaluation(
-            position.update,
-            position.num_tokens,
-            position.seconds_s,
-            sum(position.recent_losses) / len(position.recent_losses),
+            progress.update,
+            progress.num_tokens,
+            progress.seconds_s,
+            sum(progress.recent_losses) / len(progress.recent_losses),
             judgement,
         )
-        position.evaluations.append(evaluation)
-        position.recent_losses = []
+        progress.evaluations.append(evaluation)
+        progress.recent_losses = []
         is_best = best is None or judgement.tokens_per_step > best.judgement.tokens_per_step
         if is_best:
             self._write_best(judgement)
         numbers = {name: value for name, value in asdict(judgement).items() if name[:3] != "num"}
         self._accelerator.log(
-            {f"held out/{name}": value for name, value in numbers.items()}, step=position.update
+            {f"held out/{name}": value for name, value in numbers.items()}, step=progress.update
         )
         self._reporter.tell(
-            f"update {position.update}, {position.num_tokens:,} tokens: "
+            f"update {progress.update}, {progress.num_tokens:,} tokens: "
             f"{judgement.tokens_per_step:.3f} tokens/step, agreement {judgement.agreement:.1%}, "
             f"loss {judgement.loss:.3f}{', the best so far' if is_best else ''}"
         )
 
-    def _write_best(self, judgement: Judgement) -> None:
-        state = self._accelerator.get_state_dict(self._lesson)  # gathered by all processes
+    def _write_best(self, judgement: HeldOutScore) -> None:
+        state = self._accelerator.get_state_dict(self._loss_module)  # gathered by all processes
         if self._accelerator.is_main_process:
             learner = {name.removeprefix("learner."): each for name, each in state.items()}
 
@@ -295,7 +297,7 @@ class Trainer:
     def _save(self) -> None:
         """Writes a checkpoint, with the random states of every process."""
         accelerator = self._accelerator
-        folder = checkpoint_folder(self._checkpoints, self._position.update)
+        folder = checkpoint_folder(self._checkpoints, self._progress.update)
         if accelerator.is_main_process:
             begin_folder(folder)
         accelerator.wait_for_everyone()
@@ -307,7 +309,7 @@ class Trainer:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             try:
-                self._position.write(partial)
+                self._progress.write(partial)
                 finish_folder(folder)
             except WRITE_ERRORS as error:
                 abandon_folder(folder, error)
@@ -318,14 +320,14 @@ class Trainer:
         folder = newest_checkpoint(self._checkpoints, self._reporter.tell)
         if folder is None:
             return
-        position = Position.read(folder)
-        if position.fingerprint != self._position.fingerprint:
+        progress = TrainingProgress.read(folder)
+        if progress.fingerprint != self._progress.fingerprint:
             raise InvalidInputError(
                 f"{self._checkpoints} was begun with another recipe, seed or data; delete it to "
                 "start this stage anew, or choose another output folder"
             )
         self._accelerator.load_state(str(folder))
-        self._position = position
+        self._progress = progress
 
 
 def _check_sharded(stage: LearningStage) -> None:
@@ -351,7 +353,7 @@ def _plan(
 
 def _distinct(state: Mapping[str, Float[Tensor, "..."]]) -> dict[str, Float[Tensor, "..."]]:
     """Leaves out tensors that share their memory with an earlier one, as tied weights do."""
-    by_place: dict[int, str] = {}
+    by_address: dict[int, str] = {}
     for name, tensor in state.items():
-        by_place.setdefault(tensor.data_ptr(), name)
-    return {name: state[name].contiguous() for name in by_place.values()}
+        by_address.setdefault(tensor.data_ptr(), name)
+    return {name: state[name].contiguous() for name in by_address.values()}

@@ -7,7 +7,7 @@ import pytest
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench.journal import Journal
 from treesnake.evaluation.bench.record import (
-    AgreementRecord,
+    DrafterRecord,
     RunRecord,
     ShapeUse,
     ShownStep,
@@ -21,7 +21,7 @@ STEPS = StepRecord(4, 2, 0.1, 0.2, 0.0, 0.01, Tally((2, 1), (2, 0)), Tally((3,),
 SHOWN = ShownStep("chain(2)", (5, 6), (-1, 0), (0, 1), (6, 7), 0.1, 0.2, texts=("a", "b"))
 TURN = TurnRecord(3, 4, 2, 2, 0.5, 1.5, (1, 2, 3, 4), STEPS, (SHOWN,))
 RUN = RunRecord("pair", "chain(2)", "task", "7", "qa", "greedy", 0, (TURN,), growth_bytes=10)
-AGREEMENT = AgreementRecord("pair", "mamba", "task", "7", "qa", 3, 0.5, 2, (3,), (2.5,), (2.0,))
+AGREEMENT = DrafterRecord("pair", "mamba", "task", "7", "qa", 3, 0.5, 2, (3,), (2.5,), (2.0,))
 
 
 def test_a_record_that_was_written_is_read_as_it_was(tmp_path: Path) -> None:

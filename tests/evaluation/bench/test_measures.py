@@ -5,7 +5,7 @@ import pytest
 
 from treesnake.evaluation.bench.measures import measure, measure_agreement
 from treesnake.evaluation.bench.record import (
-    AgreementRecord,
+    DrafterRecord,
     RunRecord,
     ShapeUse,
     StepRecord,
@@ -90,9 +90,9 @@ def test_nothing_is_compared_where_there_is_no_time() -> None:
 
 def test_agreement_adds_up_questions() -> None:
     records = [
-        AgreementRecord("p", "d", "t", "1", "c", 10, 2.0, 8, (4, 6), (1.0, 5.0), (2.0, 5.5)),
-        AgreementRecord("p", "d", "t", "2", "c", 10, 4.0, 4, (10, 0), (3.0, 0.0), (3.0, 0.0)),
-        AgreementRecord("p", "d", "t", "3", "c", error="no probabilities"),
+        DrafterRecord("p", "d", "t", "1", "c", 10, 2.0, 8, (4, 6), (1.0, 5.0), (2.0, 5.5)),
+        DrafterRecord("p", "d", "t", "2", "c", 10, 4.0, 4, (10, 0), (3.0, 0.0), (3.0, 0.0)),
+        DrafterRecord("p", "d", "t", "3", "c", error="no probabilities"),
     ]
     measures = measure_agreement(records)
     assert measures is not None

@@ -1,14 +1,19 @@
 """Steps added up."""
 
 import pytest
-import torch
 
-from treesnake.evaluation.bench.record import TurnRecord, add_up, kind_of_shape, show, with_texts
+from treesnake.evaluation.bench.record import (
+    TurnRecord,
+    kind_of_shape,
+    sum_steps,
+    to_shown_step,
+    with_texts,
+)
 from treesnake.outcome import Acceptance, Step, StepSeconds
 from treesnake.shape import OFF, BestFirst, FixedTree, LevelWidths, Priced, Shape, chain
 from treesnake.tree import TokenTree
 
-TREE = TokenTree(torch.tensor([9, 1, 2, 3, 4]), torch.tensor([-1, 0, 0, 2, 2]))
+TREE = TokenTree.of([9, 1, 2, 3, 4], [-1, 0, 0, 2, 2])
 SECONDS = StepSeconds(0.1, 0.2, 0.3, 0.4)
 
 
@@ -17,7 +22,7 @@ def step(path: tuple[int, ...], emitted: tuple[int, ...]) -> Step:
 
 
 def test_positions_and_ranks_are_tallied() -> None:
-    record = add_up([step((0, 2, 3), (2, 3, 7)), step((0,), (7,))])
+    record = sum_steps([step((0, 2, 3), (2, 3, 7)), step((0,), (7,))])
     assert record.num_drafted == 8
     assert record.num_accepted == 2
     assert record.by_position.offered == (2, 2)
@@ -46,7 +51,7 @@ def test_shapes_that_are_alike_are_one_kind(shape: Shape, kind: str) -> None:
 
 
 def test_a_shown_step_has_its_tree_and_its_texts() -> None:
-    shown = show(step((0, 2), (2, 7)))
+    shown = to_shown_step(step((0, 2), (2, 7)))
     assert shown.parents == (-1, 0, 0, 2, 2)
     turn = TurnRecord(1, 2, 1, 2, 0.1, 0.1, shown=(shown,))
     (told,) = with_texts(turn, lambda tokens: f"<{tokens[0]}>").shown

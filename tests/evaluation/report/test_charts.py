@@ -44,8 +44,8 @@ def test_lines_go_through_their_points() -> None:
     chart = parse(line_chart(lines, "t", x_label="x", y_label="y", is_log=True))
     circles = chart.findall("circle")
     assert len(circles) == 4
-    places = [float(circle.get("cx", "")) for circle in circles[:3]]
-    assert places[2] - places[0] == pytest.approx(4 * (places[1] - places[0]), abs=0.3)
+    positions = [float(circle.get("cx", "")) for circle in circles[:3]]
+    assert positions[2] - positions[0] == pytest.approx(4 * (positions[1] - positions[0]), abs=0.3)
     assert circles[3].get("class") == "fill1"
 
 

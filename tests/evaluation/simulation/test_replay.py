@@ -2,6 +2,7 @@
 
 import pytest
 
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.simulation.recording import record
@@ -16,7 +17,8 @@ from treesnake.search.self_tuning import SelfTuningSearch
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, FixedTree, LevelWidths, Priced, Shape, chain
 from treesnake.stopping import EndTokens
-from treesnake.testing import RecurrentModel, TableModel, TinyDrafterModel, TinyTargetModel
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import RecurrentModel, TableModel, TinyNetwork
 
 PROMPT = Prompt((1, 2, 3))
 NUM_TOKENS = 40
@@ -36,8 +38,8 @@ def recorded(seed: int, num_tokens: int = NUM_TOKENS) -> Trace:
     target = RecurrentModel(6, seed=seed)
     drafter = TableModel(6, seed=seed)
     return record(
-        TinyTargetModel(target).new_session(),
-        TinyDrafterModel(drafter).new_session(),
+        NetworkTargetModel(TinyNetwork(target)).new_session(),
+        NetworkDrafterModel(TinyNetwork(drafter)).new_session(),
         PROMPT,
         num_tokens=num_tokens,
         stop_rules=[],
@@ -65,8 +67,8 @@ def test_a_replay_drafts_and_accepts_what_the_loop_does(shape: Shape, seed: int)
     real, replayed = Watched(shape), Watched(shape)
     list(
         generate(
-            TinyTargetModel(RecurrentModel(6, seed=seed)).new_session(),
-            TinyDrafterModel(TableModel(6, seed=seed)).new_session(),
+            NetworkTargetModel(TinyNetwork(RecurrentModel(6, seed=seed))).new_session(),
+            NetworkDrafterModel(TinyNetwork(TableModel(6, seed=seed))).new_session(),
             PROMPT,
             search=real,
             params=SamplingParams(),
@@ -78,7 +80,7 @@ def test_a_replay_drafts_and_accepts_what_the_loop_does(shape: Shape, seed: int)
     assert len(real.steps) == len(replayed.steps)
     for expected, actual in zip(real.steps, replayed.steps, strict=True):
         assert actual.shape == expected.shape
-        assert actual.tree.parent_list == expected.tree.parent_list
+        assert actual.tree.parents == expected.tree.parents
         assert actual.acceptance.path == expected.acceptance.path
         assert len(actual.emitted) == len(expected.emitted)
         if expected.node_probs is not None:
@@ -107,19 +109,21 @@ def test_a_drafter_that_was_off_reads_up_on_what_it_missed() -> None:
 def test_noise_of_one_seed_is_the_same_again() -> None:
     trace = recorded(2)
     first, again, other = (
-        replay(trace, SelfTuningSearch(), Machine(COSTS, noise=0.1, seed=seed)).seconds
+        replay(
+            trace, SelfTuningSearch().new_session(), Machine(COSTS, noise=0.1, seed=seed)
+        ).seconds
         for seed in (1, 1, 2)
     )
     assert first == again != other
 
 
 def test_a_recorded_text_ends_where_the_targets_does() -> None:
-    target = TinyTargetModel(RecurrentModel(6, seed=1))
+    target = NetworkTargetModel(TinyNetwork(RecurrentModel(6, seed=1)))
     whole = [
         step.emitted[0]
         for step in generate(
             target.new_session(),
-            TinyDrafterModel(TableModel(6)).new_session(),
+            NetworkDrafterModel(TinyNetwork(TableModel(6))).new_session(),
             PROMPT,
             search=StaticSearch(OFF),
             params=SamplingParams(),
@@ -130,7 +134,7 @@ def test_a_recorded_text_ends_where_the_targets_does() -> None:
     end = whole[7]
     trace = record(
         target.new_session(),
-        TinyDrafterModel(TableModel(6)).new_session(),
+        NetworkDrafterModel(TinyNetwork(TableModel(6))).new_session(),
         PROMPT,
         num_tokens=NUM_TOKENS,
         stop_rules=[EndTokens([end])],
@@ -141,7 +145,7 @@ def test_a_recorded_text_ends_where_the_targets_does() -> None:
 def test_a_drafter_without_probabilities_cannot_be_recorded() -> None:
     with pytest.raises(InvalidInputError, match="probabilities"):
         record(
-            TinyTargetModel(RecurrentModel(6)).new_session(),
+            NetworkTargetModel(TinyNetwork(RecurrentModel(6))).new_session(),
             NoDrafterModel().new_session(),
             PROMPT,
             num_tokens=4,

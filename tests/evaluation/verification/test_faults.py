@@ -13,6 +13,7 @@ from treesnake.acceptance.proposal import proposal
 from treesnake.acceptance.residual import residual
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.draft import Draft
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.evaluation.verification import (
     SamplingPlan,
     Verdict,
@@ -21,13 +22,15 @@ from treesnake.evaluation.verification import (
     verify_sampling,
 )
 from treesnake.outcome import Acceptance
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule, TargetModel
 from treesnake.sampling import Rng, SamplingParams
 from treesnake.search.static import StaticSearch
 from treesnake.shape import LevelWidths
-from treesnake.testing import RecurrentModel, TableModel, TinyDrafterModel, TinyTargetModel
-from treesnake.testing.tiny import TinyState, TinyTarget
+from treesnake.targets.network import NetworkTarget, NetworkTargetModel
+from treesnake.testing import RecurrentModel, TableModel, TinyNetwork
+from treesnake.testing.tiny import TinyState
 from treesnake.tree import TokenTree
 
 PROMPTS = [[1, 2], [3]]
@@ -45,15 +48,14 @@ Probs = Float[Tensor, " vocab"]
 
 def decoder(target: TargetModel, *, accept: AcceptanceRule | None = None) -> SpeculativeDecoder:
     return SpeculativeDecoder(
-        target,
-        TinyDrafterModel(RecurrentModel(8, seed=6)),
-        new_search=lambda: StaticSearch(SHAPE),
+        Pair(target, NetworkDrafterModel(TinyNetwork(RecurrentModel(8, seed=6)))),
+        search=StaticSearch(SHAPE),
         accept=accept,
     )
 
 
-def recurrent_target() -> TinyTargetModel:
-    return TinyTargetModel(RecurrentModel(8, seed=5))
+def recurrent_target() -> NetworkTargetModel:
+    return NetworkTargetModel(TinyNetwork(RecurrentModel(8, seed=5)))
 
 
 def judge(subject: SpeculativeDecoder) -> Verdict:
@@ -120,9 +122,11 @@ def nothing_taken_away(remaining: Probs, proposed: Probs) -> Probs:
 def sampled_with(rule: AcceptanceRule) -> bool:
     """Whether sampling passes on a pair whose tables are far from each other."""
     subject = SpeculativeDecoder(
-        TinyTargetModel(TableModel(4, seed=0)),
-        TinyDrafterModel(TableModel(4, seed=13)),
-        new_search=lambda: StaticSearch(LevelWidths((3,))),
+        Pair(
+            NetworkTargetModel(TinyNetwork(TableModel(4, seed=0))),
+            NetworkDrafterModel(TinyNetwork(TableModel(4, seed=13))),
+        ),
+        search=StaticSearch(LevelWidths((3,))),
         accept=rule,
     )
     plan = SamplingPlan(num_samples=600, num_tokens=2, num_long_tokens=24, alpha=ALPHA, seed=0)
@@ -149,28 +153,44 @@ def test_a_faulty_rule_is_found_in_samples(order: Order, remainder: Remainder) -
 # Faults of a state: they show in greedy texts and in samples.
 
 
-class UnrolledTarget(TinyTarget):
+class ToyTarget(NetworkTarget):
+    """A target over a toy, whose state faults may reach into."""
+
+    def __init__(self, state: TinyState) -> None:
+        super().__init__(TinyNetwork(SHARP), state)
+        self.state = state
+
+
+class UnrolledTarget(ToyTarget):
     """Keeps the whole tree where only a path was accepted."""
 
     def commit(self, path: Sequence[int]) -> None:
-        super().commit(range(len(self.state.nodes)))
+        tokens = list(self.state._held.tokens)
+        super().commit(())
+        self.state.extend(tokens, range(-1, len(tokens) - 1))
+        super().commit(range(len(tokens)))
 
 
-class StaleMaskTarget(TinyTarget):
+class StaleMaskTarget(ToyTarget):
     """Scores a tree with the parents of the last tree that was as large."""
 
-    def __init__(self, state: TinyState, context_length: int | None) -> None:
-        super().__init__(state, context_length)
-        self._parents: dict[int, list[int]] = {}
+    def __init__(self, state: TinyState) -> None:
+        super().__init__(state)
+        self._parents: dict[int, tuple[int, ...]] = {}
 
     def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
-        parents = self._parents.get(len(tree), tree.parent_list)
-        self._parents[len(tree)] = tree.parent_list
-        self.state.nodes = []
+        parents = self._parents.get(len(tree), tree.parents)
+        self._parents[len(tree)] = tree.parents
+        self.state.commit(())
         return self.state.extend(tree.tokens, parents)
 
+    def commit(self, path: Sequence[int]) -> None:
+        self.state._committed = self.state._nodes[path[-1]]
+        self.state._held.commit(path)
+        self.state._nodes = []
 
-class ForgetfulTarget(TinyTarget):
+
+class ForgetfulTarget(ToyTarget):
     """Loses the last token of a path of several."""
 
     def commit(self, path: Sequence[int]) -> None:
@@ -182,10 +202,10 @@ SHARP = TableModel(8, order=2, seed=5, sharpness=3.0)
 
 @dataclass(frozen=True)
 class FaultyTargetModel:
-    session: type[TinyTarget]
+    session: type[ToyTarget]
 
-    def new_session(self) -> TinyTarget:
-        return self.session(TinyState(SHARP), None)
+    def new_session(self) -> ToyTarget:
+        return self.session(TinyState(SHARP))
 
 
 class AlternatingSearch(StaticSearch):
@@ -197,12 +217,11 @@ class AlternatingSearch(StaticSearch):
 
 @pytest.mark.parametrize("session", [UnrolledTarget, StaleMaskTarget, ForgetfulTarget])
 def test_a_faulty_state_is_found_in_greedy_texts_and_in_samples(
-    session: type[TinyTarget],
+    session: type[ToyTarget],
 ) -> None:
     subject = SpeculativeDecoder(
-        FaultyTargetModel(session),
-        TinyDrafterModel(SHARP),
-        new_search=lambda: AlternatingSearch(SHAPE),
+        Pair(FaultyTargetModel(session), NetworkDrafterModel(TinyNetwork(SHARP))),
+        search=AlternatingSearch(SHAPE),
     )
     verdict = judge(subject)
     assert verdict.greedy is not None
@@ -218,9 +237,8 @@ def test_a_faulty_state_is_found_in_greedy_texts_and_in_samples(
 
 def test_a_correct_state_passes_under_shapes_that_change() -> None:
     subject = SpeculativeDecoder(
-        TinyTargetModel(SHARP),
-        TinyDrafterModel(SHARP),
-        new_search=lambda: AlternatingSearch(SHAPE),
+        Pair(NetworkTargetModel(TinyNetwork(SHARP)), NetworkDrafterModel(TinyNetwork(SHARP))),
+        search=AlternatingSearch(SHAPE),
     )
     assert judge(subject).is_lossless
 
@@ -244,9 +262,11 @@ def test_an_impossible_token_fails_whatever_the_frequencies_are() -> None:
 def test_the_false_alarm_rate_is_what_it_says() -> None:
     """At 10 %, 100 seeds give 10 alarms on average; 3 to 18 hold 99 of 100 such experiments."""
     subject = SpeculativeDecoder(
-        TinyTargetModel(TableModel(6, seed=5)),
-        TinyDrafterModel(TableModel(6, seed=6)),
-        new_search=lambda: StaticSearch(LevelWidths((2,))),
+        Pair(
+            NetworkTargetModel(TinyNetwork(TableModel(6, seed=5))),
+            NetworkDrafterModel(TinyNetwork(TableModel(6, seed=6))),
+        ),
+        search=StaticSearch(LevelWidths((2,))),
     )
     alarms = [
         not verify_sampling(

@@ -12,7 +12,8 @@ from treesnake.evaluation.verification.plain import PlainDecoding, last_bit
 from treesnake.evaluation.verification.sampling import count_impossible
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams
-from treesnake.testing import TinyTargetModel
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import TinyNetwork
 
 
 def difference(gap: float, rounding: float) -> Difference:
@@ -49,7 +50,7 @@ class ConstantModel:
 
 
 def test_a_token_at_the_edge_within_rounding_is_not_impossible() -> None:
-    plain = PlainDecoding(TinyTargetModel(ConstantModel((1.0, 1.0 - 1e-7, 0.5))))
+    plain = PlainDecoding(NetworkTargetModel(TinyNetwork(ConstantModel((1.0, 1.0 - 1e-7, 0.5)))))
     params = SamplingParams(temperature=1.0, top_k=1)
     assert count_impossible(plain, Prompt((0,)), [0, 1, 0], params) == 0
     assert count_impossible(plain, Prompt((0,)), [0, 2, 1, 2], params) == 2

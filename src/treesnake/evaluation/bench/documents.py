@@ -4,7 +4,7 @@ from pathlib import Path
 
 from treesnake.decoder import Tokenizer
 from treesnake.errors import InvalidInputError
-from treesnake.evaluation.bench.recipe import LongContextTable
+from treesnake.evaluation.bench.bench_recipe import LongContextTable
 from treesnake.evaluation.tasks import Question
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from treesnake.errors import InvalidInputError
-from treesnake.evaluation.bench.record import AgreementRecord, Record, RunRecord, as_line
+from treesnake.evaluation.bench.record import DrafterRecord, Record, RunRecord, as_line
 from treesnake.tables import read_table
 
 
@@ -59,9 +59,9 @@ class Journal:
         return [record for record in self.records if isinstance(record, RunRecord)]
 
     @property
-    def agreements(self) -> list[AgreementRecord]:
+    def agreements(self) -> list[DrafterRecord]:
         """The records of drafters."""
-        return [record for record in self.records if isinstance(record, AgreementRecord)]
+        return [record for record in self.records if isinstance(record, DrafterRecord)]
 
     def _append(self, line: dict[str, Any]) -> None:
         with self.path.open("ab") as file:
@@ -90,5 +90,5 @@ class Journal:
 
 
 def _read(line: dict[str, Any], where: str) -> Record:
-    kind = AgreementRecord if line.get("kind") == "agreement" else RunRecord
+    kind = DrafterRecord if line.get("kind") == "agreement" else RunRecord
     return read_table(kind, line, where)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from treesnake.evaluation.agreement import calibration_error
+from treesnake.evaluation.agreement import binned_calibration_error
 from treesnake.evaluation.bench.record import (
-    AgreementRecord,
+    DrafterRecord,
     RunRecord,
     StepRecord,
     TurnRecord,
@@ -120,7 +120,7 @@ class AgreementMeasures:
         num_positions: how many distributions were compared.
         total_variation: the mean; 1 minus it is how often one drafted token is accepted.
         same_choice: how often both hold the same token most probable.
-        calibration_error: see `calibration_error`.
+        calibration_error: see `binned_calibration_error`.
         confidence: mean highest probability in each tenth, None where there is none.
         target_probs: the target's mean probability of these tokens.
         counts: the number of positions in each tenth.
@@ -135,7 +135,7 @@ class AgreementMeasures:
     counts: tuple[int, ...]
 
 
-def measure_agreement(records: Sequence[AgreementRecord]) -> AgreementMeasures | None:
+def measure_agreement(records: Sequence[DrafterRecord]) -> AgreementMeasures | None:
     """Returns the measures of a drafter; None if nothing was compared."""
     found = [record for record in records if record.error is None and record.num_positions]
     if not found:
@@ -148,7 +148,7 @@ def measure_agreement(records: Sequence[AgreementRecord]) -> AgreementMeasures |
         num_positions=num_positions,
         total_variation=sum(record.total_variation for record in found) / num_positions,
         same_choice=sum(record.num_same_choice for record in found) / num_positions,
-        calibration_error=calibration_error(
+        calibration_error=binned_calibration_error(
             counts.tolist(), confidence.tolist(), target_probs.tolist()
         ),
         confidence=_means(confidence, counts),
@@ -256,7 +256,7 @@ def _normalized(amounts: Mapping[str, float]) -> dict[str, float]:
 
 
 def _shares(offered: Sequence[Sequence[int]], taken: Sequence[Sequence[int]]) -> tuple[float, ...]:
-    """Returns taken over offered for each place, summed over texts."""
+    """Returns taken over offered for each depth or rank, summed over texts."""
     length = max(map(len, offered), default=0)
     totals = np.zeros((2, length))
     for whole, part in zip(offered, taken, strict=True):

@@ -12,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench.methods import Peer
 from treesnake.evaluation.bench.record import TurnRecord
-from treesnake.evaluation.bench.runners import Answer
+from treesnake.evaluation.bench.runners import MeasuredTurn
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams
 
@@ -62,7 +62,7 @@ class TransformersRunner:
 
     def run(
         self, prompt: Prompt, params: SamplingParams, max_new_tokens: int, *, is_shown: bool
-    ) -> Answer:
+    ) -> MeasuredTurn:
         """Continues a prompt; the seed goes to torch's global generator, as transformers has it."""
         if params.seed is not None:
             torch.manual_seed(params.seed)
@@ -79,7 +79,7 @@ class TransformersRunner:
         )
         total_s = perf_counter() - started
         new = output[0, len(prompt) :].tolist()
-        return Answer(
+        return MeasuredTurn(
             TurnRecord(
                 num_prompt=len(prompt),
                 num_new=len(new),

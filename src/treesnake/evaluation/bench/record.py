@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from treesnake.outcome import Step
-from treesnake.shape import BestFirst, FixedTree, LevelWidths, Shape
+from treesnake.shape import Shape, ShapeKind
 
 
 @dataclass(frozen=True)
@@ -161,12 +161,12 @@ class RunRecord:
     @property
     def key(self) -> tuple[str, ...]:
         """What no two records share."""
-        place = (self.pair, self.task, self.question, self.sampling, str(self.repeat))
-        return (self.kind, self.method, *place)
+        asked = (self.pair, self.task, self.question, self.sampling, str(self.repeat))
+        return (self.kind, self.method, *asked)
 
 
 @dataclass(frozen=True)
-class AgreementRecord:
+class DrafterRecord:
     """A drafter's probabilities beside the target's, along a text of the target.
 
     Attributes:
@@ -204,7 +204,7 @@ class AgreementRecord:
         return (self.kind, self.pair, self.drafter, self.task, self.question)
 
 
-Record = RunRecord | AgreementRecord
+Record = RunRecord | DrafterRecord
 
 
 def as_line(record: Record) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def _without_none(value: Any) -> Any:
     return value
 
 
-def add_up(steps: Sequence[Step]) -> StepRecord:
+def sum_steps(steps: Sequence[Step]) -> StepRecord:
     """Adds up the steps of a text."""
     return StepRecord(
         num_drafted=sum(step.num_drafted for step in steps),
@@ -235,13 +235,13 @@ def add_up(steps: Sequence[Step]) -> StepRecord:
     )
 
 
-def show(step: Step) -> ShownStep:
+def to_shown_step(step: Step) -> ShownStep:
     """Keeps everything of a step that a reader may want to see."""
     probs = step.node_probs or ()
     return ShownStep(
         shape=str(step.shape),
         tokens=tuple(step.tree.tokens),
-        parents=tuple(step.tree.parent_list),
+        parents=step.tree.parents,
         path=step.acceptance.path,
         emitted=step.emitted,
         draft_s=step.seconds.draft_s,
@@ -267,11 +267,13 @@ def kind_of_shape(shape: Shape) -> str:
     """Names a shape as far as it makes sense to add up its steps."""
     if shape.num_drafted == 0 or shape.depth == 0:
         return "off"
-    if isinstance(shape, LevelWidths | BestFirst):
-        return str(shape)
-    if isinstance(shape, FixedTree):
-        return f"tree of {_rounded(shape.num_drafted)}"
-    return "by confidence"
+    match shape.kind:
+        case ShapeKind.FIXED_TREE:
+            return f"tree of {_rounded(shape.num_drafted)}"
+        case ShapeKind.PRICED:
+            return "by confidence"
+        case _:
+            return str(shape)
 
 
 def _rounded(number: int) -> str:
@@ -281,10 +283,10 @@ def _rounded(number: int) -> str:
 
 
 def _tally_positions(steps: Sequence[Step]) -> Tally:
-    deepest = max((int(step.tree.depths.max()) for step in steps), default=0)
+    deepest = max((step.tree.depth for step in steps), default=0)
     offered, taken = [0] * deepest, [0] * deepest
     for step in steps:
-        for position in range(int(step.tree.depths.max())):
+        for position in range(step.tree.depth):
             offered[position] += 1
             taken[position] += position < step.num_accepted
     return Tally(tuple(offered), tuple(taken))

@@ -4,18 +4,17 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol, runtime_checkable
 
+from treesnake.continuation import continue_text
 from treesnake.decoder import SpeculativeDecoder
-from treesnake.evaluation.bench.record import TurnRecord, add_up, show
+from treesnake.evaluation.bench.record import TurnRecord, sum_steps, to_shown_step
 from treesnake.evaluation.memory import held_bytes
-from treesnake.generate import generate
 from treesnake.prompt import Prompt
-from treesnake.protocols import TreeSearch
-from treesnake.sampling import SamplingParams, TorchRng
-from treesnake.stopping import EndTokens
+from treesnake.protocols import SharedSearch
+from treesnake.sampling import SamplingParams
 
 
 @dataclass(frozen=True)
-class Answer:
+class MeasuredTurn:
     """What a runner made of a prompt.
 
     Attributes:
@@ -37,7 +36,7 @@ class Runner(Protocol):
 
     def run(
         self, prompt: Prompt, params: SamplingParams, max_new_tokens: int, *, is_shown: bool
-    ) -> Answer:
+    ) -> MeasuredTurn:
         """Continues a prompt; `is_shown` keeps every step."""
         ...
 
@@ -45,39 +44,35 @@ class Runner(Protocol):
 class SpeculativeRunner:
     """Our own decoding: the loop itself, so that no text is made while the clock runs.
 
-    Every prompt has a session of its own, and all share one search, as those of a server do: what
-    it learns is about the pair.
+    Every prompt has sessions of its own. What the search learns is about the pair, so it goes from
+    prompt to prompt, as in a server.
 
     Args:
         decoder: target, drafter and end tokens.
         search: chooses the trees, also of seeded samples.
     """
 
-    def __init__(self, decoder: SpeculativeDecoder, search: TreeSearch) -> None:
+    def __init__(self, decoder: SpeculativeDecoder, search: SharedSearch) -> None:
         self._decoder = decoder
         self._search = search
 
     def run(
         self, prompt: Prompt, params: SamplingParams, max_new_tokens: int, *, is_shown: bool
-    ) -> Answer:
+    ) -> MeasuredTurn:
         """Continues a prompt in a new session."""
-        target, drafter = self._decoder.target.new_session(), self._decoder.drafter.new_session()
-        max_length = len(prompt) + max_new_tokens
-        if target.context_length is not None:
-            max_length = min(max_length, target.context_length)
+        target, drafter = self._decoder.pair.new_sessions()
         emissions = []
         steps = []
         started = perf_counter()
-        for step in generate(
+        for step in continue_text(
             target,
             drafter,
             prompt,
-            search=self._search,
-            params=params,
-            rng=TorchRng(params.seed),
-            max_length=max_length,
-            stop_rules=[EndTokens(self._decoder.end_token_ids)],
-        ):
+            params,
+            search=self._search.new_session(),
+            max_new_tokens=max_new_tokens,
+            end_token_ids=self._decoder.end_token_ids,
+        ).steps:
             emissions.append(perf_counter() - started)
             steps.append(step)
         total_s = perf_counter() - started
@@ -90,12 +85,12 @@ class SpeculativeRunner:
             first_s=emissions[0] if emissions else total_s,
             total_s=total_s,
             token_ids=tokens,
-            steps=add_up(steps),
-            shown=tuple(map(show, steps)) if is_shown else (),
+            steps=sum_steps(steps),
+            shown=tuple(map(to_shown_step, steps)) if is_shown else (),
         )
-        return Answer(
+        return MeasuredTurn(
             turn,
-            held_bytes([self._decoder.target, self._decoder.drafter]),
-            held_bytes(target, self._decoder.target),
-            held_bytes(drafter, self._decoder.drafter),
+            held_bytes(self._decoder.pair),
+            held_bytes(target, self._decoder.pair),
+            held_bytes(drafter, self._decoder.pair),
         )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from treesnake.evaluation.bench.bench_recipe import GREEDY
 from treesnake.evaluation.bench.journal import Journal
 from treesnake.evaluation.bench.measures import (
     AgreementMeasures,
@@ -11,7 +12,6 @@ from treesnake.evaluation.bench.measures import (
     measure,
     measure_agreement,
 )
-from treesnake.evaluation.bench.recipe import GREEDY
 from treesnake.evaluation.bench.record import RunRecord
 from treesnake.evaluation.bootstrap import Estimate
 

@@ -159,11 +159,11 @@ def line_chart(
             f'L{x.at(x_values[-1]):.1f} {y.at(x_values[-1]):.1f}"/>'
         )
     for number, line in enumerate(lines):
-        places = [(x.at(a), y.at(min(b, high))) for a, b in line.points]
-        path = "L".join(f"{a:.1f} {b:.1f}" for a, b in places)
+        points = [(x.at(a), y.at(min(b, high))) for a, b in line.points]
+        path = "L".join(f"{a:.1f} {b:.1f}" for a, b in points)
         colour = line.colour % NUM_COLOURS
         parts.append(f'<path class="line stroke{colour}" d="M{path}"/>')
-        for (a, b), (value_x, value_y) in zip(places, line.points, strict=True):
+        for (a, b), (value_x, value_y) in zip(points, line.points, strict=True):
             name = escape(f"{line.label}, {value_x:g}: {value_y:.3g}")
             parts.append(
                 f'<circle class="fill{colour}" cx="{a:.1f}" cy="{b:.1f}" r="3.5">'
@@ -180,7 +180,7 @@ def line_chart(
 
 @dataclass(frozen=True)
 class _Scale:
-    """Maps values to places."""
+    """Maps values to coordinates."""
 
     low: float
     high: float
@@ -189,7 +189,7 @@ class _Scale:
     is_log: bool = False
 
     def at(self, value: float) -> float:
-        """Returns the place of a value."""
+        """Returns the coordinate of a value."""
         low, high = self.low, self.high
         if self.is_log:
             low, high, value = log10(low), log10(high), log10(value)
@@ -221,19 +221,19 @@ def _grid(x: _Scale, ticks: Sequence[float], top: float, bottom: float) -> str:
 
 def _legend(names: Sequence[str], left: float) -> str:
     parts: list[str] = []
-    place = left
+    start = left
     for number, name in enumerate(names):
         parts.append(
-            f'<rect class="fill{number % NUM_COLOURS}" x="{place:.0f}" y="6" width="12" '
+            f'<rect class="fill{number % NUM_COLOURS}" x="{start:.0f}" y="6" width="12" '
             'height="12" rx="2"/>'
         )
-        parts.append(_text(place + 18, 16, name, "label"))
-        place += 34 + 7 * len(name)
+        parts.append(_text(start + 18, 16, name, "label"))
+        start += 34 + 7 * len(name)
     return "".join(parts)
 
 
 def _label(x: float, y: float, text: str, kind: str, most: int) -> str:
-    """Returns a name, cut if it is too long for its place."""
+    """Returns a name, cut if it is longer than there is room for."""
     if len(text) <= most:
         return _text(x, y, text, kind)
     shown = text[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

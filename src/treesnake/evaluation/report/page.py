@@ -105,15 +105,15 @@ def _by_category(result: Result, pair: str, sampling: str) -> str:
     categories = result.categories(pair, sampling)
     if len(categories) < 2 or result.lengths(pair, sampling):
         return ""
-    by_place = {
+    speedups = {
         (row.method, row.category): row.measures.speedup
         for category in categories
         for row in result.rows(pair, sampling, category)
     }
     lines = []
     for row in result.rows(pair, sampling):
-        places = [by_place.get((row.method, category)) for category in categories]
-        heat = "".join("<td></td>" if place is None else _heat(place.value) for place in places)
+        in_row = [speedups.get((row.method, category)) for category in categories]
+        heat = "".join("<td></td>" if one is None else _heat(one.value) for one in in_row)
         lines.append(f"<tr><td>{escape(row.method)}</td>{heat}</tr>")
     heads = "".join(f"<th>{escape(name)}</th>" for name in ("", *categories))
     return (

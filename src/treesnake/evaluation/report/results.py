@@ -7,7 +7,7 @@ from pathlib import Path
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench.journal import Journal
 from treesnake.evaluation.bench.record import RunRecord
-from treesnake.evaluation.bench.results import ResultFiles
+from treesnake.evaluation.bench.result_files import ResultFiles
 from treesnake.evaluation.bench.summary import ALL, Row, Summary
 from treesnake.tables import read_table
 

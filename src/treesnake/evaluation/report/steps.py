@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from treesnake.evaluation.bench.record import RunRecord, ShownStep
-from treesnake.shape import BestFirst, FixedTree, LevelWidths, Priced, parse_shape
+from treesnake.shape import ShapeKind, parse_shape
+
+REASONS = {
+    ShapeKind.LEVEL_WIDTHS: "A tree of a form that is always the same.",
+    ShapeKind.BEST_FIRST: "The drafter's most probable paths, up to a number of nodes.",
+    ShapeKind.FIXED_TREE: "Wider where tokens of that rank and depth were accepted more often.",
+    ShapeKind.PRICED: "Nodes were drafted as long as their probability was worth their time.",
+}
+"""Why a tree looks as it does, by the kind of its shape."""
 
 
 def steps_json(runs: Sequence[RunRecord]) -> str:
@@ -19,14 +27,7 @@ def why(shape: str) -> str:
     parsed = parse_shape(shape)
     if parsed.depth == 0 or parsed.num_drafted == 0:
         return "Plain decoding: drafting was not worth its time, or there was no room for it."
-    if isinstance(parsed, BestFirst):
-        return "The paths that the drafter holds most probable, up to a number of nodes."
-    if isinstance(parsed, Priced):
-        return "Nodes were drafted as long as their probability was worth their time."
-    if isinstance(parsed, FixedTree):
-        return "Wider where tokens of that rank and depth had been accepted more often."
-    assert isinstance(parsed, LevelWidths)
-    return "A tree of a form that is always the same." if max(parsed.widths) > 1 else "A chain."
+    return "A chain." if str(parsed).startswith("chain(") else REASONS[parsed.kind]
 
 
 def _run(run: RunRecord) -> dict[str, Any]:
@@ -44,13 +45,12 @@ def _run(run: RunRecord) -> dict[str, Any]:
 
 def _step(step: ShownStep) -> dict[str, Any]:
     parsed = parse_shape(step.shape)
-    name = step.shape
-    if isinstance(parsed, Priced):
-        name = "by confidence"
-    if isinstance(parsed, FixedTree):
-        name = f"tree of {parsed.num_drafted} nodes"
+    names = {
+        ShapeKind.FIXED_TREE: f"tree of {parsed.num_drafted} nodes",
+        ShapeKind.PRICED: "by confidence",
+    }
     return {
-        "shape": name,
+        "shape": names.get(parsed.kind, step.shape),
         "why": why(step.shape),
         "tokens": step.texts or [str(token) for token in step.tokens],
         "parents": step.parents,

@@ -2,26 +2,20 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Float
+
+from treesnake.evaluation.bootstrap import Estimate, bootstrap_ratio
 from treesnake.evaluation.simulation.replay import Machine, Replayed, replay
 from treesnake.evaluation.simulation.trace import Trace
-from treesnake.protocols import TreeSearch
+from treesnake.protocols import SharedSearch
 from treesnake.search.costs import CostTable
 
-NewSearch = Callable[[], TreeSearch]
+NewSearch = Callable[[], SharedSearch]
 
 Results = Mapping[str, Sequence[Replayed]]
 """For each search, what it made of each trace, in the order of the traces."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A ratio and where 95 of 100 resamplings of the prompts put it."""
-
-    value: float
-    low: float
-    high: float
 
 
 def run(
@@ -41,7 +35,7 @@ def run(
     results: dict[str, list[Replayed]] = {}
     for name, new_search in searches.items():
         search, machine = new_search(), Machine(costs, noise=noise, seed=seed)
-        replayed = {index: replay(traces[index], search, machine) for index in order}
+        replayed = {index: replay(traces[index], search.new_session(), machine) for index in order}
         results[name] = [replayed[index] for index in range(len(traces))]
     return results
 
@@ -56,28 +50,19 @@ def best_fixed(results: Results, fixed: Sequence[str]) -> str:
     return max(fixed, key=lambda name: rate(results[name]))
 
 
-def relative_rate(
-    replayed: Sequence[Replayed],
-    reference: Sequence[Replayed],
-    *,
-    num_resamplings: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """Returns how many times as fast one is as another, with an interval over the prompts.
+def relative_rate(replayed: Sequence[Replayed], reference: Sequence[Replayed]) -> Estimate:
+    """Returns how many times as fast one is as another, with an interval over the prompts."""
+    ratio = bootstrap_ratio(*_sums(replayed), *_sums(reference))
+    assert ratio is not None, "every text has tokens and seconds"
+    return ratio
 
-    By the bootstrap: prompts are drawn with replacement, the same for both sides.
-    """
-    chance = random.Random(seed)
-    pairs = list(zip(replayed, reference, strict=True))
-    values = sorted(
-        rate([first for first, _ in drawn]) / rate([second for _, second in drawn])
-        for drawn in (chance.choices(pairs, k=len(pairs)) for _ in range(num_resamplings))
-    )
-    return Interval(
-        rate(replayed) / rate(reference),
-        values[int(0.025 * num_resamplings)],
-        values[int(0.975 * num_resamplings)],
-    )
+
+def _sums(
+    replayed: Sequence[Replayed],
+) -> tuple[Float[np.ndarray, " prompts"], Float[np.ndarray, " prompts"]]:
+    """Returns the tokens and the seconds of each text."""
+    tokens, seconds = zip(*((float(each.tokens), each.seconds) for each in replayed), strict=True)
+    return np.array(tokens), np.array(seconds)
 
 
 def by_category(traces: Sequence[Trace], results: Results) -> dict[str, dict[str, list[Replayed]]]:

@@ -1,15 +1,16 @@
 """Records traces: the target's greedy text once, and the drafter at each of its positions."""
 
+from collections.abc import Collection
+
+from treesnake.continuation import continue_text
 from treesnake.drafters.none import NoDrafter
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.simulation.trace import RecordedTree, Trace
-from treesnake.generate import generate
 from treesnake.prompt import Prompt
-from treesnake.protocols import Drafter, Target
+from treesnake.protocols import PairModel
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, LevelWidths, Shape
-from treesnake.stopping import StopRule
 
 TREE = BestFirst(8, 10, 64)
 """What is recorded at each position."""
@@ -21,12 +22,11 @@ GREEDY = SamplingParams()
 
 
 def record(
-    target: Target,
-    drafter: Drafter,
+    pair: PairModel,
     prompt: Prompt,
     *,
     num_tokens: int,
-    stop_rules: list[StopRule],
+    end_token_ids: Collection[int],
     name: str = "",
     category: str = "",
     tree: Shape = TREE,
@@ -36,18 +36,18 @@ def record(
     Raises:
         InvalidInputError: if the drafter has no probabilities of its own.
     """
-    rng = TorchRng(0)
-    steps = generate(
+    target, drafter = pair.new_sessions()
+    plain = continue_text(
         target,
         NoDrafter(),
         prompt,
+        GREEDY,
         search=StaticSearch(OFF),
-        params=GREEDY,
-        rng=rng,
-        max_length=len(prompt) + num_tokens,
-        stop_rules=stop_rules,
+        max_new_tokens=num_tokens,
+        end_token_ids=end_token_ids,
     )
-    text = [token for step in steps for token in step.emitted]
+    text = [token for step in plain.steps for token in step.emitted]
+    rng = TorchRng(0)
     drafter.prefill(prompt)
     anchor = prompt.token_ids[-1]
     ranks: list[int] = []
@@ -62,7 +62,7 @@ def record(
             )
         trees.append(
             RecordedTree(
-                parents=tuple(draft.tree.parent_list),
+                parents=draft.tree.parents,
                 probs=tuple(round(prob, 6) for prob in draft.node_probs),
                 path=draft.tree.follow([anchor, *text[index:]]),
             )

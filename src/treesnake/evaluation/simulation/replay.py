@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, exp
 
-import torch
-
 from treesnake.drafters.growing import grow_best
-from treesnake.drafters.model_drafter import LONGEST_LEAD
+from treesnake.drafters.network import MOST_BEHIND
 from treesnake.evaluation.simulation.trace import RecordedTree, Trace
 from treesnake.outcome import Acceptance, Step, StepSeconds
 from treesnake.protocols import TreeSearch
 from treesnake.search.costs import CostTable, LearnedCosts
-from treesnake.shape import BestFirst, FixedTree, LevelWidths, Priced, Shape
-from treesnake.tree import TokenTree, level_parents
+from treesnake.shape import FixedTree, Priced, Shape
+from treesnake.tree import TokenTree
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Machine:
         self._random = random.Random(seed)
 
     def seconds(
-        self, num_nodes: int, levels: Sequence[int], context_length: int, num_missed: int
+        self, num_nodes: int, levels: Sequence[int], context_length: int, num_behind: int
     ) -> StepSeconds:
         """Returns the seconds of a step.
 
@@ -56,13 +54,13 @@ class Machine:
             num_nodes: nodes that are scored, with the anchor.
             levels: nodes that are expanded for each level.
             context_length: tokens so far.
-            num_missed: tokens that were emitted while the drafter was off.
+            num_behind: tokens that the drafter has to read first.
         """
         score_s = self._costs.score_s(num_nodes, context_length)
         draft_s = sum(self._costs.draft_s(level, context_length) for level in levels)
-        if levels and num_missed:
-            most = min(num_missed, LONGEST_LEAD)
-            runs = ceil(num_missed / LONGEST_LEAD)
+        if levels and num_behind:
+            most = min(num_behind, MOST_BEHIND)
+            runs = ceil(num_behind / MOST_BEHIND)
             draft_s += runs * self._costs.draft_s(most, context_length)
         if self._noise:
             factor = exp(self._random.gauss(0.0, self._noise))
@@ -71,15 +69,15 @@ class Machine:
 
 
 def replay(trace: Trace, search: TreeSearch, machine: Machine) -> Replayed:
-    """Runs a search over one trace; the search may have seen others before."""
-    position, seconds, num_steps, num_missed = 0, 0.0, 0, 0
+    """Runs the search of one text over a trace."""
+    position, seconds, num_steps, num_behind = 0, 0.0, 0, 0
     while position < len(trace):
         context_length = trace.prompt_length + position
         room = len(trace) - position
         shape = search.choose(context_length).clipped(room - 1)
         drafted = _draft(trace, position, shape)
-        taken = machine.seconds(len(drafted.tree), drafted.levels, context_length, num_missed)
-        num_missed = 0 if drafted.levels else num_missed + len(drafted.path)
+        taken = machine.seconds(len(drafted.tree), drafted.levels, context_length, num_behind)
+        num_behind = 0 if drafted.levels else num_behind + len(drafted.path)
         step = Step(
             shape,
             drafted.tree,
@@ -107,19 +105,19 @@ class _Drafted:
 
 
 def _draft(trace: Trace, position: int, shape: Shape) -> _Drafted:
-    if isinstance(shape, BestFirst):
-        free = (0.0,) * shape.depth, (0.0,) * shape.num_drafted
-        return _draft_priced(trace.trees[position], Priced(shape.width, *free))
-    if isinstance(shape, Priced):
-        return _draft_priced(trace.trees[position], shape)
-    fixed = _fixed(shape)
+    priced = shape.as_priced()
+    if priced is not None:
+        return _draft_priced(trace.trees[position], priced)
+    fixed = shape.as_tree()
+    assert fixed is not None, "a tree is fixed before it is drafted, or priced"
+    tree = _tree_of(fixed)
     path = [0]
     for rank in trace.ranks[position : position + shape.depth]:
-        children = fixed.shape.children[path[-1]]
+        children = fixed.children[path[-1]]
         if not 0 <= rank < len(children):
             break
         path.append(children[rank])
-    return _Drafted(fixed.tree, tuple(path), fixed.tree.num_expanded)
+    return _Drafted(tree, tuple(path), tree.num_expanded)
 
 
 def _draft_priced(recorded: RecordedTree, shape: Priced) -> _Drafted:
@@ -128,19 +126,10 @@ def _draft_priced(recorded: RecordedTree, shape: Priced) -> _Drafted:
     grown = grow_best(
         0, shape, lambda nodes, tokens, _: [best[tokens[node]][: shape.width] for node in nodes]
     )
-    tree = TokenTree(torch.tensor(grown.tokens), torch.tensor(grown.parents))
+    tree = TokenTree.of(grown.tokens, grown.parents)
     return _Drafted(tree, tree.follow(recorded.path), grown.num_expanded, grown.probs)
 
 
-@dataclass(frozen=True, eq=False)
-class _Fixed:
-    shape: FixedTree
-    tree: TokenTree
-
-
 @lru_cache(maxsize=1024)
-def _fixed(shape: LevelWidths | FixedTree) -> _Fixed:
-    if isinstance(shape, LevelWidths):
-        shape = FixedTree(tuple(level_parents(shape.widths)[1:]))
-    parents = torch.tensor((-1, *shape.parents))
-    return _Fixed(shape, TokenTree(torch.zeros_like(parents), parents))
+def _tree_of(shape: FixedTree) -> TokenTree:
+    return TokenTree.of((0,) * (1 + len(shape.parents)), (-1, *shape.parents))

@@ -45,11 +45,11 @@ def _row(first: float) -> list[float]:
 
 
 def _draw(row: list[float], truth: float, chance: random.Random) -> int:
-    place = chance.random() / truth if truth else 2.0
+    drawn = chance.random() / truth if truth else 2.0
     for rank, prob in enumerate(row):
-        if place < prob:
+        if drawn < prob:
             return rank
-        place -= prob
+        drawn -= prob
     return -1
 
 

@@ -17,6 +17,7 @@ from math import log
 from pathlib import Path
 
 from treesnake.errors import LoadError
+from treesnake.files import replacing
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,12 @@ class Trace:
 
 def write_traces(path: Path, traces: Iterable[Trace]) -> None:
     """Writes traces as compressed JSON lines, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with gzip.open(temporary, "wt", encoding="utf-8", compresslevel=5) as file:
+    with (
+        replacing(path) as partial,
+        gzip.open(partial, "wt", encoding="utf-8", compresslevel=5) as file,
+    ):
         for trace in traces:
             file.write(json.dumps(asdict(trace)) + "\n")
-    temporary.replace(path)
 
 
 def read_traces(paths: Sequence[Path]) -> list[Trace]:

@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Difference:
-    """A place where greedy decoding did not emit the most probable token of plain decoding.
+    """A position where greedy decoding did not emit the most probable token of plain decoding.
 
     Attributes:
         prompt_index: which prompt.
@@ -15,7 +15,7 @@ class Difference:
         plain_token: what plain decoding emits after the same text.
         emitted_logit: of the target, by plain decoding.
         plain_logit: the largest one.
-        rounding: how far logits of this place are apart between two ways of plain decoding.
+        rounding: how far logits of this position are apart between two ways of plain decoding.
     """
 
     prompt_index: int
@@ -44,7 +44,7 @@ class GreedyEvidence:
     Attributes:
         num_prompts: how many texts.
         num_tokens: how many tokens were compared.
-        differences: all places that differ, ties included.
+        differences: all positions that differ, ties included.
     """
 
     num_prompts: int

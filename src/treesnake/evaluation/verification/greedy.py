@@ -35,7 +35,7 @@ def verify_greedy(
         max_new_tokens: of each text.
         report: is told of the progress.
     """
-    plain = PlainDecoding(decoder.target)
+    plain = PlainDecoding(decoder.pair.target)
     session = decoder.new_session()
     differences: list[Difference] = []
     num_tokens = 0

@@ -39,7 +39,7 @@ class PlainDecoding:
         return torch.stack(rows)
 
     def _score(self, token: int) -> Float[Tensor, " vocab"]:
-        return self._session.score(TokenTree.chain(torch.tensor([token])))[0].float().cpu()
+        return self._session.score(TokenTree.chain([token]))[0].float().cpu()
 
 
 def is_ended(tokens: Sequence[int], end_token_ids: Collection[int]) -> bool:

@@ -70,11 +70,11 @@ class SamplingPlan:
         if not 0 < self.alpha < 1:
             raise InvalidInputError(f"alpha is a probability, got {self.alpha}")
 
-    def params_of(self, *place: int) -> SamplingParams:
+    def params_of(self, *sample: int) -> SamplingParams:
         """Returns the params with a seed of its own for each sample."""
         if self.seed is None:
             return self.params
-        seed = np.random.SeedSequence([self.seed, *place]).generate_state(1, np.uint64)[0]
+        seed = np.random.SeedSequence([self.seed, *sample]).generate_state(1, np.uint64)[0]
         return replace(self.params, seed=int(seed >> np.uint64(1)))
 
 
@@ -114,7 +114,7 @@ def _count_short_texts(
 ) -> tuple[list[Counts], int]:
     """Returns counts per prompt over its own cells, and how many texts cannot be."""
     session = decoder.new_session()
-    plain = PlainDecoding(decoder.target)
+    plain = PlainDecoding(decoder.pair.target)
     groups: list[Counts] = []
     num_impossible = 0
     for index, prompt in enumerate(prompts):
@@ -137,7 +137,7 @@ def _count_short_texts(
 
 
 def _partition(decoder: SpeculativeDecoder, prompt: Prompt, plan: SamplingPlan) -> Partition:
-    plain = PlainDecoding(decoder.target)
+    plain = PlainDecoding(decoder.pair.target)
 
     def next_probs(prefix: tuple[int, ...]) -> Float[Tensor, " vocab"]:
         return to_probs(plain.logits([*prompt.token_ids, *prefix]), plan.params)
@@ -166,13 +166,13 @@ def _count_tenths(
 ) -> tuple[Counts, int]:
     """Counts in which tenth of the target's cumulative distribution each token falls.
 
-    Tokens are ordered from the most to the least probable, and a token falls on a random place of
-    the stretch that is as long as its probability. Whatever came before, the place is uniform if
-    the token has the target's distribution (Rosenblatt 1952), so the places of a whole text are
+    Tokens are ordered from the most to the least probable, and a token falls on a random point of
+    the stretch that is as long as its probability. Whatever came before, the point is uniform if
+    the token has the target's distribution (Rosenblatt 1952), so the points of a whole text are
     independent of each other.
     """
     session = decoder.new_session()
-    plain = PlainDecoding(decoder.target)
+    plain = PlainDecoding(decoder.pair.target)
     observed = np.zeros(NUM_TENTHS, dtype=np.int64)
     num_impossible = 0
     num_texts = len(prompts) * plan.num_long_texts
@@ -186,8 +186,8 @@ def _count_tenths(
                 continue
             # Of equally probable tokens the first ones come first, as in a stable sort.
             before = float(probs[probs > prob].sum() + probs[:token][probs[:token] == prob].sum())
-            place = (before + prob * chance.random()) / float(probs.sum())
-            observed[min(int(place * NUM_TENTHS), NUM_TENTHS - 1)] += 1
+            point = (before + prob * chance.random()) / float(probs.sum())
+            observed[min(int(point * NUM_TENTHS), NUM_TENTHS - 1)] += 1
         if not all(row[token] for row, token in zip(rows, tokens, strict=True)):
             num_impossible += count_impossible(plain, prompt, tokens, plan.params)
         if report:

@@ -16,33 +16,24 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from torch import Tensor
+from numba.np.arrayobj import populate_array
 
 from treesnake.kernels.cpu import simd
-from treesnake.kernels.cpu.jit import entry_point, kernel
-from treesnake.kernels.cpu.linear import (
-    BITS,
-    REPLACE,
-    STORAGE,
-    TILES,
-    dot_tile,
-    linear_rows,
-    padded,
-)
+from treesnake.kernels.cpu.jit import kernel
+from treesnake.kernels.cpu.linear import REPLACE, TILES, dot_tile, linear_rows
 
 
 class TreeView(NamedTuple):
-    """What each of the nodes that are scored together sees, by position.
+    """What each of the nodes of a call sees in the cache of one text, by position.
 
-    `length` is the number of committed tokens, `positions` (nodes,) that of each node. Positions
-    below `contiguous` (nodes,) have cache rows of the same number; the row of a later position p
-    on a node's path is `path_rows[node, p - length]`.
+    `length` is the number of committed tokens of the text, `positions` (nodes,) that of each node.
+    Positions below `contiguous` (nodes,) have cache rows of the same number; the row of a later
+    position p on a node's path is `path_rows[node, p - length]`. The arrays have the nodes of all
+    texts of the call.
     """
 
     length: int
@@ -88,8 +79,8 @@ def _largest(typing_context, scores, row, begin, end):
         scores = context.make_array(signature.args[0])(context, builder, array)
         start = simd.row_pointer(builder, scores, row)
 
-        def raise_peak(place: Any, peaks: Sequence[Any]) -> list[Any]:
-            values = simd.load(builder, builder.gep(start, [place]), types.float32)
+        def raise_peak(column: Any, peaks: Sequence[Any]) -> list[Any]:
+            values = simd.load(builder, builder.gep(start, [column]), types.float32)
             return [simd.larger(builder, values, peaks[0])]
 
         lowest = [ir.Constant(simd.VECTOR, [float("-inf")] * simd.LANES)]
@@ -110,8 +101,8 @@ def _exponentiate(typing_context, scores, row, begin, end, peak):
         start = simd.row_pointer(builder, scores, row)
         peak = simd.splat(builder, peak)
 
-        def add_exponential(place: Any, sums: Sequence[Any]) -> list[Any]:
-            pointer = builder.gep(start, [place])
+        def add_exponential(column: Any, sums: Sequence[Any]) -> list[Any]:
+            pointer = builder.gep(start, [column])
             values = simd.load(builder, pointer, types.float32)
             weights = simd.exponential(builder, builder.fsub(values, peak))
             simd.store(builder, weights, pointer, types.float32)
@@ -127,23 +118,23 @@ def _exponentiate(typing_context, scores, row, begin, end, peak):
 def _mix_tile(num_rows: int, num_vectors: int) -> Any:
     """Builds the intrinsic that adds weighted values to some vectors of some rows of `out`.
 
-    `out[row + r, column:]` += weights[row + r, place + i] * values[value_row + i, column:] for i in
+    `out[row + r, column:]` += weights[row + r, start + i] * values[value_row + i, column:] for i in
     0..count, one after another.
     """
 
     @intrinsic
-    def mix(typing_context, weights, row, place, values, value_row, count, out, column):
+    def mix(typing_context, weights, row, start, values, value_row, count, out, column):
         def generate(context, builder, signature, arguments):
             weights, values, out = (
-                context.make_array(signature.args[place])(context, builder, arguments[place])
-                for place in (0, 3, 6)
+                context.make_array(signature.args[n])(context, builder, arguments[n])
+                for n in (0, 3, 6)
             )
-            row, place, value_row, count, column = (arguments[n] for n in (1, 2, 4, 5, 7))
+            row, start, value_row, count, column = (arguments[n] for n in (1, 2, 4, 5, 7))
             element = signature.args[3].dtype
             width = cgutils.unpack_tuple(builder, values.shape)[1]
             first_value = builder.gep(simd.row_pointer(builder, values, value_row), [column])
             weight_rows = [
-                builder.gep(simd.row_pointer(builder, weights, row, offset), [place])
+                builder.gep(simd.row_pointer(builder, weights, row, offset), [start])
                 for offset in range(num_rows)
             ]
             out_pointers = [
@@ -156,9 +147,9 @@ def _mix_tile(num_rows: int, num_vectors: int) -> Any:
             ]
 
             def add_values(step: Any, sums: Sequence[Any]) -> list[Any]:
-                start = builder.gep(first_value, [builder.mul(step, width)])
+                value = builder.gep(first_value, [builder.mul(step, width)])
                 vectors = [
-                    simd.load(builder, builder.gep(start, [simd.index(n * simd.LANES)]), element)
+                    simd.load(builder, builder.gep(value, [simd.index(n * simd.LANES)]), element)
                     for n in range(num_vectors)
                 ]
                 results: list[Any] = []
@@ -191,35 +182,35 @@ _mix_one_narrow = _mix_tile(1, 1)
 
 
 @kernel
-def _mix_rows(weights, row, place, values, value_row, count, out):
+def _mix_rows(weights, row, start, values, value_row, count, out):
     """Adds weighted values to `MIX_ROWS` rows of `out`."""
     column = 0
     while column + MIX_VECTORS * simd.LANES <= values.shape[1]:
-        _mix_many_wide(weights, row, place, values, value_row, count, out, column)
+        _mix_many_wide(weights, row, start, values, value_row, count, out, column)
         column += MIX_VECTORS * simd.LANES
     while column < values.shape[1]:
-        _mix_many_narrow(weights, row, place, values, value_row, count, out, column)
+        _mix_many_narrow(weights, row, start, values, value_row, count, out, column)
         column += simd.LANES
 
 
 @kernel
-def _mix_row(weights, row, place, values, value_row, count, out):
+def _mix_row(weights, row, start, values, value_row, count, out):
     """Adds weighted values to one row of `out`."""
     column = 0
     while column + MIX_VECTORS * simd.LANES <= values.shape[1]:
-        _mix_one_wide(weights, row, place, values, value_row, count, out, column)
+        _mix_one_wide(weights, row, start, values, value_row, count, out, column)
         column += MIX_VECTORS * simd.LANES
     while column < values.shape[1]:
-        _mix_one_narrow(weights, row, place, values, value_row, count, out, column)
+        _mix_one_narrow(weights, row, start, values, value_row, count, out, column)
         column += simd.LANES
 
 
 @kernel
 def trace_path(ancestor_mask, node, view):
-    """Fills in the view of a node from its row of the mask (nodes, tree nodes)."""
+    """Fills in the view of a node from its row of the mask, one bool for each node of its tree."""
     position, contiguous = view.length, view.length
-    for ancestor in range(ancestor_mask.shape[1]):
-        if ancestor_mask[node, ancestor]:
+    for ancestor in range(ancestor_mask.shape[0]):
+        if ancestor_mask[ancestor]:
             row = view.length + ancestor
             view.path_rows[node, position - view.length] = row
             if contiguous == position and position == row:
@@ -243,9 +234,9 @@ def _weigh_row(queries, row, keys, view, node, window, begin, scores):
     `simd.PADDING`, so that every position is always summed in the same lane.
     """
     position = view.positions[node]
-    for place in range(max(begin, view.contiguous[node]), position + 1):
-        key_row = view.path_rows[node, place - view.length]
-        _dot(queries, row, keys, key_row, key_row + 1, scores, place, None, REPLACE)
+    for seen in range(max(begin, view.contiguous[node]), position + 1):
+        key_row = view.path_rows[node, seen - view.length]
+        _dot(queries, row, keys, key_row, key_row + 1, scores, seen, None, REPLACE)
     end = (position // simd.PADDING + 1) * simd.PADDING
     scores[row, begin : _first_seen(position, window)] = UNSEEN
     scores[row, position + 1 : end] = UNSEEN
@@ -258,9 +249,9 @@ def _finish_row(scores, row, view, node, begin, values, mixed):
     """Adds the weighted values of positions from `begin` on: first contiguous ones, then others."""
     contiguous = view.contiguous[node]
     _mix_row(scores, row, begin, values, begin, contiguous - begin, mixed)
-    for place in range(max(begin, contiguous), view.positions[node] + 1):
-        value_row = view.path_rows[node, place - view.length]
-        _mix_row(scores, row, place, values, value_row, 1, mixed)
+    for position in range(max(begin, contiguous), view.positions[node] + 1):
+        value_row = view.path_rows[node, position - view.length]
+        _mix_row(scores, row, position, values, value_row, 1, mixed)
 
 
 @kernel
@@ -268,7 +259,8 @@ def attend(queries, begin, end, group, keys, values, view, window, scratch, out,
     """Computes rows begin..end of the attention of one key-value head.
 
     `queries` (rows, head_dim) has the `group` scaled queries of node 0, then those of node 1, ....
-    `keys` and `values` (capacity, head_dim) are this head's cache, the nodes' own rows included.
+    `keys` and `values` (capacity, head_dim) are this head's cache of one text, the nodes' own rows
+    included; all of the rows belong to nodes of that text.
     `window` bounds how many positions are seen, the own one included. The result of query g of
     node t goes to `out[t, (head * group + g) * head_dim :]`.
     """
@@ -302,9 +294,9 @@ def attend(queries, begin, end, group, keys, values, view, window, scratch, out,
     width = values.shape[1]
     for row in range(num_rows):
         node, member = divmod(begin + row, group)
-        column = (head * group + member) * width
-        for place in range(width):
-            out[node, column + place] = mixed[row, place] / totals[row]
+        first_column = (head * group + member) * width
+        for column in range(width):
+            out[node, first_column + column] = mixed[row, column] / totals[row]
 
 
 @intrinsic
@@ -319,10 +311,10 @@ def keep_row(typing_context, x, row, begin, cache, cache_row):
         target = simd.row_pointer(builder, cache, cache_row)
         width = cgutils.unpack_tuple(builder, cache.shape)[1]
 
-        def copy(place: Any, _: Sequence[Any]) -> list[Any]:
-            vector = simd.load(builder, builder.gep(source, [place]), types.float32)
+        def copy(column: Any, _: Sequence[Any]) -> list[Any]:
+            vector = simd.load(builder, builder.gep(source, [column]), types.float32)
             element = signature.args[3].dtype
-            simd.store(builder, vector, builder.gep(target, [place]), element)
+            simd.store(builder, vector, builder.gep(target, [column]), element)
             return []
 
         simd.loop(builder, simd.index(0), width, simd.LANES, [], copy)
@@ -332,60 +324,32 @@ def keep_row(typing_context, x, row, begin, cache, cache_row):
     return types.void(x, position, position, cache, position), generate
 
 
-@entry_point
-def _tree_attention(queries, group, keys, values, ancestor_mask, view, window, scratch, out):
-    for node in range(ancestor_mask.shape[0]):
-        trace_path(ancestor_mask, node, view)
-    rows = ancestor_mask.shape[0] * group
-    for head in range(keys.shape[0]):
-        attend(
-            queries[head],
-            0,
+@intrinsic
+def rows_at(typing_context, address, first_row, num_rows, like):
+    """Returns rows of an array that lies at an address, as wide as `like` and of its dtype.
+
+    So the arrays of any number of texts are read by a function of one type. Whoever gives the
+    address keeps the array alive.
+    """
+
+    def generate(context, builder, signature, arguments):
+        address, first_row, num_rows, like = arguments
+        kind = signature.return_type
+        width = cgutils.unpack_tuple(
+            builder, context.make_array(kind)(context, builder, like).shape
+        )[1]
+        start = builder.inttoptr(address, context.get_data_type(kind.dtype).as_pointer())
+        item_bytes = simd.index(simd.element_size(kind.dtype))
+        rows = context.make_array(kind)(context, builder)
+        populate_array(
             rows,
-            group,
-            keys[head],
-            values[head],
-            view,
-            window,
-            scratch,
-            out,
-            head,
+            data=builder.gep(start, [builder.mul(first_row, width)]),
+            shape=[num_rows, width],
+            strides=[builder.mul(width, item_bytes), item_bytes],
+            itemsize=item_bytes,
+            meminfo=None,
         )
+        return rows._getvalue()
 
-
-def tree_attention(
-    queries: Float[Tensor, "nodes heads head_dim"],
-    keys: Float[Tensor, "kv_heads rows head_dim"],
-    values: Float[Tensor, "kv_heads rows head_dim"],
-    ancestor_mask: Bool[Tensor, "nodes tree_nodes"],
-    scale: float,
-    window: int | None = None,
-) -> Float[Tensor, "nodes heads head_dim"]:
-    """Mixes the values of the rows that each node sees; keys and values of any dtype."""
-    (nodes, heads, head_dim), (kv_heads, num_rows, _) = queries.shape, keys.shape
-    group, stride, capacity = heads // kv_heads, padded(head_dim), padded(num_rows)
-    tile_rows = nodes * group + SPARE_ROWS
-    grouped = np.zeros((kv_heads, tile_rows, stride), np.float32)
-    by_head = (queries * scale).unflatten(1, (kv_heads, group)).transpose(0, 1).flatten(1, 2)
-    grouped[:, : nodes * group, :head_dim] = by_head.numpy()
-    caches = []
-    for cached in (keys, values):
-        bits = np.zeros((kv_heads, num_rows, stride), STORAGE[cached.dtype])
-        bits[:, :, :head_dim] = cached.view(BITS[cached.dtype]).numpy()
-        caches.append(bits)
-    view = TreeView(
-        num_rows - ancestor_mask.shape[1],
-        np.zeros(nodes, np.int64),
-        np.zeros(nodes, np.int64),
-        np.zeros(ancestor_mask.shape, np.int64),
-    )
-    scratch = Scratch(
-        np.zeros((tile_rows, capacity), np.float32),
-        np.zeros((tile_rows, stride), np.float32),
-        np.zeros(tile_rows, np.float32),
-    )
-    out = np.zeros((nodes, heads * stride), np.float32)
-    mask = ancestor_mask.contiguous().numpy()
-    window = window or SEES_ALL
-    _tree_attention(grouped, group, *caches, mask, view, window, scratch, out)
-    return torch.from_numpy(out.reshape(nodes, heads, stride)[:, :, :head_dim])
+    position = types.intp
+    return like(types.int64, position, position, like), generate

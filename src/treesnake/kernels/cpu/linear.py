@@ -29,7 +29,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from treesnake.kernels.cpu import simd
-from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
+from treesnake.kernels.cpu.jit import inlined, kernel
 from treesnake.kernels.reference.linear import quantize_rows
 
 TILES = ((8, 3), (6, 4), (4, 4), (2, 8), (1, 4)) if simd.LANES == 16 else ((4, 3), (2, 4), (1, 8))
@@ -69,10 +69,10 @@ def dot_tile(num_rows: int, num_columns: int) -> Any:
     def tile(typing_context, x, row, weight, weight_row, end, out, column, scale, adds):
         def generate(context, builder, signature, arguments):
             x, weight, out = (
-                context.make_array(signature.args[place])(context, builder, arguments[place])
-                for place in (0, 2, 5)
+                context.make_array(signature.args[n])(context, builder, arguments[n])
+                for n in (0, 2, 5)
             )
-            row, weight_row, end, column, adds = (arguments[place] for place in (1, 3, 4, 6, 8))
+            row, weight_row, end, column, adds = (arguments[n] for n in (1, 3, 4, 6, 8))
             factors = None
             if signature.args[7] != types.none:
                 scales = context.make_array(signature.args[7])(context, builder, arguments[7])
@@ -120,12 +120,12 @@ def _dot_products(
 ) -> list[Any]:
     """Builds the loop along the inner axis; returns the dot products, a vector for each row."""
 
-    def add_products(place: Any, sums: Sequence[Any]) -> list[Any]:
-        _prefetch_ahead(builder, weight_rows, place, element)
-        weights = [simd.load(builder, builder.gep(row, [place]), element) for row in weight_rows]
+    def add_products(inner: Any, sums: Sequence[Any]) -> list[Any]:
+        _prefetch_ahead(builder, weight_rows, inner, element)
+        weights = [simd.load(builder, builder.gep(row, [inner]), element) for row in weight_rows]
         results: list[Any] = []
         for row in x_rows:
-            inputs = simd.load(builder, builder.gep(row, [place]), types.float32)
+            inputs = simd.load(builder, builder.gep(row, [inner]), types.float32)
             for values in weights:
                 total = sums[len(results)]
                 results.append(simd.fused_multiply_add(builder, inputs, values, total))
@@ -147,12 +147,12 @@ class _Target:
     def write(self, builder: Any, sums: list[Any], offset: int) -> None:
         """Builds the code that writes a vector of sums to each row, `offset` columns on."""
         kind = sums[0].type
-        place = simd.index(offset)
+        column = simd.index(offset)
         factors = None
         if self.scale is not None:
-            factors = _load_as(builder, builder.gep(self.scale, [place]), kind)
+            factors = _load_as(builder, builder.gep(self.scale, [column]), kind)
         for start, values in zip(self.rows, sums, strict=True):
-            pointer = builder.gep(start, [place])
+            pointer = builder.gep(start, [column])
             product = values if factors is None else builder.fmul(values, factors)
             total = builder.fadd(_load_as(builder, pointer, kind), product)
             result = builder.select(self.adds, total, product)
@@ -171,11 +171,11 @@ def _write_some(builder: Any, target: _Target, sums: list[Any], num_columns: Any
             target.write(builder, column, offset)
 
 
-def _prefetch_ahead(builder: Any, weight_rows: list[Any], place: Any, element: types.Type) -> None:
+def _prefetch_ahead(builder: Any, weight_rows: list[Any], inner: Any, element: types.Type) -> None:
     """Prefetches as many bytes as one step reads, where the rows are taken as one stream."""
     step_bytes = len(weight_rows) * simd.element_size(element)
     start = builder.bitcast(weight_rows[0], simd.BYTE_POINTER)
-    offset = builder.add(builder.mul(place, simd.index(step_bytes)), simd.index(PREFETCH_BYTES))
+    offset = builder.add(builder.mul(inner, simd.index(step_bytes)), simd.index(PREFETCH_BYTES))
     for line in range(0, step_bytes * simd.LANES, CACHE_LINE):
         simd.prefetch(builder, builder.gep(start, [builder.add(offset, simd.index(line))]))
 
@@ -258,11 +258,11 @@ def widen_row(typing_context, values, row, factor, out, out_row):
         target = simd.row_pointer(builder, out, out_row)
         factors = simd.splat(builder, factor)
 
-        def widen(place: Any, _: Sequence[Any]) -> list[Any]:
+        def widen(column: Any, _: Sequence[Any]) -> list[Any]:
             element = signature.args[0].dtype
-            vector = simd.load(builder, builder.gep(source, [place]), element)
+            vector = simd.load(builder, builder.gep(source, [column]), element)
             product = builder.fmul(vector, factors)
-            simd.store(builder, product, builder.gep(target, [place]), types.float32)
+            simd.store(builder, product, builder.gep(target, [column]), types.float32)
             return []
 
         width = cgutils.unpack_tuple(builder, values.shape)[1]
@@ -271,24 +271,6 @@ def widen_row(typing_context, values, row, factor, out, out_row):
 
     position = types.intp
     return types.void(values, position, types.float32, out, position), generate
-
-
-@entry_point
-def _linear(x, num_rows, values, scale, out):
-    linear_rows(x, num_rows, values, 0, values.shape[0], out, scale)
-
-
-@dataclass(frozen=True, eq=False)
-class PackedWeight:
-    """The weight of a linear layer as the kernels read it: values padded along the inner axis.
-
-    `values` is (outputs, padded inputs) of a dtype in `STORAGE`; `scale` (outputs,) is what int8
-    values are to be multiplied with, and ones otherwise.
-    """
-
-    values: np.ndarray
-    scale: np.ndarray
-    num_inputs: int
 
 
 STORAGE = {
@@ -312,15 +294,6 @@ def padded(width: int) -> int:
     return -(-width // simd.PADDING) * simd.PADDING
 
 
-def pack_weight(weight: Float[Tensor, "outputs inputs"], dtype: torch.dtype) -> PackedWeight:
-    """Rounds a weight to `dtype` and pads its rows."""
-    outputs, inputs = weight.shape
-    values = np.zeros((outputs, padded(inputs)), STORAGE[dtype])
-    scale = np.ones(outputs, np.float32)
-    write_weight(weight, dtype, values[:, :inputs], scale)
-    return PackedWeight(values, scale, inputs)
-
-
 def write_weight(
     weight: Float[Tensor, "outputs inputs"],
     dtype: torch.dtype,
@@ -339,13 +312,3 @@ def write_weight(
             part, part_scale = quantize_rows(part)
             scale[rows] = part_scale.numpy()
         values[rows] = part.to(dtype).contiguous().view(BITS[dtype]).numpy()
-
-
-def linear(x: Float[Tensor, "rows inputs"], weight: PackedWeight) -> Float[Tensor, "rows outputs"]:
-    """Multiplies rows with a packed weight on the calling thread."""
-    num_rows = x.shape[0]
-    inputs = np.zeros((padded_rows(num_rows), weight.values.shape[1]), np.float32)
-    inputs[:num_rows, : weight.num_inputs] = x.numpy()
-    out = np.empty((len(inputs), weight.values.shape[0]), np.float32)
-    _linear(inputs, num_rows, weight.values, weight.scale, out)
-    return torch.from_numpy(out[:num_rows])

@@ -4,16 +4,12 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-from torch import Tensor
 
 from treesnake.kernels.cpu import simd
-from treesnake.kernels.cpu.jit import entry_point, kernel
+from treesnake.kernels.cpu.jit import kernel
 
 
 @intrinsic
@@ -26,8 +22,8 @@ def sum_of_squares(typing_context, x, row, begin, end):
             builder, context.make_array(signature.args[0])(context, builder, array), row
         )
 
-        def add_square(place: Any, totals: Any) -> Any:
-            values = simd.load(builder, builder.gep(start, [place]), types.float32)
+        def add_square(column: Any, totals: Any) -> Any:
+            values = simd.load(builder, builder.gep(start, [column]), types.float32)
             return [simd.fused_multiply_add(builder, values, values, totals[0])]
 
         totals = simd.loop(builder, begin, end, simd.LANES, [simd.ZERO], add_square)
@@ -52,8 +48,8 @@ def rms_norm_row(x, row, weight, epsilon, out):
     """Writes the norm of a row of `x`, whose padding is zero, to the same row of `out`."""
     width = weight.shape[0]
     inverse = inverse_rms(x, row, 0, x.shape[1], width, epsilon)
-    for place in range(width):
-        out[row, place] = weight[place] * (x[row, place] * inverse)
+    for column in range(width):
+        out[row, column] = weight[column] * (x[row, column] * inverse)
 
 
 @kernel
@@ -61,15 +57,15 @@ def add_rms_norm_row(x, row, weight, epsilon, out):
     """The same, added to `out`."""
     width = weight.shape[0]
     inverse = inverse_rms(x, row, 0, x.shape[1], width, epsilon)
-    for place in range(width):
-        out[row, place] += weight[place] * (x[row, place] * inverse)
+    for column in range(width):
+        out[row, column] += weight[column] * (x[row, column] * inverse)
 
 
 @kernel
 def scale_range(x, row, begin, weight, factor):
     """Multiplies `x[row, begin : begin + len(weight)]` with `weight * factor`, in place."""
-    for place in range(weight.shape[0]):
-        x[row, begin + place] = weight[place] * (x[row, begin + place] * factor)
+    for column in range(weight.shape[0]):
+        x[row, begin + column] = weight[column] * (x[row, begin + column] * factor)
 
 
 @kernel
@@ -79,11 +75,11 @@ def rotate_range(x, row, begin, cosines, sines):
     `cosines` and `sines` (half,) are those of the row's position times each frequency.
     """
     half = cosines.shape[0]
-    for place in range(half):
-        first = x[row, begin + place]
-        second = x[row, begin + half + place]
-        x[row, begin + place] = first * cosines[place] - second * sines[place]
-        x[row, begin + half + place] = second * cosines[place] + first * sines[place]
+    for pair in range(half):
+        first = x[row, begin + pair]
+        second = x[row, begin + half + pair]
+        x[row, begin + pair] = first * cosines[pair] - second * sines[pair]
+        x[row, begin + half + pair] = second * cosines[pair] + first * sines[pair]
 
 
 @intrinsic
@@ -104,13 +100,13 @@ def gate_range(typing_context, gate_up, row, begin, end, width, out):
         up = builder.gep(gate, [width])
         one = simd.constant(1.0)
 
-        def write(place: Any, _: Any) -> list[Any]:
-            x = simd.load(builder, builder.gep(gate, [place]), types.float32)
-            y = simd.load(builder, builder.gep(up, [place]), types.float32)
+        def write(column: Any, _: Any) -> list[Any]:
+            x = simd.load(builder, builder.gep(gate, [column]), types.float32)
+            y = simd.load(builder, builder.gep(up, [column]), types.float32)
             negated = builder.fsub(ir.Constant(simd.VECTOR, [-0.0] * simd.LANES), x)
             sigmoid = builder.fdiv(one, builder.fadd(one, simd.exponential(builder, negated)))
             product = builder.fmul(builder.fmul(x, sigmoid), y)
-            simd.store(builder, product, builder.gep(target, [place]), types.float32)
+            simd.store(builder, product, builder.gep(target, [column]), types.float32)
             return []
 
         simd.loop(builder, begin, end, simd.LANES, [], write)
@@ -119,55 +115,3 @@ def gate_range(typing_context, gate_up, row, begin, end, width, out):
     position = types.intp
     signature = types.void(gate_up, position, position, position, position, out)
     return signature, generate
-
-
-@entry_point
-def _rms_norm(x, weight, epsilon, out):
-    for row in range(x.shape[0]):
-        rms_norm_row(x, row, weight, epsilon, out)
-
-
-def rms_norm(
-    x: Float[Tensor, "rows width"], weight: Float[Tensor, " width"], epsilon: float
-) -> Float[Tensor, "rows width"]:
-    """Divides each row by its root mean square."""
-    inputs = _pad(x)
-    out = np.zeros_like(inputs)
-    _rms_norm(inputs, weight.numpy(), np.float32(epsilon), out)
-    return torch.from_numpy(out[:, : x.shape[1]])
-
-
-@entry_point
-def _rotate(x, head_dim, cosines, sines):
-    for row in range(x.shape[0]):
-        for begin in range(0, x.shape[1], head_dim):
-            rotate_range(x, row, begin, cosines[row], sines[row])
-
-
-def rotate(
-    x: Float[Tensor, "nodes heads head_dim"],
-    cosines: Float[Tensor, "nodes pairs"],
-    sines: Float[Tensor, "nodes pairs"],
-) -> Float[Tensor, "nodes heads head_dim"]:
-    """Turns the pairs (i, i + pairs) of every head; what lies behind the pairs stays (RoPE)."""
-    out = x.flatten(1).clone()
-    _rotate(out.numpy(), x.shape[2], cosines.numpy(), sines.numpy())
-    return out.unflatten(1, x.shape[1:])
-
-
-@entry_point
-def _gate(gate_up, width, out):
-    for row in range(gate_up.shape[0]):
-        gate_range(gate_up, row, 0, width, width, out)
-
-
-def gate(gate_up: Float[Tensor, "rows twice_width"]) -> Float[Tensor, "rows width"]:
-    """Multiplies the second half of each row with SiLU of the first."""
-    first, second = (_pad(half) for half in gate_up.chunk(2, dim=1))
-    out = np.zeros_like(first)
-    _gate(np.concatenate([first, second], axis=1), first.shape[1], out)
-    return torch.from_numpy(out[:, : gate_up.shape[1] // 2])
-
-
-def _pad(x: Float[Tensor, "rows width"]) -> np.ndarray:
-    return F.pad(x, (0, -x.shape[1] % simd.PADDING)).numpy()

@@ -27,6 +27,7 @@ import platform
 import queue
 import threading
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from treesnake.clock import book_wait
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.jit import kernel
 
@@ -147,7 +149,9 @@ class ThreadTeam:
         `function` is an entry point of at most `num_steps` steps. When this returns, all units are
         finished.
         """
+        asked = perf_counter()
         with self._lock:
+            book_wait(asked)
             barrier = Barrier(np.zeros((num_steps, _FIELDS), np.int64), torch.get_num_threads())
             for jobs in self._hire(barrier.size - 1):
                 jobs.put((function, barrier, arguments))

@@ -4,6 +4,10 @@ What the network is, `treesnake.models.transformer` says. Each function below is
 of threads does together, unit by unit (`treesnake.kernels.cpu.team`). A unit is some rows or some
 outputs, computed by kernels whose result does not depend on how the work is cut; so neither the
 number of threads nor that of the nodes changes a bit.
+
+The nodes of one call may belong to the trees of several texts, the *parts* of the call. Their rows
+lie one behind the other, and matrix products run over all of them. Only attention runs part by
+part, each over the cache of its own text.
 """
 
 import math
@@ -17,6 +21,7 @@ from treesnake.kernels.cpu.attention import (
     TreeView,
     attend,
     keep_row,
+    rows_at,
     trace_path,
 )
 from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
@@ -25,6 +30,7 @@ from treesnake.kernels.cpu.norm import (
     add_rms_norm_row,
     gate_range,
     inverse_rms,
+    rms_norm_row,
     rotate_range,
     scale_range,
 )
@@ -49,7 +55,7 @@ def count_steps(num_layers: int) -> int:
     return num_layers * STEPS_PER_LAYER + OTHER_STEPS
 
 
-class Settings(NamedTuple):
+class TransformerSettings(NamedTuple):
     """What is not a weight. Widths are without padding; `head_stride` is the padded `head_dim`."""
 
     num_layers: int
@@ -62,7 +68,7 @@ class Settings(NamedTuple):
     norms_outputs: bool
 
 
-class Weights(NamedTuple):
+class TransformerWeights(NamedTuple):
     """Weights as the kernels read them, those of all layers stacked.
 
     Matrices are (layers, outputs, padded inputs), each with a scale (layers, outputs). Heads are
@@ -70,7 +76,7 @@ class Weights(NamedTuple):
     zeros. `query_norm` and `key_norm` are as wide as what is normed at once, a head or a whole
     projection, or of width 0; `no_bias` is of width 0. A layer that does not rotate its heads does
     not know positions. The norms of attention and MLP come before them, or after them with
-    `Settings.norms_outputs`.
+    `TransformerSettings.norms_outputs`.
     """
 
     embedding: np.ndarray
@@ -97,20 +103,38 @@ class Weights(NamedTuple):
     windows: np.ndarray
 
 
-class Tree(NamedTuple):
-    """The nodes to run: the last of a tree, whose other nodes have been run before.
+PART = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "keys",
+            "values",
+            "cache_rows",
+            "length",
+            "num_nodes",
+            "tree_nodes",
+            "end_node",
+            "end_mask",
+            "end_logits",
+        )
+    ],
+    align=True,
+)
+"""One text of a call, whose nodes to run are the last of its tree; the others have been run before.
 
-    `ancestor_mask` is (nodes, tree nodes); `length` tokens are committed.
+`keys` and `values` are the addresses of its cache (layers, kv heads, `cache_rows`, head_stride), in
+which `length` tokens are committed. The other numbers but `num_nodes` and `tree_nodes` count this
+part and all parts before it: nodes, entries of their masks, nodes of which logits are wanted.
+"""
+
+
+class TransformerWorkspace(NamedTuple):
+    """Activations (rows, padded width), with rows for whole tiles, and scratch for each thread.
+
+    `part_of_node` and what describes a node's path are written first and read by every layer.
     """
 
-    token_ids: np.ndarray
-    ancestor_mask: np.ndarray
-    length: int
-
-
-class Workspace(NamedTuple):
-    """Activations (rows, padded width), with rows for whole tiles, and scratch for each thread."""
-
+    part_of_node: np.ndarray
     positions: np.ndarray
     contiguous: np.ndarray
     path_rows: np.ndarray
@@ -128,52 +152,50 @@ class Workspace(NamedTuple):
     totals: np.ndarray
 
 
-class Run(NamedTuple):
+class TransformerRun(NamedTuple):
     """All that one call reads and writes.
 
-    `keys` and `values` are (layers, kv heads, capacity, head_stride). `logits` (rows, vocab) has
-    rows for whole tiles of the last `num_logits` nodes.
+    `token_ids` (nodes,) are those of all parts. `masks` has for one node after the other, part by
+    part, what it sees of its tree. `cache_kind` (0, head_stride) has the dtype of the caches.
+    `logits` (rows, vocab) has rows for whole tiles of `num_logits` nodes.
     """
 
-    settings: Settings
-    weights: Weights
-    tree: Tree
-    keys: np.ndarray
-    values: np.ndarray
-    work: Workspace
+    settings: TransformerSettings
+    weights: TransformerWeights
+    parts: np.ndarray
+    token_ids: np.ndarray
+    masks: np.ndarray
+    cache_kind: np.ndarray
+    work: TransformerWorkspace
     num_logits: int
     logits: np.ndarray
 
 
 @entry_point
 def decode(barrier, run):
-    """Runs the nodes of a tree: writes their keys and values, and the logits of the last ones."""
-    settings, weights, work = run.settings, run.weights, run.work
-    nodes = run.tree.token_ids.shape[0]
+    """Runs new nodes of trees: writes their keys and values, and the logits that are wanted."""
+    weights, work = run.weights, run.work
     thread = enter(barrier)
     step = _embed(barrier, 0, run)
-    for layer in range(settings.num_layers):
+    for layer in range(run.settings.num_layers):
         step = _attention(barrier, step, run, layer, thread)
         step = _mlp(barrier, step, run, layer)
+    step = _norm_last(barrier, step, run)
     weight, scale, bias = weights.head, weights.head_scale, weights.no_bias
-    step = norm(
-        barrier, step, work.residual, nodes, weights.final_norm, settings.epsilon, work.branch
-    )
-    last = work.branch[nodes - run.num_logits :]
-    project(barrier, step, last, run.num_logits, weight, scale, bias, run.logits)
+    project(barrier, step, work.branch, run.num_logits, weight, scale, bias, run.logits)
 
 
 @inlined
 def _attention(barrier, step, run, layer, thread):
     settings, weights, work = run.settings, run.weights, run.work
-    nodes, epsilon = run.tree.token_ids.shape[0], settings.epsilon
+    nodes, epsilon = run.token_ids.shape[0], settings.epsilon
     norm_weight, inputs = weights.attention_norm[layer], work.residual
     if not settings.norms_outputs:
         step = norm(barrier, step, work.residual, nodes, norm_weight, epsilon, work.branch)
         inputs = work.branch
     weight, scale, bias = weights.qkv[layer], weights.qkv_scale[layer], weights.qkv_bias[layer]
     step = project(barrier, step, inputs, nodes, weight, scale, bias, work.qkv)
-    step = _place(barrier, step, run, layer)
+    step = _split_heads(barrier, step, run, layer)
     step = _attend(barrier, step, run, layer, thread)
     weight, scale = weights.attention_out[layer], weights.attention_out_scale[layer]
     return _add_branch(barrier, step, run, work.attended, weight, scale, norm_weight)
@@ -182,7 +204,7 @@ def _attention(barrier, step, run, layer, thread):
 @inlined
 def _mlp(barrier, step, run, layer):
     settings, weights, work = run.settings, run.weights, run.work
-    nodes, epsilon = run.tree.token_ids.shape[0], settings.epsilon
+    nodes, epsilon = run.token_ids.shape[0], settings.epsilon
     norm_weight, inputs = weights.mlp_norm[layer], work.residual
     if not settings.norms_outputs:
         step = norm(barrier, step, work.residual, nodes, norm_weight, epsilon, work.branch)
@@ -195,7 +217,7 @@ def _mlp(barrier, step, run, layer):
 @inlined
 def _add_branch(barrier, step, run, x, weight, scale, norm_weight):
     """Ends attention or MLP: projects, norms if that comes here, and adds to the residual."""
-    nodes, epsilon, bias = run.tree.token_ids.shape[0], run.settings.epsilon, run.weights.no_bias
+    nodes, epsilon, bias = run.token_ids.shape[0], run.settings.epsilon, run.weights.no_bias
     residual, branch = run.work.residual, run.work.branch
     if not run.settings.norms_outputs:
         return add_projection(barrier, step, x, nodes, weight, scale, bias, residual)
@@ -206,27 +228,65 @@ def _add_branch(barrier, step, run, x, weight, scale, norm_weight):
 @inlined
 def _embed(barrier, step, run):
     """Looks up embeddings, positions and rotations, and what each node sees, a node a unit."""
-    weights, tree, work = run.weights, run.tree, run.work
-    nodes = tree.token_ids.shape[0]
+    nodes = run.token_ids.shape[0]
     node = next_unit(barrier, step)
     while node < nodes:
-        token = tree.token_ids[node]
-        factor = weights.embedding_scale[token]
-        widen_row(weights.embedding, token, factor, work.residual, node)
-        trace_path(tree.ancestor_mask, node, _view(run))
-        position = work.positions[node]
-        for place in range(weights.inverse_frequencies.shape[0]):
-            angle = np.float32(position) * weights.inverse_frequencies[place]
-            work.cosines[node, place] = math.cos(angle)
-            work.sines[node, place] = math.sin(angle)
+        token = run.token_ids[node]
+        factor = run.weights.embedding_scale[token]
+        widen_row(run.weights.embedding, token, factor, run.work.residual, node)
+        _find_path(run, node)
+        _find_rotation(run, node)
         node = finish_unit(barrier, step)
     return wait(barrier, step, nodes)
 
 
 @inlined
-def _view(run):
+def _find_path(run, node):
+    index = 0
+    while node >= run.parts[index].end_node:
+        index += 1
+    part = run.parts[index]
+    run.work.part_of_node[node] = index
+    end = part.end_mask - (part.end_node - 1 - node) * part.tree_nodes
+    trace_path(run.masks[end - part.tree_nodes : end], node, _view(run, part))
+
+
+@inlined
+def _find_rotation(run, node):
+    frequencies, work = run.weights.inverse_frequencies, run.work
+    for pair in range(frequencies.shape[0]):
+        angle = np.float32(work.positions[node]) * frequencies[pair]
+        work.cosines[node, pair] = math.cos(angle)
+        work.sines[node, pair] = math.sin(angle)
+
+
+@inlined
+def _view(run, part):
     work = run.work
-    return TreeView(run.tree.length, work.positions, work.contiguous, work.path_rows)
+    return TreeView(part.length, work.positions, work.contiguous, work.path_rows)
+
+
+@inlined
+def _cache_of(run, part, address, layer, head):
+    """Returns the rows of one head in the keys or values of a part."""
+    first_row = (layer * run.settings.num_kv_heads + head) * part.cache_rows
+    return rows_at(address, first_row, part.cache_rows, run.cache_kind)
+
+
+@inlined
+def _norm_last(barrier, step, run):
+    """Norms the nodes of which logits are wanted, and puts them side by side."""
+    weight, epsilon, work = run.weights.final_norm, run.settings.epsilon, run.work
+    row = next_unit(barrier, step)
+    while row < run.num_logits:
+        index = 0
+        while row >= run.parts[index].end_logits:
+            index += 1
+        part = run.parts[index]
+        node = part.end_node - (part.end_logits - row)
+        rms_norm_row(work.residual[node:], 0, weight, epsilon, work.branch[row:])
+        row = finish_unit(barrier, step)
+    return wait(barrier, step, run.num_logits)
 
 
 @kernel
@@ -258,19 +318,21 @@ def _gate(barrier, step, x, nodes, weights, layer, work):
 
 
 @inlined
-def _place(barrier, step, run, layer):
+def _split_heads(barrier, step, run, layer):
     """Norms and rotates queries and keys and puts them, and values, where attention reads them."""
-    nodes = run.tree.token_ids.shape[0]
+    nodes = run.token_ids.shape[0]
     node = next_unit(barrier, step)
     while node < nodes:
-        _place_node(run, layer, node)
+        _finish_heads(run, layer, node)
+        _keep_heads(run, layer, node)
         node = finish_unit(barrier, step)
     return wait(barrier, step, nodes)
 
 
 @inlined
-def _place_node(run, layer, node):
-    settings, weights, tree, work = run.settings, run.weights, run.tree, run.work
+def _finish_heads(run, layer, node):
+    """Norms and rotates the queries and keys of a node, and scales and groups its queries."""
+    settings, weights, work = run.settings, run.weights, run.work
     qkv, stride = work.qkv, settings.head_stride
     keys_begin = settings.num_heads * stride
     values_begin = keys_begin + settings.num_kv_heads * stride
@@ -282,13 +344,24 @@ def _place_node(run, layer, node):
     group = settings.num_heads // settings.num_kv_heads
     for head in range(settings.num_heads):
         kv_head, member = divmod(head, group)
-        for place in range(stride):
-            query = qkv[node, head * stride + place] * settings.attention_scale
-            work.queries[kv_head, node * group + member, place] = query
-    row = tree.length + tree.ancestor_mask.shape[1] - tree.ancestor_mask.shape[0] + node
+        for column in range(stride):
+            query = qkv[node, head * stride + column] * settings.attention_scale
+            work.queries[kv_head, node * group + member, column] = query
+
+
+@inlined
+def _keep_heads(run, layer, node):
+    """Writes the keys and values of a node to the cache of its text."""
+    settings, qkv, stride = run.settings, run.work.qkv, run.settings.head_stride
+    keys_begin = settings.num_heads * stride
+    values_begin = keys_begin + settings.num_kv_heads * stride
+    part = run.parts[run.work.part_of_node[node]]
+    row = part.length + part.tree_nodes - (part.end_node - node)
     for head in range(settings.num_kv_heads):
-        keep_row(qkv, node, keys_begin + head * stride, run.keys[layer, head], row)
-        keep_row(qkv, node, values_begin + head * stride, run.values[layer, head], row)
+        keys = _cache_of(run, part, part.keys, layer, head)
+        values = _cache_of(run, part, part.values, layer, head)
+        keep_row(qkv, node, keys_begin + head * stride, keys, row)
+        keep_row(qkv, node, values_begin + head * stride, values, row)
 
 
 @kernel
@@ -305,26 +378,45 @@ def _norm_heads(x, row, begin, end, weight, settings):
 
 @inlined
 def _attend(barrier, step, run, layer, thread):
-    settings, work = run.settings, run.work
-    kv_heads = settings.num_kv_heads
-    group = settings.num_heads // kv_heads
-    view = _view(run)
+    """Computes attention: a unit is some queries of one head of one part."""
+    kv_heads, work = run.settings.num_kv_heads, run.work
+    group = run.settings.num_heads // kv_heads
     scratch = Scratch(work.scores[thread], work.mixed[thread], work.totals[thread])
     window = run.weights.windows[layer]
+    block = _query_block(run.token_ids.shape[0] * group, kv_heads, barrier)
+    units = 0
+    for index in range(run.parts.shape[0]):
+        units += kv_heads * _count_blocks(run.parts[index], group, block)
 
-    rows = run.tree.token_ids.shape[0] * group
+    index, first_unit = 0, 0
+    unit = next_unit(barrier, step)
+    while unit < units:
+        part = run.parts[index]
+        blocks = _count_blocks(part, group, block)
+        if unit >= first_unit + kv_heads * blocks:
+            index, first_unit = index + 1, first_unit + kv_heads * blocks
+            continue
+        head, number = divmod(unit - first_unit, blocks)
+        end_row = part.end_node * group
+        begin = end_row - part.num_nodes * group + number * block
+        end = min(begin + block, end_row)
+        keys = _cache_of(run, part, part.keys, layer, head)
+        values = _cache_of(run, part, part.values, layer, head)
+        queries, view, out = work.queries[head], _view(run, part), work.attended
+        attend(queries, begin, end, group, keys, values, view, window, scratch, out, head)
+        unit = finish_unit(barrier, step)
+    return wait(barrier, step, units)
+
+
+@kernel
+def _query_block(num_queries, kv_heads, barrier):
+    """Returns how many queries of a head are one unit at most."""
     blocks = (UNITS_PER_THREAD * barrier.size + kv_heads - 1) // kv_heads
     # Queries of one tile read keys and values once, if there are heads for every thread.
     fewest = MIX_ROWS if kv_heads >= barrier.size else 1
-    block = min(max((rows + blocks - 1) // blocks, fewest), QUERY_BLOCK)
-    blocks = (rows + block - 1) // block
-    unit = next_unit(barrier, step)
-    while unit < kv_heads * blocks:
-        head, number = divmod(unit, blocks)
-        begin = number * block
-        end = min(begin + block, rows)
-        keys, values = run.keys[layer, head], run.values[layer, head]
-        queries, out = work.queries[head], work.attended
-        attend(queries, begin, end, group, keys, values, view, window, scratch, out, head)
-        unit = finish_unit(barrier, step)
-    return wait(barrier, step, kv_heads * blocks)
+    return min(max((num_queries + blocks - 1) // blocks, fewest), QUERY_BLOCK)
+
+
+@inlined
+def _count_blocks(part, group, block):
+    return (part.num_nodes * group + block - 1) // block

@@ -1,0 +1,64 @@
+"""From the options of a command to a decoder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import huggingface_hub.utils
+import torch
+import transformers
+from numba.core import event
+from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
+
+from treesnake.decoder import SpeculativeDecoder
+from treesnake.loading.options import LoadOptions
+
+
+def open_decoder(
+    target: str, drafter: str, options: LoadOptions, *, search: str, threads: int | None
+) -> SpeculativeDecoder:
+    """Loads what a command needs; the options are checked before anything is loaded."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with loading(target):
+        return SpeculativeDecoder.load(target, drafter, options, search=search)
+
+
+@contextmanager
+def loading(target: str) -> Iterator[None]:
+    """Shows in a terminal that a model is being loaded, and leaves no trace of it.
+
+    Downloads keep the progress bars of the hub; other libraries are told to be quiet.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    huggingface_hub.utils.enable_progress_bars()
+    event.register("numba:compile", _CompilationNotice())
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield
+        return
+    console.print(f"Loading {target} ...", style="dim", markup=False, end="\r")
+    try:
+        yield
+    finally:
+        console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+
+
+class _CompilationNotice(event.Listener):
+    """Says once why nothing happens for a while; kernels that are on disk already are silent."""
+
+    def __init__(self) -> None:
+        self._is_given = False
+
+    def on_start(self, event: event.Event) -> None:
+        """Takes note of a function that numba begins to compile."""
+        if not self._is_given:
+            self._is_given = True
+            Console(stderr=True).print(
+                "Compiling kernels for this machine, once; this takes a minute ...", style="dim"
+            )
+
+    def on_end(self, event: event.Event) -> None:
+        """Takes note of a function that was compiled."""

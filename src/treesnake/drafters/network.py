@@ -1,0 +1,168 @@
+"""Any network as a drafter.
+
+Mamba and Mamba-2 (Choi et al. 2025) take the same memory and time however long the text is. A
+Transformer's cache grows with the text; a window keeps it small.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from treesnake.draft import Draft, Scored
+from treesnake.drafters.growing import GrownDraft, grow
+from treesnake.drafters.vocabulary import SameVocabulary, VocabularyMap
+from treesnake.drafters.window import WindowedDrafter
+from treesnake.errors import InvalidInputError
+from treesnake.models.tree_network import TreeNetwork, TreeState
+from treesnake.prompt import Prompt
+from treesnake.sampling import Rng, SamplingParams
+from treesnake.shape import Shape
+
+MOST_BEHIND = 32
+"""Tokens behind that run in one pass with the next tree; more of them become text before."""
+
+MOST_ROOM = 64
+"""Positions of a context that are kept free for trees, if it is long enough."""
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkDrafterModel:
+    """Makes drafter sessions over a network.
+
+    A text longer than the network's context, or than `window`, is seen through a window on its end;
+    see `WindowedDrafter`.
+
+    Attributes:
+        network: the weights.
+        vocabulary: how its tokens relate to the target's; None if they are the same.
+        window: how many tokens before the anchor it sees at most; None is all that its context
+            holds. A network without a limit to its context needs none.
+
+    Raises:
+        InvalidInputError: if the window is too small, or larger than the context.
+    """
+
+    network: TreeNetwork
+    vocabulary: VocabularyMap | None = None
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is None:
+            return
+        if self.window < 2:
+            raise InvalidInputError(f"a drafter's window has at least 2 tokens, got {self.window}")
+        largest = self.largest_window
+        if largest is not None and self.window > largest:
+            raise InvalidInputError(
+                f"the drafter can look at {largest} tokens at most, got a window of {self.window}"
+            )
+
+    @property
+    def max_depth(self) -> int | None:
+        """How deep a tree may be, so that it fits into the context behind the window."""
+        context_length = self.network.context_length
+        return None if context_length is None else min(MOST_ROOM, context_length // 4)
+
+    @property
+    def largest_window(self) -> int | None:
+        """How many tokens the context holds in front of a tree; None if it has no limit."""
+        context_length, max_depth = self.network.context_length, self.max_depth
+        if context_length is None or max_depth is None:
+            return None
+        return context_length - max_depth
+
+    def new_session(self) -> "NetworkDrafter | WindowedDrafter":
+        """Returns a session with an empty state."""
+        drafter = NetworkDrafter(self.network.new_state(), self.vocabulary, self.max_depth)
+        window = self.window or self.largest_window
+        return drafter if window is None else WindowedDrafter(drafter, window)
+
+
+class NetworkDrafter:
+    """A drafter session: a network's state of one text, on which trees grow.
+
+    An accepted leaf was drafted without the network having seen it. The state is *behind* by such
+    tokens; they run in one pass with the next anchor, so that nothing is computed twice or in vain.
+    While nothing is drafted the network is not run at all.
+
+    Args:
+        state: the state of an empty text.
+        vocabulary: how the network's tokens relate to the target's; None if they are the same.
+        max_depth: no tree becomes deeper.
+    """
+
+    def __init__(
+        self,
+        state: TreeState,
+        vocabulary: VocabularyMap | None = None,
+        max_depth: int | None = None,
+    ) -> None:
+        self._state = state
+        self._vocabulary = vocabulary or SameVocabulary()
+        self._max_depth = max_depth
+        self._behind: list[int] = []
+        self._num_before_anchor = 0
+        self._grown: GrownDraft | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """What the text takes in memory."""
+        return self._state.num_bytes
+
+    def prefill(self, prompt: Prompt) -> None:
+        """Makes the state hold every token of the prompt but the last; it reads text alone."""
+        self._forget_draft()
+        self._behind = []
+        tokens = self._vocabulary.express(prompt.token_ids)
+        self._state.prefill(Prompt(tuple(tokens), borders=prompt.borders))
+
+    def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
+        """Grows a tree over `anchor`; see `treesnake.drafters.growing.grow`."""
+        self._forget_draft()
+        if self._max_depth is not None:
+            shape = shape.clipped(self._max_depth)
+        if shape.depth > 0:
+            self._catch_up()
+        self._num_before_anchor = len(self._behind)
+        self._grown = grow(anchor, shape, params, rng, self._extend, self._vocabulary)
+        return self._grown.draft
+
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
+        """Takes tokens into the state, which is behind by those that it has not seen."""
+        assert self._grown is not None, "commit comes after draft"
+        path = self._grown.draft.tree.follow(token_ids)
+        assert path, "the first token to commit is the anchor of the draft"
+        seen = [node for node in (self._grown.grown_nodes[step] for step in path) if node >= 0]
+        if seen:
+            before = self._num_before_anchor
+            self._state.commit([*range(before), *(before + node for node in seen)])
+            self._behind = []
+        self._behind += token_ids[len(seen) :]
+        self._grown = None
+
+    def _extend(
+        self, token_ids: Sequence[int], parents: Sequence[int]
+    ) -> Float[Tensor, "new_nodes network_logits"]:
+        """Appends nodes numbered from the anchor; the tokens behind go in before it."""
+        express, before = self._vocabulary.express, self._num_before_anchor
+        if parents[0] >= 0:
+            return self._state.extend(express(token_ids), [before + parent for parent in parents])
+        logits = self._state.extend(
+            express([*self._behind, *token_ids]), [*range(-1, before - 1), before - 1]
+        )
+        return logits[before:]
+
+    def _catch_up(self) -> None:
+        """Runs tokens behind as text until few enough are left."""
+        while len(self._behind) > MOST_BEHIND:
+            tokens = self._vocabulary.express(self._behind[:MOST_BEHIND])
+            self._state.extend(tokens, range(-1, MOST_BEHIND - 1))
+            self._state.commit(range(MOST_BEHIND))
+            del self._behind[:MOST_BEHIND]
+
+    def _forget_draft(self) -> None:
+        """Empties the tree, also what was grown of it before an interruption."""
+        self._state.commit(())
+        self._grown = None

@@ -1,0 +1,261 @@
+"""What all texts of a pair teach together: acceptance, costs, rates, and the shapes that follow.
+
+None of this depends on which text it came from, so the sessions of a search share it.
+"""
+
+import threading
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from treesnake.outcome import Step
+from treesnake.search.arms import MeasuredRate
+from treesnake.search.belief import ConfidenceBelief, RankBelief
+from treesnake.search.costs import CostTable, LearnedCosts
+from treesnake.search.planning import plan_prices, plan_tree
+from treesnake.shape import OFF, Shape
+
+MAX_NODES = 64
+MAX_WIDTH = 16
+
+PRICED_WIDTH = 8
+"""Nodes of a level that a priced tree may expand; its prices keep it narrower where that pays."""
+
+STEPS_PER_PLAN = 32
+"""Shapes are planned anew after this many steps; at first, after a quarter of the steps so far."""
+
+STEPS_PER_COST = 4
+"""After the first `STEPS_PER_PLAN` steps, costs are learned from one step in this many."""
+
+TRIAL_TIME_SHARE = 0.015
+"""The share of all time that trials may lose."""
+
+CREDIT_STEPS = 10.0
+"""The trial budget, in plain steps: what it holds at first and at most."""
+
+TRIAL_STEPS = 4
+"""Steps of a trial."""
+
+TRIAL_ERROR_MARGIN = 2.0
+"""A mode is not tried if it is slower than the best by more than this many standard errors."""
+
+DISCOUNT = 0.99
+"""What a step counts for the rate of its mode after each later one, so that doubt comes back."""
+
+UNPAYABLE_PRICE = 2.0
+"""A level of this price is never drafted: probabilities end at 1."""
+
+
+class Mode(StrEnum):
+    """What kind of shape is drafted."""
+
+    OFF = "off"
+    FIXED = "fixed"
+    PRICED = "priced"
+
+    @classmethod
+    def of(cls, shape: Shape) -> "Mode":
+        """Returns the mode that a shape belongs to."""
+        if shape.depth == 0 or not shape.level_pays(0, 1.0):
+            return cls.OFF
+        return cls.PRICED if shape.as_tree() is None else cls.FIXED
+
+
+@dataclass(frozen=True, eq=False)
+class ObservedStep:
+    """A step, and where its text stood.
+
+    Attributes:
+        step: the step.
+        mode: that of its shape.
+        context_length: the tokens of the text before the step.
+        num_behind: the tokens that the drafter had to read first, because it was not run while they
+            were emitted.
+        was_off: whether drafting was off while the drafter fell behind.
+        num_plain: the plain steps of the text just before, from which nothing was learned yet; each
+            emitted one token.
+        plain_s: the seconds of work in those.
+        is_trial: whether the mode was on trial.
+    """
+
+    step: Step
+    mode: Mode
+    context_length: int
+    num_behind: int
+    was_off: bool
+    num_plain: int
+    plain_s: float
+    is_trial: bool
+
+
+class PairKnowledge:
+    """What is known of a pair and a machine. Whoever calls a method must hold `lock`.
+
+    Args:
+        costs: what drafting and scoring take, if that was measured.
+
+    Attributes:
+        lock: guards everything here; it is never held while a model runs.
+        modes: what can be chosen besides plain decoding.
+        shapes: that of each mode, all planned with the first step. Reading one needs no lock.
+    """
+
+    def __init__(self, costs: CostTable | None = None) -> None:
+        self.lock = threading.Lock()
+        self.modes: tuple[Mode, ...] = (Mode.FIXED, Mode.PRICED)
+        self.shapes: dict[Mode, Shape] = {Mode.OFF: OFF}
+        self._costs = LearnedCosts(costs)
+        self._fixed_ranks, self._priced_ranks = RankBelief(), RankBelief()
+        self._confidence = ConfidenceBelief()
+        self._rates = {mode: MeasuredRate() for mode in Mode}
+        self._trial_budget = TrialBudget()
+        self._has_free_guesses = False
+        self._off_rate = 0.0
+        self._catch_up_s = 0.0
+        self._num_steps = 0
+        self._next_plan = 1
+        self._next_cost = 0
+
+    def learn(self, observed: ObservedStep) -> None:
+        """Learns from a step, and from the plain steps before it."""
+        if observed.num_behind or self._num_steps >= self._next_cost:
+            self._learn_costs(observed)
+        self._learn_acceptance(observed)
+        self._learn_rates(observed)
+        self._num_steps += 1 + observed.num_plain
+
+    def leader(self) -> Mode:
+        """Returns the mode that is believed to be the fastest."""
+        rates = self._rates_by_mode()
+        return max(rates, key=rates.__getitem__)
+
+    def mode_to_try(self, num_behind: int) -> Mode | None:
+        """Returns a mode that may be faster than the leader, if the budget has room for a trial.
+
+        Args:
+            num_behind: the tokens that the drafter would have to read first.
+        """
+        if self._num_steps == 0:
+            return None
+        leader, best = self.leader(), max(self._rates_by_mode().values())
+        for mode in sorted(self.modes, key=lambda mode: self._rates[mode].num):
+            if mode is leader or not self._may_be_best(mode, best):
+                continue
+            if self._trial_budget.left_s >= self._trial_s(mode, leader, best, num_behind):
+                return mode
+        return None
+
+    def plan_if_due(self, mode: Mode, context_length: int) -> None:
+        """Plans the shapes of all modes anew, if it is time and the mode that is on has one."""
+        is_idle = mode is Mode.OFF and not self._has_free_guesses
+        if not is_idle and self._num_steps >= self._next_plan:
+            self._plan(context_length)
+            self._next_plan = self._num_steps + min(1 + self._num_steps // 4, STEPS_PER_PLAN)
+
+    def _learn_costs(self, observed: ObservedStep) -> None:
+        length, num_behind = observed.context_length, observed.num_behind
+        extra_s = self._costs.observe(observed.step, length, num_behind=num_behind)
+        if num_behind:
+            # Reading many tokens at once takes no longer than one after the other.
+            self._catch_up_s = min(extra_s / num_behind, self._costs.draft_s(1, length))
+        self._off_rate = 1 / self._costs.score_s(1, length)
+        self._next_cost = self._num_steps
+        self._next_cost += STEPS_PER_COST if self._num_steps >= STEPS_PER_PLAN else 1
+
+    def _learn_acceptance(self, observed: ObservedStep) -> None:
+        step = observed.step
+        if len(step.tree) == 1:
+            return
+        if step.num_expanded == ():
+            self._has_free_guesses = True
+        elif observed.mode is Mode.FIXED:
+            self._fixed_ranks.observe(step.tree, step.acceptance.path)
+        else:  # has children where the drafter is sure, so they say nothing of fixed ones
+            self._priced_ranks.observe(step.tree, step.acceptance.path)
+        if step.node_probs is not None:
+            self._confidence.observe(step.node_probs, step.acceptance.path)
+        elif observed.mode is Mode.PRICED:
+            self.modes = (Mode.FIXED,)  # the drafter has no confidence to go by
+
+    def _learn_rates(self, observed: ObservedStep) -> None:
+        num_tokens, seconds = len(observed.step.emitted), observed.step.seconds.work_s
+        most_s = CREDIT_STEPS / self._off_rate
+        if self._num_steps == 0:
+            self._trial_budget.left_s = most_s
+        best = max(self._rates_by_mode().values())
+        since_tokens = observed.num_plain + num_tokens
+        since_s = min(observed.plain_s + seconds, most_s)
+        lost_s = since_s - since_tokens / best if observed.is_trial else 0.0
+        self._trial_budget.book(since_s, lost_s, most_s)
+        for rate in self._rates.values():
+            rate.decay(DISCOUNT ** (observed.num_plain + 1))
+        if observed.mode is Mode.OFF:
+            self._rates[Mode.OFF].add(since_tokens, observed.plain_s + seconds)
+        elif not (observed.num_behind and observed.was_off):
+            # A mode pays for reading what it skipped itself, not for what was skipped while off.
+            self._rates[observed.mode].add(num_tokens, seconds)
+
+    def _plan(self, context_length: int) -> None:
+        """Makes the shapes of the modes from what is believed by now."""
+
+        def score_s(num_nodes: int) -> float:
+            return self._costs.score_s(num_nodes, context_length)
+
+        def draft_s(num_expanded: int) -> float:
+            return self._costs.draft_s(num_expanded, context_length)
+
+        max_nodes = min(MAX_NODES, self._costs.most_nodes)
+        max_width = min(MAX_WIDTH, self._costs.most_width)
+        plan = plan_tree(
+            self._fixed_ranks.table(), score_s, draft_s, max_nodes=max_nodes, max_width=max_width
+        )
+        self.shapes[Mode.FIXED] = plan.shape
+        priced = plan_prices(
+            [row[0] for row in self._priced_ranks.table()],
+            self._confidence.curve().confidence_for,
+            score_s,
+            draft_s(1),
+            max(self._rates_by_mode().values()),
+            max_nodes=max_nodes,
+            width=min(PRICED_WIDTH, max_width),
+        )
+        self.shapes[Mode.PRICED] = priced
+        if self._has_free_guesses:
+            prices = (UNPAYABLE_PRICE,) * priced.depth
+            self.shapes[Mode.OFF] = replace(priced, level_prices=prices)
+
+    def _rates_by_mode(self) -> dict[Mode, float]:
+        """Returns the tokens per second of off and of the modes that had a step."""
+        rates = {Mode.OFF: self._off_rate}
+        if self._has_free_guesses:
+            rates[Mode.OFF] = max(self._off_rate, self._rates[Mode.OFF].mean)
+        return rates | {
+            mode: self._rates[mode].mean for mode in self.modes if self._rates[mode].num
+        }
+
+    def _may_be_best(self, mode: Mode, best: float) -> bool:
+        rate = self._rates[mode]
+        return rate.num == 0 or rate.mean + TRIAL_ERROR_MARGIN * rate.standard_error > best
+
+    def _trial_s(self, mode: Mode, leader: Mode, best: float, num_behind: int) -> float:
+        """Returns the seconds that a trial is expected to lose."""
+        rate = self._rates[mode]
+        catch_up_s = num_behind * self._catch_up_s if leader is Mode.OFF else 0.0
+        if rate.num == 0:
+            return 1 / self._off_rate + catch_up_s
+        slower = max(1 - rate.mean / best, 0.0)
+        return TRIAL_STEPS * slower * rate.seconds_per_step + catch_up_s
+
+
+@dataclass(eq=False)
+class TrialBudget:
+    """Budgets the time spent on trials (Wu et al. 2016, conservative bandits).
+
+    Attributes:
+        left_s: the seconds that trials may lose from now on.
+    """
+
+    left_s: float = 0.0
+
+    def book(self, seconds: float, lost_s: float, most_s: float) -> None:
+        """Books a step: adds a share of its seconds, takes away what a trial lost in it."""
+        self.left_s = min(self.left_s + TRIAL_TIME_SHARE * seconds - lost_s, most_s)

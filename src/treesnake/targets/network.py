@@ -1,0 +1,103 @@
+"""Any network as a target; a tree is scored in one pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from treesnake.errors import ContextLengthError, InvalidInputError
+from treesnake.models.tree_network import TreeNetwork, TreeState
+from treesnake.prompt import Prompt
+from treesnake.sampling import all_finite
+from treesnake.tree import TokenTree
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkTargetModel:
+    """Makes target sessions over a network.
+
+    Attributes:
+        network: the weights, in any engine. A model of transformers becomes one as
+            `treesnake.models.hf_attention.HfAttention`.
+    """
+
+    network: TreeNetwork
+
+    def new_session(self) -> "NetworkTarget":
+        """Returns a session with an empty state."""
+        return NetworkTarget(self.network, self.network.new_state())
+
+
+class NetworkTarget:
+    """A target session: a network and its state of one text.
+
+    On a CPU our own networks give a node the same bits however many nodes are scored with it, so
+    that greedy decoding by trees equals plain decoding in every dtype, to the last tie.
+    """
+
+    def __init__(self, network: TreeNetwork, state: TreeState) -> None:
+        self._network = network
+        self._state = state
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens that `score` gives logits for."""
+        return self._network.vocab_size
+
+    @property
+    def context_length(self) -> int | None:
+        """The number of tokens that fit, or None if there is no limit."""
+        return self._network.context_length
+
+    @property
+    def num_bytes(self) -> int:
+        """What the text takes in memory."""
+        return self._state.num_bytes
+
+    def prefill(self, prompt: Prompt) -> None:
+        """Makes the state hold every token of the prompt but the last.
+
+        What the state can reuse is not run again. A long prompt runs part by part, and if that is
+        interrupted, the state holds a beginning of it.
+
+        Raises:
+            InvalidInputError: if a token is not in the vocabulary, or the prompt brings inputs
+                that the network cannot read.
+            ContextLengthError: if the prompt leaves no room in the context.
+        """
+        prompt.check(self.vocab_size, self.context_length)
+        self._state.prefill(prompt)
+
+    def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
+        """Returns the logits after each node, in one forward pass.
+
+        Raises:
+            InvalidInputError: if the tree has a token that the model does not know.
+            ContextLengthError: if the tree reaches beyond the context.
+            BrokenModelError: if the logits are no numbers.
+        """
+        self._check_tree(tree)
+        self._state.commit(())
+        logits = self._state.extend(tree.tokens, tree.parents)
+        if not all_finite(logits):
+            self._state.commit(())
+            raise self._state.broken_model_error(tree.tokens, tree.parents)
+        return logits
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Takes the tokens of a path of the scored tree into the state."""
+        self._state.commit(path)
+
+    def _check_tree(self, tree: TokenTree) -> None:
+        if max(tree.tokens) >= self.vocab_size:
+            raise InvalidInputError(
+                f"the tree has token id {max(tree.tokens)} and the target knows {self.vocab_size} "
+                "tokens; load the drafter with the target's tokenizer"
+            )
+        length = self._state.length + 1 + tree.depth
+        if self.context_length is not None and length > self.context_length:
+            raise ContextLengthError(
+                f"the tree reaches token {length} of the text and the context holds "
+                f"{self.context_length}; clip its shape to the room that is left"
+            )

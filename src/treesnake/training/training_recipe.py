@@ -1,0 +1,308 @@
+"""What a training recipe says: a TOML file, read whole before anything is run."""
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from treesnake.errors import InvalidInputError
+from treesnake.loading.options import DtypeName
+from treesnake.tables import read_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class MambaSizes:
+    """A Mamba to be trained from its start."""
+
+    kind: Literal["mamba"] = "mamba"
+    hidden_size: int
+    num_layers: int
+    state_dim: int = 16
+    expand: int = 2
+    conv_width: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba2Sizes:
+    """A Mamba-2 to be trained from its start."""
+
+    kind: Literal["mamba2"] = "mamba2"
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    head_dim: int = 64
+    num_groups: int = 1
+    state_dim: int = 128
+    conv_width: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerSizes:
+    """A Llama-like Transformer to be trained from its start."""
+
+    kind: Literal["transformer"] = "transformer"
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedBefore:
+    """A Mamba or Mamba-2 that goes on learning: a folder, or a name at the hub."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    source: str
+
+
+DrafterSizes = MambaSizes | Mamba2Sizes | TransformerSizes | TrainedBefore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a new drafter takes over from the target.
+
+    Attributes:
+        embeddings: the target's; where the drafter is narrower, on their principal directions.
+        final_norm: the weight of the target's last norm; needs equal widths.
+        final_norm_scale: what that weight is multiplied by; a young drafter's logits are too large
+            for a large one.
+        output_scale: what the output projections of all layers are multiplied by.
+        frozen: parts that are not trained.
+        attention_layers: layers of the target whose attention a Mamba-2's layers begin as, in
+            order (Wang et al. 2024, "The Mamba in the Llama").
+    """
+
+    embeddings: Literal["random", "target"] = "random"
+    final_norm: Literal["ones", "target"] = "ones"
+    final_norm_scale: float = 1.0
+    output_scale: float = 1.0
+    frozen: tuple[Literal["embeddings", "final_norm"], ...] = ()
+    attention_layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusStage:
+    """Collects text or prompts.
+
+    Attributes:
+        name: how later stages call it.
+        source: a data set at the hub, or a local .jsonl, .json, .parquet or .txt file; of the last
+            each line is a row with the column "text".
+        content: "text" is tokenized to learn from; "prompts" are questions, or the first ones of
+            conversations, for the target to answer; "replies" are first questions with the replies
+            that the data has, of which the replies are learned.
+        column: where a row has its text or conversation.
+        subset: of a data set at the hub.
+        split: of a data set at the hub.
+        max_rows: rows to be read; all if left out.
+        max_tokens: longer texts are cut into parts of this length.
+        exclude: JSONL files of prompts to be judged by; what shares eight words in a row with one
+            of them is left out.
+    """
+
+    kind: Literal["corpus"] = "corpus"
+    name: str
+    source: str
+    content: Literal["text", "prompts", "replies"]
+    column: str
+    subset: str | None = None
+    split: str = "train"
+    max_rows: int | None = None
+    max_tokens: int = 1024
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswersStage:
+    """Lets the target answer prompts, and keeps what it thought at every token.
+
+    Attributes:
+        prompts: names of corpora of prompts, or JSONL files whose rows have a "prompt".
+        max_prompt_tokens: longer prompts are left out.
+        temperature: 0 is greedy.
+        num_top: how many of the most probable tokens are kept at each position.
+        batch_size: prompts that are answered at once.
+        int8: whether the target multiplies 8-bit integers meanwhile, which changes a few of its
+            words; a CPU that is slower at that multiplies float32 numbers all the same.
+    """
+
+    kind: Literal["answers"] = "answers"
+    name: str
+    prompts: tuple[str, ...]
+    max_prompt_tokens: int = 320
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    num_top: int = 16
+    batch_size: int = 64
+    int8: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningStage:
+    """What pretraining and distillation have in common.
+
+    Attributes:
+        data: names of corpora or answers, or folders of shards.
+        max_tokens: of a text; answers that are longer with their prompts are cut.
+        batch_tokens: tokens an update, on all devices together.
+        pass_tokens: tokens, padding included, that one device runs at once; memory grows with it.
+        epochs: how often the data is gone through.
+        max_updates: ends earlier.
+        warmup: the part of all updates over which the learning rate rises from 0.
+        final_rate: the last learning rate, as a part of `learning_rate`.
+        weight_decay: of matrices.
+        clip_norm: the largest norm of the gradient.
+        optimizer: "muon" is for the matrices of the layers, the rest has AdamW then too.
+        held_out: the part of the texts that judges the drafter, by a checksum of the prompt.
+        max_held_out: texts of it that are used.
+        draft_length: of the chains that the drafter is judged by.
+        evaluate_every: updates between evaluations; there is one at the end in any case.
+        checkpoint_every: updates between checkpoints.
+    """
+
+    name: str
+    data: tuple[str, ...]
+    max_tokens: int = 512
+    batch_tokens: int = 65536
+    pass_tokens: int = 16384
+    epochs: int = 1
+    max_updates: int | None = None
+    learning_rate: float = 1e-3
+    warmup: float = 0.03
+    final_rate: float = 0.05
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    held_out: float = 0.01
+    max_held_out: int = 256
+    draft_length: int = 4
+    evaluate_every: int = 200
+    checkpoint_every: int = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainStage(LearningStage):
+    """Learns the tokens of texts, by cross-entropy."""
+
+    kind: Literal["pretrain"] = "pretrain"
+
+
+Divergence = Literal["forward_kl", "reverse_kl", "total_variation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilStage(LearningStage):
+    """Learns the target's probabilities.
+
+    Attributes:
+        divergence: of the drafter's distribution from the target's.
+        cross_entropy_weight: how much the cross-entropy of the tokens is added.
+        probabilities: "stored" with the answers, the most probable ones and what is left over;
+            "target" runs the target on every text and uses all of them.
+        rollout_tokens: if not 0, each text ends at a position drawn by chance, and so many of the
+            drafter's own tokens follow; what the target says there and to them is learned. Needs
+            the target's probabilities, and a forward pass for each token.
+    """
+
+    kind: Literal["distil"] = "distil"
+    divergence: Divergence = "forward_kl"
+    cross_entropy_weight: float = 0.0
+    probabilities: Literal["stored", "target"] = "stored"
+    rollout_tokens: int = 0
+
+
+Stage = CorpusStage | AnswersStage | PretrainStage | DistilStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecipe:
+    """A drafter for a target, and how it comes to be.
+
+    Attributes:
+        name: of the drafter, and of the folder that it is made in.
+        target: "smollm2", a folder, or a name at the hub.
+        target_dtype: of the target's weights while it answers.
+        drafter: what is trained.
+        draft_vocabulary: how many tokens the drafter can say, the most frequent ones of the data
+            of the first learning stage. If left out, all, or those of before where it goes on
+            learning.
+        stages: run in this order.
+        precision: of matrix products in training; "auto" is bfloat16 on GPUs that have it, else
+            float32. "bfloat16" makes CPUs with matrix units faster too. Weights are trained in
+            float32.
+        stored_dtype: of the weights that are written in the end.
+        seed: of every draw.
+    """
+
+    name: str
+    target: str
+    drafter: DrafterSizes
+    stages: tuple[Stage, ...]
+    target_dtype: DtypeName = "auto"
+    start: Start = field(default_factory=Start)
+    draft_vocabulary: int | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    stored_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    seed: int = 0
+
+
+FRACTIONS = ("held_out", "final_rate", "warmup")
+MAY_BE_ZERO = ("temperature", "weight_decay", "cross_entropy_weight", "rollout_tokens")
+
+
+def read_training_recipe(path: Path) -> TrainingRecipe:
+    """Reads and checks a recipe.
+
+    Raises:
+        InvalidInputError: if it cannot be read, or something in it cannot be right.
+    """
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidInputError(f"the recipe {path} cannot be read: {error}") from error
+    recipe = read_table(TrainingRecipe, table, path.name)
+    check_training_recipe(recipe)
+    return recipe
+
+
+def check_training_recipe(recipe: TrainingRecipe) -> None:
+    """Checks what the types do not say.
+
+    Raises:
+        InvalidInputError: naming the stage and the value.
+    """
+    names = [stage.name for stage in recipe.stages]
+    if not names:
+        raise InvalidInputError("a recipe has at least one stage; write [[stages]]")
+    for name in (recipe.name, *names):
+        if not name or Path(name).name != name:
+            raise InvalidInputError(f"{name!r} names a folder, so it can have no slash in it")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise InvalidInputError(f'two stages are called "{repeated[0]}"; each has its own folder')
+    if recipe.start.attention_layers and not isinstance(recipe.drafter, Mamba2Sizes):
+        raise InvalidInputError("attention_layers is for a drafter of kind mamba2")
+    for stage in recipe.stages:
+        _check_ranges(stage)
+        if isinstance(stage, DistilStage) and stage.rollout_tokens:
+            _check_rollouts(stage)
+
+
+def _check_ranges(stage: Stage) -> None:
+    for name, value in vars(stage).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        where = f'{name} of the stage "{stage.name}"'
+        if name in FRACTIONS and not 0 <= value < 1:
+            raise InvalidInputError(f"{where} must be at least 0 and below 1, not {value}")
+        if value < 0 or (value == 0 and name not in (*FRACTIONS, *MAY_BE_ZERO)):
+            raise InvalidInputError(f"{where} must be above 0, not {value}")
+
+
+def _check_rollouts(stage: DistilStage) -> None:
+    if stage.probabilities != "target":
+        raise InvalidInputError(
+            f'the stage "{stage.name}" has rollout_tokens, to which nothing is stored; choose '
+            'probabilities = "target"'
+        )

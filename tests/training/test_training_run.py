@@ -1,0 +1,170 @@
+"""A recipe from prompts to a drafter that drafts."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from treesnake.cli.app import app
+from treesnake.drafters.load import load_drafter
+from treesnake.errors import InvalidInputError, TrainingError
+from treesnake.loading.checkpoint import find_checkpoint
+from treesnake.loading.options import LoadOptions
+from treesnake.prompt import Prompt
+from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.shape import chain
+from treesnake.training import answers as answers_module
+from treesnake.training import training_run
+from treesnake.training.reporting import NoReporter
+from treesnake.training.shards import shard_files
+from treesnake.training.trainer import Trainer
+from treesnake.training.training_recipe import (
+    AnswersStage,
+    DistilStage,
+    MambaSizes,
+    Start,
+    TrainedBefore,
+    TrainingRecipe,
+    TransformerSizes,
+)
+from treesnake.training.training_run import train_drafter
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        None,
+        MambaSizes(hidden_size=32, num_layers=2, state_dim=4),
+        TransformerSizes(
+            hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=48
+        ),
+    ],
+    ids=["mamba2", "mamba", "transformer"],
+)
+def test_a_recipe_makes_a_drafter_of_any_architecture(
+    recipe: TrainingRecipe,
+    sizes: MambaSizes | TransformerSizes | None,
+    tmp_path: Path,
+    target_folder: Path,
+) -> None:
+    if sizes is not None:
+        recipe = replace(recipe, drafter=sizes)
+    folder = train_drafter(recipe, tmp_path, NoReporter())
+    drafter = load_drafter(
+        str(folder),
+        LoadOptions(dtype="float32", device="cpu"),
+        target=find_checkpoint(str(target_folder)),
+    )
+    session = drafter.new_session()
+    session.prefill(Prompt((5, 6, 7)))
+    draft = session.draft(7, chain(3), SamplingParams(), TorchRng(0))
+    assert len(draft.tree) == 4
+    drafted = json.loads((folder / "draft_vocabulary.json").read_text())
+    assert {*draft.tree.tokens[1:]} <= {*drafted}
+    provenance = json.loads((folder / "provenance.json").read_text())
+    (stage,) = provenance["stages"]
+    assert stage["evaluations"][-1]["update"] == 9
+    first, last = stage["evaluations"][0], stage["evaluations"][-1]
+    assert last["judgement"]["loss"] < first["judgement"]["loss"]
+
+
+def test_a_drafter_goes_on_learning_with_its_vocabulary_and_its_targets_embeddings(
+    distillation: TrainingRecipe, tmp_path: Path
+) -> None:
+    start = Start(embeddings="target", frozen=("embeddings",))
+    first = train_drafter(replace(distillation, start=start), tmp_path / "first", NoReporter())
+    source = TrainedBefore(source=str(first))
+    more = replace(distillation, start=start, drafter=source, draft_vocabulary=None)
+    second = train_drafter(more, tmp_path / "second", NoReporter())
+    before, after = (
+        json.loads((folder / "provenance.json").read_text()) for folder in (first, second)
+    )
+    assert before["trained_before"] is None
+    assert after["trained_before"] == before
+    losses = [each["stages"][0]["evaluations"][-1]["judgement"]["loss"] for each in (before, after)]
+    assert losses[1] < losses[0]
+    assert "backbone.embeddings.weight" not in load_file(second / "model.safetensors")
+    vocabularies = [(each / "draft_vocabulary.json").read_text() for each in (first, second)]
+    assert vocabularies[0] == vocabularies[1]
+
+
+def test_the_command_runs_a_recipe_and_names_the_drafter(
+    distillation: TrainingRecipe,
+    tmp_path: Path,
+    write_recipe: Callable[[TrainingRecipe, Path], Path],
+) -> None:
+    path = write_recipe(distillation, tmp_path / "recipe.toml")
+    result = CliRunner().invoke(app, ["train", str(path), "-o", str(tmp_path / "runs")])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == str(tmp_path / "runs" / "tiny" / "drafter")
+    assert "tokens/step" in result.stderr
+    again = CliRunner().invoke(app, ["train", str(path), "-o", str(tmp_path / "runs")])
+    assert again.stdout == result.stdout
+    assert "update 4" not in again.stderr, "nothing is done twice"
+
+
+def test_stages_that_were_made_with_other_settings_are_not_taken(
+    recipe: TrainingRecipe, tmp_path: Path
+) -> None:
+    (answers, _) = recipe.stages
+    assert isinstance(answers, AnswersStage)
+    train_drafter(replace(recipe, stages=(answers,)), tmp_path, NoReporter())
+    other = replace(answers, max_new_tokens=3)
+    with pytest.raises(InvalidInputError, match="answers was made with other settings"):
+        train_drafter(replace(recipe, stages=(other,)), tmp_path, NoReporter())
+
+
+def test_a_target_is_not_rounded_where_that_is_slower(
+    recipe: TrainingRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Listener(NoReporter):
+        told: ClassVar[list[str]] = []
+
+        def tell(self, message: str) -> None:
+            self.told.append(message)
+
+    (answers, _) = recipe.stages
+    assert isinstance(answers, AnswersStage)
+    monkeypatch.setattr(training_run, "rounding_pays", lambda: False)
+    folders = []
+    for int8 in (False, True):
+        stages = (replace(answers, int8=int8),)
+        folder = tmp_path / str(int8)
+        train_drafter(replace(recipe, stages=stages), folder, Listener())
+        folders.append(folder / answers.name)
+    exact, asked_to_round = ([load_file(path) for path in shard_files(each)] for each in folders)
+    assert len(exact) == len(asked_to_round)
+    for one, other in zip(exact, asked_to_round, strict=True):
+        assert torch.equal(one["top_log_probs"], other["top_log_probs"])
+    (message,) = Listener.told
+    assert "unrounded" in message
+
+
+def test_a_drafter_that_nothing_judges_is_not_trained(
+    distillation: TrainingRecipe, tmp_path: Path
+) -> None:
+    (stage,) = distillation.stages
+    assert isinstance(stage, DistilStage)
+    none_held_out = replace(distillation, stages=(replace(stage, held_out=0.0),))
+    with pytest.raises(InvalidInputError, match="0 that are held out; add data"):
+        train_drafter(none_held_out, tmp_path, NoReporter())
+
+
+def test_short_memory_names_the_setting_that_saves_it(
+    recipe: TrainingRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhaust(*_arguments: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(Trainer, "_update", exhaust)
+    with pytest.raises(TrainingError, match="choose a smaller pass_tokens"):
+        train_drafter(recipe, tmp_path / "learning", NoReporter())
+    monkeypatch.setattr(answers_module, "answer", exhaust)
+    with pytest.raises(TrainingError, match="choose a smaller batch_size"):
+        train_drafter(recipe, tmp_path / "answering", NoReporter())
