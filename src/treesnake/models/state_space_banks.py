@@ -5,6 +5,7 @@ its kernels takes longer than running them. What differs between two passes of o
 buffers: tokens, slots, parents, which nodes are ancestors, and what the convolutions see.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -81,6 +82,7 @@ class StateSpaceBanks:
         self._device_type = device_type
         self._banks: dict[tuple[BranchingKind, torch.device], SsmBank] = {}
         self._graphs: dict[SsmBank, Graphs] = {}
+        self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StateSpaceBanks":
         """Returns one without texts and without graphs, for the copy of a network."""
@@ -89,16 +91,18 @@ class StateSpaceBanks:
     def bank(self, branching: BranchingKind, device: torch.device) -> SsmBank:
         """Returns the bank for texts that branch in one way."""
         key = (branching, device)
-        if key not in self._banks:
-            bank = self._banks[key] = SsmBank(self._shape, branching, device)
-            self._graphs[bank] = GraphCache(self._capture, self._device_type)
-        return self._banks[key]
+        with self._lock:
+            if key not in self._banks:
+                bank = self._banks[key] = SsmBank(self._shape, branching, device)
+                self._graphs[bank] = GraphCache(self._capture, self._device_type)
+            return self._banks[key]
 
     def run(
         self, step: Step, token_ids: Sequence[int], trees: Sequence[GrownTree]
     ) -> list[Float[Tensor, "_ vocab"]]:
         """Runs the new nodes of some trees of one bank; returns the logits of each tree."""
         bank = trees[0].memory.bank
+        assert all(tree.memory.bank is bank for tree in trees), "the network was moved meanwhile"
         graphs, device = self._graphs[bank], bank.recurrent.device
         num_new = [tree.num_new for tree in trees]
         size = RowsSize(len(trees), max(num_new), max(len(tree.layout) for tree in trees))
