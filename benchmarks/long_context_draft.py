@@ -22,9 +22,9 @@ from treesnake.drafters.network import NetworkDrafter
 from treesnake.drafters.window import WindowedDrafter
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space_cpu import to_cpu
-from treesnake.models.state_space_state import StateSpaceState
-from treesnake.models.transformer import Transformer, TransformerState
+from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
+from treesnake.models.tree_network import TreeState
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter
 from treesnake.sampling import SamplingParams, TorchRng
@@ -46,7 +46,7 @@ class Drafting:
     """A drafter's session, and the state that it drafts from."""
 
     session: Drafter
-    state: StateSpaceState | TransformerState
+    state: TreeState
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -28,7 +28,11 @@ def test_a_record_that_was_written_is_read_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b.log.jsonl"
     journal = Journal(path, {"name": "b"})
     journal.append(RUN)
+    assert AGREEMENT.key not in journal
     journal.append(AGREEMENT)
+    assert journal.records == [RUN, AGREEMENT]
+    assert AGREEMENT.key in journal
+    assert "null" not in path.read_text(), "what is None is left out"
     again = Journal(path, {"name": "b"})
     assert again.records == [RUN, AGREEMENT]
     assert again.runs == [RUN]

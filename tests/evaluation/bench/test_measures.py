@@ -1,5 +1,7 @@
 """Measures by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,26 @@ def test_rates_are_ratios_of_sums() -> None:
     assert measures.time_by_shape == {"chain(2)": 0.75, "off": 0.25}
     assert measures.growth_bytes == 31
     assert measures.same_as_reference == 2
+
+
+def test_questions_that_the_reference_lacks_are_not_compared() -> None:
+    runs = [run("1", 11, 1.0, 2.0), run("2", 31, 1.0, 9.0)]
+    measures = measure(runs, [run("1", 11, 1.0, 3.0)])
+    assert measures.speedup is not None
+    assert measures.speedup.value == pytest.approx(2.0)
+    assert measures.same_as_reference == 1
+    assert measures.num_questions == 2
+    alone = measure(runs, [])
+    assert alone.speedup is None
+    assert alone.same_as_reference is None
+
+
+def test_a_method_of_others_has_no_steps() -> None:
+    theirs = replace(run("1", 11, 1.0, 2.0), turns=(TurnRecord(10, 11, 2, 1, 1.0, 2.0),))
+    measures = measure([theirs], [theirs])
+    assert measures.phases is None
+    assert measures.accepted_per_step is None
+    assert measures.time_by_shape == {}
 
 
 def test_a_text_of_one_emission_has_no_rate() -> None:

@@ -39,6 +39,7 @@ def test_positions_and_ranks_are_tallied() -> None:
     ("shape", "kind"),
     [
         (OFF, "off"),
+        (FixedTree(()), "off"),
         (chain(4), "chain(4)"),
         (BestFirst(2, 3, 4), "best_first(2, 3, 4)"),
         (FixedTree((0,)), "tree of 1 node"),

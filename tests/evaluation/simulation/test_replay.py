@@ -10,13 +10,13 @@ from treesnake.evaluation.simulation.replay import Machine, replay
 from treesnake.evaluation.simulation.trace import Trace
 from treesnake.generate import generate
 from treesnake.outcome import Step
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.search.costs import CostTable
 from treesnake.search.self_tuning import SelfTuningSearch
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, FixedTree, LevelWidths, Priced, Shape, chain
-from treesnake.stopping import EndTokens
 from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import RecurrentModel, TableModel, TinyNetwork
 
@@ -37,12 +37,12 @@ SHAPES = [
 def recorded(seed: int, num_tokens: int = NUM_TOKENS) -> Trace:
     target = RecurrentModel(6, seed=seed)
     drafter = TableModel(6, seed=seed)
+    pair = Pair(NetworkTargetModel(TinyNetwork(target)), NetworkDrafterModel(TinyNetwork(drafter)))
     return record(
-        NetworkTargetModel(TinyNetwork(target)).new_session(),
-        NetworkDrafterModel(TinyNetwork(drafter)).new_session(),
+        pair,
         PROMPT,
         num_tokens=num_tokens,
-        stop_rules=[],
+        end_token_ids=(),
         tree=BestFirst(6, 5, 2000),
     )
 
@@ -132,22 +132,12 @@ def test_a_recorded_text_ends_where_the_targets_does() -> None:
         )
     ]
     end = whole[7]
-    trace = record(
-        target.new_session(),
-        NetworkDrafterModel(TinyNetwork(TableModel(6))).new_session(),
-        PROMPT,
-        num_tokens=NUM_TOKENS,
-        stop_rules=[EndTokens([end])],
-    )
+    drafter = NetworkDrafterModel(TinyNetwork(TableModel(6)))
+    trace = record(Pair(target, drafter), PROMPT, num_tokens=NUM_TOKENS, end_token_ids=[end])
     assert len(trace) == whole.index(end) + 1
 
 
 def test_a_drafter_without_probabilities_cannot_be_recorded() -> None:
+    pair = Pair(NetworkTargetModel(TinyNetwork(RecurrentModel(6))), NoDrafterModel())
     with pytest.raises(InvalidInputError, match="probabilities"):
-        record(
-            NetworkTargetModel(TinyNetwork(RecurrentModel(6))).new_session(),
-            NoDrafterModel().new_session(),
-            PROMPT,
-            num_tokens=4,
-            stop_rules=[],
-        )
+        record(pair, PROMPT, num_tokens=4, end_token_ids=())
