@@ -1,6 +1,8 @@
 """Mamba and Mamba-2 on a CUDA device: captured levels give what the CPU gives."""
 
 import copy
+import gc
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space import StateSpaceNetwork
+from treesnake.models.state_space_state import StateSpaceState
 from treesnake.models.tree_network import Part
 from treesnake.prompt import Prompt
 from treesnake.states.branching import PathSums, StateCopies
@@ -66,6 +69,61 @@ def test_a_pass_for_several_texts_gives_each_what_it_has_alone(
             torch.testing.assert_close(logits, state.extend(*new), rtol=1e-3, atol=1e-3)
         for state in (*shared, *alone):
             state.commit([0])
+
+
+@pytest.mark.parametrize("branching", [StateCopies, PathSums])
+@pytest.mark.parametrize("architecture", ["mamba", "mamba2"])
+def test_texts_may_come_and_go_and_a_bank_may_grow(
+    architecture: str, branching: type[StateCopies] | type[PathSums]
+) -> None:
+    """Passes have holes between their slots, and trees of several sizes in different stages."""
+    cpu, cuda = networks(architecture)
+    texts: dict[int, tuple[StateSpaceState, StateSpaceState]] = {}
+    for step, (come, go) in enumerate([([0, 1], []), ([2, 3, 4], [1]), ([5], [0, 3]), ([], [4])]):
+        for number in go:
+            del texts[number]
+        gc.collect()
+        for number in come:
+            texts[number] = cpu.new_state(branching), cuda.new_state(branching)
+            for state in texts[number]:
+                state.prefill(Prompt.of(range(5 + 30 * number)))
+        for levels in LEVELS[: 2 + step % 3]:
+            nodes = {number: levels[: 1 + (number + step) % len(levels)] for number in texts}
+            tokens = {
+                number: [(11 * step + 5 * node + number) % VOCAB for node in range(len(parents))]
+                for number, parents in nodes.items()
+            }
+            grown = [number for number in texts if _can_grow(texts[number][0], nodes[number])]
+            parts = [Part(texts[each][1], tokens[each], nodes[each]) for each in grown]
+            for number, logits in zip(grown, cuda.extend_all(parts), strict=True):
+                expected = texts[number][0].extend(tokens[number], nodes[number])
+                torch.testing.assert_close(logits.cpu(), expected, rtol=1e-3, atol=1e-3)
+        for pair in texts.values():
+            for state in pair:
+                state.commit([0, 1])
+
+
+def _can_grow(state: StateSpaceState, parents: list[int]) -> bool:
+    return max(parents) < len(state.held.tokens)
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "mamba2"])
+def test_threads_may_share_a_network_and_capture(architecture: str) -> None:
+    """A thread that reads its results back must not end the capture of another one."""
+    network = networks(architecture)[1]
+
+    def draft(network: StateSpaceNetwork[Any], seed: int) -> list[list[int]]:
+        state, chosen = network.new_state(), [[seed]]
+        for step in range(20):
+            for parents in LEVELS[: 2 + (step + seed) % 3]:
+                logits = state.extend([chosen[-1][0]] * len(parents), parents)
+                chosen.append(logits.argmax(-1).tolist())
+            state.commit([0, 1])
+        return chosen
+
+    alone = [draft(networks(architecture)[1], seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(draft, [network] * 4, range(4))) == alone
 
 
 @pytest.mark.parametrize("architecture", ["mamba", "mamba2"])

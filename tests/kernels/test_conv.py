@@ -17,6 +17,7 @@ from treesnake.kernels.cpu.conv import convolve_range, keep_history
 from treesnake.kernels.cpu.jit import entry_point
 from treesnake.kernels.cpu.linear import padded
 from treesnake.kernels.reference import conv as reference
+from treesnake.kernels.tree_rows import TreeRows
 from treesnake.states.tree_layout import tree_layout
 
 CPU = torch.device("cpu")
@@ -61,12 +62,26 @@ def compiled_causal_conv(
     return compiled_tree_conv(inputs, weight, bias, history, windows)
 
 
+def readable_tree_conv(
+    inputs: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    history: torch.Tensor,
+    windows: torch.Tensor,
+) -> torch.Tensor:
+    """The readable form, which runs trees in slots of shared memory, for a tree in slot 1 of 2."""
+    nothing = torch.zeros(1, len(windows), dtype=torch.int64)
+    new = TreeRows(torch.tensor([1]), nothing, nothing, nothing[..., None].bool(), windows[None])
+    inputs, history = (torch.stack([-rows, rows]) for rows in (inputs, history))
+    return reference.tree_conv(inputs, weight, bias, history, new)[0]
+
+
 Form = Callable[..., torch.Tensor]
 each_text_form = pytest.mark.parametrize(
     "causal_conv", [reference.causal_conv, compiled_causal_conv], ids=["reference", "cpu"]
 )
 each_tree_form = pytest.mark.parametrize(
-    "tree_conv", [reference.tree_conv, compiled_tree_conv], ids=["reference", "cpu"]
+    "tree_conv", [readable_tree_conv, compiled_tree_conv], ids=["reference", "cpu"]
 )
 
 

@@ -26,7 +26,8 @@ from treesnake.kernels.cpu.mamba2 import commit_mamba2
 from treesnake.kernels.cpu.team import TEAM
 from treesnake.kernels.reference import ssd as reference_ssd
 from treesnake.kernels.reference import ssm as reference_ssm
-from treesnake.states.tree_layout import tree_layout
+from treesnake.kernels.tree_rows import TreeRows
+from treesnake.states.tree_layout import RowsSize, tree_layout, tree_rows
 
 CPU = torch.device("cpu")
 
@@ -160,6 +161,44 @@ COMPILED_SSD = SimpleNamespace(
 )
 
 
+def readable(reference: ModuleType) -> SimpleNamespace:
+    """The readable form, which runs trees in slots of shared memory, for one tree in slot 1 of 2.
+
+    Its new nodes are followed by one that only fills up.
+    """
+
+    def new_rows(parents: Sequence[int], num_new: int) -> TreeRows:
+        size = RowsSize(trees=1, new=num_new + 1, nodes=len(parents))
+        layout = tree_layout(tuple(parents), 4, CPU)
+        return tree_rows([layout], [num_new], [1], size, spare_row=len(parents))
+
+    def in_slot(rows: Tensor) -> Tensor:
+        return torch.stack([torch.zeros_like(rows), rows])
+
+    def filled(rows: Tensor) -> Tensor:
+        return torch.cat([rows, rows[:1]])
+
+    def extend_copies(x, dt, A, B, C, D, committed, node_states, parents) -> Tensor:
+        new, states = new_rows(parents.tolist(), len(x)), in_slot(filled(node_states))
+        x, dt, B, C = (filled(part)[None] for part in (x, dt, B, C))
+        y = reference.extend_copies(x, dt, A, B, C, D, in_slot(committed), states, new)
+        node_states.copy_(states[1, :-1])
+        return y[0, :-1]
+
+    def extend_sums(x, dt, A, B, C, D, committed, ancestor_mask) -> Tensor:
+        new = new_rows(parents_of(ancestor_mask).tolist(), len(C))
+        x, dt, B = (in_slot(filled(part)) for part in (x, dt, B))
+        y = reference.extend_sums(x, dt, A, B, filled(C)[None], D, in_slot(committed), new)
+        return y[0, :-1]
+
+    return SimpleNamespace(
+        scan=reference.scan,
+        extend_copies=extend_copies,
+        extend_sums=extend_sums,
+        commit_sums=reference.commit_sums,
+    )
+
+
 @dataclass(frozen=True)
 class Case:
     x: Tensor
@@ -212,9 +251,9 @@ class Recurrence:
 SSM = {"x": (20,), "dt": (20,), "A": (20, 16), "B": (16,), "state": (20, 16)}
 SSD = {"x": (4, 10), "dt": (4,), "A": (4,), "B": (2, 24), "state": (4, 10, 24)}
 RECURRENCES = {
-    "ssm-reference": Recurrence(reference_ssm, reference_ssm, **SSM),
+    "ssm-reference": Recurrence(readable(reference_ssm), reference_ssm, **SSM),
     "ssm-cpu": Recurrence(COMPILED_SSM, reference_ssm, **SSM),
-    "ssd-reference": Recurrence(reference_ssd, reference_ssd, **SSD),
+    "ssd-reference": Recurrence(readable(reference_ssd), reference_ssd, **SSD),
     "ssd-cpu": Recurrence(COMPILED_SSD, reference_ssd, **SSD),
 }
 SCANS = {name: each for name, each in RECURRENCES.items() if hasattr(each.form, "scan")}

@@ -320,11 +320,11 @@ def test_what_is_captured_never_waits_for_the_device() -> None:
         assert result.device.type == "cuda"
         return lambda: result
 
+    mask = tree_mask([-1, 0, 0])
     with FakeTensorMode(allow_non_fake_inputs=True):
         graphs: GraphCache[Size, Inputs] = GraphCache(check)
         ours = TorchEngine(OUR_CONFIG, WEIGHTS, torch.float32, torch.device("cuda"), graphs)
         caches = [ours.new_cache(64) for _ in range(3)]
-        mask = tree_mask([-1, 0, 0])
         logits = ours.forward_all(
             [NewNodes(torch.tensor([1, 2, 3]), mask, cache, 3) for cache in caches[1:]]
         )

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treesnake.states.tree_layout import tree_layout
+from treesnake.states.tree_layout import RowsSize, tree_layout, tree_rows
 
 CPU = torch.device("cpu")
 PARENTS = st.lists(st.integers(0, 10**6), min_size=1, max_size=24).map(
@@ -47,9 +47,34 @@ def test_a_shape_that_was_seen_is_not_laid_out_again() -> None:
     assert tree_layout((-1, 0), 4, CPU) is tree_layout((-1, 0), 4, CPU)
 
 
-def test_a_copy_becomes_the_layout_of_another_tree() -> None:
-    copy = tree_layout((-1, 0, 0), 3, CPU).clone()
-    other = tree_layout((-1, -1, 1), 3, CPU)
-    copy.overwrite(other)
-    for name, tensor in vars(other).items():
-        assert torch.equal(getattr(copy, name), tensor)
+@given(trees=st.lists(PARENTS, min_size=1, max_size=4), data=st.data())
+def test_rows_of_several_trees_are_those_of_each_and_what_fills_up_is_seen_by_nobody(
+    trees: list[tuple[int, ...]], data: st.DataObject
+) -> None:
+    layouts = [tree_layout(parents, 4, CPU) for parents in trees]
+    num_new = [data.draw(st.integers(1, len(parents))) for parents in trees]
+    slots = data.draw(st.permutations(range(len(trees))))
+    most = max(map(len, trees))
+    size = RowsSize(len(trees), max(num_new), most)
+    if data.draw(st.booleans()):
+        size = size.rounded()
+    spare_row = most + 7
+    rows = tree_rows(layouts, num_new, slots, size, spare_row)
+    assert rows.slots.tolist() == [*slots, *[slots[0]] * (size.trees - len(trees))]
+    assert rows.ancestor_mask.shape == (size.trees, size.new, size.nodes)
+    for tree in range(size.trees):
+        new = num_new[tree] if tree < len(trees) else 0
+        for node in range(new):
+            parents, place = trees[tree], len(trees[tree]) - new + node
+            assert rows.rows[tree, node] == place
+            assert rows.parents[tree, node] == parents[place]
+            seen = rows.ancestor_mask[tree, node].nonzero()[:, 0].tolist()
+            assert seen == naive_path(parents, place)
+            assert torch.equal(rows.windows[tree, node], layouts[tree].windows[place])
+        assert (rows.rows[tree, new:] == spare_row).all()
+        assert not rows.ancestor_mask[tree, new:].any()
+
+
+def test_rounded_sizes_are_few_and_never_too_small() -> None:
+    rounded = {RowsSize(trees, 3, nodes).rounded() for trees in range(1, 9) for nodes in (60, 64)}
+    assert rounded == {RowsSize(trees, 4, 64) for trees in (1, 2, 4, 8)}

@@ -5,7 +5,7 @@ inference are packed and compiled as a whole there (`treesnake.kernels.cpu.mamba
 
 The forms of a kernel are modules of the same name with the same functions, so that a module is
 what is chosen. Text kernels (`causal_conv`, `scan`) are differentiable in every form and take batch
-axes; tree kernels are for one sequence and for inference.
+axes; tree kernels are for inference, and for the trees of several texts (`TreeRows`).
 """
 
 from importlib import import_module
@@ -13,13 +13,14 @@ from importlib.util import find_spec
 from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.kernels.cpu import ssm as cpu_ssm
 from treesnake.kernels.reference import conv as reference_conv
 from treesnake.kernels.reference import ssd as reference_ssd
 from treesnake.kernels.reference import ssm as reference_ssm
+from treesnake.kernels.tree_rows import TreeRows
 
 
 @runtime_checkable
@@ -38,13 +39,13 @@ class ConvKernels(Protocol):
 
     def tree_conv(
         self,
-        inputs: Float[Tensor, "nodes channels"],
+        inputs: Float[Tensor, "slots rows channels"],
         weight: Float[Tensor, "channels conv_width"],
         bias: Float[Tensor, " channels"] | None,
-        history: Float[Tensor, "history channels"],
-        windows: Int[Tensor, "new conv_width"],
-    ) -> Float[Tensor, "new channels"]:
-        """Convolves nodes of a tree."""
+        history: Float[Tensor, "slots history channels"],
+        new: TreeRows,
+    ) -> Float[Tensor, "trees new channels"]:
+        """Convolves new nodes of trees."""
         ...
 
 
@@ -67,31 +68,31 @@ class SsmKernels(Protocol):
 
     def extend_copies(
         self,
-        x: Float[Tensor, " new *x_axes"],
-        dt: Float[Tensor, " new *dt_axes"],
+        x: Float[Tensor, " trees new *x_axes"],
+        dt: Float[Tensor, " trees new *dt_axes"],
         A: Float[Tensor, "*a_axes"],
-        B: Float[Tensor, " new *b_axes"],
-        C: Float[Tensor, " new *b_axes"],
+        B: Float[Tensor, " trees new *b_axes"],
+        C: Float[Tensor, " trees new *b_axes"],
         D: Float[Tensor, "*dt_axes"],
-        committed: Float[Tensor, "*state_axes"],
-        node_states: Float[Tensor, " nodes *state_axes"],
-        parents: Int[Tensor, " nodes"],
-    ) -> Float[Tensor, " new *x_axes"]:
-        """Runs the newest nodes of a tree from their parents' states and writes their own."""
+        committed: Float[Tensor, " slots *state_axes"],
+        node_states: Float[Tensor, " slots rows *state_axes"],
+        new: TreeRows,
+    ) -> Float[Tensor, " trees new *x_axes"]:
+        """Runs the new nodes of trees from their parents' states and writes their own."""
         ...
 
     def extend_sums(
         self,
-        x: Float[Tensor, " nodes *x_axes"],
-        dt: Float[Tensor, " nodes *dt_axes"],
+        x: Float[Tensor, " slots rows *x_axes"],
+        dt: Float[Tensor, " slots rows *dt_axes"],
         A: Float[Tensor, "*a_axes"],
-        B: Float[Tensor, " nodes *b_axes"],
-        C: Float[Tensor, " new *b_axes"],
+        B: Float[Tensor, " slots rows *b_axes"],
+        C: Float[Tensor, " trees new *b_axes"],
         D: Float[Tensor, "*dt_axes"],
-        committed: Float[Tensor, "*state_axes"],
-        ancestor_mask: Bool[Tensor, "nodes nodes"],
-    ) -> Float[Tensor, " new *x_axes"]:
-        """Runs the newest nodes of a tree from the inputs of their ancestors."""
+        committed: Float[Tensor, " slots *state_axes"],
+        new: TreeRows,
+    ) -> Float[Tensor, " trees new *x_axes"]:
+        """Runs the new nodes of trees from the inputs of their ancestors."""
         ...
 
     def commit_sums(

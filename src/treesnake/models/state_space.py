@@ -8,7 +8,8 @@ Parameters have the names of the Hugging Face checkpoints.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from functools import partial
+from time import perf_counter
 from typing import Generic, TypeVar, cast
 
 import torch
@@ -16,15 +17,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from treesnake.clock import book_wait
 from treesnake.errors import InvalidInputError
 from treesnake.kernels.dispatch import SsmKernels, conv_kernels
 from treesnake.kernels.reference.conv import next_history
-from treesnake.models.level_graphs import LevelGraphs
-from treesnake.models.state_space_state import GrownTree, StateSpaceState, extend_states
+from treesnake.kernels.tree_rows import TreeRows
+from treesnake.models.state_space_banks import StateSpaceBanks, TreeInputs
+from treesnake.models.state_space_state import StateSpaceState, extend_states
 from treesnake.models.tree_network import Part
-from treesnake.states.branching import BranchingKind, Selected, StateShape
-from treesnake.states.ssm import SsmState
-from treesnake.states.tree_layout import TreeLayout
+from treesnake.states.branching import BranchingKind, Selected, StateShape, write_rows
+from treesnake.states.ssm import SsmBank, SsmState
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that are run at once: enough for matrix products, little memory."""
@@ -162,45 +164,26 @@ class Mixer(nn.Module, ABC):
         return self.finish(y, projected.gate), next_history(conv_inputs, history), state
 
     def run_nodes(
-        self, hidden: Float[Tensor, "new hidden"], trees: Sequence[GrownTree], layer: int
-    ) -> Float[Tensor, "new hidden"]:
-        """Returns the outputs of the new nodes of some trees and keeps what their children need.
-
-        Rows are those of one tree after another. Only convolution and recurrence know of trees.
-        """
+        self,
+        hidden: Float[Tensor, "trees new hidden"],
+        new: TreeRows,
+        bank: SsmBank,
+        layer: int,
+    ) -> Float[Tensor, "trees new hidden"]:
+        """Returns the outputs of the new nodes of some trees and keeps what their children need."""
         projected = self.project(hidden)
-        bounds = _bounds(trees)
-        convolved = [
-            self._convolve_tree(projected.conv_inputs[begin:end], tree, layer)
-            for tree, (begin, end) in zip(trees, bounds, strict=True)
-        ]
-        selected = self.select(_joined(convolved).to(projected.conv_inputs.dtype), projected.dt)
-        kernels = self.kernels(hidden.device)
-        y = [
-            tree.memory.branching.extend(
-                kernels,
-                layer,
-                selected.rows(begin, end),
-                tree.memory.recurrent[layer],
-                tree.layout,
-            )
-            for tree, (begin, end) in zip(trees, bounds, strict=True)
-        ]
-        return self.finish(_joined(y), projected.gate)
-
-    def _convolve_tree(
-        self, conv_inputs: Float[Tensor, "new channels"], tree: GrownTree, layer: int
-    ) -> Float[Tensor, "new channels"]:
-        num_nodes, num_new = len(tree.layout), len(conv_inputs)
-        all_inputs = tree.memory.conv_inputs[layer, :num_nodes]
-        all_inputs[-num_new:] = conv_inputs
-        return conv_kernels(conv_inputs.device).tree_conv(
-            all_inputs,
+        write_rows(bank.conv_inputs[layer], new, projected.conv_inputs)
+        convolved = conv_kernels(hidden.device).tree_conv(
+            bank.conv_inputs[layer],
             self.conv1d.weight.squeeze(1),
             self.conv1d.bias,
-            tree.memory.history[layer],
-            tree.layout.windows[-num_new:],
+            bank.history[layer],
+            new,
         )
+        selected = self.select(convolved.to(projected.conv_inputs.dtype), projected.dt)
+        kernels = self.kernels(hidden.device)
+        y = bank.branching.extend(kernels, layer, selected, bank.recurrent[layer], new)
+        return self.finish(y, projected.gate)
 
 
 class Block(nn.Module):
@@ -247,7 +230,7 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         self._branching = branching
         self._shape = config.state_shape
         self._output_rows: Float[Tensor, "kept hidden"] | None = None
-        self._graphs = LevelGraphs()
+        self.banks = StateSpaceBanks(self._shape)
         nn.init.normal_(self.backbone.embeddings.weight, std=0.02)
         if config.tie_embeddings:
             self.tie_embeddings()
@@ -292,7 +275,7 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         if token_ids is not None:
             check_vocabulary(token_ids, len(weight))
         self._output_rows = None if token_ids is None else weight[token_ids.to(weight.device)]
-        self._graphs.forget()
+        self.banks.forget_graphs()
 
     def new_state(self, branching: BranchingKind | None = None) -> StateSpaceState:
         """Returns the state of an empty text.
@@ -306,13 +289,12 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
     def extend_all(self, parts: Sequence[Part]) -> list[Float[Tensor, "_ vocab"]]:
         """Appends nodes to the trees of several texts in one pass over the weights.
 
-        Returns the logits after each node, in float32. Convolutions and recurrences run text by
-        text, everything else for all rows at once.
+        Returns the logits after each node, in float32.
 
         Raises:
             InvalidInputError: if a tree cannot grow so, or two parts have one state.
         """
-        return extend_states(parts, self.vocab_size, self._run_trees)
+        return extend_states(parts, self.vocab_size, partial(self.banks.run, self._run_nodes))
 
     @torch.no_grad()
     def run_text(
@@ -321,14 +303,11 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         """Moves the text's part of a memory along some tokens, `chunk` of them at a time."""
         for part in self._tokens(token_ids).split(chunk):
             hidden = self.backbone.embeddings(part).float()
-            for layer, block in enumerate(self.backbone.blocks):
-                hidden = hidden + self._mix_text(block, hidden, memory, layer)
-
-    def run_level(
-        self, token_ids: Int[Tensor, " new"], layout: TreeLayout, memory: SsmState
-    ) -> Float[Tensor, "new vocab"]:
-        """Runs the newest nodes of a tree, on tensors alone and without waiting for the device."""
-        return self._run_rows(token_ids, [GrownTree(len(token_ids), layout, memory)])
+            asked = perf_counter()
+            with memory.bank.lock:
+                book_wait(asked)
+                for layer, block in enumerate(self.backbone.blocks):
+                    hidden = hidden + self._mix_text(block, hidden, memory, layer)
 
     @torch.no_grad()
     def find_broken_layer(self, token_ids: Sequence[int]) -> str | None:
@@ -343,20 +322,11 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
                 return f"layer {layer}"
         return None if self._logits(hidden).isfinite().all() else "the output layer"
 
-    def _run_trees(
-        self, token_ids: Sequence[int], trees: Sequence[GrownTree]
-    ) -> Float[Tensor, "new vocab"]:
-        tokens, first = self._tokens(token_ids), trees[0]
-        if len(trees) == 1 and self._graphs.can_run(first.memory, len(tokens)):
-            return self._graphs.run(self.run_level, tokens, first.layout, first.memory)
-        return self._run_rows(tokens, trees)
-
-    def _run_rows(
-        self, token_ids: Int[Tensor, " new"], trees: Sequence[GrownTree]
-    ) -> Float[Tensor, "new vocab"]:
-        hidden = self.backbone.embeddings(token_ids).float()
+    def _run_nodes(self, inputs: TreeInputs, bank: SsmBank) -> Float[Tensor, "trees new vocab"]:
+        """Runs new nodes of some trees, on tensors alone and without waiting for the device."""
+        hidden = self.backbone.embeddings(inputs.token_ids).float()
         for layer, block in enumerate(self.backbone.blocks):
-            hidden = hidden + block.mixer.run_nodes(block.norm(hidden), trees, layer)
+            hidden = hidden + block.mixer.run_nodes(block.norm(hidden), inputs.rows, bank, layer)
         return self._logits(hidden)
 
     def _mix_text(
@@ -367,28 +337,22 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         )
         return mixed
 
-    def _logits(self, hidden: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows vocab"]:
+    def _logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
         rows = self.lm_head.weight if self._output_rows is None else self._output_rows
         return F.linear(self.backbone.norm_f(hidden), rows).float()
 
     def _new_memory(self, branching: BranchingKind) -> SsmState:
         mixers = [block.mixer for block in self.backbone.blocks]
         A = torch.stack([mixer.rates.detach() for mixer in mixers])
-        commit_sums = mixers[0].kernels(A.device).commit_sums
-        return SsmState(self._shape, branching(self._shape, A, commit_sums), A.device)
+        kernels = mixers[0].kernels(A.device)
+
+        def commit_sums(x: Tensor, dt: Tensor, B: Tensor, committed: Tensor) -> None:
+            kernels.commit_sums(x, dt, A, B, committed)
+
+        return self.banks.bank(branching, A.device).new_state(commit_sums)
 
     def _tokens(self, token_ids: Sequence[int]) -> Int[Tensor, " tokens"]:
         return torch.tensor(token_ids, dtype=torch.int64, device=self.lm_head.weight.device)
-
-
-def _bounds(trees: Sequence[GrownTree]) -> list[tuple[int, int]]:
-    """Returns where the rows of each tree begin and end."""
-    ends = accumulate((tree.num_new for tree in trees), initial=0)
-    return list(pairwise(ends))
-
-
-def _joined(parts: Sequence[Float[Tensor, " _ *axes"]]) -> Float[Tensor, " all_rows *axes"]:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def check_vocabulary(draft_vocab: Int[Tensor, " kept"], vocab_size: int) -> None:

@@ -36,7 +36,7 @@ from treesnake.models.state_space_packing import pack_mamba, pack_mamba2
 from treesnake.models.state_space_state import GrownTree, StateSpaceState, extend_states
 from treesnake.models.tree_network import Part
 from treesnake.states.branching import BranchingKind, PathSums, StateCopies, StateShape
-from treesnake.states.ssm import SsmState
+from treesnake.states.ssm import SsmBank, SsmState
 
 PREFILL_CHUNK = 128
 """Tokens of a prompt that are run at once: their activations stay in the cache."""
@@ -137,23 +137,9 @@ class CpuNetwork(ABC):
 
     def _run_trees(
         self, token_ids: Sequence[int], trees: Sequence[GrownTree]
-    ) -> Float[Tensor, "new vocab"]:
-        tasks = [_task_of(tree) for tree in trees]
-        if len({*tasks}) == 1:
-            return self._run_nodes(tasks[0], token_ids, trees)
-        rows = torch.arange(len(token_ids)).split([tree.num_new for tree in trees])
-        logits = torch.empty(len(token_ids), len(self._weights.stack.head))
-        for task in {*tasks}:
-            chosen = [number for number, own in enumerate(tasks) if own == task]
-            index = torch.cat([rows[number] for number in chosen])
-            tokens = [token_ids[row] for row in index.tolist()]
-            logits[index] = self._run_nodes(task, tokens, [trees[number] for number in chosen])
-        return logits
-
-    def _run_nodes(
-        self, task: int, token_ids: Sequence[int], trees: Sequence[GrownTree]
-    ) -> Float[Tensor, "new vocab"]:
+    ) -> Sequence[Float[Tensor, "_ vocab"]]:
         """Runs the new nodes of trees that branch in one way."""
+        task = _task_of(trees[0])
         needed = [_needed_nodes(tree) for tree in trees] if task == SUMS else [NOTHING] * len(trees)
         fields: list[tuple[int, ...]] = []
         first_row = 0
@@ -166,7 +152,7 @@ class CpuNetwork(ABC):
         with self._lock:
             book_wait(asked)
             logits = self._run(self._weights, rows, num_nodes, num_logits=first_row)
-        return torch.from_numpy(logits)[:first_row]
+        return torch.from_numpy(logits)[:first_row].split([tree.num_new for tree in trees])
 
     def _run(self, weights: Any, rows: PassRows, num_nodes: int, num_logits: int) -> np.ndarray:
         """Makes the compiled call; whoever calls this holds the lock."""
@@ -184,14 +170,14 @@ class CpuNetwork(ABC):
             self._work = self._new_workspace(*self._room[:2])
 
     def _new_memory(self, branching: BranchingKind) -> SsmState:
-        A = torch.from_numpy(self._weights.stack.A)
-        return SsmState(self._shape, branching(self._shape, A, self._commit_sums), CPU)
+        return SsmBank(self._shape, branching, CPU).new_state(self._commit_sums)
 
-    def _commit_sums(self, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, committed: Tensor) -> None:
+    def _commit_sums(self, x: Tensor, dt: Tensor, B: Tensor, committed: Tensor) -> None:
         """Moves the states of a text along the inputs of a path, in place; see `SsmKernels`."""
         cells = (-1, self._memory_shape.state_dim)
         B, states = B.reshape(len(B), *cells), committed.view(len(committed), *cells)
-        TEAM.run(self._commit_kernel(), 1, *(part.numpy() for part in (A, dt, x, B, states)))
+        arrays = (part.numpy() for part in (dt, x, B, states))
+        TEAM.run(self._commit_kernel(), 1, self._weights.stack.A, *arrays)
 
     @abstractmethod
     def _new_workspace(self, num_rows: int, num_nodes: int) -> Any:
@@ -345,7 +331,7 @@ NOTHING = np.empty(0, dtype=bool)
 
 
 def _task_of(tree: GrownTree) -> int:
-    return SUMS if isinstance(tree.memory.branching, PathSums) else COPIES
+    return SUMS if isinstance(tree.memory.bank.branching, PathSums) else COPIES
 
 
 def _needed_nodes(tree: GrownTree) -> np.ndarray:
@@ -369,12 +355,12 @@ def _layout_fields(tree: GrownTree, needed: np.ndarray) -> tuple[int, ...]:
 
 
 def _addresses(memory: SsmState) -> list[int]:
-    """Returns the fields of `PART` for a memory."""
-    branch = memory.branching
+    """Returns the fields of `PART` for a memory, whose bank is its own: its slot is the first."""
+    bank, branch = memory.bank, memory.bank.branching
     tensors = {
-        "history": memory.history,
-        "recurrent": memory.recurrent,
-        "conv_inputs": memory.conv_inputs,
+        "history": bank.history,
+        "recurrent": bank.recurrent,
+        "conv_inputs": bank.conv_inputs,
     }
     if isinstance(branch, PathSums):
         tensors |= {"node_x": branch.x, "node_dt": branch.dt, "node_B": branch.B}

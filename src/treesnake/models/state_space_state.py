@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,6 +25,8 @@ from treesnake.states.tree_layout import TreeLayout, tree_layout
 
 logger = logging.getLogger(__name__)
 
+HOST = torch.device("cpu")
+
 
 @dataclass(frozen=True, eq=False)
 class GrownTree:
@@ -31,7 +34,7 @@ class GrownTree:
 
     Attributes:
         num_new: the number of new nodes.
-        layout: how all nodes lie; the new ones are the last.
+        layout: how all nodes lie, on the host; the new ones are the last.
         memory: of the text and of the nodes before, with room for the new ones.
     """
 
@@ -40,9 +43,9 @@ class GrownTree:
     memory: SsmState
 
 
-RunTrees = Callable[[Sequence[int], Sequence[GrownTree]], Float[Tensor, "new vocab"]]
-"""Runs the new nodes of some trees in one pass, given the tokens of one tree's after another's;
-returns the logits after each."""
+RunTrees = Callable[[Sequence[int], Sequence[GrownTree]], Sequence[Float[Tensor, "_ vocab"]]]
+"""Runs the new nodes of some trees that branch in one way in one pass, given the tokens of one
+tree's after another's; returns the logits of each tree."""
 
 
 @runtime_checkable
@@ -207,10 +210,17 @@ def extend_states(
     if not parts:
         return []
     trees = [_grown_tree(state, part) for state, part in zip(states, parts, strict=True)]
-    logits = run_trees([token for part in parts for token in part.token_ids], trees)
+    logits: dict[int, Float[Tensor, "_ vocab"]] = {}
+    for kind in {type(tree.memory.bank.branching) for tree in trees}:
+        chosen = [
+            number for number, tree in enumerate(trees) if type(tree.memory.bank.branching) is kind
+        ]
+        token_ids = [token for number in chosen for token in parts[number].token_ids]
+        results = run_trees(token_ids, [trees[number] for number in chosen])
+        logits.update(zip(chosen, results, strict=True))
     for state, part in zip(states, parts, strict=True):
         state.held.append(part.token_ids, part.parents)
-    return list(logits.split([tree.num_new for tree in trees]))
+    return [logits[number] for number in range(len(parts))]
 
 
 def check_tokens(token_ids: Sequence[int], vocab_size: int) -> None:
@@ -230,5 +240,5 @@ def _state_of(part: Part) -> StateSpaceState:
 def _grown_tree(state: StateSpaceState, part: Part) -> GrownTree:
     parents, memory = (*state.held.parents, *part.parents), state.memory
     memory.reserve(len(parents))
-    layout = tree_layout(parents, memory.shape.conv_width, memory.history.device)
+    layout = tree_layout(parents, memory.bank.shape.conv_width, HOST)
     return GrownTree(len(part.parents), layout, memory)

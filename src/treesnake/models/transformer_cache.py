@@ -1,17 +1,15 @@
 """Keys and values of many texts in two arrays: a text has a slot of its own."""
 
 import threading
-from collections import deque
 from collections.abc import Sequence
-from heapq import heappop, heappush
 from itertools import pairwise
-from weakref import finalize
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 from treesnake.errors import ContextLengthError, InvalidInputError
+from treesnake.states.slots import Slots
 from treesnake.threads import on_one_thread
 
 
@@ -45,9 +43,7 @@ class KvPool:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.lock = threading.RLock()
         self.generation = 0
-        self._free: list[int] = []
-        # Garbage is collected at any moment, in any thread: appending to a deque is safe then.
-        self._returned: deque[int] = deque()
+        self._slots = Slots()
 
     @property
     def num_slots(self) -> int:
@@ -63,9 +59,15 @@ class KvPool:
         """Returns an empty slot for so many tokens and nodes."""
         with self.lock:
             self.reserve(capacity)
-            slot = self._take_slot()
-        cache = TransformerCache(self, slot)
-        finalize(cache, self._returned.append, slot)
+            slot = self._slots.lowest_free()
+            if slot == self.num_slots:
+                self._move(max(1, 2 * slot), self.capacity)
+            else:
+                # A row with weight zero is mixed in, too, and zero times no number is no number.
+                self.keys[:, slot].zero_()
+                self.values[:, slot].zero_()
+            cache = TransformerCache(self, slot)
+            self._slots.take(slot, cache)
         return cache
 
     def reserve(self, capacity: int) -> None:
@@ -73,19 +75,6 @@ class KvPool:
         with self.lock:
             if capacity > self.capacity:
                 self._move(self.num_slots, max(capacity, 2 * self.capacity))
-
-    def _take_slot(self) -> int:
-        while self._returned:
-            slot = self._returned.popleft()
-            # A row with weight zero is mixed in, too, and zero times no number is no number.
-            self.keys[:, slot].zero_()
-            self.values[:, slot].zero_()
-            heappush(self._free, slot)
-        if not self._free:
-            num_slots = max(1, 2 * self.num_slots)
-            self._free = list(range(self.num_slots, num_slots))
-            self._move(num_slots, self.capacity)
-        return heappop(self._free)
 
     @torch.inference_mode(mode=False)
     def _move(self, num_slots: int, capacity: int) -> None:

@@ -8,12 +8,14 @@ that depend on the size only, and never waits for the device; on other devices i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from time import perf_counter
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from treesnake.clock import book_wait
 from treesnake.kernels.reference.norm import gate, rms_norm, rotate, rotation
 from treesnake.models.cuda_graphs import GraphCache
 from treesnake.models.transformer_cache import KvPool, TransformerCache
@@ -26,6 +28,7 @@ from treesnake.models.transformer_layers import (
     read_layer,
 )
 from treesnake.models.transformer_pass import NewNodes
+from treesnake.states.tree_layout import round_up
 
 TORCH_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """The dtypes that weights, activations and cache can have."""
@@ -50,14 +53,10 @@ class Size:
         needed = max(part.cache.length + tree for part, tree in zip(parts, trees, strict=True))
         return cls(
             num_slots,
-            _round_up(max(len(part.token_ids) for part in parts)),
-            _round_up(max(trees)),
-            min(max(_round_up(needed), SMALLEST_ROWS), parts[0].cache.capacity),
+            round_up(max(len(part.token_ids) for part in parts)),
+            round_up(max(trees)),
+            min(max(round_up(needed), SMALLEST_ROWS), parts[0].cache.capacity),
         )
-
-
-def _round_up(number: int) -> int:
-    return 1 << (number - 1).bit_length()
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,13 +95,13 @@ class Inputs:
             inputs._put(part, slots.index(part.cache.slot))
         return inputs
 
-    def _put(self, part: NewNodes, place: int) -> None:
+    def _put(self, part: NewNodes, index: int) -> None:
         nodes, tree_nodes = part.ancestor_mask.shape
         end = part.cache.length + tree_nodes
-        self.token_ids[place, :nodes] = part.token_ids
-        self.mask[place, :nodes, :tree_nodes] = part.ancestor_mask
-        self.cache_rows[place, :nodes] = torch.arange(end - nodes, end)
-        self.lengths[place] = part.cache.length
+        self.token_ids[index, :nodes] = part.token_ids
+        self.mask[index, :nodes, :tree_nodes] = part.ancestor_mask
+        self.cache_rows[index, :nodes] = torch.arange(end - nodes, end)
+        self.lengths[index] = part.cache.length
 
     def copied_to(self, device: torch.device) -> "Inputs":
         """Returns a copy on a device, at addresses of its own."""
@@ -168,9 +167,11 @@ class TorchEngine:
         The texts have different caches of this engine.
         """
         assert all(part.cache.pool is self._pool for part in parts)
+        asked = perf_counter()
         with self._pool.lock:
+            book_wait(asked)
             highest = max(part.cache.slot for part in parts)
-            size = Size.fitting(parts, _round_up(highest + 1))
+            size = Size.fitting(parts, round_up(highest + 1))
             has_logits = any(part.num_logits for part in parts)
             if has_logits and self._graphs.serves(self.device, size.slots * size.nodes):
                 return self._replay(parts, size)

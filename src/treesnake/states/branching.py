@@ -6,13 +6,15 @@ hundredth of that for Mamba-2, and work that grows with the depth of the tree.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import prod
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.kernels.dispatch import SsmKernels
-from treesnake.states.tree_layout import TreeLayout
+from treesnake.kernels.tree_rows import TreeRows
 from treesnake.threads import on_one_thread
 
 
@@ -53,49 +55,46 @@ class Selected:
     C: Float[Tensor, "*rows_b"]
     D: Float[Tensor, "*dt_axes"]
 
-    def rows(self, begin: int, end: int) -> "Selected":
-        """Returns the part of these rows."""
-        rows = slice(begin, end)
-        return replace(self, x=self.x[rows], dt=self.dt[rows], B=self.B[rows], C=self.C[rows])
 
-
-CommitSums = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-"""`SsmKernels.commit_sums` in one of its forms: moves states along a path, in place."""
+CommitSums = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+"""`SsmKernels.commit_sums` in one of its forms with the A of a network: moves states along the x,
+dt and B of a path, in place."""
 
 
 class StateCopies:
     """Keeps the recurrent state after every node; a child starts from its parent's.
 
-    Like every way to branch it is made of the state's axes, each layer's A, which says where
-    tensors live, and the kernel that moves states along the inputs of a path.
+    Like every way to branch it holds the nodes of many texts, a slot for each text and a row for
+    each node.
 
     Source: Mamba Drafters (Choi et al. 2025), "batch-wise state caching".
     """
 
-    def __init__(
-        self, shape: StateShape, A: Float[Tensor, " layers *a_axes"], commit_sums: CommitSums
-    ) -> None:
-        self.states = A.new_empty(shape.num_layers, 0, *shape.state)
+    def __init__(self, shape: StateShape, device: torch.device) -> None:
+        self.states = torch.zeros(shape.num_layers, 0, 0, *shape.state, device=device)
 
     @property
-    def num_bytes(self) -> int:
-        """The bytes that are held now."""
-        return self.states.nbytes
+    def bytes_per_node(self) -> int:
+        """The bytes of one node, without its inputs to the convolutions."""
+        return bytes_per_node(self.states)
 
-    def reserve(self, num_nodes: int) -> None:
-        """Makes room for a tree of this many nodes."""
-        self.states = with_room(self.states, num_nodes)
+    def move(self, num_slots: int, num_rows: int) -> None:
+        """Moves to more slots or rows; what is kept of nodes stays."""
+        self.states = grown(self.states, num_slots, num_rows)
+
+    def clear(self, slot: int) -> None:
+        """Forgets the nodes of a text."""
+        self.states[:, slot].zero_()
 
     def extend(
         self,
         kernels: SsmKernels,
         layer: int,
         selected: Selected,
-        committed: Float[Tensor, "*state_axes"],
-        layout: TreeLayout,
-    ) -> Float[Tensor, " new *x_axes"]:
-        """Runs the newest nodes through one layer's recurrence and returns their outputs."""
-        states = self.states[layer, : len(layout)]
+        committed: Float[Tensor, " slots *state_axes"],
+        new: TreeRows,
+    ) -> Float[Tensor, " trees new *x_axes"]:
+        """Runs the new nodes of some trees through a layer's recurrence; returns the outputs."""
         return kernels.extend_copies(
             selected.x,
             selected.dt,
@@ -104,14 +103,20 @@ class StateCopies:
             selected.C,
             selected.D,
             committed,
-            states,
-            layout.parents,
+            self.states[layer],
+            new,
         )
 
     @on_one_thread
-    def commit(self, path: Sequence[int], committed: Float[Tensor, " layers *state_axes"]) -> None:
-        """Moves the committed state of all layers to the end of a path."""
-        committed.copy_(self.states[:, path[-1]])
+    def commit(
+        self,
+        slot: int,
+        path: Sequence[int],
+        committed: Float[Tensor, " layers *state_axes"],
+        commit_sums: CommitSums,
+    ) -> None:
+        """Moves the state of a text to the end of a path, in all layers."""
+        committed.copy_(self.states[:, slot, path[-1]])
 
 
 class PathSums:
@@ -120,54 +125,52 @@ class PathSums:
     Source: the closed form of STree (Wu et al. 2025), here grown level by level.
     """
 
-    def __init__(
-        self, shape: StateShape, A: Float[Tensor, " layers *a_axes"], commit_sums: CommitSums
-    ) -> None:
-        self._commit_sums = commit_sums
-        self._A = A
-        self.x = A.new_empty(shape.num_layers, 0, *shape.x)
-        self.dt = A.new_empty(shape.num_layers, 0, *shape.dt)
-        self.B = A.new_empty(shape.num_layers, 0, *shape.B)
+    def __init__(self, shape: StateShape, device: torch.device) -> None:
+        self.x = torch.zeros(shape.num_layers, 0, 0, *shape.x, device=device)
+        self.dt = torch.zeros(shape.num_layers, 0, 0, *shape.dt, device=device)
+        self.B = torch.zeros(shape.num_layers, 0, 0, *shape.B, device=device)
 
     @property
-    def num_bytes(self) -> int:
-        """The bytes that are held now."""
-        return self.x.nbytes + self.dt.nbytes + self.B.nbytes
+    def bytes_per_node(self) -> int:
+        """The bytes of one node, without its inputs to the convolutions."""
+        return sum(bytes_per_node(rows) for rows in (self.x, self.dt, self.B))
 
-    def reserve(self, num_nodes: int) -> None:
-        """Makes room for a tree of this many nodes."""
-        self.x = with_room(self.x, num_nodes)
-        self.dt = with_room(self.dt, num_nodes)
-        self.B = with_room(self.B, num_nodes)
+    def move(self, num_slots: int, num_rows: int) -> None:
+        """Moves to more slots or rows; what is kept of nodes stays."""
+        self.x = grown(self.x, num_slots, num_rows)
+        self.dt = grown(self.dt, num_slots, num_rows)
+        self.B = grown(self.B, num_slots, num_rows)
+
+    def clear(self, slot: int) -> None:
+        """Forgets the nodes of a text."""
+        for rows in (self.x, self.dt, self.B):
+            rows[:, slot].zero_()
 
     def extend(
         self,
         kernels: SsmKernels,
         layer: int,
         selected: Selected,
-        committed: Float[Tensor, "*state_axes"],
-        layout: TreeLayout,
-    ) -> Float[Tensor, " new *x_axes"]:
-        """Runs the newest nodes through one layer's recurrence and returns their outputs."""
-        num_nodes = len(layout)
-        newest = slice(num_nodes - selected.x.shape[0], num_nodes)
+        committed: Float[Tensor, " slots *state_axes"],
+        new: TreeRows,
+    ) -> Float[Tensor, " trees new *x_axes"]:
+        """Runs the new nodes of some trees through a layer's recurrence; returns the outputs."""
         x, dt, B = self.x[layer], self.dt[layer], self.B[layer]
-        x[newest], dt[newest], B[newest] = selected.x, selected.dt, selected.B
-        return kernels.extend_sums(
-            x[:num_nodes],
-            dt[:num_nodes],
-            selected.A,
-            B[:num_nodes],
-            selected.C,
-            selected.D,
-            committed,
-            layout.ancestor_mask,
-        )
+        write_rows(x, new, selected.x)
+        write_rows(dt, new, selected.dt)
+        write_rows(B, new, selected.B)
+        return kernels.extend_sums(x, dt, selected.A, B, selected.C, selected.D, committed, new)
 
-    def commit(self, path: Sequence[int], committed: Float[Tensor, " layers *state_axes"]) -> None:
-        """Moves the committed state of all layers to the end of a path."""
-        x, dt, B = (_chosen(rows, path) for rows in (self.x, self.dt, self.B))
-        self._commit_sums(x, dt, self._A, B, committed)
+    def commit(
+        self,
+        slot: int,
+        path: Sequence[int],
+        committed: Float[Tensor, " layers *state_axes"],
+        commit_sums: CommitSums,
+    ) -> None:
+        """Moves the state of a text to the end of a path, in all layers."""
+        x, dt, B = (_chosen(rows[:, slot], path) for rows in (self.x, self.dt, self.B))
+        commit_sums(x, dt, B, committed)
 
 
 @on_one_thread
@@ -183,14 +186,25 @@ BranchingKind = type[StateCopies] | type[PathSums]
 """How the state of a network is to branch."""
 
 
+def write_rows(
+    rows: Float[Tensor, " slots rows *axes"],
+    new: TreeRows,
+    values: Float[Tensor, " trees new *axes"],
+) -> None:
+    """Writes what one layer keeps of the new nodes of some trees."""
+    rows[new.slots[:, None], new.rows] = values.to(rows.dtype)
+
+
 @on_one_thread
-def with_room(
-    rows: Float[Tensor, " layers capacity *axes"], num_nodes: int
-) -> Float[Tensor, " layers larger_capacity *axes"]:
-    """Returns `rows`, moved to a buffer of twice the size if it cannot hold so many nodes."""
-    capacity = rows.shape[1]
-    if num_nodes <= capacity:
-        return rows
-    larger = rows.new_empty(rows.shape[0], max(num_nodes, 2 * capacity), *rows.shape[2:])
-    larger[:, :capacity] = rows
+@torch.inference_mode(mode=False)
+def grown(tensor: Float[Tensor, " layers *axes"], *sizes: int) -> Float[Tensor, " layers *sizes"]:
+    """Returns a copy in a larger tensor, whose axes after the layers have these sizes first."""
+    old = tensor.shape[1 : 1 + len(sizes)]
+    larger = tensor.new_zeros(len(tensor), *sizes, *tensor.shape[1 + len(sizes) :])
+    larger[(slice(None), *map(slice, old))] = tensor
     return larger
+
+
+def bytes_per_node(rows: Float[Tensor, " layers slots rows *axes"]) -> int:
+    """Returns the bytes that one node takes in all layers."""
+    return len(rows) * prod(rows.shape[3:]) * rows.element_size()

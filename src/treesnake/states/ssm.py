@@ -1,9 +1,10 @@
-"""The memory of one text in a recurrent network, and of the nodes of a tree that grows on it.
+"""The memory of texts in a recurrent network, and of the nodes of trees that grow on them.
 
 A text is one recurrent state and the last inputs of the convolutions, whatever its length. Which
 text it is, and how the nodes lie, `HeldText` says.
 """
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -11,42 +12,133 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.kernels.reference.conv import next_history
-from treesnake.states.branching import Branching, StateShape, with_room
+from treesnake.states.branching import (
+    BranchingKind,
+    CommitSums,
+    StateShape,
+    bytes_per_node,
+    grown,
+)
+from treesnake.states.slots import Slots
 from treesnake.threads import on_one_thread
 
 
-class SsmState:
-    """What one text and its tree have in memory; others share the weights, nobody shares this.
+class SsmBank:
+    """The memory of many texts: each has a slot, and each node of its tree a row of the slot.
 
-    The tensors of the text stay at their addresses; those of nodes move when a tree outgrows them.
+    Slots and rows grow by doubling. That moves the tensors, and what has their addresses is out of
+    date. Who reads or writes the tensors holds the lock, so that they do not move meanwhile.
 
     Attributes:
         shape: the axes of everything below.
         history: the last inputs of each layer's convolution.
         recurrent: each layer's state after the text.
-        branching: what is kept of the tree's nodes.
         conv_inputs: the inputs of the convolutions at each node.
+        branching: what else is kept of the nodes.
+        lock: for passes, growth and commits; the same thread may take it again.
+        generation: how often the tensors have moved.
     """
 
-    def __init__(self, shape: StateShape, branching: Branching, device: torch.device) -> None:
+    def __init__(self, shape: StateShape, branching: BranchingKind, device: torch.device) -> None:
         self.shape = shape
-        self.branching = branching
-        num_layers = shape.num_layers
-        history_shape = (shape.conv_width - 1, shape.conv_channels)
-        self.history = torch.zeros(num_layers, *history_shape, device=device)
-        self.recurrent = torch.zeros(num_layers, *shape.state, device=device)
-        self.conv_inputs = torch.empty(num_layers, 0, shape.conv_channels, device=device)
+        layers, channels = shape.num_layers, shape.conv_channels
+        self.history: Float[Tensor, "layers slots history channels"]
+        self.history = torch.zeros(layers, 0, shape.conv_width - 1, channels, device=device)
+        self.recurrent: Float[Tensor, " layers slots *state"]
+        self.recurrent = torch.zeros(layers, 0, *shape.state, device=device)
+        self.conv_inputs: Float[Tensor, "layers slots rows channels"]
+        self.conv_inputs = torch.zeros(layers, 0, 0, channels, device=device)
+        self.branching = branching(shape, device)
+        self.lock = threading.RLock()
+        self.generation = 0
+        self._slots = Slots()
+
+    @property
+    def num_slots(self) -> int:
+        """The number of slots, free ones included."""
+        return self.conv_inputs.shape[1]
+
+    @property
+    def num_rows(self) -> int:
+        """The number of nodes that each slot has room for."""
+        return self.conv_inputs.shape[2]
+
+    @property
+    def bytes_per_node(self) -> int:
+        """The bytes that one node takes."""
+        return bytes_per_node(self.conv_inputs) + self.branching.bytes_per_node
+
+    def new_state(self, commit_sums: CommitSums) -> "SsmState":
+        """Returns the state of an empty text.
+
+        Args:
+            commit_sums: moves states along the inputs of a path, with the A of the network.
+        """
+        with self.lock:
+            slot = self._slots.lowest_free()
+            if slot == self.num_slots:
+                self._move(max(1, 2 * slot), self.num_rows)
+            state = SsmState(self, slot, commit_sums)
+            state.reset()
+            # What is weighted with zero is summed, too, and zero times no number is no number.
+            self.conv_inputs[:, slot].zero_()
+            self.branching.clear(slot)
+            self._slots.take(slot, state)
+        return state
+
+    def reserve(self, num_rows: int) -> None:
+        """Makes room for a tree of this many nodes in every slot."""
+        with self.lock:
+            if num_rows > self.num_rows:
+                self._move(self.num_slots, max(num_rows, 2 * self.num_rows))
+
+    def _move(self, num_slots: int, num_rows: int) -> None:
+        self.history = grown(self.history, num_slots)
+        self.recurrent = grown(self.recurrent, num_slots)
+        self.conv_inputs = grown(self.conv_inputs, num_slots, num_rows)
+        self.branching.move(num_slots, num_rows)
+        self.generation += 1
+
+
+class SsmState:
+    """The memory of one text and its tree; others share the weights, nobody shares this.
+
+    Attributes:
+        bank: what the slot is one of.
+        slot: its number there.
+    """
+
+    def __init__(self, bank: SsmBank, slot: int, commit_sums: CommitSums) -> None:
+        self.bank = bank
+        self.slot = slot
+        self._commit_sums = commit_sums
+        self._most_nodes = 0
+
+    @property
+    def shape(self) -> StateShape:
+        """The axes of everything below."""
+        return self.bank.shape
+
+    @property
+    def history(self) -> Float[Tensor, "layers history channels"]:
+        """The last inputs of each layer's convolution, until the bank moves."""
+        return self.bank.history[:, self.slot]
+
+    @property
+    def recurrent(self) -> Float[Tensor, " layers *state"]:
+        """Each layer's state after the text, until the bank moves."""
+        return self.bank.recurrent[:, self.slot]
 
     @property
     def num_bytes(self) -> int:
-        """The bytes of the text's part and of the room for nodes."""
-        committed = self.history.nbytes + self.recurrent.nbytes
-        return committed + self.conv_inputs.nbytes + self.branching.num_bytes
+        """The bytes of the text's part and of the largest tree so far."""
+        nodes = self._most_nodes * self.bank.bytes_per_node
+        return self.history.nbytes + self.recurrent.nbytes + nodes
 
     def reserve(self, num_nodes: int) -> None:
         """Makes room for a tree of this many nodes; what is kept of nodes stays."""
-        self.conv_inputs = with_room(self.conv_inputs, num_nodes)
-        self.branching.reserve(num_nodes)
+        self.bank.reserve(num_nodes)
+        self._most_nodes = max(self._most_nodes, num_nodes)
 
     def commit(self, path: Sequence[int]) -> None:
         """Moves the text's part to the end of a path of the tree, which may be empty.
@@ -54,24 +146,29 @@ class SsmState:
         If this is interrupted, the text's part may be that of no text at all.
         """
         if path:
-            self.branching.commit(path, self.recurrent)
-            self._push_history(path)
+            with self.bank.lock:
+                self.bank.branching.commit(self.slot, path, self.recurrent, self._commit_sums)
+                self._push_history(path)
 
     @on_one_thread
     def _push_history(self, path: Sequence[int]) -> None:
-        self.history.copy_(next_history(self.conv_inputs[:, list(path)], self.history))
+        inputs = self.bank.conv_inputs[:, self.slot, list(path)]
+        self.history.copy_(next_history(inputs, self.history))
 
     def reset(self) -> None:
         """Makes the text's part that of an empty text."""
-        self.history.zero_()
-        self.recurrent.zero_()
+        with self.bank.lock:
+            self.history.zero_()
+            self.recurrent.zero_()
 
     def copy(self) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
         """Returns a copy of the text's part, for `restore`."""
-        return self.history.clone(), self.recurrent.clone()
+        with self.bank.lock:
+            return self.history.clone(), self.recurrent.clone()
 
     def restore(self, copied: Sequence[Float[Tensor, "..."]]) -> None:
         """Makes the text's part what `copy` returned here or in another state of the network."""
         history, recurrent = copied
-        self.history.copy_(history)
-        self.recurrent.copy_(recurrent)
+        with self.bank.lock:
+            self.history.copy_(history)
+            self.recurrent.copy_(recurrent)

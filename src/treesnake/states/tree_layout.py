@@ -1,5 +1,6 @@
 """How the nodes of a growing tree lie to each other, in the forms that kernels want."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -7,6 +8,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from treesnake.kernels.tree_rows import TreeRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,25 +32,6 @@ class TreeLayout:
     def __len__(self) -> int:
         return len(self.parents)
 
-    def clone(self) -> "TreeLayout":
-        """Returns a copy to be overwritten."""
-        return TreeLayout(
-            self.parents.clone(),
-            self.depths.clone(),
-            self.ancestor_mask.clone(),
-            self.windows.clone(),
-        )
-
-    def overwrite(self, other: "TreeLayout") -> None:
-        """Makes this the layout of another tree with as many nodes, at the same addresses.
-
-        Only for what `clone` returned: others share what `tree_layout` returns.
-        """
-        self.parents.copy_(other.parents)
-        self.depths.copy_(other.depths)
-        self.ancestor_mask.copy_(other.ancestor_mask)
-        self.windows.copy_(other.windows)
-
 
 @lru_cache(maxsize=1024)
 def tree_layout(parents: tuple[int, ...], conv_width: int, device: torch.device) -> TreeLayout:
@@ -68,3 +52,63 @@ def tree_layout(parents: tuple[int, ...], conv_width: int, device: torch.device)
         torch.from_numpy(mask[:-1]).to(device),
         torch.from_numpy(windows[:-1]).to(device),
     )
+
+
+@dataclass(frozen=True)
+class RowsSize:
+    """The axes of `TreeRows`.
+
+    Attributes:
+        trees: the number of trees.
+        new: the new nodes that each of them has room for.
+        nodes: the nodes in all that each has room for.
+    """
+
+    trees: int
+    new: int
+    nodes: int
+
+    def rounded(self) -> "RowsSize":
+        """Returns one of few sizes, each number less than twice as large."""
+        return RowsSize(round_up(self.trees), round_up(self.new), round_up(self.nodes))
+
+
+def round_up(number: int) -> int:
+    """Returns the smallest power of two that is not below a number."""
+    return 1 << (number - 1).bit_length()
+
+
+def tree_rows(
+    layouts: Sequence[TreeLayout],
+    num_new: Sequence[int],
+    slots: Sequence[int],
+    size: RowsSize,
+    spare_row: int,
+) -> TreeRows:
+    """Returns where the new nodes of some trees lie, on the host.
+
+    Node t of a tree has row t. What fills up has the spare row, and the slot of the first tree.
+
+    Args:
+        layouts: the trees, on the host; the new nodes are the last of each.
+        num_new: how many they are.
+        slots: those of the trees.
+        size: which may have room for more trees, and for more nodes.
+        spare_row: a row that no node has.
+    """
+    conv_width = layouts[0].windows.shape[1]
+    rows = TreeRows(
+        slots=torch.full((size.trees,), slots[0]),
+        rows=torch.full((size.trees, size.new), spare_row),
+        parents=torch.full((size.trees, size.new), -1),
+        ancestor_mask=torch.zeros(size.trees, size.new, size.nodes, dtype=torch.bool),
+        windows=torch.zeros(size.trees, size.new, conv_width, dtype=torch.int64),
+    )
+    for tree, (layout, new, slot) in enumerate(zip(layouts, num_new, slots, strict=True)):
+        num_nodes, newest = len(layout), slice(len(layout) - new, None)
+        rows.slots[tree] = slot
+        rows.rows[tree, :new] = torch.arange(num_nodes - new, num_nodes)
+        rows.parents[tree, :new] = layout.parents[newest]
+        rows.ancestor_mask[tree, :new, :num_nodes] = layout.ancestor_mask[newest]
+        rows.windows[tree, :new] = layout.windows[newest]
+    return rows

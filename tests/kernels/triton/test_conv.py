@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from treesnake.kernels.reference import conv as reference
-from treesnake.states.tree_layout import tree_layout
+from treesnake.kernels.tree_rows import TreeRows
+from treesnake.states.tree_layout import RowsSize, tree_layout, tree_rows
+
+CPU = torch.device("cpu")
 
 
 def random_case(
@@ -40,9 +43,12 @@ def test_texts_equal_the_reference_and_so_do_their_gradients(
 
 @pytest.mark.parametrize("channels", [5, 128, 200])
 def test_trees_equal_the_reference(conv: ModuleType, device: torch.device, channels: int) -> None:
-    inputs, weight, bias, history = random_case(device, channels=channels)
-    windows = tree_layout((-1, 0, 0, 1, 1, 2, 5), 4, device).windows[-4:]
+    """Two trees in three slots, of which one has fewer new nodes than the other."""
+    inputs, weight, bias, history = random_case(device, 3, channels=channels)
+    layouts = [tree_layout(parents, 4, CPU) for parents in ((-1, 0, 0, 1, 1, 2), (-1, 0, 1))]
+    new = tree_rows(layouts, [4, 2], [2, 0], RowsSize(trees=2, new=4, nodes=6), spare_row=6)
+    new = TreeRows(**{name: rows.to(device) for name, rows in vars(new).items()})
     torch.testing.assert_close(
-        conv.tree_conv(inputs, weight, bias, history, windows),
-        reference.tree_conv(inputs, weight, bias, history, windows),
+        conv.tree_conv(inputs, weight, bias, history, new),
+        reference.tree_conv(inputs, weight, bias, history, new),
     )

@@ -10,9 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from treesnake.kernels.reference import ssd, ssm
-from treesnake.states.tree_layout import tree_layout
+from treesnake.kernels.tree_rows import TreeRows
+from treesnake.states.tree_layout import RowsSize, tree_layout, tree_rows
 
-PARENTS = (-1, 0, 0, 1, 1, 2, 5, -1)
+CPU = torch.device("cpu")
+
+
+def two_trees(num_new: int, device: torch.device) -> TreeRows:
+    """Two trees in three slots of nine rows; the second tree is smaller, and never all new."""
+    layouts = [tree_layout(parents, 4, CPU) for parents in ((-1, 0, 0, 1, 1, 2, 5, -1), (-1, 0, 1))]
+    new = tree_rows(
+        layouts, [num_new, min(num_new, 2)], [2, 0], RowsSize(2, num_new, nodes=8), spare_row=8
+    )
+    return TreeRows(**{name: rows.to(device) for name, rows in vars(new).items()})
 
 
 @dataclass(frozen=True)
@@ -81,14 +91,14 @@ def test_scans_equal_the_reference_and_so_do_their_gradients(
 def test_state_copies_equal_the_reference(
     recurrence: Recurrence, device: torch.device, num_new: int
 ) -> None:
-    x, dt, A, B, C, D, committed = recurrence.case(device, 8)
-    new = slice(8 - num_new, None)
-    parents = torch.tensor(PARENTS, device=device)
+    new = two_trees(num_new, device)
+    x, dt, A, B, C, D, _ = recurrence.case(device, 2, num_new)
     results = []
     for form in recurrence.forms:
-        states = torch.randn(8, *committed.shape, generator=torch.Generator().manual_seed(2))
-        states = states.to(device)
-        y = form.extend_copies(x[new], dt[new], A, B[new], C[new], D, committed, states, parents)
+        random = torch.Generator().manual_seed(2)
+        committed = torch.randn(3, *recurrence.state, generator=random).to(device)
+        states = torch.randn(3, 9, *recurrence.state, generator=random).to(device)
+        y = form.extend_copies(x, dt, A, B, C, D, committed, states, new)
         results.append((y, states))
     for part, expected in zip(*results, strict=True):
         torch.testing.assert_close(part, expected, rtol=1e-4, atol=1e-4)
@@ -99,10 +109,10 @@ def test_state_copies_equal_the_reference(
 def test_path_sums_equal_the_reference(
     recurrence: Recurrence, device: torch.device, num_new: int
 ) -> None:
-    x, dt, A, B, C, D, committed = recurrence.case(device, 8)
-    mask = tree_layout(PARENTS, 4, device).ancestor_mask
-    inputs = (x, dt, A, B, C[-num_new:], D, committed, mask)
-    y, expected = (form.extend_sums(*inputs) for form in recurrence.forms)
+    new = two_trees(num_new, device)
+    x, dt, A, B, C, D, committed = recurrence.case(device, 3, 9)
+    C = C[:2, :num_new]
+    y, expected = (form.extend_sums(x, dt, A, B, C, D, committed, new) for form in recurrence.forms)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -6,8 +6,10 @@ zeros at the start of a text.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
+
+from treesnake.kernels.tree_rows import TreeRows
 
 
 def causal_conv(
@@ -24,21 +26,19 @@ def causal_conv(
 
 
 def tree_conv(
-    inputs: Float[Tensor, "nodes channels"],
+    inputs: Float[Tensor, "slots rows channels"],
     weight: Float[Tensor, "channels conv_width"],
     bias: Float[Tensor, " channels"] | None,
-    history: Float[Tensor, "history channels"],
-    windows: Int[Tensor, "new conv_width"],
-) -> Float[Tensor, "new channels"]:
-    """Convolves nodes of a tree: each sees the last K inputs on its own path.
-
-    `inputs` are those of all nodes; `windows` has, for each node that is wanted, the rows of
-    [history | inputs] that it sees, its own last.
-    """
-    rows = torch.cat([history, inputs])
-    total = rows.new_zeros(()) if bias is None else bias
-    for taps, factor in zip(windows.T, weight.T, strict=True):
-        total = total + rows[taps] * factor
+    history: Float[Tensor, "slots history channels"],
+    new: TreeRows,
+) -> Float[Tensor, "trees new channels"]:
+    """Convolves the new nodes of some trees: each sees the last K inputs on its own path."""
+    num_history, slots = history.shape[1], new.slots[:, None]
+    total = inputs.new_zeros(()) if bias is None else bias
+    for taps, factor in zip(new.windows.unbind(2), weight.T, strict=True):
+        committed = history[slots, taps.clamp(max=num_history - 1)]
+        seen = inputs[slots, (taps - num_history).clamp(min=0)]
+        total = total + torch.where((taps < num_history)[..., None], committed, seen) * factor
     return F.silu(total)
 
 

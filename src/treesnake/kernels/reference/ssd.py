@@ -23,10 +23,11 @@ Source: Dao and Gu 2024, Listing 1; trees by STree (Wu et al. 2025).
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from treesnake.kernels.reference.ssm import levels
+from treesnake.kernels.reference.ssm import levels, parent_states
+from treesnake.kernels.tree_rows import TreeRows
 
 CHUNK = 64
 """Tokens whose pairwise weights exist at once."""
@@ -98,64 +99,62 @@ def scan(
 
 
 def extend_copies(
-    x: Float[Tensor, "new heads head_dim"],
-    dt: Float[Tensor, "new heads"],
+    x: Float[Tensor, "trees new heads head_dim"],
+    dt: Float[Tensor, "trees new heads"],
     A: Float[Tensor, " heads"],
-    B: Float[Tensor, "new groups state_dim"],
-    C: Float[Tensor, "new groups state_dim"],
+    B: Float[Tensor, "trees new groups state_dim"],
+    C: Float[Tensor, "trees new groups state_dim"],
     D: Float[Tensor, " heads"],
-    committed: Float[Tensor, "heads head_dim state_dim"],
-    node_states: Float[Tensor, "nodes heads head_dim state_dim"],
-    parents: Int[Tensor, " nodes"],
-) -> Float[Tensor, "new heads head_dim"]:
-    """Runs the newest nodes of a tree, each from its parent's state, level by level.
+    committed: Float[Tensor, "slots heads head_dim state_dim"],
+    node_states: Float[Tensor, "slots rows heads head_dim state_dim"],
+    new: TreeRows,
+) -> Float[Tensor, "trees new heads head_dim"]:
+    """Runs the new nodes of some trees, each from its parent's state, level by level.
 
-    `node_states` and `parents` are those of all nodes; the newest nodes' states are written there.
-    Parent -1 continues the committed state.
+    `committed` and `node_states` are those of all slots; the new nodes' states are written there.
     """
-    first = parents.shape[0] - x.shape[0]
     outputs = torch.empty_like(x)
-    for level in levels(parents.tolist(), first):
-        nodes = torch.tensor(level, device=x.device)
-        rows, level_parents = nodes - first, parents[nodes]
-        is_root = (level_parents < 0).reshape(-1, *(1,) * committed.ndim)
-        parent_states = torch.where(is_root, committed, node_states[level_parents])
-        outputs[rows], states = step(x[rows], dt[rows], A, B[rows], C[rows], D, parent_states)
-        node_states[nodes] = states
+    for at in levels(new):
+        slots, states = new.slots[at[0]], parent_states(committed, node_states, new, at)
+        outputs[at], node_states[slots, new.rows[at]] = step(
+            x[at], dt[at], A, B[at], C[at], D, states
+        )
     return outputs
 
 
 def extend_sums(
-    x: Float[Tensor, "nodes heads head_dim"],
-    dt: Float[Tensor, "nodes heads"],
+    x: Float[Tensor, "slots rows heads head_dim"],
+    dt: Float[Tensor, "slots rows heads"],
     A: Float[Tensor, " heads"],
-    B: Float[Tensor, "nodes groups state_dim"],
-    C: Float[Tensor, "new groups state_dim"],
+    B: Float[Tensor, "slots rows groups state_dim"],
+    C: Float[Tensor, "trees new groups state_dim"],
     D: Float[Tensor, " heads"],
-    committed: Float[Tensor, "heads head_dim state_dim"],
-    ancestor_mask: Bool[Tensor, " nodes nodes"],
-) -> Float[Tensor, "new heads head_dim"]:
-    """Runs the newest nodes of a tree from the inputs of their ancestors; no state is made.
+    committed: Float[Tensor, "slots heads head_dim state_dim"],
+    new: TreeRows,
+) -> Float[Tensor, "trees new heads head_dim"]:
+    """Runs the new nodes of some trees from the inputs of their ancestors; no state is made.
 
     With g_t the sum of dt A along the path of node t:
 
         y_t = exp(g_t) S C_t + sum over ancestors s of exp(g_t - g_s) (C_t . B_s) dt_s x_s + D x_t
 
-    `x`, `dt` and `B` are those of all nodes, `C` that of the newest ones, which are wanted.
+    `x`, `dt`, `B` and `committed` are those of all slots, `C` that of the new nodes.
     """
-    num_new, num_heads = C.shape[0], x.shape[1]
-    dt = dt.float()
-    log_decays = ancestor_mask.float() @ (dt * A)
-    visible = ancestor_mask[-num_new:]
-    gaps = log_decays[-num_new:, None] - log_decays[None, :]
-    # Gaps to nodes on other branches can be positive and would overflow: mask before the exp.
-    decays = gaps.masked_fill(~visible[..., None], float("-inf")).exp()
-    B, C = _per_head(B, num_heads), _per_head(C, num_heads)
-    weights = torch.einsum("thn,shn->tsh", C, B) * decays
-    y = torch.einsum("tsh,sh,shp->thp", weights, dt, x.float())
-    kept = log_decays[-num_new:].exp()[..., None]
-    y = y + kept * torch.einsum("thn,hpn->thp", C, committed)
-    return (y + D[:, None] * x[-num_new:]).to(x.dtype)
+    slots, nodes = new.slots, slice(new.ancestor_mask.shape[-1])
+    num_heads = x.shape[2]
+    # Axes from here on: trees, new, nodes, heads, features.
+    visible = new.ancestor_mask[..., None]
+    steps = dt[slots, nodes].float()
+    passed = torch.where(visible, (steps * A)[:, None], 0).cumsum(2)
+    log_decays = passed[:, :, -1]
+    # Gaps to nodes on other branches mean nothing: mask before the exp.
+    gaps = (log_decays[:, :, None] - passed).masked_fill(~visible, float("-inf"))
+    B, C = _per_head(B[slots, nodes], num_heads), _per_head(C, num_heads)
+    weights = torch.einsum("bthn,bshn->btsh", C, B) * gaps.exp()
+    y = torch.einsum("btsh,bsh,bshp->bthp", weights, steps, x[slots, nodes].float())
+    read = torch.einsum("bthn,bhpn->bthp", C, committed[slots])
+    own = x[slots[:, None], new.rows]
+    return (y + log_decays.exp()[..., None] * read + D[:, None] * own).to(x.dtype)
 
 
 def commit_sums(

@@ -21,9 +21,11 @@ Source: Gu and Dao 2023, Alg. 2; trees by STree (Wu et al. 2025), which keeps st
 from itertools import pairwise
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from treesnake.kernels.tree_rows import TreeRows
 
 SCAN_CHUNK = 32
 """Tokens that are scanned at once; the states within a chunk exist only while it is computed."""
@@ -69,62 +71,60 @@ def scan(
 
 
 def extend_copies(
-    x: Float[Tensor, "new channels"],
-    dt: Float[Tensor, "new channels"],
+    x: Float[Tensor, "trees new channels"],
+    dt: Float[Tensor, "trees new channels"],
     A: Float[Tensor, "channels state_dim"],
-    B: Float[Tensor, "new state_dim"],
-    C: Float[Tensor, "new state_dim"],
+    B: Float[Tensor, "trees new state_dim"],
+    C: Float[Tensor, "trees new state_dim"],
     D: Float[Tensor, " channels"],
-    committed: Float[Tensor, "channels state_dim"],
-    node_states: Float[Tensor, "nodes channels state_dim"],
-    parents: Int[Tensor, " nodes"],
-) -> Float[Tensor, "new channels"]:
-    """Runs the newest nodes of a tree, each from its parent's state, level by level.
+    committed: Float[Tensor, "slots channels state_dim"],
+    node_states: Float[Tensor, "slots rows channels state_dim"],
+    new: TreeRows,
+) -> Float[Tensor, "trees new channels"]:
+    """Runs the new nodes of some trees, each from its parent's state, level by level.
 
-    `node_states` and `parents` are those of all nodes; the newest nodes' states are written there.
-    Parent -1 continues the committed state.
+    `committed` and `node_states` are those of all slots; the new nodes' states are written there.
     """
-    first = parents.shape[0] - x.shape[0]
     outputs = torch.empty_like(x)
-    for level in levels(parents.tolist(), first):
-        nodes = torch.tensor(level, device=x.device)
-        rows, level_parents = nodes - first, parents[nodes]
-        is_root = (level_parents < 0).reshape(-1, *(1,) * committed.ndim)
-        parent_states = torch.where(is_root, committed, node_states[level_parents])
-        outputs[rows], states = step(x[rows], dt[rows], A, B[rows], C[rows], D, parent_states)
-        node_states[nodes] = states
+    for at in levels(new):
+        slots, states = new.slots[at[0]], parent_states(committed, node_states, new, at)
+        outputs[at], node_states[slots, new.rows[at]] = step(
+            x[at], dt[at], A, B[at], C[at], D, states
+        )
     return outputs
 
 
 def extend_sums(
-    x: Float[Tensor, "nodes channels"],
-    dt: Float[Tensor, "nodes channels"],
+    x: Float[Tensor, "slots rows channels"],
+    dt: Float[Tensor, "slots rows channels"],
     A: Float[Tensor, "channels state_dim"],
-    B: Float[Tensor, "nodes state_dim"],
-    C: Float[Tensor, "new state_dim"],
+    B: Float[Tensor, "slots rows state_dim"],
+    C: Float[Tensor, "trees new state_dim"],
     D: Float[Tensor, " channels"],
-    committed: Float[Tensor, "channels state_dim"],
-    ancestor_mask: Bool[Tensor, " nodes nodes"],
-) -> Float[Tensor, "new channels"]:
-    """Runs the newest nodes of a tree from the inputs of their ancestors; no state is made.
+    committed: Float[Tensor, "slots channels state_dim"],
+    new: TreeRows,
+) -> Float[Tensor, "trees new channels"]:
+    """Runs the new nodes of some trees from the inputs of their ancestors; no state is made.
 
     With g_t the sum of dt along the path of node t:
 
         y_t = C_t . (exp(g_t A) S + sum over ancestors s of exp((g_t - g_s) A) dt_s B_s x_s) + D x_t
 
-    `x`, `dt` and `B` are those of all nodes, `C` that of the newest ones, which are wanted.
+    `x`, `dt`, `B` and `committed` are those of all slots, `C` that of the new nodes.
     """
-    num_new = C.shape[0]
-    dt = dt.float()
-    elapsed = ancestor_mask.float() @ dt
-    visible = ancestor_mask[-num_new:]
-    gaps = elapsed[-num_new:, None] - elapsed[None, :]
-    # Gaps to nodes on other branches can be negative and would overflow: mask before the exp.
-    gaps = gaps.masked_fill(~visible[..., None], float("inf"))
+    slots, nodes = new.slots, slice(new.ancestor_mask.shape[-1])
+    # Axes from here on: trees, new, nodes, channels, state_dim.
+    visible = new.ancestor_mask[..., None]
+    steps = dt[slots, nodes].float()
+    passed = torch.where(visible, steps[:, None], 0).cumsum(2)
+    elapsed = passed[:, :, -1]
+    # Gaps to nodes on other branches mean nothing: mask before the exp.
+    gaps = (elapsed[:, :, None] - passed).masked_fill(~visible, float("inf"))
     decays = torch.exp(gaps[..., None] * A)
-    states = torch.einsum("tscn,sc,sn->tcn", decays, dt * x, B.float())
-    states = states + torch.exp(elapsed[-num_new:, :, None] * A) * committed
-    return _read(states, C, D, x[-num_new:])
+    written = steps * x[slots, nodes]
+    states = torch.einsum("btscn,bsc,bsn->btcn", decays, written, B[slots, nodes].float())
+    states = states + torch.exp(elapsed[..., None] * A) * committed[slots, None]
+    return _read(states, C, D, x[slots[:, None], new.rows])
 
 
 def commit_sums(
@@ -142,16 +142,34 @@ def commit_sums(
     committed.mul_(torch.exp(total.mT * A)).add_(written)
 
 
-def levels(parents: list[int], first: int) -> list[list[int]]:
-    """Sorts the nodes from `first` on into levels: each one's parents lie in earlier levels."""
-    depths: dict[int, int] = {}
-    grouped: list[list[int]] = []
-    for node in range(first, len(parents)):
-        depth = depths[node] = depths.get(parents[node], -1) + 1
-        if depth == len(grouped):
-            grouped.append([])
-        grouped[depth].append(node)
-    return grouped
+Place = tuple[Int[Tensor, " nodes"], Int[Tensor, " nodes"]]
+"""New nodes: the tree of each, and its number among the new ones."""
+
+
+def levels(new: TreeRows) -> list[Place]:
+    """Sorts the new nodes of all trees into levels: each one's parents lie in earlier levels."""
+    grouped: list[list[tuple[int, int]]] = []
+    for tree, nodes in enumerate(zip(new.parents.tolist(), new.rows.tolist(), strict=True)):
+        depths: dict[int, int] = {}
+        for node, (parent, row) in enumerate(zip(*nodes, strict=True)):
+            depth = depths[row] = depths.get(parent, -1) + 1
+            if depth == len(grouped):
+                grouped.append([])
+            grouped[depth].append((tree, node))
+    places = [torch.tensor(level, device=new.rows.device) for level in grouped]
+    return [(each[:, 0], each[:, 1]) for each in places]
+
+
+def parent_states(
+    committed: Float[Tensor, " slots *state_axes"],
+    node_states: Float[Tensor, " slots rows *state_axes"],
+    new: TreeRows,
+    at: Place,
+) -> Float[Tensor, " nodes *state_axes"]:
+    """Returns the states that some new nodes start from."""
+    slots, parents = new.slots[at[0]], new.parents[at]
+    is_root = (parents < 0).reshape(-1, *(1,) * (committed.ndim - 1))
+    return torch.where(is_root, committed[slots], node_states[slots, parents])
 
 
 def _scan_chunk(

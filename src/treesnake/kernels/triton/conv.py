@@ -3,10 +3,11 @@
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.kernels.reference import conv as reference
+from treesnake.kernels.tree_rows import TreeRows
 from treesnake.kernels.triton.gradients import with_gradient_of
 
 BLOCK_CHANNELS = 128
@@ -16,6 +17,7 @@ BLOCK_CHANNELS = 128
 def _conv_kernel(
     inputs,
     history,
+    slots,
     windows,
     weight,
     bias,
@@ -28,27 +30,33 @@ def _conv_kernel(
     HAS_BIAS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One output row, some channels a program; rows of a window count the history first."""
+    """One output row, some channels a program; rows of a window count the history first.
+
+    The inputs and the history of a text are in its own index, those of a tree in the text's slot.
+    """
     row, text = tl.program_id(0), tl.program_id(2)
     channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = channels < num_channels
     num_history = CONV_WIDTH - 1
+    slot = text
+    if IS_TREE:
+        slot = tl.load(slots + text)
     total = tl.zeros([BLOCK], tl.float32)
     if HAS_BIAS:
         total += tl.load(bias + channels, inside, 0.0).to(tl.float32)
-    for place in tl.static_range(CONV_WIDTH):
-        source = row + place
+    for index in tl.static_range(CONV_WIDTH):
+        source = row + index
         if IS_TREE:
-            source = tl.load(windows + row * CONV_WIDTH + place).to(tl.int32)
+            source = tl.load(windows + (text * num_outputs + row) * CONV_WIDTH + index).to(tl.int32)
         sources = source + tl.zeros([BLOCK], tl.int32)
         in_history, in_inputs = inside & (sources < num_history), inside & (sources >= num_history)
-        old_row = text * num_history + source
-        new_row = text * num_inputs + source - num_history
+        old_row = slot * num_history + source
+        new_row = slot * num_inputs + source - num_history
         values = tl.load(history + old_row * num_channels + channels, in_history, 0.0).to(
             tl.float32
         )
         values += tl.load(inputs + new_row * num_channels + channels, in_inputs, 0.0).to(tl.float32)
-        factors = tl.load(weight + channels * CONV_WIDTH + place, inside, 0.0).to(tl.float32)
+        factors = tl.load(weight + channels * CONV_WIDTH + index, inside, 0.0).to(tl.float32)
         total += values * factors
     activated = total / (1 + tl.exp(-total))
     start = (text * num_outputs + row) * num_channels
@@ -70,14 +78,15 @@ def _causal_conv(inputs: Tensor, weight: Tensor, bias: Tensor | None, history: T
 
 
 def tree_conv(
-    inputs: Float[Tensor, "nodes channels"],
+    inputs: Float[Tensor, "slots rows channels"],
     weight: Float[Tensor, "channels conv_width"],
     bias: Float[Tensor, " channels"] | None,
-    history: Float[Tensor, "history channels"],
-    windows: Int[Tensor, "new conv_width"],
-) -> Float[Tensor, "new channels"]:
-    """Convolves nodes of a tree: each sees the last K inputs on its own path."""
-    return _convolve(inputs, weight, bias, history, windows)
+    history: Float[Tensor, "slots history channels"],
+    new: TreeRows,
+) -> Float[Tensor, "trees new channels"]:
+    """Convolves the new nodes of some trees: each sees the last K inputs on its own path."""
+    assert inputs.is_contiguous(), "what all slots hold is not copied"
+    return _convolve(inputs, weight, bias, history, new)
 
 
 def _convolve(
@@ -85,19 +94,20 @@ def _convolve(
     weight: Tensor,
     bias: Tensor | None,
     history: Tensor,
-    windows: Tensor | None,
+    new: TreeRows | None,
 ) -> Tensor:
     inputs, history = inputs.contiguous(), history.contiguous()
     num_inputs, num_channels = inputs.shape[-2:]
-    num_outputs = num_inputs if windows is None else windows.shape[0]
-    num_texts = inputs.shape[:-2].numel()
+    axes = inputs.shape[:-1] if new is None else new.rows.shape
+    num_outputs, num_texts = axes[-1], axes[:-1].numel()
     dtype = torch.promote_types(inputs.dtype, history.dtype)
-    out = inputs.new_empty(*inputs.shape[:-2], num_outputs, num_channels, dtype=dtype)
+    out = inputs.new_empty(*axes, num_channels, dtype=dtype)
     grid = (num_outputs, triton.cdiv(num_channels, BLOCK_CHANNELS), num_texts)
     _conv_kernel[grid](
         inputs,
         history,
-        inputs if windows is None else windows.contiguous(),
+        inputs if new is None else new.slots,
+        inputs if new is None else new.windows.contiguous(),
         weight.contiguous(),
         inputs if bias is None else bias,
         out,
@@ -105,7 +115,7 @@ def _convolve(
         num_outputs,
         num_channels,
         CONV_WIDTH=weight.shape[1],
-        IS_TREE=windows is not None,
+        IS_TREE=new is not None,
         HAS_BIAS=bias is not None,
         BLOCK=BLOCK_CHANNELS,
     )

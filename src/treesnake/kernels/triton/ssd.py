@@ -8,10 +8,11 @@ is the reference's, which consists of matrix products as well.
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.kernels.reference import ssd as reference
+from treesnake.kernels.tree_rows import TreeRows
 from treesnake.kernels.triton.gradients import with_gradient_of
 
 CHUNK = 32
@@ -42,12 +43,12 @@ def _scan_kernel(
 ):
     text, head = tl.program_id(0), tl.program_id(1)
     rows = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    places, tokens = tl.arange(0, BLOCK_STATE), tl.arange(0, CHUNK)
-    inside, real = rows < head_dim, places < state_dim
+    columns, tokens = tl.arange(0, BLOCK_STATE), tl.arange(0, CHUNK)
+    inside, real = rows < head_dim, columns < state_dim
     group = head * num_groups // num_heads
     rate = tl.load(A + head).to(tl.float32)
     skip = tl.load(D + head).to(tl.float32)
-    cells = ((text * num_heads + head) * head_dim + rows)[:, None] * state_dim + places[None, :]
+    cells = ((text * num_heads + head) * head_dim + rows)[:, None] * state_dim + columns[None, :]
     valid = inside[:, None] & real[None, :]
     state = tl.load(states + cells, valid, 0.0)
     for begin in range(0, num_tokens, CHUNK):
@@ -60,7 +61,7 @@ def _scan_kernel(
         inputs_at = ((at * num_heads + head) * head_dim)[:, None] + rows[None, :]
         shown = present[:, None] & inside[None, :]
         inputs = tl.load(x + inputs_at, shown, 0.0).to(tl.float32)
-        shared_at = ((at * num_groups + group) * state_dim)[:, None] + places[None, :]
+        shared_at = ((at * num_groups + group) * state_dim)[:, None] + columns[None, :]
         shared_shown = present[:, None] & real[None, :]
         directions = tl.load(B + shared_at, shared_shown, 0.0).to(tl.float32)
         readers = tl.load(C + shared_at, shared_shown, 0.0).to(tl.float32)
@@ -91,9 +92,11 @@ def _extend_copies_kernel(
     D,
     committed,
     node_states,
+    slots,
+    node_rows,
     parents,
     y,
-    first,
+    num_rows,
     num_new,
     num_heads,
     num_groups,
@@ -102,31 +105,34 @@ def _extend_copies_kernel(
     BLOCK: tl.constexpr,
     BLOCK_STATE: tl.constexpr,
 ):
-    """Walks the newest nodes in order; a parent's state is loaded by its number."""
-    head = tl.program_id(0)
+    """Walks the new nodes of a tree in order; a parent's state is loaded by its row."""
+    head, tree = tl.program_id(0), tl.program_id(2)
     rows = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    places = tl.arange(0, BLOCK_STATE)
-    inside, real = rows < head_dim, places < state_dim
-    cells = (head * head_dim + rows)[:, None] * state_dim + places[None, :]
+    columns = tl.arange(0, BLOCK_STATE)
+    inside, real = rows < head_dim, columns < state_dim
+    cells = (head * head_dim + rows)[:, None] * state_dim + columns[None, :]
     valid = inside[:, None] & real[None, :]
     state_size = num_heads * head_dim * state_dim
+    slot = tl.load(slots + tree)
+    committed += slot * state_size
+    node_states += slot * num_rows * state_size
     group = head * num_groups // num_heads
     rate = tl.load(A + head).to(tl.float32)
     skip = tl.load(D + head).to(tl.float32)
-    for row in range(num_new):
-        parent = tl.load(parents + first + row)
+    for node in range(tree * num_new, (tree + 1) * num_new):
+        parent = tl.load(parents + node)
         if parent < 0:
             old = tl.load(committed + cells, valid, 0.0)
         else:
             old = tl.load(node_states + parent * state_size + cells, valid, 0.0)
-        step = tl.load(dt + row * num_heads + head).to(tl.float32)
-        inputs_at = (row * num_heads + head) * head_dim + rows
+        step = tl.load(dt + node * num_heads + head).to(tl.float32)
+        inputs_at = (node * num_heads + head) * head_dim + rows
         value = tl.load(x + inputs_at, inside, 0.0).to(tl.float32)
-        shared_at = (row * num_groups + group) * state_dim + places
+        shared_at = (node * num_groups + group) * state_dim + columns
         direction = tl.load(B + shared_at, real, 0.0).to(tl.float32)
         reader = tl.load(C + shared_at, real, 0.0).to(tl.float32)
         state = tl.exp(step * rate) * old + (step * value)[:, None] * direction[None, :]
-        tl.store(node_states + (first + row) * state_size + cells, state, valid)
+        tl.store(node_states + tl.load(node_rows + node) * state_size + cells, state, valid)
         output = tl.sum(state * reader[None, :], axis=1) + skip * value
         tl.store(y + inputs_at, output, inside)
         # A child may be next: its parent's state must have arrived for all threads.
@@ -142,8 +148,11 @@ def _extend_sums_kernel(
     C,
     D,
     committed,
+    slots,
+    node_rows,
     ancestor_mask,
     y,
+    num_rows,
     num_nodes,
     num_new,
     num_heads,
@@ -154,14 +163,18 @@ def _extend_sums_kernel(
     BLOCK_STATE: tl.constexpr,
 ):
     """Sums over one new node's ancestors, from itself up to the root."""
-    new, head = tl.program_id(0), tl.program_id(1)
+    node, head = tl.program_id(0), tl.program_id(1)
+    slot = tl.load(slots + node // num_new)
     rows = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    places = tl.arange(0, BLOCK_STATE)
-    inside, real = rows < head_dim, places < state_dim
+    columns = tl.arange(0, BLOCK_STATE)
+    inside, real = rows < head_dim, columns < state_dim
+    x += slot * num_rows * num_heads * head_dim
+    dt += slot * num_rows * num_heads
+    B += slot * num_rows * num_groups * state_dim
+    committed += slot * num_heads * head_dim * state_dim
     group = head * num_groups // num_heads
     rate = tl.load(A + head).to(tl.float32)
-    node = num_nodes - num_new + new
-    reader_at = (new * num_groups + group) * state_dim + places
+    reader_at = (node * num_groups + group) * state_dim + columns
     reader = tl.load(C + reader_at, real, 0.0).to(tl.float32)
     # A sum over no entries is a zero of the type that the loop carries.
     log_decay = tl.sum(tl.zeros([BLOCK_STATE], tl.float32), axis=0)
@@ -173,17 +186,18 @@ def _extend_sums_kernel(
             step = tl.load(dt + ancestor * num_heads + head).to(tl.float32)
             inputs_at = (ancestor * num_heads + head) * head_dim + rows
             value = tl.load(x + inputs_at, inside, 0.0).to(tl.float32)
-            direction_at = (ancestor * num_groups + group) * state_dim + places
+            direction_at = (ancestor * num_groups + group) * state_dim + columns
             direction = tl.load(B + direction_at, real, 0.0).to(tl.float32)
             score = tl.sum(reader * direction, axis=0)
             output += tl.exp(log_decay) * score * step * value
             log_decay += step * rate
-    cells = (head * head_dim + rows)[:, None] * state_dim + places[None, :]
+    cells = (head * head_dim + rows)[:, None] * state_dim + columns[None, :]
     state = tl.load(committed + cells, inside[:, None] & real[None, :], 0.0)
     output += tl.exp(log_decay) * tl.sum(state * reader[None, :], axis=1)
-    own = tl.load(x + (node * num_heads + head) * head_dim + rows, inside, 0.0).to(tl.float32)
+    own_at = (tl.load(node_rows + node) * num_heads + head) * head_dim + rows
+    own = tl.load(x + own_at, inside, 0.0).to(tl.float32)
     output += tl.load(D + head).to(tl.float32) * own
-    tl.store(y + (new * num_heads + head) * head_dim + rows, output, inside)
+    tl.store(y + (node * num_heads + head) * head_dim + rows, output, inside)
 
 
 @triton.jit
@@ -193,6 +207,7 @@ def _commit_sums_kernel(
     A,
     B,
     committed,
+    layer_stride,
     path_length,
     num_heads,
     num_groups,
@@ -204,20 +219,20 @@ def _commit_sums_kernel(
     """Moves some rows of one head's state of one layer along the path."""
     layer, head = tl.program_id(0), tl.program_id(1)
     rows = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    places = tl.arange(0, BLOCK_STATE)
-    inside, real = rows < head_dim, places < state_dim
-    own_head = layer * num_heads + head
-    cells = (own_head * head_dim + rows)[:, None] * state_dim + places[None, :]
+    columns = tl.arange(0, BLOCK_STATE)
+    inside, real = rows < head_dim, columns < state_dim
+    cells = (head * head_dim + rows)[:, None] * state_dim + columns[None, :]
     valid = inside[:, None] & real[None, :]
     group = head * num_groups // num_heads
-    rate = tl.load(A + own_head).to(tl.float32)
+    rate = tl.load(A + layer * num_heads + head).to(tl.float32)
+    committed += layer.to(tl.int64) * layer_stride
     state = tl.load(committed + cells, valid, 0.0)
-    for place in range(path_length):
-        row = layer * path_length + place
+    for index in range(path_length):
+        row = layer * path_length + index
         step = tl.load(dt + row * num_heads + head).to(tl.float32)
         inputs_at = (row * num_heads + head) * head_dim + rows
         value = tl.load(x + inputs_at, inside, 0.0).to(tl.float32)
-        direction_at = (row * num_groups + group) * state_dim + places
+        direction_at = (row * num_groups + group) * state_dim + columns
         direction = tl.load(B + direction_at, real, 0.0).to(tl.float32)
         state = tl.exp(step * rate) * state + (step * value)[:, None] * direction[None, :]
     tl.store(committed + cells, state, valid)
@@ -264,62 +279,80 @@ def _scan(
 
 
 def extend_copies(
-    x: Float[Tensor, "new heads head_dim"],
-    dt: Float[Tensor, "new heads"],
+    x: Float[Tensor, "trees new heads head_dim"],
+    dt: Float[Tensor, "trees new heads"],
     A: Float[Tensor, " heads"],
-    B: Float[Tensor, "new groups state_dim"],
-    C: Float[Tensor, "new groups state_dim"],
+    B: Float[Tensor, "trees new groups state_dim"],
+    C: Float[Tensor, "trees new groups state_dim"],
     D: Float[Tensor, " heads"],
-    committed: Float[Tensor, "heads head_dim state_dim"],
-    node_states: Float[Tensor, "nodes heads head_dim state_dim"],
-    parents: Int[Tensor, " nodes"],
-) -> Float[Tensor, "new heads head_dim"]:
-    """Runs the newest nodes of a tree, each from its parent's state, which it writes."""
-    num_new, num_heads, head_dim = x.shape
+    committed: Float[Tensor, "slots heads head_dim state_dim"],
+    node_states: Float[Tensor, "slots rows heads head_dim state_dim"],
+    new: TreeRows,
+) -> Float[Tensor, "trees new heads head_dim"]:
+    """Runs the new nodes of some trees, each from its parent's state, which it writes."""
+    num_trees, num_new, num_heads, head_dim = x.shape
+    num_groups, state_dim = B.shape[-2:]
+    assert committed.is_contiguous(), "what all slots hold is not copied"
     assert node_states.is_contiguous(), "states are written in place"
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _extend_copies_kernel[(num_heads, triton.cdiv(head_dim, BLOCK_ROWS))](
-        *(part.contiguous() for part in (x, dt, A, B, C, D, committed)),
+    _extend_copies_kernel[(num_heads, triton.cdiv(head_dim, BLOCK_ROWS), num_trees)](
+        *(part.contiguous() for part in (x, dt, A, B, C, D)),
+        committed,
         node_states,
-        parents,
+        new.slots,
+        new.rows.contiguous(),
+        new.parents.contiguous(),
         y,
-        parents.shape[0] - num_new,
+        node_states.shape[1],
         num_new,
         num_heads,
-        B.shape[1],
+        num_groups,
         head_dim,
-        B.shape[2],
+        state_dim,
         BLOCK=BLOCK_ROWS,
-        BLOCK_STATE=_block_state(B.shape[2]),
+        BLOCK_STATE=_block_state(state_dim),
     )
     return y
 
 
 def extend_sums(
-    x: Float[Tensor, "nodes heads head_dim"],
-    dt: Float[Tensor, "nodes heads"],
+    x: Float[Tensor, "slots rows heads head_dim"],
+    dt: Float[Tensor, "slots rows heads"],
     A: Float[Tensor, " heads"],
-    B: Float[Tensor, "nodes groups state_dim"],
-    C: Float[Tensor, "new groups state_dim"],
+    B: Float[Tensor, "slots rows groups state_dim"],
+    C: Float[Tensor, "trees new groups state_dim"],
     D: Float[Tensor, " heads"],
-    committed: Float[Tensor, "heads head_dim state_dim"],
-    ancestor_mask: Bool[Tensor, " nodes nodes"],
-) -> Float[Tensor, "new heads head_dim"]:
-    """Runs the newest nodes of a tree from the inputs of their ancestors; no state is made."""
-    (num_nodes, num_heads, head_dim), num_new = x.shape, C.shape[0]
-    y = x.new_empty(num_new, num_heads, head_dim)
-    _extend_sums_kernel[(num_new, num_heads, triton.cdiv(head_dim, BLOCK_ROWS))](
-        *(part.contiguous() for part in (x, dt, A, B, C, D, committed)),
-        ancestor_mask.to(torch.int8),
+    committed: Float[Tensor, "slots heads head_dim state_dim"],
+    new: TreeRows,
+) -> Float[Tensor, "trees new heads head_dim"]:
+    """Runs the new nodes of some trees from the inputs of their ancestors; no state is made."""
+    num_trees, num_new, num_nodes = new.ancestor_mask.shape
+    num_rows, num_heads, head_dim = x.shape[1:]
+    num_groups, state_dim = B.shape[-2:]
+    for part in (x, dt, B, committed):
+        assert part.is_contiguous(), "what all slots hold is not copied"
+    y = x.new_empty(num_trees, num_new, num_heads, head_dim)
+    _extend_sums_kernel[(num_trees * num_new, num_heads, triton.cdiv(head_dim, BLOCK_ROWS))](
+        x,
+        dt,
+        A.contiguous(),
+        B,
+        C.contiguous(),
+        D.contiguous(),
+        committed,
+        new.slots,
+        new.rows.contiguous(),
+        new.ancestor_mask.to(torch.int8).contiguous(),
         y,
+        num_rows,
         num_nodes,
         num_new,
         num_heads,
-        B.shape[1],
+        num_groups,
         head_dim,
-        B.shape[2],
+        state_dim,
         BLOCK=BLOCK_ROWS,
-        BLOCK_STATE=_block_state(B.shape[2]),
+        BLOCK_STATE=_block_state(state_dim),
     )
     return y
 
@@ -333,10 +366,11 @@ def commit_sums(
 ) -> None:
     """Moves the committed states of all layers along a path, step by step, in place."""
     num_layers, path_length, num_heads, head_dim = x.shape
-    assert committed.is_contiguous(), "states are written in place"
+    assert committed[0].is_contiguous(), "states are written in place"
     _commit_sums_kernel[(num_layers, num_heads, triton.cdiv(head_dim, BLOCK_ROWS))](
         *(part.contiguous() for part in (x, dt, A, B)),
         committed,
+        committed.stride(0),
         path_length,
         num_heads,
         B.shape[2],

@@ -40,9 +40,9 @@ def _forward_kernel(
 ):
     text = tl.program_id(0)
     channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    places = tl.arange(0, BLOCK_STATE)
-    inside, real = channels < num_channels, places < state_dim
-    cells = channels[:, None] * state_dim + places[None, :]
+    columns = tl.arange(0, BLOCK_STATE)
+    inside, real = channels < num_channels, columns < state_dim
+    cells = channels[:, None] * state_dim + columns[None, :]
     valid = inside[:, None] & real[None, :]
     state_size = num_channels * state_dim
     rates = tl.load(A + cells, valid, 0.0)
@@ -54,8 +54,8 @@ def _forward_kernel(
         row = text * num_tokens + token
         step = tl.load(dt + row * num_channels + channels, inside, 0.0)
         value = tl.load(x + row * num_channels + channels, inside, 0.0)
-        direction = tl.load(B + row * state_dim + places, real, 0.0)
-        reader = tl.load(C + row * state_dim + places, real, 0.0)
+        direction = tl.load(B + row * state_dim + columns, real, 0.0)
+        reader = tl.load(C + row * state_dim + columns, real, 0.0)
         written = (step * value)[:, None] * direction[None, :]
         state = tl.exp(step[:, None] * rates) * state + written
         output = tl.sum(state * reader[None, :], axis=1)
@@ -90,9 +90,9 @@ def _backward_kernel(
     """`scratch` has room for a chunk's states of every text, that before it included."""
     text, block = tl.program_id(0), tl.program_id(1)
     channels = block * BLOCK + tl.arange(0, BLOCK)
-    places = tl.arange(0, BLOCK_STATE)
-    inside, real = channels < num_channels, places < state_dim
-    cells = channels[:, None] * state_dim + places[None, :]
+    columns = tl.arange(0, BLOCK_STATE)
+    inside, real = channels < num_channels, columns < state_dim
+    cells = channels[:, None] * state_dim + columns[None, :]
     valid = inside[:, None] & real[None, :]
     state_size = num_channels * state_dim
     rates = tl.load(A + cells, valid, 0.0)
@@ -106,25 +106,25 @@ def _backward_kernel(
         size = tl.minimum(CHUNK, num_tokens - begin)
         state = tl.load(kept + (text * num_chunks + chunk) * state_size + cells, valid, 0.0)
         tl.store(own_scratch + cells, state, valid)
-        for place in range(size):
-            row = text * num_tokens + begin + place
+        for index in range(size):
+            row = text * num_tokens + begin + index
             step = tl.load(dt + row * num_channels + channels, inside, 0.0)
             value = tl.load(x + row * num_channels + channels, inside, 0.0)
-            direction = tl.load(B + row * state_dim + places, real, 0.0)
+            direction = tl.load(B + row * state_dim + columns, real, 0.0)
             written = (step * value)[:, None] * direction[None, :]
             state = tl.exp(step[:, None] * rates) * state + written
-            tl.store(own_scratch + (place + 1) * state_size + cells, state, valid)
+            tl.store(own_scratch + (index + 1) * state_size + cells, state, valid)
         tl.debug_barrier()
-        for place_back in range(size):
-            place = size - 1 - place_back
-            row = text * num_tokens + begin + place
+        for index_back in range(size):
+            index = size - 1 - index_back
+            row = text * num_tokens + begin + index
             step = tl.load(dt + row * num_channels + channels, inside, 0.0)
             value = tl.load(x + row * num_channels + channels, inside, 0.0)
-            direction = tl.load(B + row * state_dim + places, real, 0.0)
-            reader = tl.load(C + row * state_dim + places, real, 0.0)
+            direction = tl.load(B + row * state_dim + columns, real, 0.0)
+            reader = tl.load(C + row * state_dim + columns, real, 0.0)
             d_output = tl.load(d_y + row * num_channels + channels, inside, 0.0)
-            after = tl.load(own_scratch + (place + 1) * state_size + cells, valid, 0.0)
-            before = tl.load(own_scratch + place * state_size + cells, valid, 0.0)
+            after = tl.load(own_scratch + (index + 1) * state_size + cells, valid, 0.0)
+            before = tl.load(own_scratch + index * state_size + cells, valid, 0.0)
 
             d_state += d_output[:, None] * reader[None, :]
             d_reader = tl.sum(d_output[:, None] * after, axis=0)
@@ -137,9 +137,9 @@ def _backward_kernel(
 
             tl.store(d_x + row * num_channels + channels, d_amount * step, inside)
             tl.store(d_dt + row * num_channels + channels, d_step, inside)
-            shared = (shared_rows + begin + place) * state_dim
-            tl.store(d_B + shared + places, d_direction, real)
-            tl.store(d_C + shared + places, d_reader, real)
+            shared = (shared_rows + begin + index) * state_dim
+            tl.store(d_B + shared + columns, d_direction, real)
+            tl.store(d_C + shared + columns, d_reader, real)
         tl.debug_barrier()
     tl.store(d_states + text * state_size + cells, d_state, valid)
     tl.store(d_rates + text * state_size + cells, d_rate, valid)
