@@ -10,6 +10,9 @@ names the position and the gap between the two logits.
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -38,28 +41,53 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_questions(parser)
     parser.add_argument("--target", default="smollm2")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the questions")
 
 
 def measure(arguments: Namespace) -> Result:
-    pretrained = load_pretrained(arguments.target, LoadOptions(dtype="float32", device="cpu"))
-    model, tokenizer = pretrained.model, pretrained.tokenizer
+    """Lets each process compare its share of the questions, with its share of the threads."""
     questions = read_questions(arguments)
-    prompts = {question.name: _encode(tokenizer, question) for question in questions}
-    expected = {name: _reference(model, prompt) for name, prompt in prompts.items()}
-    methods = {}
-    for name in arguments.methods:
-        engine, drafter, search = name.split()
-        decoder = SpeculativeDecoder.from_pretrained(
-            arguments.target,
-            drafter,
-            dtype="float32",
-            device="cpu",
-            engine=engine,
-            search=search,
-        )
-        methods[name] = _compare(decoder, prompts, expected, model)
-        print(f"{name}: {methods[name]['equal']} of {methods[name]['prompts']} equal", flush=True)
+    threads = max(arguments.threads // arguments.workers, 1)
+    compare = partial(_compare_all, arguments.target, tuple(arguments.methods), threads)
+    shares = [questions[number :: arguments.workers] for number in range(arguments.workers)]
+    with ProcessPoolExecutor(arguments.workers, get_context("spawn")) as processes:
+        found = list(processes.map(compare, shares))
+    methods = {
+        name: {
+            "prompts": len(questions),
+            "equal": sum(share[name]["equal"] for share in found),
+            "different": [each for share in found for each in share[name]["different"]],
+        }
+        for name in arguments.methods
+    }
     return {"new_tokens": NEW_TOKENS, "dtype": "float32", "methods": methods}
+
+
+def show(result: Result) -> None:
+    for name, entry in result["methods"].items():
+        print(f"{name}: {entry['equal']} of {entry['prompts']} equal")
+
+
+def _compare_all(
+    target: str, methods: Sequence[str], threads: int, questions: Sequence[Question]
+) -> Result:
+    torch.set_num_threads(threads)
+    pretrained = load_pretrained(target, LoadOptions(dtype="float32", device="cpu"))
+    model, tokenizer = pretrained.model, pretrained.tokenizer
+    prompts = {question.name: _encode(tokenizer, question) for question in questions}
+    expected = {}
+    for number, (name, prompt) in enumerate(prompts.items(), 1):
+        expected[name] = _reference(model, prompt)
+        print(f"transformers: {number}/{len(prompts)}", flush=True)
+    compared = {}
+    for method in methods:
+        engine, drafter, search = method.split()
+        decoder = SpeculativeDecoder.from_pretrained(
+            target, drafter, dtype="float32", device="cpu", engine=engine, search=search
+        )
+        compared[method] = _compare(decoder, prompts, expected, model)
+        print(f"{method}: {compared[method]['equal']} of {len(prompts)} equal", flush=True)
+    return compared
 
 
 def _encode(tokenizer: Any, question: Question) -> list[int]:
@@ -78,16 +106,11 @@ def _compare(
 ) -> Result:
     """Answers all prompts; returns how many answers are equal, and where the others differ."""
     different = []
-    for number, (name, prompt) in enumerate(prompts.items(), 1):
+    for name, prompt in prompts.items():
         tokens = decoder.generate(prompt, max_new_tokens=NEW_TOKENS).token_ids
         if list(tokens) != expected[name]:
             different.append(_difference(name, prompt, expected[name], tokens, model))
-        print(f"\r{number}/{len(prompts)} ", end="", flush=True)
-    return {
-        "prompts": len(prompts),
-        "equal": len(prompts) - len(different),
-        "different": different,
-    }
+    return {"equal": len(prompts) - len(different), "different": different}
 
 
 def _difference(
@@ -113,4 +136,4 @@ def _difference(
 
 
 if __name__ == "__main__":
-    run(__doc__, measure, add_arguments=add_arguments)
+    run(__doc__, measure, add_arguments=add_arguments, show=show)

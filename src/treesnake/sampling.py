@@ -99,7 +99,7 @@ def log_softmax(logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vo
 
 
 def first_largest(values: Float[Tensor, "*rows vocab"]) -> Int[Tensor, "*rows"]:
-    """Returns where each row is largest, the first place of several.
+    """Returns where each row is largest, the first column of several.
 
     On a CPU by numpy, which takes a twentieth of torch's time; greedy decoding does this for every
     node.
@@ -110,7 +110,7 @@ def first_largest(values: Float[Tensor, "*rows vocab"]) -> Int[Tensor, "*rows"]:
 
 
 class Largest(NamedTuple):
-    """The largest numbers of each row, in falling order, and their places."""
+    """The largest numbers of each row, in falling order, and their columns."""
 
     values: Float[Tensor, "rows largest"]
     indices: Int[Tensor, "rows largest"]
@@ -127,12 +127,12 @@ def largest(values: Float[Tensor, "rows vocab"], number: int) -> Largest:
     rows = values.float().numpy().copy()
     every = np.arange(len(rows))
     found = np.empty((len(rows), number), np.float32)
-    places = np.empty((len(rows), number), np.int64)
+    columns = np.empty((len(rows), number), np.int64)
     for rank in range(number):
-        places[:, rank] = rows.argmax(-1)
-        found[:, rank] = rows[every, places[:, rank]]
-        rows[every, places[:, rank]] = -np.inf
-    return Largest(torch.from_numpy(found), torch.from_numpy(places))
+        columns[:, rank] = rows.argmax(-1)
+        found[:, rank] = rows[every, columns[:, rank]]
+        rows[every, columns[:, rank]] = -np.inf
+    return Largest(torch.from_numpy(found), torch.from_numpy(columns))
 
 
 @runtime_checkable
@@ -225,8 +225,8 @@ def _softmax(logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab
 
 def _kth_largest(values: Float[Tensor, "*rows vocab"], k: int) -> Float[Tensor, "*rows 1"]:
     if values.device.type == "cpu":
-        place = values.shape[-1] - k
-        return torch.from_numpy(np.partition(values.numpy(), place)[..., place, None])
+        column = values.shape[-1] - k
+        return torch.from_numpy(np.partition(values.numpy(), column)[..., column, None])
     return values.topk(k).values[..., -1:]
 
 

@@ -18,6 +18,7 @@ from treesnake.models.state_space_state import StateSpaceState
 from treesnake.models.tree_network import Part, TreeNetwork, TreeState
 from treesnake.prompt import Prompt
 from treesnake.states.branching import BranchingKind, PathSums, StateCopies
+from treesnake.testing import check_network
 
 VOCAB = 50
 ARCHITECTURES = ["mamba", "mamba2"]
@@ -178,3 +179,16 @@ def test_a_pass_with_a_part_that_cannot_be_changes_nothing(architecture: str, fo
     with pytest.raises(InvalidInputError, match="have the same state"):
         network.extend_all([good, Part(first, [3], [-1])])
     assert torch.equal(first.extend([1, 2], [-1, 0]), network.new_state().extend([1, 2], [-1, 0]))
+
+
+@each_architecture
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packed_networks_keep_every_promise(architecture: str, dtype: torch.dtype) -> None:
+    """A Mamba gives a node the bits of its path; a Mamba-2 sums in another order in a tree."""
+    tolerance = 0 if architecture == "mamba" else 1e-4
+    check_network(packed(architecture, dtype), num_trials=3, tolerance=tolerance)
+
+
+@each_architecture
+def test_torch_networks_keep_every_promise(architecture: str) -> None:
+    check_network(torch_network(architecture), num_trials=3)

@@ -17,6 +17,7 @@ from treesnake.models.state_space_state import StateSpaceState
 from treesnake.prompt import Prompt, PromptInput
 from treesnake.states.branching import BranchingKind, PathSums, StateCopies
 from treesnake.states.ssm import SsmState
+from treesnake.testing import check_network
 
 VOCAB = 50
 
@@ -68,6 +69,22 @@ class CountingNetwork:
 
     def find_broken_layer(self, token_ids: Any) -> str | None:
         return self.network.find_broken_layer(token_ids)
+
+
+class Branching:
+    """A network whose states branch in one way."""
+
+    def __init__(self, network: Any, kind: BranchingKind) -> None:
+        self._network = network
+        self._kind = kind
+        self.vocab_size: int = network.vocab_size
+        self.context_length: int | None = network.context_length
+
+    def new_state(self) -> StateSpaceState:
+        return self._network.new_state(self._kind)
+
+    def extend_all(self, parts: Any) -> Any:
+        return self._network.extend_all(parts)
 
 
 def text(length: int, seed: int) -> list[int]:
@@ -302,3 +319,24 @@ def test_a_broken_network_names_its_first_broken_part(
     network = module if form == "torch" else to_cpu(module)
     error = network.new_state().broken_model_error([3, 4], [-1, 0])
     assert f"no numbers: {name} is the first part" in str(error)
+
+
+@each_network
+@each_way
+def test_torch_modules_are_tree_networks(architecture: str, branching: BranchingKind) -> None:
+    network = Branching(network_of(architecture, "torch"), branching)
+    check_network(network, num_trials=6, tolerance=1e-3)
+
+
+@each_way
+def test_a_packed_mamba_is_a_tree_network_to_the_bit(branching: BranchingKind) -> None:
+    network = Branching(network_of("mamba", "packed"), branching)
+    check_network(network, num_trials=6, tolerance=0)
+
+
+@each_way
+def test_a_packed_mamba2_is_a_tree_network(branching: BranchingKind) -> None:
+    """Not to the bit with sums: these are other sums than those of a text."""
+    tolerance = 0 if branching is StateCopies else 1e-4
+    network = Branching(network_of("mamba2", "packed"), branching)
+    check_network(network, num_trials=6, tolerance=tolerance)

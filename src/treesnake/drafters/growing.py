@@ -74,17 +74,17 @@ def _grow_fixed(
     """
     sampled = shape.sampled and not params.is_greedy
     tokens, parents = [anchor], [-1]
-    places = [0]  # of each node in the shape
+    shape_nodes = [0]  # of each node, its node in the shape
     grown: dict[int, int] = {}
     rows: dict[int, Float[Tensor, " vocab"]] = {}
     newest = [0]
-    while level := [node for node in newest if shape.children[places[node]]]:
+    while level := [node for node in newest if shape.children[shape_nodes[node]]]:
         logits = extend(
             [tokens[node] for node in level],
             [grown.get(parents[node], -1) for node in level],
         )
         grown |= {node: len(grown) + index for index, node in enumerate(level)}
-        widths = [len(shape.children[places[node]]) for node in level]
+        widths = [len(shape.children[shape_nodes[node]]) for node in level]
         if sampled:
             probs = to_probs(vocabulary.translate(logits), params)
             rows |= dict(zip(level, probs, strict=True))
@@ -100,7 +100,7 @@ def _grow_fixed(
         for node, children in zip(level, drawn, strict=True):
             tokens += children
             parents += [node] * len(children)
-            places += shape.children[places[node]][: len(children)]
+            shape_nodes += shape.children[shape_nodes[node]][: len(children)]
         newest = list(range(first, len(tokens)))
     tree = TokenTree.of(tuple(tokens), tuple(parents))
     draft = Draft.sampled(tree, _rows_by_node(rows)) if sampled else Draft.chosen(tree)
@@ -209,6 +209,10 @@ def _best_tokens(
     best = largest(scores, min(num_tokens, scores.shape[-1]))
     token_at = vocabulary.token_at
     return [
-        [(token_at(place), score) for place, score in zip(places, row, strict=True) if score > -inf]
-        for places, row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        [
+            (token_at(column), score)
+            for column, score in zip(columns, row, strict=True)
+            if score > -inf
+        ]
+        for columns, row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]

@@ -48,15 +48,15 @@ class AgreementRecord:
 
     def observe(self, num_agreeing: int, *, is_alike: bool) -> None:
         """Takes note of one token."""
-        place = min(num_agreeing, MOST_AGREEING)
-        self._alike[place] = DISCOUNT * self._alike[place] + is_alike
-        self._seen[place] = DISCOUNT * self._seen[place] + 1
+        count = min(num_agreeing, MOST_AGREEING)
+        self._alike[count] = DISCOUNT * self._alike[count] + is_alike
+        self._seen[count] = DISCOUNT * self._seen[count] + 1
 
     def probability(self, num_agreeing: int) -> float:
         """Returns how often the next tokens are believed to be alike."""
-        place = min(num_agreeing, MOST_AGREEING)
-        prior = place / (place + PRIOR_UNLIKE)
-        return (self._alike[place] + PRIOR_WEIGHT * prior) / (self._seen[place] + PRIOR_WEIGHT)
+        count = min(num_agreeing, MOST_AGREEING)
+        prior = count / (count + PRIOR_UNLIKE)
+        return (self._alike[count] + PRIOR_WEIGHT * prior) / (self._seen[count] + PRIOR_WEIGHT)
 
 
 @dataclass(frozen=True)
@@ -181,10 +181,10 @@ class _Grown:
         Where a path leaves an earlier one, it has a part of what that one's token leaves.
         """
         parent = 0
-        for place, token in enumerate(tokens):
+        for depth, token in enumerate(tokens):
             node = self.builder.child(parent, token)
             if node is None:
-                prob = self._left[parent] * record.probability(num_agreeing + place)
+                prob = self._left[parent] * record.probability(num_agreeing + depth)
                 if not shape.pays(prob, len(self.probs) - 1):
                     return
                 node = self.builder.add(parent, token)

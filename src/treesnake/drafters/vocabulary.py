@@ -40,8 +40,8 @@ class VocabularyMap(Protocol):
         """Returns the logits of those tokens that both sides know."""
         ...
 
-    def token_at(self, place: int) -> int:
-        """Returns which of the target's tokens has this place in `known`."""
+    def token_at(self, column: int) -> int:
+        """Returns which of the target's tokens has this column of `known`."""
         ...
 
     def translate(
@@ -62,9 +62,9 @@ class SameVocabulary:
         """Returns all logits."""
         return logits
 
-    def token_at(self, place: int) -> int:
+    def token_at(self, column: int) -> int:
         """Returns the token of this number."""
-        return place
+        return column
 
     def translate(self, logits: Float[Tensor, "nodes vocab"]) -> Float[Tensor, "nodes vocab"]:
         """Returns the logits as they are."""
@@ -91,9 +91,9 @@ class PaddedVocabulary:
         """Returns the logits of all tokens that the target has as well."""
         return logits[:, : self.target_size]
 
-    def token_at(self, place: int) -> int:
+    def token_at(self, column: int) -> int:
         """Returns the token of this number."""
-        return place
+        return column
 
     def translate(
         self, logits: Float[Tensor, "nodes network_logits"]
@@ -139,9 +139,9 @@ class DraftVocabulary:
         """Returns all logits: the target knows every token that is drafted."""
         return logits
 
-    def token_at(self, place: int) -> int:
-        """Returns the token that the network's logits have in this place."""
-        return self._listed[place]
+    def token_at(self, column: int) -> int:
+        """Returns the token that the network's logits have in this column."""
+        return self._listed[column]
 
     @cached_property
     def _listed(self) -> list[int]:
@@ -150,7 +150,7 @@ class DraftVocabulary:
     def translate(
         self, logits: Float[Tensor, "nodes network_logits"]
     ) -> Float[Tensor, "nodes vocab"]:
-        """Returns each logit at its token's place."""
+        """Returns each logit in its token's column."""
         return _scattered(logits, self.token_ids, self.target_size)
 
 
@@ -180,14 +180,14 @@ class SharedTokens:
         """Returns the logits of tokens with a partner."""
         return logits[:, self.network_ids]
 
-    def token_at(self, place: int) -> int:
+    def token_at(self, column: int) -> int:
         """Returns the partner."""
-        return int(self.target_ids[place])
+        return int(self.target_ids[column])
 
     def translate(
         self, logits: Float[Tensor, "nodes network_logits"]
     ) -> Float[Tensor, "nodes vocab"]:
-        """Returns the logits of tokens with a partner at the partner's place."""
+        """Returns the logits of tokens with a partner in the partner's column."""
         return _scattered(self.known(logits), self.target_ids, len(self.network_id_of))
 
 

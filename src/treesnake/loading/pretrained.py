@@ -67,14 +67,14 @@ def load_checkpoint(checkpoint: Checkpoint, options: LoadOptions = DEFAULT_OPTIO
         InvalidInputError: if there is no such device.
     """
     model_class = find_model_class(checkpoint)
-    place = resolve_device(options.device)
+    found_device = resolve_device(options.device)
     device_map = options.device_map
-    torch_dtype = resolve_dtype(options.dtype, checkpoint, place)
+    torch_dtype = resolve_dtype(options.dtype, checkpoint, found_device)
     if device_map is None:
-        check_memory(checkpoint, torch_dtype, place)
+        check_memory(checkpoint, torch_dtype, found_device)
     arguments: dict[str, Any] = {
         "dtype": torch_dtype,
-        "device_map": _direct_placement(place) if device_map is None else device_map,
+        "device_map": _direct_placement(found_device) if device_map is None else device_map,
         "output_loading_info": True,
         **_source(checkpoint, spread=device_map is not None),
     }
@@ -86,7 +86,7 @@ def load_checkpoint(checkpoint: Checkpoint, options: LoadOptions = DEFAULT_OPTIO
         raise LoadError(f"transformers cannot load {checkpoint.name}: {error}") from error
     _check_complete(checkpoint, report["missing_keys"])
     if device_map is None:
-        model.to(place)
+        model.to(found_device)
     model.config.name_or_path = str(checkpoint.path)
     model.generation_config = checkpoint.generation_config
     model.requires_grad_(False).eval()

@@ -164,15 +164,17 @@ class StateSpaceState:
             return
         snapshot = self._kept.longest(prompt)
         logger.info(
-            "the prompt parts from the text that is held at token %d of %d; tokens run again from "
-            "token %d on, where the longest snapshot ends that it begins with",
+            "the prompt parts from the text that is held at token %d of %d; it is run from token "
+            "%d on, %s",
             num_shared,
             held,
             len(snapshot.key) if snapshot else 0,
+            "the end of the longest snapshot that fits" if snapshot else "because no snapshot fits",
         )
         if snapshot:
             self.restore(snapshot)
-        else:
+            return
+        with self._forgotten_if_interrupted():
             self._forget()
 
     def _keep(self) -> None:

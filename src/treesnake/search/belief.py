@@ -23,7 +23,7 @@ PRIOR_BY_RANK = tuple(0.6 * 0.3**rank for rank in range(NUM_RANKS))
 
 BINS_PER_OCTAVE = 2
 NUM_BINS = 17
-BIN_MIDDLES = tuple(2 ** (-(place + 0.5) / BINS_PER_OCTAVE) for place in range(NUM_BINS))
+BIN_MIDDLES = tuple(2 ** (-(number + 0.5) / BINS_PER_OCTAVE) for number in range(NUM_BINS))
 BINS_PER_NAT = BINS_PER_OCTAVE / log(2)
 
 
@@ -118,11 +118,11 @@ class ConfidenceCurve:
             return 0.0
         if self.accepted[0] < probability:
             return 2.0
-        for place in range(1, NUM_BINS):
-            above, below = self.accepted[place - 1], self.accepted[place]
+        for number in range(1, NUM_BINS):
+            above, below = self.accepted[number - 1], self.accepted[number]
             if below < probability:
                 share = (above - probability) / (above - below)
-                return 2 ** (-(place - 0.5 + share) / BINS_PER_OCTAVE)
+                return 2 ** (-(number - 0.5 + share) / BINS_PER_OCTAVE)
         return 0.0
 
 

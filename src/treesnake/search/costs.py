@@ -228,7 +228,7 @@ def _place(count: int) -> tuple[int, float]:
 
 
 def _spread(seen: Sequence[int]) -> list[tuple[int, int, float]]:
-    """Returns for every knot the places of the seen ones around it, and how far it is between."""
+    """Returns for every knot the indices of the seen ones around it, and how far it is between."""
     spread = []
     for knot in range(len(KNOTS)):
         after = bisect_right(seen, knot)
@@ -238,12 +238,12 @@ def _spread(seen: Sequence[int]) -> list[tuple[int, int, float]]:
     return spread
 
 
-def _interpolated(places: Sequence[int], values: Sequence[float], place: int) -> float:
-    """Returns the value at a place, linear between the places and constant beyond them."""
-    after = bisect_right(places, place)
+def _interpolated(knots: Sequence[int], values: Sequence[float], point: int) -> float:
+    """Returns the value at a point, linear between the knots and constant beyond them."""
+    after = bisect_right(knots, point)
     if after == 0:
         return values[0]
-    if after == len(places):
+    if after == len(knots):
         return values[-1]
-    share = (place - places[after - 1]) / (places[after] - places[after - 1])
+    share = (point - knots[after - 1]) / (knots[after] - knots[after - 1])
     return values[after - 1] + share * (values[after] - values[after - 1])

@@ -125,13 +125,13 @@ class _PlannedTree:
         for node in range(1, num_nodes + 1):
             children.setdefault(self._parents[node], []).append(node)
         parents: list[int] = []
-        level, place = [0], {0: 0}
+        level, index_of = [0], {0: 0}
         while level:
             newest = []
             for node in level:
                 for child in children.get(node, ()):
-                    parents.append(place[node])
-                    place[child] = len(parents)
+                    parents.append(index_of[node])
+                    index_of[child] = len(parents)
                     newest.append(child)
             level = newest
         return FixedTree(tuple(parents))
