@@ -10,6 +10,7 @@ import pytest
 
 from treesnake import SpeculativeDecoder
 from treesnake.drafters.none import NoDrafterModel
+from treesnake.pairs import Pair
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -40,7 +41,7 @@ def test_constrained(run: Ran) -> None:
 
 def test_custom_drafter(run: Ran) -> None:
     names, output = run
-    plain = SpeculativeDecoder(names["decoder"].target, NoDrafterModel())
+    plain = SpeculativeDecoder(Pair(names["decoder"].pair.target, NoDrafterModel()))
     expected = plain.generate([1, 2, 3], max_new_tokens=12).token_ids
     assert ast.literal_eval(output) == expected
     assert len(expected) == 12

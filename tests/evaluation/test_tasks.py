@@ -18,6 +18,8 @@ def test_a_file_in_spec_benchs_format_is_read(question_file: Path) -> None:
 
 def test_the_first_of_each_category_are_kept(question_file: Path) -> None:
     assert [q.name for q in load_questions(str(question_file), per_category=1)] == ["1", "3"]
+    with pytest.raises(InvalidInputError, match="per_category is at least 1, got 0"):
+        load_questions(str(question_file), per_category=0)
 
 
 @pytest.mark.parametrize("line", ["hello", "[]", '{"turns": 3}', '{"turns": []}', ""])

@@ -104,6 +104,13 @@ def test_pairing_takes_out_what_questions_have_in_common() -> None:
     assert paired.high - paired.low < 1e-9
 
 
+def test_an_interval_is_finite_though_some_questions_took_no_time() -> None:
+    tokens, seconds = np.full(3, 10.0), np.array([0.0, 0.0, 1.0])
+    estimate = bootstrap_rate(tokens, seconds)
+    assert estimate is not None
+    assert np.isfinite([estimate.value, estimate.low, estimate.high]).all()
+
+
 def test_nothing_is_compared_where_there_is_no_time() -> None:
     nothing, something = np.zeros(2), np.ones(2)
     assert bootstrap_rate(something, nothing) is None

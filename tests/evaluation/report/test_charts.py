@@ -49,6 +49,18 @@ def test_lines_go_through_their_points() -> None:
     assert circles[3].get("class") == "fill1"
 
 
+def ticks(points: tuple[tuple[float, float], ...], kind: str) -> list[str | None]:
+    chart = parse(line_chart([Line("a", points, 0)], "t", x_label="x", y_label="y"))
+    return [text.text for text in chart.findall("text") if text.get("class") == f"tick {kind}"]
+
+
+def test_axes_have_round_numbers() -> None:
+    points = ((0.5, 0.0), (2.5, 0.7))
+    assert ticks(points, "middle") == ["0.5", "1", "1.5", "2", "2.5"]
+    assert ticks(points, "end") == ["0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7"]
+    assert ticks(((0.5, 1.0),), "middle") == ["0.5"], "a range of one number"
+
+
 @pytest.mark.parametrize("points", [((1.0, 0.0),), ((0.1, 0.2), (0.9, 1.5))])
 def test_any_numbers_can_be_drawn(points: tuple[tuple[float, float], ...]) -> None:
     lines = [Line("a long name of a method that does not fit", points, 0)]
