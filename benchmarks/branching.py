@@ -22,8 +22,8 @@ from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space_cpu import CpuNetwork, to_cpu
 from treesnake.models.state_space_state import StateSpaceState
 from treesnake.prompt import Prompt
+from treesnake.shape import LevelWidths
 from treesnake.states.branching import BranchingKind, PathSums, StateCopies, StateShape
-from treesnake.tree import level_parents
 
 TREES = {"chain(5)": (1,) * 5, "3x2x2x1x1": (3, 2, 2, 1, 1), "3x4x4 (64 nodes)": (3, 4, 4)}
 BRANCHINGS = {"state copies": StateCopies, "path sums": PathSums}
@@ -119,7 +119,7 @@ def _draft(state: StateSpaceState, widths: tuple[int, ...]) -> None:
 
 def _score(state: StateSpaceState, widths: tuple[int, ...]) -> None:
     """Runs a whole tree, leaves included, as a target does, and commits as `_draft`."""
-    parents = level_parents(widths)
+    parents = [-1, *LevelWidths(widths).as_tree().parents]
     state.extend([1] * len(parents), parents)
     state.commit([0, 1])
 

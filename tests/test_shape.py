@@ -16,7 +16,6 @@ from treesnake.shape import (
     chain,
     parse_shape,
 )
-from treesnake.tree import level_parents
 
 LEVEL_WIDTHS = st.builds(
     LevelWidths, st.lists(st.integers(1, 4), max_size=5).map(tuple), st.booleans()
@@ -88,8 +87,20 @@ def test_text_that_is_no_shape_is_refused_with_examples(text: str) -> None:
 
 @given(LEVEL_WIDTHS)
 def test_level_widths_know_the_size_of_their_tree(shape: LevelWidths) -> None:
-    assert shape.num_drafted == len(level_parents(shape.widths)) - 1
-    assert shape.depth == len(shape.widths)
+    assert shape.num_drafted == shape.as_tree().num_drafted
+    assert shape.depth == shape.as_tree().depth == len(shape.widths)
+
+
+@given(LEVEL_WIDTHS)
+def test_level_widths_count_the_children_of_each_node(shape: LevelWidths) -> None:
+    tree = shape.as_tree()
+    for depth, children in zip(tree.depths, tree.children, strict=True):
+        assert len(children) == (shape.widths[depth] if depth < shape.depth else 0)
+
+
+def test_the_papers_tree_has_46_nodes_in_levels() -> None:
+    tree = LevelWidths((3, 2, 2, 1, 1)).as_tree()
+    assert [tree.depths.count(depth) for depth in range(6)] == [1, 3, 6, 12, 12, 12]
 
 
 @given(LEVEL_WIDTHS | BEST_FIRST | FIXED_TREES | PRICED, st.integers(-1, 9))

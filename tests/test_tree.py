@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treesnake.errors import InvalidInputError
-from treesnake.tree import TokenTree, TreeBuilder, level_parents, merge
+from treesnake.tree import TokenTree, TreeBuilder, merge
 
 PARENTS = st.lists(st.integers(0, 10**6), max_size=24).map(
     lambda draws: [-1, *(draw % (node + 1) for node, draw in enumerate(draws))]
@@ -151,25 +151,6 @@ def test_a_tree_that_was_built_does_not_grow_with_its_builder() -> None:
     tree = builder.build()
     builder.add(0, 1)
     assert len(tree) == 1
-
-
-@given(st.lists(st.integers(1, 3), max_size=4))
-def test_level_widths_count_the_children_of_each_node(widths: list[int]) -> None:
-    tree = make_tree(level_parents(widths))
-    for node, depth in enumerate(tree.depths):
-        assert len(tree.children[node]) == (widths[depth] if depth < len(widths) else 0)
-
-
-def test_the_papers_tree_has_46_nodes_in_levels() -> None:
-    tree = make_tree(level_parents((3, 2, 2, 1, 1)))
-    assert [tree.depths.count(depth) for depth in range(6)] == [1, 3, 6, 12, 12, 12]
-    assert tree.depth == 5
-
-
-@pytest.mark.parametrize("widths", [(0,), (2, 0), (2, -1)])
-def test_level_widths_below_one_are_refused(widths: tuple[int, ...]) -> None:
-    with pytest.raises(InvalidInputError, match="at least 1"):
-        level_parents(widths)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6))

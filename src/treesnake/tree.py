@@ -163,25 +163,6 @@ class TreeBuilder:
         return TokenTree(tuple(self.tokens), tuple(self.parents))
 
 
-def level_parents(widths: Sequence[int]) -> list[int]:
-    """Returns the parents of a full tree in which every node at depth i has `widths[i]` children.
-
-    (3, 2, 2, 1, 1) is the notation of Mamba Drafters (Choi et al. 2025): 1 + 3 + 6 + 12 + 12 + 12
-    nodes, level by level.
-
-    Raises:
-        InvalidInputError: if a width is not positive.
-    """
-    if any(width < 1 for width in widths):
-        raise InvalidInputError(f"level widths must be at least 1, got {tuple(widths)}")
-    parents, level = [-1], [0]
-    for width in widths:
-        first = len(parents)
-        parents += [parent for parent in level for _ in range(width)]
-        level = list(range(first, len(parents)))
-    return parents
-
-
 def merge(
     first: TokenTree, second: TokenTree, is_kept: Callable[[int, int], bool] | None = None
 ) -> tuple[TokenTree, list[int]]:

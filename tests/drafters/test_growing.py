@@ -18,7 +18,6 @@ from treesnake.sampling import Rng, SamplingParams, TorchRng, to_probs
 from treesnake.shape import OFF, BestFirst, FixedTree, LevelWidths, Priced, Shape
 from treesnake.testing import RecurrentModel, enumerate_outcomes
 from treesnake.testing.tiny import TinyState
-from treesnake.tree import level_parents
 
 VOCAB_SIZE = 5
 ANCHOR = 2
@@ -198,15 +197,6 @@ def test_a_fixed_trees_children_are_the_most_probable_tokens_in_their_order() ->
             logits = logits_after(3, tree.path_tokens(node))
             best = logits.topk(len(children)).indices.tolist()
             assert [tree.tokens[child] for child in children] == best
-
-
-@given(WIDTHS, SEEDS, st.booleans())
-def test_level_widths_are_a_fixed_tree(widths: tuple[int, ...], seed: int, is_greedy: bool) -> None:
-    params = SamplingParams() if is_greedy else SAMPLING
-    levels = draft_of(LevelWidths(widths), params, seed)
-    fixed = draft_of(FixedTree(tuple(level_parents(widths)[1:])), params, seed)
-    assert levels.tree.tokens == fixed.tree.tokens
-    assert levels.tree.parents == fixed.tree.parents
 
 
 def test_below_a_token_that_could_not_be_drawn_nothing_is_drafted() -> None:

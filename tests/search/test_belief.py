@@ -5,11 +5,11 @@ import random
 import pytest
 
 from treesnake.search.belief import NUM_RANKS, ConfidenceBelief, RankBelief
-from treesnake.tree import TokenTree, level_parents
+from treesnake.tree import TokenTree
 
 
 def star(num_children: int) -> TokenTree:
-    return TokenTree.of([0] * (1 + num_children), level_parents((num_children,)))
+    return TokenTree.of([0] * (1 + num_children), [-1] + [0] * num_children)
 
 
 def test_ranks_are_accepted_as_often_as_they_were() -> None:

@@ -136,18 +136,9 @@ def largest_lane(builder: Any, vector: Any) -> Any:
 
 def load(builder: Any, pointer: Any, element: types.Type) -> Any:
     """Loads consecutive elements of an array of type `element` as a vector."""
-    return to_float(builder, _load_raw(builder, pointer, element, LANES), element)
-
-
-def load_scalar(builder: Any, pointer: Any, element: types.Type) -> Any:
-    """Loads one element of an array of type `element` as a float."""
-    raw = _load_raw(builder, pointer, element, 1)
-    return builder.extract_element(to_float(builder, raw, element), ir.Constant(INT32, 0))
-
-
-def _load_raw(builder: Any, pointer: Any, element: types.Type, lanes: int) -> Any:
-    vector = ir.VectorType(ELEMENT_TYPES[_dtype(element)], lanes)
-    return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=1)
+    vector = ir.VectorType(ELEMENT_TYPES[_dtype(element)], LANES)
+    raw = builder.load(builder.bitcast(pointer, vector.as_pointer()), align=1)
+    return to_float(builder, raw, element)
 
 
 def store(builder: Any, vector: Any, pointer: Any, element: types.Type) -> None:
