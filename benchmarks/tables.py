@@ -101,6 +101,37 @@ def _equality() -> str:
     return _table(["float32, greedy, 64 tokens", "prompts", "equal to transformers"], rows)
 
 
+def _shared_passes() -> str:
+    passes = _read("shared_passes")["passes_ms"]
+    counts = list(next(iter(passes.values())))
+    rows = [
+        [
+            name,
+            f"{row[counts[0]]['median']:.1f}",
+            *(f"{row[count]['x one text']:.2f}" for count in counts[1:]),
+        ]
+        for name, row in passes.items()
+    ]
+    heads = [f"{count} texts" for count in counts[1:]]
+    return _table(["one node of each text, 2 threads", "1 text, ms", *heads], rows)
+
+
+def _two_versions() -> str:
+    result = _read("two_versions")
+    rows = [
+        [
+            name,
+            f"{row['decoding']:.2f} ({row['decoding_interval'][0]:.2f}–"
+            f"{row['decoding_interval'][1]:.2f})",
+            f"{row['prefill']:.2f}",
+            f"{row['equal']} of {result['questions']}",
+        ]
+        for name, row in result["methods"].items()
+    ]
+    heads = ["dtype, drafter, search", f"tokens/s, x {result['other_commit']}"]
+    return _table([*heads, "prefill, x", "equal texts"], rows)
+
+
 def _long_context() -> str:
     drafting = _read("long_context_draft")["drafting"]
     rows = []
@@ -325,6 +356,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "scoring": _scoring,
     "memory": _memory,
     "equality": _equality,
+    "shared_passes": _shared_passes,
+    "two_versions": _two_versions,
     "long_context": _long_context,
     "long_pair": _long_pair,
     "long_acceptance": _long_acceptance,

@@ -1,13 +1,13 @@
-"""Places in storage that many texts share."""
+"""Slots of storage that many texts share."""
 
 from itertools import count
 from weakref import WeakKeyDictionary
 
 
 class Slots:
-    """The numbers of places, handed out lowest first.
+    """The numbers of slots, handed out lowest first.
 
-    The place of a text that nobody holds any more is free again. Only one thread at a time may use
+    The slot of a text that nobody holds any more is free again. Only one thread at a time may use
     this; a text may be forgotten in any thread.
     """
 
@@ -20,5 +20,5 @@ class Slots:
         return next(number for number in count() if number not in taken)
 
     def take(self, slot: int, holder: object) -> None:
-        """Notes that a text has a place, as long as there is a reference to its holder."""
+        """Notes that a text has a slot, as long as there is a reference to its holder."""
         self._taken[holder] = slot
