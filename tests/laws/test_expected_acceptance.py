@@ -42,8 +42,8 @@ def law(rule: AcceptanceRule, shape: Shape, target: Rows, drafter: Rows) -> Law:
             return drafter[list(tokens)]
 
         draft = grow(0, shape, SAMPLING, rng, extend).draft
-        target_probs = to_probs(target[draft.tree.tokens], SAMPLING)
-        return rule(draft, target_probs, rng), tuple(draft.tree.tokens)
+        target_probs = to_probs(target[list(draft.tree.tokens)], SAMPLING)
+        return rule(draft, target_probs, rng), draft.tree.tokens
 
     return enumerate_outcomes(step)
 
@@ -127,7 +127,7 @@ def test_on_a_tree_made_for_it_traversal_accepts_a_little_less() -> None:
                 return next(levels).log()
 
             draft = grow(0, LevelWidths((1, 2)), SAMPLING, rng, extend).draft
-            rows = target[draft.tree.tokens]
+            rows = target[list(draft.tree.tokens)]
             rows[0] = target_after_anchor
             return len(rule(draft, rows, rng).path) - 1
 
