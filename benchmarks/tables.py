@@ -121,8 +121,7 @@ def _two_versions() -> str:
     rows = [
         [
             name,
-            f"{row['decoding']:.2f} ({row['decoding_interval'][0]:.2f}–"
-            f"{row['decoding_interval'][1]:.2f})",
+            _interval([row["decoding"], *row["decoding_interval"]], 2),
             f"{row['prefill']:.2f}",
             f"{row['equal']} of {result['questions']}",
         ]

@@ -341,3 +341,19 @@ def test_a_search_of_ones_own_in_a_session_is_used_for_seeded_samples_too() -> N
 def test_a_wrong_search_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(InvalidInputError, match="no search and no shape"):
         SpeculativeDecoder.from_pretrained("there/is-none", search="magic")
+
+
+def test_models_come_as_a_pair() -> None:
+    network = TinyNetwork(TARGET)
+    with pytest.raises(InvalidInputError, match=r"write Pair\(target, drafter\)"):
+        SpeculativeDecoder(NetworkTargetModel(network))
+    with pytest.raises(InvalidInputError, match="inside of NetworkTargetModel"):
+        Pair(network, network)
+
+
+def test_a_search_is_named_or_given() -> None:
+    assert decoder(search="chain(3)").search == StaticSearch(LevelWidths((1, 1, 1)))
+    with pytest.raises(InvalidInputError, match="no search and no shape"):
+        decoder(search="")
+    with pytest.raises(InvalidInputError, match="cannot choose the trees of many texts"):
+        decoder(search=LevelWidths((1, 1)))

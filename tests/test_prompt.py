@@ -87,3 +87,9 @@ def test_a_model_that_reads_text_says_what_it_cannot_read() -> None:
     Prompt((1, 2)).check_text_only()
     with pytest.raises(InvalidInputError, match="brings grid, pixel_values"):
         Prompt((4, 9, 9, 5), (pixels(1.0),)).check_text_only()
+
+
+@pytest.mark.parametrize("border", [-1, 3])
+def test_borders_lie_in_the_prompt(border: int) -> None:
+    with pytest.raises(InvalidInputError, match="borders are numbers of tokens from 0 to 2"):
+        Prompt((1, 2), borders=(border,))

@@ -164,7 +164,8 @@ class SpeculativeDecoder:
         pair: the models; `treesnake.pairs.Pair` of any target and any drafter.
         tokenizer: a tokenizer of transformers, needed for text in and text out.
         end_token_ids: the tokens after which a text ends.
-        search: chooses the trees of all texts; by default one that tunes itself. Samples with a
+        search: chooses the trees of all texts, by name or as an object; by default one that tunes
+            itself. Samples with a
             seed are drafted by chains of 4 instead, if the search reads the clock or learns across
             texts: the same seed would not give the same sample again.
         accept: the acceptance rule; by default the best that is exact for each draft.
@@ -179,13 +180,18 @@ class SpeculativeDecoder:
         *,
         tokenizer: Tokenizer | None = None,
         end_token_ids: Collection[int] = (),
-        search: SharedSearch | None = None,
+        search: str | SharedSearch = SELF_TUNING,
         accept: AcceptanceRule | None = None,
     ) -> None:
+        if not isinstance(pair, PairModel):
+            raise InvalidInputError(
+                f"a decoder needs a target and a drafter as a pair: write Pair(target, drafter), "
+                f"got {type(pair).__name__}"
+            )
         self.pair = pair
         self.tokenizer = tokenizer
         self.end_token_ids = frozenset(end_token_ids)
-        self.search = search or search_by_name(SELF_TUNING)
+        self.search = search_by_name(search) if isinstance(search, str) else search
         if not isinstance(self.search, SharedSearch):
             raise InvalidInputError(
                 f"{self.search!r} cannot choose the trees of many texts: give the name of a "

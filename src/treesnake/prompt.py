@@ -38,9 +38,9 @@ class PromptInput:
     def __post_init__(self) -> None:
         if not self.tensors or self.start < 0 or self.num_placeholders < 1:
             raise InvalidInputError(
-                "an input of a prompt needs tensors and at least one placeholder among the "
-                f"tokens, got {sorted(self.tensors)}, {self.num_placeholders} placeholders from "
-                f"token {self.start} on"
+                "an input of a prompt needs tensors, a first placeholder at token 0 or later, and "
+                f"at least one placeholder; got {sorted(self.tensors)}, start {self.start} and "
+                f"{self.num_placeholders} placeholders"
             )
 
     @cached_property
@@ -80,8 +80,8 @@ class Prompt:
             as the end of the last message. States that cannot be cut keep a snapshot there.
 
     Raises:
-        InvalidInputError: if there is no token, one is negative, or placeholders overlap or lie
-            outside of the prompt.
+        InvalidInputError: if there is no token, one is negative, a border lies outside of the
+            prompt, or placeholders overlap or lie outside of it.
     """
 
     token_ids: tuple[int, ...]
@@ -95,13 +95,17 @@ class Prompt:
             )
         if min(self.token_ids) < 0:
             raise InvalidInputError(f"token ids cannot be negative, got {min(self.token_ids)}")
+        if any(not 0 <= border <= len(self) for border in self.borders):
+            raise InvalidInputError(
+                f"borders are numbers of tokens from 0 to {len(self)}, got {list(self.borders)}"
+            )
         reached = 0
         for each in self.inputs:
             if each.start < reached or each.end >= len(self):
                 raise InvalidInputError(
-                    f"an input has its placeholders at tokens {each.start} to {each.end - 1}: they "
-                    f"must come after token {reached - 1}, where the input before it ends, and "
-                    f"before the last token of the prompt, which is token {len(self) - 1}"
+                    f"an input has its placeholders at tokens {each.start} to {each.end - 1}; here "
+                    f"they must lie between tokens {reached} and {len(self) - 2}: behind the input "
+                    "before it, and before the last token of the prompt"
                 )
             reached = each.end
 

@@ -164,3 +164,34 @@ def test_a_text_takes_part_once(name: str) -> None:
         network.extend_all([Part(state, [4], [-1]), Part(state, [5], [-1])])
     expected = holding(network, [1, 2, 3]).extend([4], [-1])
     assert torch.equal(state.extend([4], [-1]), expected)
+
+
+def test_a_cache_that_could_not_grow_can_grow_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values grow one after the other; the first that is missing promises no room."""
+    network = network_of("native transformer, float32")
+    state, expected = holding(network, [1, 2, 3]), holding(network, [1, 2, 3])
+    longer = Prompt.of([index % VOCAB_SIZE for index in range(200)] * 4)
+    expected.prefill(longer)
+    zeros, calls = torch.Tensor.new_zeros, iter(range(100))
+
+    def failing(tensor: torch.Tensor, *sizes: int) -> torch.Tensor:
+        if next(calls) == 1:
+            raise MemoryError
+        return zeros(tensor, *sizes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "new_zeros", failing)
+        with pytest.raises(MemoryError):
+            state.prefill(longer)
+    state.prefill(longer)
+    assert torch.equal(state.extend([4, 5], [-1, 0]), expected.extend([4, 5], [-1, 0]))
+
+
+def test_states_and_snapshots_of_other_networks_are_refused() -> None:
+    network, other = (network_of(f"native transformer, {name}") for name in ("float32", "float16"))
+    state = holding(network, [1, 2, 3])
+    with pytest.raises(InvalidInputError, match="another network"):
+        other.extend_all([Part(state, [1], [-1])])
+    with pytest.raises(InvalidInputError, match="another network"):
+        other.new_state().restore(state.snapshot())
+    assert state.length == 3

@@ -1,7 +1,7 @@
 """A text has the same logits in a pass that it shares with other texts as in a pass of its own."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,8 @@ from treesnake.models.state_space_cpu import CpuNetwork, to_cpu
 from treesnake.models.state_space_state import StateSpaceState
 from treesnake.models.tree_network import Part, TreeNetwork, TreeState
 from treesnake.prompt import Prompt
-from treesnake.states.branching import BranchingKind, PathSums, StateCopies
+from treesnake.states import branching, ssm
+from treesnake.states.branching import BranchingKind, PathSums, StateCopies, grown
 from treesnake.testing import check_network
 
 VOCAB = 50
@@ -192,3 +193,42 @@ def test_packed_networks_keep_every_promise(architecture: str, dtype: torch.dtyp
 @each_architecture
 def test_torch_networks_keep_every_promise(architecture: str) -> None:
     check_network(torch_network(architecture), num_trials=3)
+
+
+@each_architecture
+@pytest.mark.parametrize("failing", range(6))
+def test_memory_that_could_not_grow_can_grow_later(
+    architecture: str, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrays grow one after another; what was interrupted between two promises no room."""
+    network = packed(architecture, torch.float32)
+    prompt = Prompt.of([1, 2, 3, 4])
+    state, expected = network.new_state(), network.new_state()
+    state.prefill(prompt)
+    expected.prefill(prompt)
+    nodes = [5, 6, 7, 8, 9, 10], [-1, 0, 1, -1, 3, 4]
+    calls = iter(range(100))
+
+    def interrupted(*arguments: Any) -> torch.Tensor:
+        if next(calls) == failing:
+            raise KeyboardInterrupt
+        return grown(*arguments)
+
+    for module in (ssm, branching):
+        monkeypatch.setattr(module, "grown", interrupted)
+    with suppress(KeyboardInterrupt):
+        state.extend(*nodes)
+        state.commit([])
+    assert torch.equal(state.extend(*nodes), expected.extend(*nodes))
+
+
+@each_architecture
+def test_states_and_snapshots_of_other_networks_are_refused(architecture: str) -> None:
+    network, other = packed(architecture, torch.float32), packed(architecture, torch.int8)
+    state = network.new_state()
+    state.prefill(Prompt.of([1, 2, 3]))
+    with pytest.raises(InvalidInputError, match="another network"):
+        other.extend_all([Part(state, [1], [-1])])
+    with pytest.raises(InvalidInputError, match="another network"):
+        other.new_state().restore(state.snapshot())
+    assert state.length == 2

@@ -5,7 +5,7 @@ from treesnake.states.snapshots import KeptSnapshots, Snapshot
 
 
 def snapshot(*tokens: int) -> Snapshot:
-    return Snapshot(tokens, (torch.zeros(3), torch.zeros(2, dtype=torch.float16)))
+    return Snapshot(None, tokens, (torch.zeros(3), torch.zeros(2, dtype=torch.float16)))
 
 
 def test_a_snapshot_takes_the_bytes_of_its_tensors() -> None:

@@ -60,7 +60,7 @@ class SnapshotsWithoutState(TinyState):
 
     def restore(self, snapshot: Snapshot) -> None:
         assert isinstance(snapshot, TinySnapshot)
-        super().restore(TinySnapshot(snapshot.key, (), MODEL.initial()))
+        super().restore(TinySnapshot(MODEL, snapshot.key, (), MODEL.initial()))
 
 
 class ForgetsTheKey(TinyState):

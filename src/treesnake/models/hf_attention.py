@@ -29,7 +29,7 @@ from treesnake.models.hf_families import (
 )
 from treesnake.models.hf_masks import PaddedTrees, Span, tree_mask
 from treesnake.models.hf_probe import check_scores_once
-from treesnake.models.tree_network import Part, check_parts
+from treesnake.models.tree_network import Part, check_tokens, own_states
 from treesnake.prompt import Prompt
 from treesnake.states.held_text import HeldText
 from treesnake.states.kv import KvCache
@@ -83,8 +83,8 @@ class HfAttention:
         Raises:
             InvalidInputError: if a tree cannot grow so, or two parts have one state.
         """
-        check_parts(parts)
-        growths = [self._growth(part) for part in parts]
+        states = own_states(parts, HfAttentionState, self)
+        growths = [self._growth(state, part) for state, part in zip(states, parts, strict=True)]
         if len(parts) > 1 and self._can_share_passes:
             logits = self._run_together(growths)
         else:
@@ -138,12 +138,10 @@ class HfAttention:
             width += self.vocab_size
         return max(PREFILL_BYTES // (width * self.model.dtype.itemsize), 16)
 
-    def _growth(self, part: Part) -> "_Growth":
+    def _growth(self, state: "HfAttentionState", part: Part) -> "_Growth":
         """Checks a part; drops the rows of nodes that an interrupted pass did not append."""
-        state = part.state
-        assert isinstance(state, HfAttentionState), "a state belongs to the network that made it"
-        assert state.network is self, "a state belongs to the network that made it"
         state.text.check_growth(part.token_ids, part.parents)
+        check_tokens(part.token_ids, self.vocab_size)
         state.cache.keep(state.text.length + len(state.text.tokens))
         return _Growth(state, part.token_ids, (*state.text.parents, *part.parents))
 
@@ -257,6 +255,7 @@ class HfAttentionState:
             InvalidInputError: if the prompt brings inputs.
         """
         prompt.check_text_only()
+        check_tokens(prompt.token_ids, self.network.vocab_size)
         self._cut(self.text.num_shared(prompt))
         num_tokens = len(prompt) - 1
         size = self.network.part_size(num_tokens)
@@ -283,10 +282,11 @@ class HfAttentionState:
 
     def snapshot(self) -> Snapshot:
         """Returns copies of the text's rows."""
-        return Snapshot(tuple(self.text.key), self.cache.copy(self.text.length))
+        return Snapshot(self.network, tuple(self.text.key), self.cache.copy(self.text.length))
 
     def restore(self, snapshot: Snapshot) -> None:
         """Makes the text that of a snapshot, which this or another state of the network took."""
+        snapshot.check_network(self.network)
         self._cut(0)
         self.cache.restore(snapshot.tensors)
         self.text.read(snapshot.key)

@@ -294,7 +294,7 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         Raises:
             InvalidInputError: if a tree cannot grow so, or two parts have one state.
         """
-        return extend_states(parts, self.vocab_size, partial(self.banks.run, self._run_nodes))
+        return extend_states(parts, self, partial(self.banks.run, self._run_nodes))
 
     @torch.no_grad()
     def run_text(

@@ -100,7 +100,7 @@ class CpuNetwork(ABC):
             InvalidInputError: if a tree cannot grow so, two parts have one state, or a token does
                 not exist.
         """
-        return extend_states(parts, self.vocab_size, self._run_trees)
+        return extend_states(parts, self, self._run_trees)
 
     def run_text(
         self, token_ids: Sequence[int], memory: SsmState, chunk: int = PREFILL_CHUNK
@@ -166,8 +166,9 @@ class CpuNetwork(ABC):
     def _make_room(self, num_rows: int, num_nodes: int) -> None:
         needs = (num_rows, num_nodes, torch.get_num_threads())
         if any(need > has for need, has in zip(needs, self._room, strict=True)):
-            self._room = tuple(map(max, needs, self._room))
-            self._work = self._new_workspace(*self._room[:2])
+            room = tuple(map(max, needs, self._room))
+            self._work = self._new_workspace(*room[:2])
+            self._room = room  # last: an interrupt before must not promise room
 
     def _new_memory(self, branching: BranchingKind) -> SsmState:
         return SsmBank(self._shape, branching, CPU).new_state(self._commit_sums)

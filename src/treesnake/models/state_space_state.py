@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from treesnake.errors import BrokenModelError, InvalidInputError
-from treesnake.models.tree_network import Part, check_parts
+from treesnake.errors import BrokenModelError
+from treesnake.models.tree_network import Part, check_tokens, own_states
 from treesnake.prompt import Prompt
 from treesnake.states.held_text import HeldText
 from treesnake.states.snapshots import KeptSnapshots, Snapshot
@@ -74,14 +74,15 @@ class StateSpaceState:
     """A `TreeState` over a Mamba or a Mamba-2: memory and time do not grow with the text.
 
     Attributes:
+        network: the weights.
         held: which text and which tree it holds.
         memory: what the network remembers of them.
     """
 
     def __init__(self, network: RecurrentNetwork, memory: SsmState) -> None:
+        self.network = network
         self.held = HeldText()
         self.memory = memory
-        self._network = network
         self._kept = KeptSnapshots()
 
     @property
@@ -108,14 +109,14 @@ class StateSpaceState:
             InvalidInputError: if the prompt is more than token ids, or a token does not exist.
         """
         prompt.check_text_only()
-        check_tokens(prompt.token_ids, self._network.vocab_size)
+        check_tokens(prompt.token_ids, self.network.vocab_size)
         self._go_back(prompt)
         last = len(prompt) - 1
         borders = {border for border in prompt.borders if self.length < border < last}
         for end in sorted(borders | ({last} if self.length < last else set())):
             begin = self.length
             with self._forgotten_if_interrupted():
-                self._network.run_text(prompt.token_ids[begin:end], self.memory)
+                self.network.run_text(prompt.token_ids[begin:end], self.memory)
                 self.held.read(prompt.key[begin:end])
             self._keep()
 
@@ -123,7 +124,7 @@ class StateSpaceState:
         self, token_ids: Sequence[int], parents: Sequence[int]
     ) -> Float[Tensor, "new_nodes vocab"]:
         """Appends nodes below earlier ones, or below the text (-1); returns logits after each."""
-        return self._network.extend_all([Part(self, token_ids, parents)])[0]
+        return self.network.extend_all([Part(self, token_ids, parents)])[0]
 
     def commit(self, path: Sequence[int]) -> None:
         """Moves the text to the end of a path, without running anything, and forgets the tree.
@@ -138,10 +139,11 @@ class StateSpaceState:
 
     def snapshot(self) -> Snapshot:
         """Returns a copy of the text's memory, whose size does not depend on the text's length."""
-        return Snapshot(tuple(self.held.key), self.memory.copy())
+        return Snapshot(self.network, tuple(self.held.key), self.memory.copy())
 
     def restore(self, snapshot: Snapshot) -> None:
         """Makes the text that of a snapshot, which this or another state of the network took."""
+        snapshot.check_network(self.network)
         with self._forgotten_if_interrupted():
             self.memory.restore(snapshot.tensors)
             self.held.cut(0)
@@ -151,7 +153,7 @@ class StateSpaceState:
         self, token_ids: Sequence[int], parents: Sequence[int]
     ) -> BrokenModelError:
         """Returns the error for a network whose logits are no numbers, naming the first layer."""
-        return BrokenModelError.in_layer(self._network.find_broken_layer(token_ids))
+        return BrokenModelError.in_layer(self.network.find_broken_layer(token_ids))
 
     def _go_back(self, prompt: Prompt) -> None:
         """Forgets the tree, and makes the text a beginning of the prompt, the longest there is."""
@@ -194,7 +196,7 @@ class StateSpaceState:
 
 
 def extend_states(
-    parts: Sequence[Part], vocab_size: int, run_trees: RunTrees
+    parts: Sequence[Part], network: RecurrentNetwork, run_trees: RunTrees
 ) -> list[Float[Tensor, "_ vocab"]]:
     """Appends nodes to the trees of several texts: `TreeNetwork.extend_all` of these networks.
 
@@ -202,11 +204,10 @@ def extend_states(
         InvalidInputError: if a tree cannot grow so, two parts have one state, or a token does not
             exist; nothing has changed then.
     """
-    check_parts(parts)
-    states = [_state_of(part) for part in parts]
+    states = own_states(parts, StateSpaceState, network)
     for state, part in zip(states, parts, strict=True):
         state.held.check_growth(part.token_ids, part.parents)
-        check_tokens(part.token_ids, vocab_size)
+        check_tokens(part.token_ids, network.vocab_size)
     if not parts:
         return []
     trees = [_grown_tree(state, part) for state, part in zip(states, parts, strict=True)]
@@ -221,20 +222,6 @@ def extend_states(
     for state, part in zip(states, parts, strict=True):
         state.held.append(part.token_ids, part.parents)
     return [logits[number] for number in range(len(parts))]
-
-
-def check_tokens(token_ids: Sequence[int], vocab_size: int) -> None:
-    """Raises InvalidInputError unless all tokens exist: compiled code looks them up unchecked."""
-    low, high = min(token_ids), max(token_ids)
-    if low < 0 or high >= vocab_size:
-        raise InvalidInputError(
-            f"the network has tokens 0 to {vocab_size - 1}, got ids from {low} to {high}"
-        )
-
-
-def _state_of(part: Part) -> StateSpaceState:
-    assert isinstance(part.state, StateSpaceState), "a state belongs to the network that made it"
-    return part.state
 
 
 def _grown_tree(state: StateSpaceState, part: Part) -> GrownTree:

@@ -18,7 +18,7 @@ from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_cpu import CPU_DTYPES, CpuEngine
 from treesnake.models.transformer_pass import NewNodes
 from treesnake.models.transformer_torch import TORCH_DTYPES, TorchEngine
-from treesnake.models.tree_network import Part, TreeState, check_parts
+from treesnake.models.tree_network import Part, own_states
 from treesnake.prompt import Prompt
 from treesnake.states.held_text import HeldText
 from treesnake.states.snapshots import Snapshot
@@ -86,8 +86,7 @@ class Transformer:
             InvalidInputError: if a tree cannot grow so, a token does not exist, or two parts have
                 one state.
         """
-        check_parts(parts)
-        states = [_own_state(part.state, self) for part in parts]
+        states = own_states(parts, TransformerState, self)
         nodes = [
             state.new_nodes(part.token_ids, part.parents)
             for state, part in zip(states, parts, strict=True)
@@ -223,11 +222,12 @@ class TransformerState:
         rows = slice(self.length)
         with self._cache.pool.lock:
             keys, values = self._cache.keys[:, :, rows], self._cache.values[:, :, rows]
-            return Snapshot(tuple(self.text.key), (keys.clone(), values.clone()))
+            return Snapshot(self.network, tuple(self.text.key), (keys.clone(), values.clone()))
 
     @on_one_thread
     def restore(self, snapshot: Snapshot) -> None:
         """Makes the text that of a snapshot, which this or another state of the network took."""
+        snapshot.check_network(self.network)
         self._cut(0)
         length = len(snapshot.key)
         self._reserve(length)
@@ -253,12 +253,6 @@ class TransformerState:
         needed = self.length + num_nodes
         if needed > self._cache.capacity:
             self._cache.reserve(max(needed, 2 * self._cache.capacity))
-
-
-def _own_state(state: TreeState, network: Transformer) -> TransformerState:
-    assert isinstance(state, TransformerState), "a part has the state of another kind of network"
-    assert state.network is network, "a part has the state of another network"
-    return state
 
 
 def _load_engine(

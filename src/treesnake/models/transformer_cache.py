@@ -79,12 +79,15 @@ class KvPool:
     @torch.inference_mode(mode=False)
     def _move(self, num_slots: int, capacity: int) -> None:
         layers, slots, heads, rows, head_dim = self.keys.shape
-        for name in ("keys", "values"):
-            old: Tensor = getattr(self, name)
-            moved = old.new_zeros(layers, num_slots, heads, capacity + 1, head_dim)
-            moved[:, :slots, :, : rows - 1] = old[:, :, :, : rows - 1]
-            setattr(self, name, moved)
+        moved: list[Tensor] = []
+        for old in (self.keys, self.values):
+            larger = old.new_zeros(layers, num_slots, heads, capacity + 1, head_dim)
+            larger[:, :slots, :, : rows - 1] = old[:, :slots, :, : rows - 1]
+            moved.append(larger)
         self.generation += 1
+        # Keys last, for they say how much room there is: an interrupt before must not promise any.
+        self.values = moved[1]
+        self.keys = moved[0]
 
 
 class TransformerCache:

@@ -7,7 +7,7 @@ own engines and in transformers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -21,8 +21,10 @@ from treesnake.states.snapshots import Snapshot
 class TreeState(Protocol):
     """A network's state of one text, and a tree of tokens that grows on it.
 
-    Nodes are numbered in the order of appending, from 0 after each prefill and commit. A call that
-    raises leaves the text and the tree as they were.
+    Nodes are numbered in the order of appending, from 0 after each prefill and commit; -1 stands
+    for the text. So the parents of a `TokenTree` serve as they are: its anchor continues the text.
+    `extend` that raises leaves text and tree as they were; what an interrupted `prefill`, `commit`
+    or `restore` leaves is a text that is held, if only an empty one.
     """
 
     @property
@@ -69,7 +71,11 @@ class TreeState(Protocol):
         ...
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Makes the text that of a snapshot, which this or another state of the network took."""
+        """Makes the text that of a snapshot, which this or another state of the network took.
+
+        Raises:
+            InvalidInputError: if a state of another network took it.
+        """
         ...
 
     def broken_model_error(
@@ -130,10 +136,46 @@ class TreeNetwork(Protocol):
         ...
 
 
+State = TypeVar("State", bound=TreeState)
+
+
+def own_states(parts: Sequence[Part], kind: type[State], network: object) -> list[State]:
+    """Returns the states of the parts of a pass, once they are of this network.
+
+    Args:
+        parts: what is to run.
+        kind: the network's own kind of state, whose `network` says which one made it.
+        network: the network.
+
+    Raises:
+        InvalidInputError: if a state is another network's, or two parts belong to one text.
+    """
+    check_parts(parts)
+    states = [
+        part.state
+        for part in parts
+        if isinstance(part.state, kind) and getattr(part.state, "network", None) is network
+    ]
+    if len(states) < len(parts):
+        raise InvalidInputError(
+            "a part has the state of another network; extend it with the network that made it"
+        )
+    return states
+
+
 def check_parts(parts: Sequence[Part]) -> None:
     """Raises InvalidInputError if two parts of a pass belong to one text."""
     if len({id(part.state) for part in parts}) < len(parts):
         raise InvalidInputError(
             "two parts of a pass have the same state; join them to one part, whose nodes may "
             "continue each other"
+        )
+
+
+def check_tokens(token_ids: Sequence[int], vocab_size: int) -> None:
+    """Raises InvalidInputError unless all tokens exist: networks look them up unchecked."""
+    low, high = min(token_ids), max(token_ids)
+    if low < 0 or high >= vocab_size:
+        raise InvalidInputError(
+            f"the network has tokens 0 to {vocab_size - 1}, got ids from {low} to {high}"
         )

@@ -197,10 +197,11 @@ def write_rows(
 
 @on_one_thread
 @torch.inference_mode(mode=False)
-def grown(tensor: Float[Tensor, " layers *axes"], *sizes: int) -> Float[Tensor, " layers *sizes"]:
-    """Returns a copy in a larger tensor, whose axes after the layers have these sizes first."""
+def grown(tensor: Float[Tensor, " layers *axes"], *sizes: int) -> Float[Tensor, " layers *larger"]:
+    """Returns a copy in a tensor whose first axes after the layers have at least these sizes."""
     old = tensor.shape[1 : 1 + len(sizes)]
-    larger = tensor.new_zeros(len(tensor), *sizes, *tensor.shape[1 + len(sizes) :])
+    enough = map(max, old, sizes)
+    larger = tensor.new_zeros(len(tensor), *enough, *tensor.shape[1 + len(sizes) :])
     larger[(slice(None), *map(slice, old))] = tensor
     return larger
 

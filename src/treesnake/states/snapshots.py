@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Shaped
 from torch import Tensor
 
+from treesnake.errors import InvalidInputError
 from treesnake.prompt import Key, Prompt, num_shared
 
 MOST_KEPT = 6
@@ -17,12 +18,25 @@ class Snapshot:
     """What a state needs to come back to a text, at a cost of its own memory.
 
     Attributes:
+        network: whose state took it; no other can use it.
         key: the text, place by place; see `Prompt.key`.
         tensors: copies, in an order that the state knows.
     """
 
+    network: object
     key: tuple[Key, ...]
     tensors: tuple[Shaped[Tensor, "..."], ...]
+
+    def check_network(self, network: object) -> None:
+        """Checks that a state of a network can use it.
+
+        Raises:
+            InvalidInputError: if a state of another network took it.
+        """
+        if self.network is not network:
+            raise InvalidInputError(
+                "a state of another network took this snapshot; run the text as a prompt instead"
+            )
 
     @property
     def num_bytes(self) -> int:

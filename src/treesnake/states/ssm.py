@@ -95,9 +95,10 @@ class SsmBank:
     def _move(self, num_slots: int, num_rows: int) -> None:
         self.history = grown(self.history, num_slots)
         self.recurrent = grown(self.recurrent, num_slots)
-        self.conv_inputs = grown(self.conv_inputs, num_slots, num_rows)
         self.branching.move(num_slots, num_rows)
         self.generation += 1
+        # Last, for it says how much room there is: an interrupt before must not promise any.
+        self.conv_inputs = grown(self.conv_inputs, num_slots, num_rows)
 
 
 class SsmState:

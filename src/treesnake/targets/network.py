@@ -32,8 +32,10 @@ class NetworkTargetModel:
 class NetworkTarget:
     """A target session: a network and its state of one text.
 
-    On a CPU our own networks give a node the same bits however many nodes are scored with it, so
-    that greedy decoding by trees equals plain decoding in every dtype, to the last tie.
+    On a CPU our own decoder and Mamba give a node the same bits however many nodes are scored with
+    it, so that greedy decoding by trees equals plain decoding in every dtype, to the last tie. A
+    Mamba-2 sums in another order along a tree: there it is equal within rounding, as in other
+    engines.
     """
 
     def __init__(self, network: TreeNetwork, state: TreeState) -> None:
@@ -90,9 +92,10 @@ class NetworkTarget:
         self._state.commit(path)
 
     def _check_tree(self, tree: TokenTree) -> None:
-        if max(tree.tokens) >= self.vocab_size:
+        if min(tree.tokens) < 0 or max(tree.tokens) >= self.vocab_size:
+            wrong = min(tree.tokens) if min(tree.tokens) < 0 else max(tree.tokens)
             raise InvalidInputError(
-                f"the tree has token id {max(tree.tokens)} and the target knows {self.vocab_size} "
+                f"the tree has token id {wrong} and the target knows {self.vocab_size} "
                 "tokens; load the drafter with the target's tokenizer"
             )
         length = self._state.length + 1 + tree.depth

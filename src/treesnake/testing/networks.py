@@ -145,15 +145,19 @@ class _Trial:
     def check_refusals(self) -> None:
         """Asks for what cannot be, which must change nothing."""
         text = self._text()
-        state = self._filled(text)
-        state.extend([1 % self._network.vocab_size, 0], [-1, 0])
+        state, other = self._filled(text), self._filled(text)
+        vocab_size = self._network.vocab_size
+        state.extend([1 % vocab_size, 0], [-1, 0])
         demands: tuple[Callable[[], object], ...] = (
             lambda: state.extend([0], [2]),
             lambda: state.extend([], []),
             lambda: state.extend([0, 0], [-1]),
             lambda: state.commit([1]),
             lambda: state.commit([0, 0]),
+            lambda: state.extend([vocab_size], [-1]),
+            lambda: state.extend([-1], [-1]),
             lambda: self._network.extend_all([Part(state, [0], [-1]), Part(state, [0], [-1])]),
+            lambda: self._network.extend_all([Part(other, [0], [-1]), Part(state, [0], [2])]),
         )
         for number, demand in enumerate(demands):
             try:
@@ -162,8 +166,10 @@ class _Trial:
                 continue
             raise AssertionError(f"demand {number} of those that cannot be met was not refused")
         state.commit([0, 1])
-        expected = self._filled([*text, 1 % self._network.vocab_size, 0])
+        expected = self._filled([*text, 1 % vocab_size, 0])
         self._assert_same(state, expected, "a demand that was refused changed the tree")
+        message = "a pass that was refused for one part has changed another"
+        self._assert_same(other, self._filled(text), message)
 
     def _tokens(self, number: int) -> list[int]:
         return [self._chance.randrange(self._network.vocab_size) for _ in range(number)]

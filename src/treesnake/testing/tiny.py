@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.errors import BrokenModelError
-from treesnake.models.tree_network import Part, check_parts
+from treesnake.models.tree_network import Part, check_tokens, own_states
 from treesnake.prompt import Prompt
 from treesnake.states.held_text import HeldText
 from treesnake.states.snapshots import Snapshot
@@ -141,7 +141,8 @@ class TinyNetwork:
 
     def extend_all(self, parts: Sequence[Part]) -> list[Float[Tensor, "_ vocab"]]:
         """Extends one text after the other."""
-        check_parts(parts)
+        for state, part in zip(own_states(parts, TinyState, self.model), parts, strict=True):
+            state.check_growth(part.token_ids, part.parents)
         return [part.state.extend(part.token_ids, part.parents) for part in parts]
 
 
@@ -152,7 +153,7 @@ class TinyState:
     """
 
     def __init__(self, model: TinyModel) -> None:
-        self._model = model
+        self.network = model
         self._held = HeldText()
         self._committed = model.initial()
         self._nodes: list[Any] = []
@@ -171,29 +172,34 @@ class TinyState:
         """Makes the state hold every token of the prompt but the last."""
         if self._held.num_shared(prompt) < self._held.length:
             self._held.cut(0)
-            self._committed = self._model.initial()
+            self._committed = self.network.initial()
         self.commit(())
         read_before = {each.start: each for each in prompt.inputs}
         for index in range(self._held.length, len(prompt) - 1):
             if index in read_before:
-                token = int(read_before[index].digest, 16) % self._model.vocab_size
-                self._committed, _ = self._model.step(self._committed, token)
-            self._committed, _ = self._model.step(self._committed, prompt.token_ids[index])
+                token = int(read_before[index].digest, 16) % self.network.vocab_size
+                self._committed, _ = self.network.step(self._committed, token)
+            self._committed, _ = self.network.step(self._committed, prompt.token_ids[index])
         self._held.read(prompt.key[self._held.length : -1])
 
     def extend(
         self, token_ids: Sequence[int], parents: Sequence[int]
     ) -> Float[Tensor, "new_nodes vocab"]:
         """Steps each new node from its parent's state."""
-        self._held.check_growth(token_ids, parents)
+        self.check_growth(token_ids, parents)
         rows = []
         for token, parent in zip(token_ids, parents, strict=True):
             before = self._committed if parent < 0 else self._nodes[parent]
-            after, logits = self._model.step(before, token)
+            after, logits = self.network.step(before, token)
             self._nodes.append(after)
             rows.append(logits)
         self._held.append(token_ids, parents)
         return torch.stack(rows)
+
+    def check_growth(self, token_ids: Sequence[int], parents: Sequence[int]) -> None:
+        """Raises InvalidInputError if the tree cannot grow so."""
+        self._held.check_growth(token_ids, parents)
+        check_tokens(token_ids, self.network.vocab_size)
 
     def commit(self, path: Sequence[int]) -> None:
         """Makes the state of the path's last node the committed one."""
@@ -205,11 +211,12 @@ class TinyState:
 
     def snapshot(self) -> Snapshot:
         """Returns the committed state, which nobody changes in place."""
-        return TinySnapshot(tuple(self._held.key), (), self._committed)
+        return TinySnapshot(self.network, tuple(self._held.key), (), self._committed)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Makes the text that of a snapshot."""
-        assert isinstance(snapshot, TinySnapshot), "a snapshot of another network"
+        snapshot.check_network(self.network)
+        assert isinstance(snapshot, TinySnapshot)
         self.commit(())
         self._held.cut(0)
         self._held.read(snapshot.key)
