@@ -65,7 +65,14 @@ class CountingNetwork:
         self.network.run_text(token_ids, memory)
 
     def extend_all(self, parts: Any) -> Any:
-        return self.network.extend_all(parts)
+        """Lends the states to the network that is counted, which takes none but its own."""
+        for part in parts:
+            part.state.network = self.network
+        try:
+            return self.network.extend_all(parts)
+        finally:
+            for part in parts:
+                part.state.network = self
 
     def find_broken_layer(self, token_ids: Any) -> str | None:
         return self.network.find_broken_layer(token_ids)

@@ -136,7 +136,7 @@ class TreeNetwork(Protocol):
         ...
 
 
-State = TypeVar("State", bound=TreeState)
+State = TypeVar("State")
 
 
 def own_states(parts: Sequence[Part], kind: type[State], network: object) -> list[State]:
@@ -151,10 +151,11 @@ def own_states(parts: Sequence[Part], kind: type[State], network: object) -> lis
         InvalidInputError: if a state is another network's, or two parts belong to one text.
     """
     check_parts(parts)
+    candidates: list[object] = [part.state for part in parts]
     states = [
-        part.state
-        for part in parts
-        if isinstance(part.state, kind) and getattr(part.state, "network", None) is network
+        state
+        for state in candidates
+        if isinstance(state, kind) and getattr(state, "network", None) is network
     ]
     if len(states) < len(parts):
         raise InvalidInputError(

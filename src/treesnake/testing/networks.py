@@ -212,7 +212,8 @@ class _Trial:
 
 def _prompt(text: Sequence[int], borders: tuple[int, ...] = ()) -> Prompt:
     """Returns the prompt of which a state holds this text: one token more."""
-    return Prompt((*text, 0), borders=borders)
+    inside = tuple(border for border in borders if border <= len(text))
+    return Prompt((*text, 0), borders=inside)
 
 
 def _path(parents: Sequence[int], node: int) -> list[int]:
