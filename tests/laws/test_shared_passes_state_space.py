@@ -214,9 +214,9 @@ def test_memory_that_could_not_grow_can_grow_later(
             raise KeyboardInterrupt
         return grown(*arguments)
 
-    for module in (ssm, branching):
-        monkeypatch.setattr(module, "grown", interrupted)
-    with suppress(KeyboardInterrupt):
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        for module in (ssm, branching):
+            patch.setattr(module, "grown", interrupted)
         state.extend(*nodes)
         state.commit([])
     assert torch.equal(state.extend(*nodes), expected.extend(*nodes))
