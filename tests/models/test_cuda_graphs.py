@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from treesnake.models.cuda_graphs import LARGEST_GRAPH, MOST_GRAPHS, GraphCache, Pass
+from treesnake.models.cuda_graphs import LARGEST_GRAPH, MOST_GRAPHS, GraphCache
+from treesnake.testing.captures import RecordedCapture
 
 CPU = torch.device("cpu")
 
@@ -25,25 +26,13 @@ class Number:
         self.value.copy_(other.value)
 
 
-class Recorder:
-    """Captures passes by keeping them, and counts them; results stay where they are."""
-
-    def __init__(self) -> None:
-        self.num_captured = 0
-
-    def __call__(self, run: Pass, device: torch.device) -> Pass:
-        self.num_captured += 1
-        result = run()
-        return lambda: result.copy_(run())
+@pytest.fixture
+def recorder() -> RecordedCapture:
+    return RecordedCapture()
 
 
 @pytest.fixture
-def recorder() -> Recorder:
-    return Recorder()
-
-
-@pytest.fixture
-def graphs(recorder: Recorder) -> GraphCache[int, Number]:
+def graphs(recorder: RecordedCapture) -> GraphCache[int, Number]:
     return GraphCache(recorder, "cpu")
 
 
@@ -56,7 +45,9 @@ def test_a_pass_reads_what_it_is_told_this_time(graphs: GraphCache[int, Number])
     assert [int(run(graphs, 1, value)) for value in (4, 9, 0)] == [5, 10, 1]
 
 
-def test_a_size_is_captured_once(graphs: GraphCache[int, Number], recorder: Recorder) -> None:
+def test_a_size_is_captured_once(
+    graphs: GraphCache[int, Number], recorder: RecordedCapture
+) -> None:
     for size in (1, 2, 1, 2, 3):
         run(graphs, size, size)
     assert recorder.num_captured == len(graphs) == 3
@@ -69,7 +60,7 @@ def test_the_inputs_of_a_caller_are_left_alone(graphs: GraphCache[int, Number]) 
 
 
 def test_the_graph_that_was_not_used_for_longest_goes_first(
-    graphs: GraphCache[int, Number], recorder: Recorder
+    graphs: GraphCache[int, Number], recorder: RecordedCapture
 ) -> None:
     for size in range(MOST_GRAPHS):
         run(graphs, size, 0)
@@ -83,7 +74,7 @@ def test_the_graph_that_was_not_used_for_longest_goes_first(
 
 
 def test_graphs_of_what_has_moved_are_forgotten(
-    graphs: GraphCache[int, Number], recorder: Recorder
+    graphs: GraphCache[int, Number], recorder: RecordedCapture
 ) -> None:
     run(graphs, 1, 0)
     run(graphs, 2, 0)
@@ -94,7 +85,9 @@ def test_graphs_of_what_has_moved_are_forgotten(
     assert (len(graphs), recorder.num_captured) == (1, 4)
 
 
-def test_a_copy_has_graphs_of_its_own(graphs: GraphCache[int, Number], recorder: Recorder) -> None:
+def test_a_copy_has_graphs_of_its_own(
+    graphs: GraphCache[int, Number], recorder: RecordedCapture
+) -> None:
     run(graphs, 1, 0)
     twin = copy.deepcopy(graphs)
     assert len(twin) == 0

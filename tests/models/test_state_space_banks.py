@@ -5,7 +5,7 @@ Here a capture is the pass itself, run again at every replay, so that all but CU
 
 import copy
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from threading import Thread
 from typing import Any
 
@@ -15,11 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from treesnake.kernels.reference import conv, ssd, ssm
 from treesnake.models import state_space
-from treesnake.models.cuda_graphs import Pass
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space import StateSpaceNetwork
@@ -29,6 +27,7 @@ from treesnake.models.tree_network import Part
 from treesnake.prompt import Prompt
 from treesnake.states.branching import BranchingKind, PathSums, StateCopies
 from treesnake.states.tree_layout import tree_layout
+from treesnake.testing.captures import RecordedCapture, WatchedCapture
 
 VOCAB = 53
 TREES = {
@@ -43,19 +42,7 @@ each_architecture = pytest.mark.parametrize("architecture", ["mamba", "mamba2"])
 each_way = pytest.mark.parametrize("branching", [StateCopies, PathSums])
 
 
-class Recorder:
-    """Captures passes by keeping them, and counts them; results stay where they are."""
-
-    def __init__(self) -> None:
-        self.num_captured = 0
-
-    def __call__(self, run: Pass, device: torch.device) -> Pass:
-        self.num_captured += 1
-        result = run()
-        return lambda: result.copy_(run())
-
-
-def network(architecture: str, recorder: Recorder | None = None) -> StateSpaceNetwork[Any]:
+def network(architecture: str, recorder: RecordedCapture | None = None) -> StateSpaceNetwork[Any]:
     """A network that captures with a recorder, or runs eagerly without."""
     torch.manual_seed(0)
     sizes = {"vocab_size": VOCAB, "hidden_size": 16, "num_layers": 2, "state_dim": 8}
@@ -106,7 +93,7 @@ def test_texts_together_get_the_logits_that_each_gets_alone(
     architecture: str, captured: bool, data: st.DataObject
 ) -> None:
     """Whichever texts come and go, branch in whatever way, and however the banks grow meanwhile."""
-    ours = network(architecture, Recorder() if captured else None)
+    ours = network(architecture, RecordedCapture() if captured else None)
     other = network(architecture)
     pairs: list[tuple[StateSpaceState, StateSpaceState]] = []
     for _ in range(data.draw(st.integers(1, 5))):
@@ -136,7 +123,7 @@ def test_texts_together_get_the_logits_that_each_gets_alone(
 def test_captured_levels_are_those_of_the_network(
     architecture: str, branching: BranchingKind
 ) -> None:
-    model, other = network(architecture, Recorder()), network(architecture)
+    model, other = network(architecture, RecordedCapture()), network(architecture)
     state, expected = (holding(each, [5, 3, 8], branching) for each in (model, other))
     for step, levels in enumerate([*TREES.values(), *TREES.values()]):
         for depth, parents in enumerate(levels):
@@ -148,7 +135,7 @@ def test_captured_levels_are_those_of_the_network(
 
 
 def test_a_size_is_captured_once_for_all_texts() -> None:
-    recorder = Recorder()
+    recorder = RecordedCapture()
     model = network("mamba2", recorder)
     states = [model.new_state() for _ in range(2)]
     states[0].memory.reserve(20)  # room for twenty nodes, which then stays where it is
@@ -163,7 +150,7 @@ def test_a_size_is_captured_once_for_all_texts() -> None:
 
 
 def test_a_bank_that_moved_is_captured_anew() -> None:
-    recorder = Recorder()
+    recorder = RecordedCapture()
     model = network("mamba2", recorder)
     state = model.new_state()
     first = state.extend([4], [-1])
@@ -177,7 +164,7 @@ def test_a_bank_that_moved_is_captured_anew() -> None:
 
 
 def test_a_result_is_not_overwritten_by_the_next_one() -> None:
-    state = network("mamba", Recorder()).new_state()
+    state = network("mamba", RecordedCapture()).new_state()
     first = state.extend([4], [-1])
     kept = first.clone()
     state.commit([])
@@ -186,7 +173,7 @@ def test_a_result_is_not_overwritten_by_the_next_one() -> None:
 
 
 def test_another_output_is_captured_anew() -> None:
-    recorder = Recorder()
+    recorder = RecordedCapture()
     model = network("mamba", recorder)
     state = model.new_state()
     whole = state.extend([4], [-1])
@@ -197,7 +184,7 @@ def test_another_output_is_captured_anew() -> None:
 
 
 def test_a_copy_of_a_network_has_texts_and_graphs_of_its_own() -> None:
-    recorder = Recorder()
+    recorder = RecordedCapture()
     model = network("mamba", recorder)
     state = model.new_state()
     first = state.extend([4], [-1])
@@ -211,7 +198,7 @@ def test_a_copy_of_a_network_has_texts_and_graphs_of_its_own() -> None:
 
 @each_way
 def test_a_slot_that_comes_back_remembers_nothing(branching: BranchingKind) -> None:
-    model = network("mamba2", Recorder())
+    model = network("mamba2", RecordedCapture())
     expected = holding(network("mamba2"), [1, 2], branching).extend([3, 4, 5], [-1, 0, 0])
     state = holding(model, [4, 4], branching)
     state.extend([1] * 9, [-1] * 9)
@@ -240,7 +227,7 @@ def test_weights_that_changed_are_those_of_the_next_text() -> None:
 
 def test_threads_may_share_a_network() -> None:
     """Each in texts of its own, which come and go, and whose trees outgrow the bank."""
-    model = network("mamba", Recorder())
+    model = network("mamba", RecordedCapture())
     results: dict[int, list[Tensor]] = {}
 
     def draft(model: StateSpaceNetwork[Any], seed: int) -> list[Tensor]:
@@ -264,47 +251,22 @@ def test_threads_may_share_a_network() -> None:
         torch.testing.assert_close(results[seed], draft(network("mamba"), seed))
 
 
-class NoCopies(TorchDispatchMode):
-    """Refuses to move anything between host and device."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        devices = {each.device.type for each in _tensors((args, kwargs, result))}
-        assert len(devices) <= 1, f"{func} moves between devices"
-        return result
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor))
-
-
 @each_architecture
 def test_what_is_captured_never_waits_for_the_device(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tensors without values cannot be looked at: whoever tries raises."""
-    num_captured = 0
-
-    def check(run: Pass, device: torch.device) -> Pass:
-        nonlocal num_captured
-        num_captured += 1
-        with NoCopies():
-            result = run()
-        assert result.device.type == "cuda"
-        return lambda: result
-
+    capture = WatchedCapture()
     monkeypatch.setattr(state_space, "conv_kernels", lambda device: conv)
     tree_layout((-1, 0, 0), 4, torch.device("cpu"))  # it is cached, and must have values
     with FakeTensorMode(allow_non_fake_inputs=True):
         with torch.device("cuda"):
             model = network(architecture)
-        model.banks = StateSpaceBanks(model.config.state_shape, check)
+        model.banks = StateSpaceBanks(model.config.state_shape, capture)
         for block in model.backbone.blocks:
             kernels = ssm if architecture == "mamba" else ssd
             block.mixer.kernels = lambda device, kernels=kernels: kernels
         states = [model.new_state(PathSums) for _ in range(3)]
         logits = model.extend_all([Part(state, [1, 2, 3], [-1, 0, 0]) for state in states[1:]])
     assert [rows.shape for rows in logits] == [(3, VOCAB), (3, VOCAB)]
-    assert num_captured == 1
+    assert capture.num_captured == 1

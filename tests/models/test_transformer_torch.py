@@ -4,7 +4,7 @@ Here a capture is the pass itself, run again at every replay, so that all but CU
 """
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from treesnake.models.cuda_graphs import GraphCache, Pass
+from treesnake.models.cuda_graphs import GraphCache
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_pass import NewNodes
 from treesnake.models.transformer_torch import Inputs, Size, TorchEngine
 from treesnake.states.tree_layout import tree_layout
+from treesnake.testing.captures import RecordedCapture, WatchedCapture
 
 CPU = torch.device("cpu")
 VOCAB = 61
@@ -36,18 +36,6 @@ CONFIG = hf.MistralConfig(
     max_position_embeddings=512,
     sliding_window=40,
 )
-
-
-class Recorder:
-    """Captures passes by keeping them, and counts them; results stay where they are."""
-
-    def __init__(self) -> None:
-        self.num_captured = 0
-
-    def __call__(self, run: Pass, device: torch.device) -> Pass:
-        self.num_captured += 1
-        result = run()
-        return lambda: result.copy_(run())
 
 
 def random_model() -> hf.MistralForCausalLM:
@@ -65,7 +53,7 @@ OUR_CONFIG = TransformerConfig.from_hf(CONFIG)
 WEIGHTS = MODEL.state_dict()
 
 
-def engine(recorder: Recorder | None = None) -> TorchEngine:
+def engine(recorder: RecordedCapture | None = None) -> TorchEngine:
     """An engine that captures with a recorder, or runs eagerly without."""
     graphs: GraphCache[Size, Inputs] = GraphCache(recorder, "cpu") if recorder else GraphCache()
     return TorchEngine(OUR_CONFIG, WEIGHTS, torch.float32, CPU, graphs)
@@ -76,7 +64,7 @@ def both(test: Any) -> Any:
 
 
 def made(captured: bool) -> TorchEngine:
-    return engine(Recorder() if captured else None)
+    return engine(RecordedCapture() if captured else None)
 
 
 def random_tokens(number: int, seed: int) -> Tensor:
@@ -248,7 +236,7 @@ def test_a_pool_made_while_inferring_serves_outside_too() -> None:
 
 
 def test_a_size_is_captured_once_for_all_texts() -> None:
-    recorder = Recorder()
+    recorder = RecordedCapture()
     ours = engine(recorder)
     texts = [Text.of(ours, [seed, 1], 64) for seed in range(4)]
     counts = []
@@ -261,7 +249,7 @@ def test_a_size_is_captured_once_for_all_texts() -> None:
 
 
 def test_a_pool_that_moved_is_captured_anew() -> None:
-    recorder = Recorder()
+    recorder = RecordedCapture()
     ours = engine(recorder)
     text = Text.of(ours, [3, 1], 16)
     first = ours.forward_all([text.part([5], [-1])])[0]
@@ -275,7 +263,7 @@ def test_a_pool_that_moved_is_captured_anew() -> None:
 
 
 def test_a_result_is_not_overwritten_by_the_next_one() -> None:
-    ours = engine(Recorder())
+    ours = engine(RecordedCapture())
     texts = [Text.of(ours, [seed], 16) for seed in range(2)]
     first = ours.forward_all([text.part([5], [-1]) for text in texts])
     kept = [logits.clone() for logits in first]
@@ -286,47 +274,22 @@ def test_a_result_is_not_overwritten_by_the_next_one() -> None:
 
 
 def test_chunks_of_a_prompt_are_not_captured() -> None:
-    recorder = Recorder()
+    recorder = RecordedCapture()
     text = Text.of(engine(recorder), random_tokens(300, 0).tolist(), 700)
     text.engine.forward_all([text.part(random_tokens(300, 1).tolist(), range(-1, 299))])
     assert recorder.num_captured == 0
 
 
-class NoCopies(TorchDispatchMode):
-    """Refuses to move anything between host and device."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        devices = {each.device.type for each in _tensors((args, kwargs, result))}
-        assert len(devices) <= 1, f"{func} moves between devices"
-        return result
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor))
-
-
 def test_what_is_captured_never_waits_for_the_device() -> None:
     """Tensors without values cannot be looked at: whoever tries raises."""
-    num_captured = 0
-
-    def check(run: Pass, device: torch.device) -> Pass:
-        nonlocal num_captured
-        num_captured += 1
-        with NoCopies():
-            result = run()
-        assert result.device.type == "cuda"
-        return lambda: result
-
+    capture = WatchedCapture()
     mask = tree_mask([-1, 0, 0])
     with FakeTensorMode(allow_non_fake_inputs=True):
-        graphs: GraphCache[Size, Inputs] = GraphCache(check)
+        graphs: GraphCache[Size, Inputs] = GraphCache(capture)
         ours = TorchEngine(OUR_CONFIG, WEIGHTS, torch.float32, torch.device("cuda"), graphs)
         caches = [ours.new_cache(64) for _ in range(3)]
         logits = ours.forward_all(
             [NewNodes(torch.tensor([1, 2, 3]), mask, cache, 3) for cache in caches[1:]]
         )
     assert [rows.shape for rows in logits] == [(3, VOCAB), (3, VOCAB)]
-    assert num_captured == 1
+    assert capture.num_captured == 1

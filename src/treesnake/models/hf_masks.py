@@ -70,8 +70,7 @@ def tree_mask(
     near = span.covers(positions[-num_new:], positions)
     if near is not None:
         visible &= near
-    mask = torch.zeros(visible.shape, dtype=dtype, device=device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[None, None]
+    return _additive(visible, dtype)[None, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,5 +136,12 @@ class PaddedTrees:
         near = span.covers(self.positions, self.row_positions)
         if near is not None:
             visible = visible & near
-        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+        return _additive(visible, dtype)[:, None]
+
+
+def _additive(
+    visible: Bool[Tensor, "*texts nodes rows"], dtype: torch.dtype
+) -> Float[Tensor, "*texts nodes rows"]:
+    """Returns 0 for what is visible, and for the rest the lowest number of the dtype."""
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)

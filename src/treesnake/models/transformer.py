@@ -18,7 +18,7 @@ from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_cpu import CPU_DTYPES, CpuEngine
 from treesnake.models.transformer_pass import NewNodes
 from treesnake.models.transformer_torch import TORCH_DTYPES, TorchEngine
-from treesnake.models.tree_network import Part, own_states
+from treesnake.models.tree_network import Part, check_tokens, own_states
 from treesnake.prompt import Prompt
 from treesnake.states.held_text import HeldText
 from treesnake.states.snapshots import Snapshot
@@ -126,7 +126,7 @@ class Transformer:
                 "a forward pass needs nodes and a mask of (nodes, all nodes of the tree), got "
                 f"{nodes} tokens and a mask of {rows} x {columns}"
             )
-        self.check_tokens(token_ids.tolist())
+        check_tokens(token_ids.tolist(), self.vocab_size)
         cache.check_room(columns)
         num_logits = nodes if num_logits is None else num_logits
         return self._run(NewNodes(token_ids, ancestor_mask, cache, num_logits))
@@ -143,19 +143,6 @@ class Transformer:
                 return f"layer {num_layers - 1}" if num_layers else "the embedding"
         text = NewNodes.of_text(token_ids, self.new_cache(len(token_ids)), num_logits=1)
         return None if self._run(text).isfinite().all() else "the output layer"
-
-    def check_tokens(self, token_ids: Sequence[int]) -> None:
-        """Checks that tokens are in the vocabulary.
-
-        Raises:
-            InvalidInputError: if one is not.
-        """
-        lowest, highest = min(token_ids), max(token_ids)
-        if lowest < 0 or highest >= self.config.vocab_size:
-            raise InvalidInputError(
-                f"token {lowest if lowest < 0 else highest} does not exist: "
-                f"the model has tokens 0 to {self.config.vocab_size - 1}"
-            )
 
     def _run(self, nodes: NewNodes) -> Float[Tensor, "last_nodes vocab"]:
         return self._engine.forward_all([nodes])[0]
@@ -186,7 +173,7 @@ class TransformerState:
     def prefill(self, prompt: Prompt) -> None:
         """Makes the state hold all tokens of the prompt but the last, and keeps what it holds."""
         prompt.check_text_only()
-        self.network.check_tokens(prompt.token_ids)
+        check_tokens(prompt.token_ids, self.network.vocab_size)
         self._cut(self.text.num_shared(prompt))
         end = len(prompt) - 1
         for start in range(self.length, end, PREFILL_CHUNK):
@@ -204,7 +191,7 @@ class TransformerState:
     def new_nodes(self, token_ids: Sequence[int], parents: Sequence[int]) -> NewNodes:
         """Returns what the engine runs to append nodes, and makes room for them."""
         self.text.check_growth(token_ids, parents)
-        self.network.check_tokens(token_ids)
+        check_tokens(token_ids, self.network.vocab_size)
         layout = tree_layout((*self.text.parents, *parents), 1, torch.device("cpu"))
         self._reserve(len(layout))
         mask = layout.ancestor_mask[len(self.text.tokens) :]

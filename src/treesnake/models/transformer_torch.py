@@ -183,8 +183,7 @@ class TorchEngine:
     ) -> Float[Tensor, "tokens hidden"]:
         """Returns what the first layers make of a text; for finding faults, not fast."""
         pool = self._new_pool()
-        mask = torch.ones(len(token_ids), len(token_ids), dtype=torch.bool).tril()
-        part = NewNodes(token_ids, mask, pool.new_cache(len(token_ids)), 0)
+        part = NewNodes.of_text(token_ids, pool.new_cache(len(token_ids)), num_logits=0)
         size = Size.fitting([part], 1)
         inputs = Inputs.of([part], [0], size).copied_to(self.device)
         hidden = self._run(inputs, slice(0, 1), size.rows, pool, num_layers)

@@ -150,7 +150,11 @@ def own_states(parts: Sequence[Part], kind: type[State], network: object) -> lis
     Raises:
         InvalidInputError: if a state is another network's, or two parts belong to one text.
     """
-    check_parts(parts)
+    if len({id(part.state) for part in parts}) < len(parts):
+        raise InvalidInputError(
+            "two parts of a pass have the same state; join them to one part, whose nodes may "
+            "continue each other"
+        )
     candidates: list[object] = [part.state for part in parts]
     states = [
         state
@@ -164,19 +168,11 @@ def own_states(parts: Sequence[Part], kind: type[State], network: object) -> lis
     return states
 
 
-def check_parts(parts: Sequence[Part]) -> None:
-    """Raises InvalidInputError if two parts of a pass belong to one text."""
-    if len({id(part.state) for part in parts}) < len(parts):
-        raise InvalidInputError(
-            "two parts of a pass have the same state; join them to one part, whose nodes may "
-            "continue each other"
-        )
-
-
 def check_tokens(token_ids: Sequence[int], vocab_size: int) -> None:
     """Raises InvalidInputError unless all tokens exist: networks look them up unchecked."""
     low, high = min(token_ids), max(token_ids)
     if low < 0 or high >= vocab_size:
         raise InvalidInputError(
-            f"the network has tokens 0 to {vocab_size - 1}, got ids from {low} to {high}"
+            f"token {low if low < 0 else high} does not exist: the network has tokens 0 to "
+            f"{vocab_size - 1}, got ids from {low} to {high}"
         )
