@@ -165,9 +165,8 @@ class SpeculativeDecoder:
         tokenizer: a tokenizer of transformers, needed for text in and text out.
         end_token_ids: the tokens after which a text ends.
         search: chooses the trees of all texts, by name or as an object; by default one that tunes
-            itself. Samples with a
-            seed are drafted by chains of 4 instead, if the search reads the clock or learns across
-            texts: the same seed would not give the same sample again.
+            itself. Samples with a seed are drafted by chains of 4 instead, if the search reads the
+            clock or learns across texts: the same seed would not give the same sample again.
         accept: the acceptance rule; by default the best that is exact for each draft.
 
     Raises:

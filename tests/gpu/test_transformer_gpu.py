@@ -111,7 +111,7 @@ def test_a_tree_may_be_run_level_by_level(tensors: dict[str, Tensor]) -> None:
 
 
 def test_texts_together_get_the_logits_that_each_gets_alone(tensors: dict[str, Tensor]) -> None:
-    """With holes between their slots, and a pool that grows in slots and in rows."""
+    """With holes between their slots, and a bank that grows in slots and in rows."""
     cpu, cuda = engines(tensors)
     texts: dict[int, tuple[TransformerCache, TransformerCache]] = {}
     for step, (come, go) in enumerate([([0, 1], []), ([2, 3, 4], [1]), ([5], [0, 3]), ([], [4])]):

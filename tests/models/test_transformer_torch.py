@@ -1,4 +1,4 @@
-"""The engine in plain torch: texts in slots of a pool, alone and together, eager and captured.
+"""The engine in plain torch: texts in slots of a bank, alone and together, eager and captured.
 
 Here a capture is the pass itself, run again at every replay, so that all but CUDA is tested.
 """
@@ -146,7 +146,7 @@ def path_to(parents: Sequence[int], node: int) -> list[int]:
 def test_texts_together_get_the_logits_that_each_gets_alone(
     captured: bool, data: st.DataObject
 ) -> None:
-    """Whichever texts come and go, in whatever slots, and however the pool grows meanwhile."""
+    """Whichever texts come and go, in whatever slots, and however the bank grows meanwhile."""
     ours = made(captured)
     texts: list[Text] = []
     for step in range(data.draw(st.integers(1, 5))):
@@ -189,7 +189,7 @@ def test_slots_are_handed_out_lowest_first_and_come_back() -> None:
     ours = engine()
     caches = [ours.new_cache(16) for _ in range(5)]
     assert [cache.slot for cache in caches] == [0, 1, 2, 3, 4]
-    assert caches[0].pool.num_slots == 8
+    assert caches[0].bank.num_slots == 8
     del caches[3], caches[1]
     gc.collect()
     assert [ours.new_cache(16).slot for _ in range(1)] == [1]
@@ -215,17 +215,17 @@ def test_all_slots_grow_together_and_keep_what_they_hold() -> None:
     ours = engine()
     texts = [Text.of(ours, random_tokens(10, seed).tolist(), 10) for seed in range(2)]
     before = [text.cache.keys[:, :, :10].clone() for text in texts]
-    pool, generation = texts[0].cache.pool, texts[0].cache.pool.generation
+    bank, generation = texts[0].cache.bank, texts[0].cache.bank.generation
     texts[0].cache.reserve(11)
-    assert pool.capacity == texts[1].cache.capacity == 20
-    assert pool.generation == generation + 1
+    assert bank.num_rows == texts[1].cache.capacity == 20
+    assert bank.generation == generation + 1
     for text, rows in zip(texts, before, strict=True):
         assert torch.equal(text.cache.keys[:, :, :10], rows)
     texts[0].cache.reserve(15)
-    assert pool.generation == generation + 1
+    assert bank.generation == generation + 1
 
 
-def test_a_pool_made_while_inferring_serves_outside_too() -> None:
+def test_a_bank_made_while_inferring_serves_outside_too() -> None:
     ours = engine()
     with torch.inference_mode():
         text = Text.of(ours, [3, 1, 4])
@@ -248,7 +248,7 @@ def test_a_size_is_captured_once_for_all_texts() -> None:
     assert counts == [1, 1, 2, 2, 2, 3]
 
 
-def test_a_pool_that_moved_is_captured_anew() -> None:
+def test_a_bank_that_moved_is_captured_anew() -> None:
     recorder = RecordedCapture()
     ours = engine(recorder)
     text = Text.of(ours, [3, 1], 16)

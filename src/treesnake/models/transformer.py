@@ -207,7 +207,7 @@ class TransformerState:
     def snapshot(self) -> Snapshot:
         """Returns copies of the text's keys and values."""
         rows = slice(self.length)
-        with self._cache.pool.lock:
+        with self._cache.bank.lock:
             keys, values = self._cache.keys[:, :, rows], self._cache.values[:, :, rows]
             return Snapshot(self.network, tuple(self.text.key), (keys.clone(), values.clone()))
 
@@ -219,7 +219,7 @@ class TransformerState:
         length = len(snapshot.key)
         self._reserve(length)
         keys, values = snapshot.tensors
-        with self._cache.pool.lock:
+        with self._cache.bank.lock:
             self._cache.keys[:, :, :length] = keys
             self._cache.values[:, :, :length] = values
         self._cache.commit(range(length))

@@ -1,6 +1,5 @@
 """Keys and values of many texts in two arrays: a text has a slot of its own."""
 
-import threading
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -9,23 +8,15 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from treesnake.errors import ContextLengthError, InvalidInputError
-from treesnake.states.slots import Slots
+from treesnake.states.slots import Bank
 from treesnake.threads import on_one_thread
 
 
-class KvPool:
-    """Slots for the keys and values of texts, handed out lowest first.
+class KvBank(Bank):
+    """The keys and values of many texts: each has a slot, each token and node a row of the slot.
 
-    The slot of a cache that nobody holds any more is free again. One more row than the capacity is
-    there for nodes that only fill up a batch. Memory for rows that were never written is reserved,
-    not used.
-
-    Slots and rows grow by doubling. That moves the arrays, and what has their addresses is out of
-    date. Who reads or writes the arrays holds the lock, so that they do not move meanwhile.
-
-    Attributes:
-        lock: for passes, growth and commits; the same thread may take it again.
-        generation: how often the arrays have moved.
+    One more row is there for nodes that only fill up a batch. Memory for rows that were never
+    written is reserved, not used.
     """
 
     def __init__(
@@ -36,14 +27,12 @@ class KvPool:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        super().__init__()
         shape = (num_layers, 0, num_kv_heads, 1, head_dim)
         self.keys: Shaped[Tensor, "layers slots kv_heads rows head_dim"]
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values: Shaped[Tensor, "layers slots kv_heads rows head_dim"]
         self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.lock = threading.RLock()
-        self.generation = 0
-        self._slots = Slots()
 
     @property
     def num_slots(self) -> int:
@@ -51,7 +40,7 @@ class KvPool:
         return self.keys.shape[1]
 
     @property
-    def capacity(self) -> int:
+    def num_rows(self) -> int:
         """The number of committed tokens and nodes that fit into each slot."""
         return self.keys.shape[3] - 1
 
@@ -59,35 +48,27 @@ class KvPool:
         """Returns an empty slot for so many tokens and nodes."""
         with self.lock:
             self.reserve(capacity)
-            slot = self._slots.lowest_free()
-            if slot == self.num_slots:
-                self._move(max(1, 2 * slot), self.capacity)
-            else:
-                # A row with weight zero is mixed in, too, and zero times no number is no number.
-                self.keys[:, slot].zero_()
-                self.values[:, slot].zero_()
+            slot = self._empty_slot()
             cache = TransformerCache(self, slot)
             self._slots.take(slot, cache)
         return cache
 
-    def reserve(self, capacity: int) -> None:
-        """Makes room for so many tokens and nodes in every slot."""
-        with self.lock:
-            if capacity > self.capacity:
-                self._move(self.num_slots, max(capacity, 2 * self.capacity))
-
     @torch.inference_mode(mode=False)
-    def _move(self, num_slots: int, capacity: int) -> None:
+    def _move(self, num_slots: int, num_rows: int) -> None:
         layers, slots, heads, rows, head_dim = self.keys.shape
         moved: list[Tensor] = []
         for old in (self.keys, self.values):
-            larger = old.new_zeros(layers, num_slots, heads, capacity + 1, head_dim)
+            larger = old.new_zeros(layers, num_slots, heads, num_rows + 1, head_dim)
             larger[:, :slots, :, : rows - 1] = old[:, :slots, :, : rows - 1]
             moved.append(larger)
         self.generation += 1
         # Keys last, for they say how much room there is: an interrupt before must not promise any.
         self.values = moved[1]
         self.keys = moved[0]
+
+    def _clear(self, slot: int) -> None:
+        self.keys[:, slot].zero_()
+        self.values[:, slot].zero_()
 
 
 class TransformerCache:
@@ -97,29 +78,29 @@ class TransformerCache:
     t.
 
     Attributes:
-        pool: what the slot is one of.
+        bank: what the slot is one of.
         slot: its number there.
     """
 
-    def __init__(self, pool: KvPool, slot: int) -> None:
-        self.pool = pool
+    def __init__(self, bank: KvBank, slot: int) -> None:
+        self.bank = bank
         self.slot = slot
         self.length = 0
 
     @property
     def keys(self) -> Shaped[Tensor, "layers kv_heads rows head_dim"]:
-        """The keys, until the pool moves."""
-        return self.pool.keys[:, self.slot]
+        """The keys, until the bank moves."""
+        return self.bank.keys[:, self.slot]
 
     @property
     def values(self) -> Shaped[Tensor, "layers kv_heads rows head_dim"]:
-        """The values, until the pool moves."""
-        return self.pool.values[:, self.slot]
+        """The values, until the bank moves."""
+        return self.bank.values[:, self.slot]
 
     @property
     def capacity(self) -> int:
         """The number of committed tokens and nodes that fit."""
-        return self.pool.capacity
+        return self.bank.num_rows
 
     @property
     def num_bytes(self) -> int:
@@ -149,7 +130,7 @@ class TransformerCache:
             raise InvalidInputError(f"a path goes from nodes to later ones, got {list(path)}")
         start, end = self.length, self.length + len(path)
         if list(path) != list(range(len(path))):
-            with self.pool.lock:
+            with self.bank.lock:
                 keys, values = self.keys, self.values
                 rows = torch.tensor(path, device=keys.device) + start
                 keys[:, :, start:end] = keys[:, :, rows]
@@ -157,8 +138,8 @@ class TransformerCache:
         self.length = end
 
     def reserve(self, capacity: int) -> None:
-        """Makes room for so many tokens and nodes; the whole pool grows if they do not fit."""
-        self.pool.reserve(capacity)
+        """Makes room for so many tokens and nodes; the whole bank grows if they do not fit."""
+        self.bank.reserve(capacity)
 
     def rewind(self, length: int) -> None:
         """Forgets every token from position `length` on."""

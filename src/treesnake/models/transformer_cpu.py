@@ -30,7 +30,7 @@ from treesnake.kernels.cpu.transformer import (
     count_steps,
     decode,
 )
-from treesnake.models.transformer_cache import KvPool, TransformerCache
+from treesnake.models.transformer_cache import KvBank, TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_layers import (
     EMBEDDING,
@@ -89,14 +89,14 @@ class CpuEngine:
     def new_cache(self, capacity: int) -> TransformerCache:
         """Returns an empty cache for so many tokens and nodes."""
         config = self.config
-        pool = KvPool(
+        bank = KvBank(
             config.num_layers,
             config.num_kv_heads,
             self._head_stride,
             CACHE_DTYPES[self.dtype],
             torch.device("cpu"),
         )
-        return pool.new_cache(capacity)
+        return bank.new_cache(capacity)
 
     def forward_all(self, parts: Sequence[NewNodes]) -> list[Float[Tensor, "_ vocab"]]:
         """Runs new nodes of several texts at once; each has the bits that it has alone.

@@ -1,6 +1,6 @@
 """The decoder in plain torch, on any device, in a few sizes that can be captured as CUDA graphs.
 
-Texts have slots of one pool, and a pass runs the new nodes of several texts at once. Slots, nodes,
+Texts have slots of one bank, and a pass runs the new nodes of several texts at once. Slots, nodes,
 tree and rows are rounded up to powers of two. On a CUDA device each size is captured once and
 replayed afterwards, without Python between the layers. So `_run` works on tensors alone, of shapes
 that depend on the size only, and never waits for the device; on other devices it runs as it is.
@@ -18,7 +18,7 @@ from torch import Tensor
 from treesnake.clock import book_wait
 from treesnake.kernels.reference.norm import gate, rms_norm, rotate, rotation
 from treesnake.models.cuda_graphs import GraphCache
-from treesnake.models.transformer_cache import KvPool, TransformerCache
+from treesnake.models.transformer_cache import KvBank, TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_layers import (
     EMBEDDING,
@@ -66,7 +66,7 @@ class Inputs:
     Nodes that only fill up see the first node of the tree and write to the spare row of their slot.
 
     Attributes:
-        slots: their numbers in the pool.
+        slots: their numbers in the bank.
         token_ids: the new nodes' tokens.
         mask: the nodes of the tree that each of them sees.
         cache_rows: the row that each of them writes.
@@ -114,7 +114,7 @@ class Inputs:
 
 
 class TorchEngine:
-    """Weights on a device, the pool of its texts, and the graphs of passes over the pool.
+    """Weights on a device, the bank of its texts, and the graphs of passes over the bank.
 
     Passes of several threads wait for each other.
 
@@ -142,7 +142,7 @@ class TorchEngine:
             self._head = tensors[HEAD].to(device, dtype)
         self._final_norm = read_final_norm(tensors).to(device, dtype)
         self._inverse_frequencies = torch.tensor(config.inverse_frequencies, device=device)
-        self._pool = self._new_pool()
+        self._bank = self._new_bank()
         self._graphs: GraphCache[Size, Inputs] = GraphCache() if graphs is None else graphs
 
     def _placed(self, layer: LayerTensors) -> LayerTensors:
@@ -158,7 +158,7 @@ class TorchEngine:
 
     def new_cache(self, capacity: int) -> TransformerCache:
         """Returns an empty cache for so many tokens and nodes, at least."""
-        return self._pool.new_cache(capacity)
+        return self._bank.new_cache(capacity)
 
     @torch.inference_mode()
     def forward_all(self, parts: Sequence[NewNodes]) -> list[Float[Tensor, "_ vocab"]]:
@@ -166,9 +166,9 @@ class TorchEngine:
 
         The texts have different caches of this engine.
         """
-        assert all(part.cache.pool is self._pool for part in parts)
+        assert all(part.cache.bank is self._bank for part in parts)
         asked = perf_counter()
-        with self._pool.lock:
+        with self._bank.lock:
             book_wait(asked)
             highest = max(part.cache.slot for part in parts)
             size = Size.fitting(parts, round_up(highest + 1))
@@ -182,29 +182,29 @@ class TorchEngine:
         self, num_layers: int, token_ids: Int[Tensor, " tokens"]
     ) -> Float[Tensor, "tokens hidden"]:
         """Returns what the first layers make of a text; for finding faults, not fast."""
-        pool = self._new_pool()
-        part = NewNodes.of_text(token_ids, pool.new_cache(len(token_ids)), num_logits=0)
+        bank = self._new_bank()
+        part = NewNodes.of_text(token_ids, bank.new_cache(len(token_ids)), num_logits=0)
         size = Size.fitting([part], 1)
         inputs = Inputs.of([part], [0], size).copied_to(self.device)
-        hidden = self._run(inputs, slice(0, 1), size.rows, pool, num_layers)
+        hidden = self._run(inputs, slice(0, 1), size.rows, bank, num_layers)
         return hidden[: len(token_ids)]
 
-    def _new_pool(self) -> KvPool:
+    def _new_bank(self) -> KvBank:
         config = self.config
-        return KvPool(
+        return KvBank(
             config.num_layers, config.num_kv_heads, config.head_dim, self.dtype, self.device
         )
 
     def _replay(self, parts: Sequence[NewNodes], size: Size) -> list[Float[Tensor, "_ vocab"]]:
-        """Runs a pass of one of few sizes, over the first slots of the pool."""
+        """Runs a pass of one of few sizes, over the first slots of the bank."""
 
         def step(inputs: Inputs) -> Float[Tensor, "slots_nodes vocab"]:
             slots = slice(0, size.slots)
-            hidden = self._run(inputs, slots, size.rows, self._pool, self.config.num_layers)
+            hidden = self._run(inputs, slots, size.rows, self._bank, self.config.num_layers)
             return self._logits(hidden)
 
         inputs = Inputs.of(parts, range(size.slots), size)
-        logits = self._graphs.run(size, self._pool.generation, inputs, step, self.device)
+        logits = self._graphs.run(size, self._bank.generation, inputs, step, self.device)
         return [_last(logits, part, part.cache.slot * size.nodes).clone() for part in parts]
 
     def _run_alone(self, parts: Sequence[NewNodes]) -> list[Float[Tensor, "_ vocab"]]:
@@ -214,7 +214,7 @@ class TorchEngine:
         inputs = Inputs.of(parts, slots, size).copied_to(self.device)
         adjacent = slots[-1] - slots[0] < len(slots)
         read = slice(slots[0], slots[-1] + 1) if adjacent else inputs.slots
-        hidden = self._run(inputs, read, size.rows, self._pool, self.config.num_layers)
+        hidden = self._run(inputs, read, size.rows, self._bank, self.config.num_layers)
         firsts = [slots.index(part.cache.slot) * size.nodes for part in parts]
         last = [_last(hidden, part, first) for part, first in zip(parts, firsts, strict=True)]
         return list(self._logits(torch.cat(last)).split([len(rows) for rows in last]))
@@ -227,16 +227,16 @@ class TorchEngine:
         inputs: Inputs,
         read: slice | Int[Tensor, " slots"],
         num_rows: int,
-        pool: KvPool,
+        bank: KvBank,
         num_layers: int,
     ) -> Float[Tensor, "slots_nodes hidden"]:
-        """Runs a pass; slots are read as a part of the pool if they are adjacent, else copied."""
+        """Runs a pass; slots are read as a part of the bank if they are adjacent, else copied."""
         positions = inputs.lengths[:, None] + inputs.mask.sum(2) - 1
         turns = rotation(positions.flatten(), self._inverse_frequencies)
         seen = {window: _seen_rows(inputs, num_rows, window) for window in set(self.config.windows)}
         hidden = F.embedding(inputs.token_ids.flatten(), self._embedding)
         for index, layer in enumerate(self._layers[:num_layers]):
-            rows = Rows(pool.keys[index], pool.values[index], inputs, read, num_rows)
+            rows = Rows(bank.keys[index], bank.values[index], inputs, read, num_rows)
             mask = seen[self.config.windows[index]]
             layer_turns = turns if self.config.rotates[index] else None
             hidden = self._run_layer(layer, hidden, layer_turns, mask, rows)
@@ -289,7 +289,7 @@ class TorchEngine:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The pool in one layer: where the nodes of a pass write, and what they read.
+    """The bank in one layer: where the nodes of a pass write, and what they read.
 
     Attributes:
         keys: those of all slots.

@@ -3,7 +3,7 @@
 Texts that run together come to lie together: the first shared pass moves their rows into a block,
 where a later pass of the same texts finds them in place and copies nothing. A pass of other texts,
 or one that a slot is too short for, moves its texts to a block of their own. Nobody but the texts
-owns a block, so there is no pool to be emptied: a block goes when its last text leaves or outgrows
+owns a block, so there is no bank to be emptied: a block goes when its last text leaves or outgrows
 it. Every slot of a block is as long as its longest text needs.
 
 Rows of a text begin at the first of its slot. A shorter text has rows behind its own that masks

@@ -4,7 +4,6 @@ A text is one recurrent state and the last inputs of the convolutions, whatever 
 text it is, and how the nodes lie, `HeldText` says.
 """
 
-import threading
 from collections.abc import Sequence
 
 import torch
@@ -19,15 +18,12 @@ from treesnake.states.branching import (
     bytes_per_node,
     grown,
 )
-from treesnake.states.slots import Slots
+from treesnake.states.slots import Bank
 from treesnake.threads import on_one_thread
 
 
-class SsmBank:
+class SsmBank(Bank):
     """The memory of many texts: each has a slot, and each node of its tree a row of the slot.
-
-    Slots and rows grow by doubling. That moves the tensors, and what has their addresses is out of
-    date. Who reads or writes the tensors holds the lock, so that they do not move meanwhile.
 
     Attributes:
         shape: the axes of everything below.
@@ -35,11 +31,10 @@ class SsmBank:
         recurrent: each layer's state after the text.
         conv_inputs: the inputs of the convolutions at each node.
         branching: what else is kept of the nodes.
-        lock: for passes, growth and commits; the same thread may take it again.
-        generation: how often the tensors have moved.
     """
 
     def __init__(self, shape: StateShape, branching: BranchingKind, device: torch.device) -> None:
+        super().__init__()
         self.shape = shape
         layers, channels = shape.num_layers, shape.conv_channels
         self.history: Float[Tensor, "layers slots history channels"]
@@ -49,13 +44,10 @@ class SsmBank:
         self.conv_inputs: Float[Tensor, "layers slots rows channels"]
         self.conv_inputs = torch.zeros(layers, 0, 0, channels, device=device)
         self.branching = branching(shape, device)
-        self.lock = threading.RLock()
-        self.generation = 0
-        self._slots = Slots()
 
     @property
     def num_slots(self) -> int:
-        """The number of slots, free ones included."""
+        """The number of slots, free ones included; a power of two, or 0 before the first text."""
         return self.conv_inputs.shape[1]
 
     @property
@@ -75,22 +67,10 @@ class SsmBank:
             commit_sums: moves states along the inputs of a path, with the A of the network.
         """
         with self.lock:
-            slot = self._slots.lowest_free()
-            if slot == self.num_slots:
-                self._move(max(1, 2 * slot), self.num_rows)
+            slot = self._empty_slot()
             state = SsmState(self, slot, commit_sums)
-            state.reset()
-            # What is weighted with zero is summed, too, and zero times no number is no number.
-            self.conv_inputs[:, slot].zero_()
-            self.branching.clear(slot)
             self._slots.take(slot, state)
         return state
-
-    def reserve(self, num_rows: int) -> None:
-        """Makes room for a tree of this many nodes in every slot."""
-        with self.lock:
-            if num_rows > self.num_rows:
-                self._move(self.num_slots, max(num_rows, 2 * self.num_rows))
 
     def _move(self, num_slots: int, num_rows: int) -> None:
         self.history = grown(self.history, num_slots)
@@ -99,6 +79,11 @@ class SsmBank:
         self.generation += 1
         # Last, for it says how much room there is: an interrupt before must not promise any.
         self.conv_inputs = grown(self.conv_inputs, num_slots, num_rows)
+
+    def _clear(self, slot: int) -> None:
+        for tensor in (self.history, self.recurrent, self.conv_inputs):
+            tensor[:, slot].zero_()
+        self.branching.clear(slot)
 
 
 class SsmState:
