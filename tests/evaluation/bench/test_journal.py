@@ -1,5 +1,6 @@
 """Records on disk."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,17 @@ def test_a_file_of_another_kind_is_no_journal(tmp_path: Path, content: str) -> N
     path.write_text(content)
     with pytest.raises(InvalidInputError, match="no records"):
         Journal(path)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\r\n"])
+def test_ends_of_lines_in_names_and_questions_are_text(tmp_path: Path, mark: str) -> None:
+    path, recipe = tmp_path / "b.log.jsonl", {"name": f"one{mark}two"}
+    record = replace(RUN, category=f"one{mark}two", asked=f"{mark}?")
+    Journal(path, recipe).append(record)
+    assert Journal(path, recipe).records == [record]
+
+
+def test_a_record_that_is_no_text_is_kept_and_its_journal_goes_on(tmp_path: Path) -> None:
+    path, recipe = tmp_path / "b.log.jsonl", {"name": "half \ud83d"}
+    Journal(path, recipe).append(replace(RUN, error="caf\udce9"))
+    assert Journal(path, recipe).runs[0].error == "caf\N{REPLACEMENT CHARACTER}"

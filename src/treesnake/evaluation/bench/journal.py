@@ -8,6 +8,7 @@ from typing import Any
 
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench.record import DrafterRecord, Record, RunRecord, as_line
+from treesnake.json_lines import json_line, read_json_lines
 from treesnake.tables import read_table
 
 
@@ -36,7 +37,10 @@ class Journal:
         if header is None or "recipe" not in header:
             raise InvalidInputError(f"{path} holds no records of a benchmark")
         self.recipe: dict[str, Any] = header["recipe"]
-        if recipe is not None and json.loads(json.dumps(recipe)) != self.recipe:
+        if (
+            recipe is not None
+            and json.loads(json_line({"recipe": recipe}))["recipe"] != self.recipe
+        ):
             raise InvalidInputError(
                 f"{path} holds the records of another recipe, or of this one before it was "
                 "changed; choose another output, or remove the file"
@@ -65,15 +69,15 @@ class Journal:
 
     def _append(self, line: dict[str, Any]) -> None:
         with self.path.open("ab") as file:
-            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            file.write(json_line(line))
             file.flush()
             os.fsync(file.fileno())
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         try:
-            for line in self.path.read_text("utf-8").splitlines():
-                yield json.loads(line)
-        except (OSError, ValueError, AttributeError) as error:
+            for row in read_json_lines(self.path):
+                yield dict(row.fields)
+        except InvalidInputError as error:
             raise InvalidInputError(
                 f"{self.path} holds no records of a benchmark: {error}"
             ) from error
