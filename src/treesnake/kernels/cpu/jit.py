@@ -4,25 +4,121 @@ numba's cache on disk notices when the file of the cached function changes, but 
 that it calls changes in another file, which after an upgrade would run the old code in silence. So
 the sources of all kernels are part of the key here, and only entry points, which Python calls, are
 cached: whatever they call is compiled into them.
+
+Nor does numba notice that a file was cut or changed: it fails, or runs what is there. So every file
+of this cache begins with a digest of the rest. A file that is broken, of another version or of
+another key counts as missing; where nothing can be written, every process compiles for itself.
+Either is told in one warning, and is never an error.
 """
 
 import hashlib
+import pickle
+import sys
+import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import llvmlite
+import numba
 from numba import njit
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 
 SOURCE_DIGEST = hashlib.sha256(
     b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
 ).hexdigest()
 
+VERSIONS = (sys.version, numba.__version__, llvmlite.__version__)
+
+_told: set[str] = set()
+
+
+def _tell_once(where: str, error: object) -> None:
+    if where in _told:
+        return
+    _told.add(where)
+    warnings.warn(
+        f"compiled kernels are not kept in {where}: {error}; they are compiled anew, which takes "
+        "up to a minute; make room there, or set NUMBA_CACHE_DIR to a folder that can be written",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+class _CheckedFiles(IndexDataCacheFile):
+    """The files of one entry point, each with a digest in front."""
+
+    def save(self, key: Any, data: Any) -> None:
+        super().save(key, (key, data))
+
+    def load(self, key: Any) -> Any:
+        """Returns what was compiled for a key; another process may have written over the file."""
+        stored_key, data = super().load(key) or (None, None)
+        return data if stored_key == key else None
+
+    def _load_index(self) -> Any:
+        path = Path(self._index_path)
+        nothing: dict[Any, Any] = {}
+        try:
+            stamp, overloads = self._read(path)
+            return overloads if stamp == self._source_stamp else nothing
+        except FileNotFoundError:
+            return nothing
+        except Exception as error:  # noqa: BLE001 - a pickle of another version raises anything
+            _tell_once(str(path.parent), f"{path.name} is broken ({error!r})")
+            return nothing
+
+    def _save_index(self, overloads: Any) -> None:
+        self._write(Path(self._index_path), (self._source_stamp, overloads))
+
+    def _load_data(self, name: str) -> Any:
+        return self._read(Path(self._data_path(name)))
+
+    def _save_data(self, name: str, data: Any) -> None:
+        self._write(Path(self._data_path(name)), data)
+
+    def _read(self, path: Path) -> Any:
+        content = path.read_bytes()
+        digest, stored = content[:32], content[32:]
+        if hashlib.sha256(stored).digest() != digest:
+            raise ValueError("its digest is that of another content")
+        return pickle.loads(stored)
+
+    def _write(self, path: Path, content: Any) -> None:
+        stored = self._dump(content)
+        with self._open_for_write(str(path)) as file:
+            file.write(hashlib.sha256(stored).digest() + stored)
+
 
 class _SourceKeyedCache(FunctionCache):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        stamp = self._impl.locator.get_source_stamp()
+        name = f"{self._impl.filename_base}-checked"
+        self._cache_file = _CheckedFiles(self._cache_path, name, stamp)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:  # noqa: BLE001 - whatever is there cannot be used
+            _tell_once(str(self._cache_path), error)
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except Exception as error:  # noqa: BLE001 - what was compiled can be used all the same
+            _tell_once(str(self._cache_path), error)
+
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-        return (*super()._index_key(sig, codegen), SOURCE_DIGEST)
+        return (*super()._index_key(sig, codegen), SOURCE_DIGEST, VERSIONS)
+
+
+class _NoCache(NullCache):
+    """Stands where no folder can be written."""
+
+    def save_overload(self, sig: Any, cres: Any) -> None:
+        _tell_once("any folder", "neither the package nor the user's cache can be written")
 
 
 # Without reference counts: arrays outlive the call, and threads would share the counters.
@@ -46,6 +142,8 @@ def inlined(function: Callable[..., Any]) -> Any:
 def entry_point(function: Callable[..., Any]) -> Any:
     """Marks a kernel that Python calls; its machine code is kept on disk where that is possible."""
     dispatcher = kernel(function)
-    with suppress(RuntimeError):  # nowhere to write: every process compiles for itself
+    try:
         dispatcher._cache = _SourceKeyedCache(function)
+    except (RuntimeError, OSError):  # nowhere to write
+        dispatcher._cache = _NoCache()
     return dispatcher
