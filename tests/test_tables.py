@@ -1,12 +1,18 @@
 """Tables become dataclasses, or say why not."""
 
+import codecs
+import tomllib
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from treesnake.errors import InvalidInputError
-from treesnake.tables import read_table
+from treesnake.tables import check_file_name, read_table, read_toml
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ def test_a_table_becomes_a_dataclass_and_back() -> None:
         ({"title": 3}, "drawing, title must be of type str, not 3"),
         ({"size": "a5"}, "must be one of 'a4', 'a3', not 'a5'"),
         ({"shapes": {"kind": "circle"}}, "shapes must be a list"),
-        ({"shapes": [{"kind": "line"}]}, "shapes, kind must be one of 'circle', 'square'"),
+        ({"shapes": [{"kind": "line"}]}, r"shapes\[1\], kind must be one of 'circle', 'square'"),
+        ({"shapes": [{"kind": []}]}, r"shapes\[1\], kind must be one of 'circle', 'square'"),
         ({"first": 4}, "drawing, first must be a table"),
         ({"first": {}}, 'drawing, first lacks the key "radius"'),
         ({"sizes": {"x": "y"}}, r"drawing, sizes\.x must be of type int"),
@@ -72,3 +79,71 @@ def test_what_does_not_fit_is_told_with_its_place(change: dict[str, Any], messag
 def test_true_is_no_number() -> None:
     with pytest.raises(InvalidInputError, match="not True"):
         read_table(Square, {"side": True}, "square")
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
+@example(content=codecs.BOM_UTF8 + b"a = 1")
+@example(content="a = 1".encode("utf-16"))
+@example(content=b"a = \xff")
+@example(content=b"a = " + b"[" * 100_000)
+@example(content=b"a = " + b"9" * 5000)
+@example(content=b"a = [{b = nan}]")
+def test_a_file_of_toml_is_read_or_told(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(content)
+    with suppress(InvalidInputError):
+        assert read_toml(path) == tomllib.loads(content.decode("utf-8-sig"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a = [{b = nan}]", r"recipe.toml, a\[1\]\.b must be a finite number"),
+        ("a.b = -inf", r"a\.b must be a finite number"),
+        ("a = 1e300", "a finite number of at most"),
+        ("a = 99999999999999999999", "a finite number of at most"),
+        ('a = "x\\u0000y"', "must be text without a NUL"),
+        ('"x\\u0000y" = 1', "must be text without a NUL"),
+        ("a = 1\na = 2", "cannot be read"),
+    ],
+)
+def test_what_no_recipe_can_mean_is_told_with_file_and_key(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(InvalidInputError, match=message):
+        read_toml(path)
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        read_toml(tmp_path)
+
+
+@given(name=st.text(max_size=12))
+@example(name="..")
+@example(name="")
+@example(name="a/b")
+@example(name="a\\b")
+@example(name="a\0b")
+@example(name="/")
+@example(name="C:")
+@example(name=" ")
+@example(name="nul.txt")
+@example(name="a" * 300)
+def test_a_name_that_is_taken_stays_in_its_folder(name: str) -> None:
+    folder = Path("/runs")
+    try:
+        check_file_name(name, "name")
+    except InvalidInputError:
+        return
+    assert (folder / name).resolve().parent == folder
+    assert name == name.strip()
+    assert name.isprintable()
+
+
+@pytest.mark.parametrize("name", ["mamba2-smol", "größer", "a.b", "two words", "x" * 100])
+def test_other_names_are_taken(name: str) -> None:
+    check_file_name(name, "name")

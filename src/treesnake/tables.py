@@ -5,8 +5,11 @@ dict of names and one type, a dataclass, or a union of dataclasses that are told
 `kind`.
 """
 
-from collections.abc import Mapping
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -16,6 +19,84 @@ Data = TypeVar("Data")
 
 KIND = "kind"
 """The field by which a union of dataclasses is told apart."""
+
+LARGEST_NUMBER = 2**53
+"""No number in a recipe is larger: it counts tokens, texts or seconds."""
+
+LONGEST_NAME = 100
+"""Characters of a name that becomes a file's or a folder's."""
+
+DEVICE_NAMES = {"con", "prn", "aux", "nul"} | {f"{p}{n}" for p in ("com", "lpt") for n in range(10)}
+"""What Windows takes for devices, with any suffix."""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a recipe: TOML in UTF-8, with or without a byte order mark.
+
+    Raises:
+        InvalidInputError: if it cannot be read, or holds a number that is not finite or larger than
+            any that makes sense, or text with a NUL in it; the file and the key are named.
+    """
+    try:
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            f"the recipe {path} is no text in UTF-8 ({error.reason} at byte {error.start}); save "
+            "it in that encoding"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidInputError(f"the recipe {path} cannot be read: {error}") from error
+    for key, value in _leaves(table):
+        _check_leaf(value, f"the recipe {path}, {key}")
+    return table
+
+
+def check_file_name(name: str, where: str) -> None:
+    """Checks a name that becomes a file's or a folder's, here and on other systems.
+
+    Raises:
+        InvalidInputError: if it is empty, leaves the folder that it belongs in, or is none that
+            every system can have.
+    """
+    if fault := _fault_of_name(name):
+        raise InvalidInputError(f"{where} names a file or folder, so {fault}, not {name[:120]!r}")
+
+
+def _fault_of_name(name: str) -> str | None:
+    faults = {
+        "it must not be empty": not name,
+        f"it must have at most {LONGEST_NAME} characters": len(name) > LONGEST_NAME,
+        "it must be no part of a path: no slash, backslash or colon, not . or ..": name
+        in (".", "..")
+        or any(character in name for character in "/\\:"),
+        'it must have no control characters and none of <>"|?*': not name.isprintable()
+        or any(character in name for character in '<>"|?*'),
+        "it must not begin or end with a space or a dot": name.strip(" .") != name,
+        "it must not be the name of a device": name.lower().partition(".")[0] in DEVICE_NAMES,
+    }
+    return next((fault for fault, is_there in faults.items() if is_there), None)
+
+
+def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields all values of a table that are no tables, and all keys, with their places."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            place = f"{where}.{key}" if where else key
+            yield place, key
+            yield from _leaves(item, place)
+    elif isinstance(value, list):
+        for number, item in enumerate(value, 1):
+            yield from _leaves(item, f"{where}[{number}]")
+    else:
+        yield where, value
+
+
+def _check_leaf(value: Any, where: str) -> None:
+    if isinstance(value, str):
+        _checked(value, "\0" not in value, "text without a NUL", repr(where)[1:-1])
+    if isinstance(value, int | float):
+        is_sane = math.isfinite(value) and abs(value) <= LARGEST_NUMBER
+        _checked(value, is_sane, f"a finite number of at most {LARGEST_NUMBER}", where)
 
 
 def read_table(kind: type[Data], table: Mapping[str, Any], where: str) -> Data:
@@ -57,7 +138,10 @@ def _read_value(hint: Any, value: Any, where: str) -> Any:
         return _checked(value, value in get_args(hint), f"one of {_listed(get_args(hint))}", where)
     if get_origin(hint) is tuple:
         _checked(value, isinstance(value, list), "a list", where)
-        return tuple(_read_value(get_args(hint)[0], item, where) for item in value)
+        of_one = get_args(hint)[0]
+        return tuple(
+            _read_value(of_one, item, f"{where}[{number}]") for number, item in enumerate(value, 1)
+        )
     if get_origin(hint) is dict:
         _checked(value, isinstance(value, dict), "a table", where)
         of_one = get_args(hint)[1]
@@ -79,14 +163,23 @@ def _read_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
     _checked(value, isinstance(value, dict), "a table", where)
     by_kind = {get_args(get_type_hints(member)[KIND])[0]: member for member in present}
     kind = value.get(KIND)
-    _checked(kind, kind in by_kind, f"one of {_listed(by_kind)}", f"{where}, {KIND}")
+    is_known = isinstance(kind, str) and kind in by_kind
+    _checked(kind, is_known, f"one of {_listed(by_kind)}", f"{where}, {KIND}")
     return read_table(by_kind[kind], value, where)
 
 
 def _checked(value: Any, is_right: bool, expected: str, where: str) -> Any:
     if not is_right:
-        raise InvalidInputError(f"{where} must be {expected}, not {value!r}")
+        raise InvalidInputError(f"{where} must be {expected}, not {_shortened(value)}")
     return value
+
+
+def _shortened(value: Any) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of more digits than Python writes
+        return f"this {type(value).__name__}"
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}..."
 
 
 def _listed(items: Any) -> str:

@@ -1,13 +1,14 @@
 """What a training recipe says: a TOML file, read whole before anything is run."""
 
-import tomllib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from treesnake.errors import InvalidInputError
 from treesnake.loading.options import DtypeName
-from treesnake.tables import read_table
+from treesnake.tables import check_file_name, read_table, read_toml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +250,25 @@ class TrainingRecipe:
 
 
 FRACTIONS = ("held_out", "final_rate", "warmup")
-MAY_BE_ZERO = ("temperature", "weight_decay", "cross_entropy_weight", "rollout_tokens")
+MAY_BE_ZERO = (
+    "temperature",
+    "weight_decay",
+    "cross_entropy_weight",
+    "rollout_tokens",
+    "output_scale",
+    "seed",
+)
+LARGEST_SEED = 2**29 - 1
+"""Draws are numbered by seed, update and pass; the number has 64 bits."""
+
+LARGEST_SIZE = 2**20
+"""No width and no number of layers of a drafter is larger."""
+
+RUN_FOLDERS = ("drafter", "logs", "draft-vocabulary")
+"""What a run's folder holds beside those of its stages."""
+
+KEPT_SUFFIXES = (".partial", ".replaced", ".json", ".lock", ".tmp")
+"""Names of ours beside a stage's folder end so."""
 
 
 def read_training_recipe(path: Path) -> TrainingRecipe:
@@ -258,12 +277,11 @@ def read_training_recipe(path: Path) -> TrainingRecipe:
     Raises:
         InvalidInputError: if it cannot be read, or something in it cannot be right.
     """
+    recipe = read_table(TrainingRecipe, read_toml(path), f"the recipe {path}")
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidInputError(f"the recipe {path} cannot be read: {error}") from error
-    recipe = read_table(TrainingRecipe, table, path.name)
-    check_training_recipe(recipe)
+        check_training_recipe(recipe)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"the recipe {path}: {error}") from error
     return recipe
 
 
@@ -273,31 +291,65 @@ def check_training_recipe(recipe: TrainingRecipe) -> None:
     Raises:
         InvalidInputError: naming the stage and the value.
     """
+    _check_names(recipe)
+    _check_start(recipe)
+    _check_numbers(recipe, "")
+    _check_numbers(recipe.start, " of start")
+    _check_numbers(recipe.drafter, " of the drafter", largest=LARGEST_SIZE)
+    if recipe.seed > LARGEST_SEED:
+        raise InvalidInputError(f"seed must be at most {LARGEST_SEED}, not {recipe.seed}")
+    for stage in recipe.stages:
+        _check_numbers(stage, f' of the stage "{stage.name}"')
+        if isinstance(stage, DistilStage) and stage.rollout_tokens:
+            _check_rollouts(stage)
+        if isinstance(stage, CorpusStage) and stage.max_tokens < 2:
+            raise InvalidInputError(
+                f'max_tokens of the stage "{stage.name}" must be at least 2, so that there is a '
+                "token to learn"
+            )
+    _check_order(recipe.stages)
+
+
+def _check_names(recipe: TrainingRecipe) -> None:
     names = [stage.name for stage in recipe.stages]
     if not names:
         raise InvalidInputError("a recipe has at least one stage; write [[stages]]")
-    for name in (recipe.name, *names):
-        if not name or Path(name).name != name:
-            raise InvalidInputError(f"{name!r} names a folder, so it can have no slash in it")
-    if repeated := [name for name in names if names.count(name) > 1]:
+    check_file_name(recipe.name, "name")
+    for name in names:
+        check_file_name(name, "the name of a stage")
+        if name.lower() in RUN_FOLDERS or name.lower().endswith(KEPT_SUFFIXES):
+            raise InvalidInputError(
+                f'a stage cannot be called "{name}": {", ".join(RUN_FOLDERS)} and what ends in '
+                f"{', '.join(KEPT_SUFFIXES)} are names of the run's own files"
+            )
+    folded = [name.casefold() for name in names]
+    if repeated := [name for name in names if folded.count(name.casefold()) > 1]:
         raise InvalidInputError(f'two stages are called "{repeated[0]}"; each has its own folder')
-    if recipe.start.attention_layers and not isinstance(recipe.drafter, Mamba2Sizes):
+
+
+def _check_start(recipe: TrainingRecipe) -> None:
+    layers = recipe.start.attention_layers
+    if layers and not isinstance(recipe.drafter, Mamba2Sizes):
         raise InvalidInputError("attention_layers is for a drafter of kind mamba2")
-    for stage in recipe.stages:
-        _check_ranges(stage)
-        if isinstance(stage, DistilStage) and stage.rollout_tokens:
-            _check_rollouts(stage)
+    if layers and min(layers) < 0:
+        raise InvalidInputError(f"attention_layers are counted from 0, and have {min(layers)}")
 
 
-def _check_ranges(stage: Stage) -> None:
-    for name, value in vars(stage).items():
+def _check_numbers(
+    part: TrainingRecipe | Start | DrafterSizes | Stage, where: str, largest: int | None = None
+) -> None:
+    for name, value in vars(part).items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        where = f'{name} of the stage "{stage.name}"'
+        place = f"{name}{where}"
+        if not math.isfinite(value):
+            raise InvalidInputError(f"{place} must be a number, not {value}")
         if name in FRACTIONS and not 0 <= value < 1:
-            raise InvalidInputError(f"{where} must be at least 0 and below 1, not {value}")
+            raise InvalidInputError(f"{place} must be at least 0 and below 1, not {value}")
         if value < 0 or (value == 0 and name not in (*FRACTIONS, *MAY_BE_ZERO)):
-            raise InvalidInputError(f"{where} must be above 0, not {value}")
+            raise InvalidInputError(f"{place} must be above 0, not {value}")
+        if largest is not None and value > largest:
+            raise InvalidInputError(f"{place} must be at most {largest}, not {value}")
 
 
 def _check_rollouts(stage: DistilStage) -> None:
@@ -306,3 +358,36 @@ def _check_rollouts(stage: DistilStage) -> None:
             f'the stage "{stage.name}" has rollout_tokens, to which nothing is stored; choose '
             'probabilities = "target"'
         )
+
+
+def _check_order(stages: Sequence[Stage]) -> None:
+    """Checks that what a stage needs comes before it, and is of a kind that it can use."""
+    all_names = [stage.name for stage in stages]
+    earlier: dict[str, Stage] = {}
+    for stage in stages:
+        for name in _needed(stage):
+            where = f'the stage "{stage.name}" needs "{name}"'
+            if name in all_names and name not in earlier:
+                raise InvalidInputError(f"{where}, which does not come before it")
+            if name in earlier and _is_prompts(earlier[name]) != isinstance(stage, AnswersStage):
+                wanted = "prompts" if isinstance(stage, AnswersStage) else "texts to learn from"
+                raise InvalidInputError(f"{where}, a stage that makes no {wanted}")
+        earlier[stage.name] = stage
+
+
+def _needed(stage: Stage) -> Sequence[str]:
+    """Returns the names of what a stage reads; it reads something, each once."""
+    if isinstance(stage, CorpusStage):
+        return ()
+    key = "prompts" if isinstance(stage, AnswersStage) else "data"
+    names = stage.prompts if isinstance(stage, AnswersStage) else stage.data
+    if not names or not all(names) or len({*names}) < len(names):
+        raise InvalidInputError(
+            f'{key} of the stage "{stage.name}" must name something, and nothing twice, not '
+            f"{list(names)}"
+        )
+    return names
+
+
+def _is_prompts(stage: Stage) -> bool:
+    return isinstance(stage, CorpusStage) and stage.content == "prompts"

@@ -50,6 +50,12 @@ def test_a_recipe_is_read_and_named_for_its_file(tmp_path: Path) -> None:
         ("temperature = 1", "temperature = -1", "temperature must be"),
         ('target = "smollm2"', "target = 3", "must be of type str"),
         ("methods", "[", "cannot be read"),
+        ("temperature = 1", "temperature = nan", r"small.toml, sampling\[1\].temperature"),
+        ("per_category = 2", "per_category = 0", "small.toml: per_category must be at least 1"),
+        ("methods", 'name = "../x"\nmethods', "small.toml: name names a file or folder"),
+        ("methods", "seed = -1\nmethods", "seed must be at least 0"),
+        ("methods", "threads = 0\nmethods", "threads must be at least 1"),
+        ("methods", "repeats = 0\nmethods", "repeats must be at least 1"),
     ],
 )
 def test_what_a_recipe_may_not_say_is_an_error(

@@ -1,6 +1,5 @@
 """What a benchmark runs: pairs x methods x tasks x sampling, as a TOML file or as options."""
 
-import tomllib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,13 @@ from treesnake.evaluation.bench.methods import Method, parse_method
 from treesnake.loading.checkpoint import DEFAULT_MODEL
 from treesnake.loading.options import DtypeName, EngineName, LoadOptions
 from treesnake.sampling import SamplingParams
-from treesnake.tables import read_table
+from treesnake.tables import check_file_name, read_table, read_toml
 
 GREEDY = "greedy"
+
+MAY_BE_ZERO = ("seed", "num_shown", "num_agreement")
+LARGEST_COUNT = 2**31 - 1
+"""No count of a benchmark is larger, and no seed."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,8 @@ class BenchRecipe:
             raise InvalidInputError(
                 f"the recipe {self.name} needs at least one pair, one method and one task"
             )
-        if min(self.max_new_tokens, self.repeats) < 1:
-            raise InvalidInputError("max_new_tokens and repeats are at least 1")
+        for part in (self, *self.tasks, *self.long_context, *self.drafters.values()):
+            _check_counts(part)
         if len({*self.methods}) < len(self.methods):
             raise InvalidInputError("a method is listed twice")
         for text in self.methods:
@@ -184,14 +187,34 @@ class BenchRecipe:
         return asdict(self)
 
 
+def _check_counts(part: BenchRecipe | TaskTable | LongContextTable | DrafterTable) -> None:
+    for name, value in vars(part).items():
+        counts = value if name == "lengths" else (value,)
+        if name == "lengths" and not value:
+            raise InvalidInputError("lengths must name at least one length")
+        least = 0 if name in MAY_BE_ZERO else 1
+        for count in counts:
+            if type(count) is int and not least <= count <= LARGEST_COUNT:
+                raise InvalidInputError(
+                    f"{name} must be at least {least} and at most {LARGEST_COUNT}, not {count}"
+                )
+
+
 def read_bench_recipe(path: Path) -> BenchRecipe:
     """Reads a recipe.
 
     Raises:
-        InvalidInputError: if it is no TOML, or a key is unknown, missing or of another type.
+        InvalidInputError: if it is no TOML, a key is unknown, missing or of another type, or a
+            value cannot be right.
     """
+    where = f"the recipe {path}"
+    table = {"name": path.stem} | read_toml(path)
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"the recipe {path} cannot be read: {error}") from error
-    return read_table(BenchRecipe, {"name": path.stem} | table, f"the recipe {path}")
+        recipe = read_table(BenchRecipe, table, where)
+        check_file_name(recipe.name, "name")
+    except InvalidInputError as error:
+        message = str(error)
+        raise InvalidInputError(
+            message if message.startswith(where) else f"{where}: {message}"
+        ) from error
+    return recipe
