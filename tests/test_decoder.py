@@ -236,7 +236,11 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": []}, "the prompt is empty: give at least one token"),
     ({"prompt": [3, -1]}, "token ids cannot be negative, got -1"),
     ({"prompt": [300]}, "token id 300 is not in the vocabulary of 257 tokens"),
-    ({"prompt": [{"role": "user"}]}, "the target's chat template refuses the conversation"),
+    ({"prompt": [{"role": "user"}]}, "message 1 has no content"),
+    ({"prompt": "half \ud83d"}, "the prompt is no text in UTF-8: found half of a surrogate"),
+    ({"prompt": "caf\udce9"}, "the prompt is no text in UTF-8: found the byte 0xe9"),
+    ({"prompt": [{"role": "user", "content": "\ud83d"}]}, "content of message 1 is no text in"),
+    ({"stop": ["\ud83d"]}, "a stop string is no text in UTF-8"),
     ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
     ({"max_new_tokens": -3}, "max_new_tokens must be at least 1, got -3"),
     ({"stop": "end"}, r"stop is a list of strings: write stop=\['end'\]"),
@@ -252,13 +256,32 @@ def test_bad_requests_are_refused_before_the_first_piece(
         decoder().stream(**({"prompt": "abc"} | changes))
 
 
-def test_a_list_of_texts_is_refused_where_types_are_not_checked(
+def test_prompts_of_other_types_are_refused_where_types_are_not_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
-    texts: Any = ["a", "b"]
-    with pytest.raises(InvalidInputError, match="is a list of texts: give one text at a time"):
-        decoder().stream(texts)
+    message = {"role": "user", "content": "a"}
+    texts: list[tuple[Any, str]] = [
+        (["a", "b"], "is a list of texts: give one text at a time"),
+        (message, "is one message: a conversation is a list, so write"),
+        ([message, "b"], "message 2 must be an object with a role and a content"),
+        ([("user", "a")], "number 1 of 1 is a list of 2"),
+        ([[message]], "number 1 of 1 is a list of 1"),
+        (b"ab", "is of type bytes"),
+        (None, "must be text, a list of token ids or a list of messages, not null"),
+    ]
+    for prompt, expected in texts:
+        with pytest.raises(InvalidInputError, match=expected):
+            decoder().stream(prompt)
+
+
+def test_a_tokenizer_that_fails_is_told() -> None:
+    class NoUnknown(ByteTokenizer):
+        def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+            raise RuntimeError("no token for 'a'")
+
+    with pytest.raises(InvalidInputError, match="tokenizer cannot encode the prompt: no token"):
+        decoder(tokenizer=NoUnknown()).stream("a")
 
 
 def test_a_prompt_that_fills_the_context_is_refused() -> None:

@@ -1,8 +1,12 @@
 """Prompts: what is refused, and what a session that holds some tokens still lacks."""
 
+from typing import Any
+
+import jaxtyping
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from treesnake.errors import ContextLengthError, InvalidInputError
@@ -22,8 +26,57 @@ def test_negative_tokens_are_refused() -> None:
 
 
 def test_a_prompt_is_made_of_any_sequence() -> None:
-    assert Prompt.of([3, 1, 2]) == Prompt((3, 1, 2))
+    expected = Prompt((3, 1, 2))
+    array = np.array([3, 1, 2], dtype=np.uint16)
+    tensor = torch.tensor([3, 1, 2])
+    for token_ids in ([3, 1, 2], iter((3, 1, 2)), array, [*array], tensor, [*tensor]):
+        assert Prompt.of(token_ids) == expected
     assert len(Prompt.of(range(4))) == 4
+
+
+NO_TOKENS = [
+    ([1, float("nan")], "number 2 of 2 is nan"),
+    ([None], "number 1 of 1 is null"),
+    ([1, 1.5], "number 2 of 2 is 1.5"),
+    ([True, 1], "number 1 of 2 is true"),
+    ([[1, 2]], "number 1 of 1 is a list of 2"),
+    (np.ones((1, 2), int), "number 1 of 1 is a list of 2"),
+    (torch.ones(2, 3), "number 1 of 2 is a list of 3"),
+    (torch.tensor([1.0]), "number 1 of 1 is 1.0"),
+    (torch.tensor([True]), "number 1 of 1 is true"),
+    ([np.bool_(True)], "number 1 of 1 is true"),
+    (["1"], "number 1 of 1 is '1'"),
+    (torch.tensor(3), "not a value of type Tensor"),
+    (3, "not 3"),
+    (None, "not null"),
+    (b"ab", "the prompt is of type bytes; give text, a list of token ids"),
+    ({1, 2}, "the prompt is of type set"),
+    ([-(10**400)], "negative, got a number of more than 64 bits"),
+]
+
+
+@pytest.mark.parametrize(("token_ids", "message"), NO_TOKENS)
+def test_what_is_no_token_is_refused(
+    token_ids: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    with pytest.raises(InvalidInputError, match=message):
+        Prompt.of(token_ids)
+
+
+@given(st.lists(st.none() | st.booleans() | st.integers() | st.floats() | st.text()))
+@example([10**5000])
+def test_any_list_is_a_prompt_or_is_refused(token_ids: list[Any]) -> None:
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        Prompt.of(token_ids).check(10, None)
+        is_taken = True
+    except InvalidInputError:
+        is_taken = False
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    is_right = all(type(token) is int and 0 <= token < 10 for token in token_ids)
+    assert is_taken == (is_right and bool(token_ids))
 
 
 def test_tokens_beyond_the_vocabulary_are_refused() -> None:

@@ -2,11 +2,13 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from treesnake.constraints import Constraint
 from treesnake.continuation import Continuation, continue_text
+from treesnake.conversation import Message, check_messages, render
 from treesnake.drafters.load import AUTO, check_drafter_name, load_drafter
 from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
@@ -35,9 +37,7 @@ from treesnake.search.static import CLOCK_FREE_SEARCH
 from treesnake.stopping import StopRule, StopStrings
 from treesnake.targets.load import load_target
 from treesnake.text import TextAssembler
-
-Message = Mapping[str, Any]
-"""A turn of a conversation: {"role": "user", "content": "..."}."""
+from treesnake.utf8 import check_text
 
 PromptLike = str | Sequence[int] | Sequence[Message] | Prompt
 """Text as it is, token ids, or a conversation to put through the tokenizer's chat template."""
@@ -356,8 +356,13 @@ class SpeculativeDecoder:
         if isinstance(prompt, Prompt):
             return prompt
         if isinstance(prompt, str):
-            return Prompt.of(self._tokenizer_for("a prompt of text").encode(prompt))
-        first = prompt[0] if len(prompt) else None
+            tokenizer = self._tokenizer_for("a prompt of text")
+            return Prompt.of(_encoded(tokenizer, prompt, add_special_tokens=True))
+        if isinstance(prompt, Mapping):
+            raise InvalidInputError(
+                "the prompt is one message: a conversation is a list, so write [message]"
+            )
+        first = prompt[0] if isinstance(prompt, Sequence) and len(prompt) else None
         if isinstance(first, Mapping):
             return self._encode_conversation(cast(Sequence[Message], prompt))
         if isinstance(first, str):
@@ -375,19 +380,13 @@ class SpeculativeDecoder:
                 "the target has no chat template, so it cannot take a conversation; give it text, "
                 "or load an instruct model"
             )
-        try:
-            text, history = (
-                tokenizer.apply_chat_template(
-                    messages, add_generation_prompt=is_answered, tokenize=False
-                )
-                for is_answered in (True, False)
-            )
-        except Exception as error:
-            raise InvalidInputError(
-                f"the target's chat template refuses the conversation: {error}"
-            ) from error
-        tokens = tokenizer.encode(text, add_special_tokens=False)
-        opening = tokenizer.encode(text[len(history) :], add_special_tokens=False)
+        checked = check_messages(messages)
+        text, history = (
+            render(checked, partial(_templated, tokenizer, is_answered=is_answered))
+            for is_answered in (True, False)
+        )
+        tokens = _encoded(tokenizer, text, add_special_tokens=False)
+        opening = _encoded(tokenizer, text[len(history) :], add_special_tokens=False)
         border = len(tokens) - len(opening)
         is_border = text.startswith(history) and tokens[border:] == opening
         return Prompt(tuple(tokens), borders=(border,) if is_border else ())
@@ -406,6 +405,23 @@ class SpeculativeDecoder:
         if self.tokenizer is None:
             raise InvalidInputError(f"{purpose} needs a tokenizer: give token ids or a tokenizer")
         return self.tokenizer
+
+
+def _encoded(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Returns the tokens of a text from outside."""
+    check_text(text, "the prompt")
+    try:
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    except Exception as error:
+        raise InvalidInputError(
+            f"the target's tokenizer cannot encode the prompt: {error}"
+        ) from error
+
+
+def _templated(tokenizer: Tokenizer, messages: Sequence[Message], *, is_answered: bool) -> str:
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=is_answered, tokenize=False
+    )
 
 
 def _search_for(params: SamplingParams, session: DecoderSession) -> TreeSearch:

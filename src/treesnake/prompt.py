@@ -1,15 +1,18 @@
 """What a sequence begins with."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
+from typing import Any, SupportsIndex
 
 from jaxtyping import Shaped
+from numpy import generic, ndarray
 from torch import Tensor, uint8
 
 from treesnake.errors import ContextLengthError, InvalidInputError
+from treesnake.utf8 import described
 
 Key = int | tuple[str, int]
 """What one place of a text is: a token id, or for a placeholder the digest of its input and the
@@ -80,8 +83,8 @@ class Prompt:
             as the end of the last message. States that cannot be cut keep a snapshot there.
 
     Raises:
-        InvalidInputError: if there is no token, one is negative, a border lies outside of the
-            prompt, or placeholders overlap or lie outside of it.
+        InvalidInputError: if there is no token, one is no whole number or is negative, a border
+            lies outside of the prompt, or placeholders overlap or lie outside of it.
     """
 
     token_ids: tuple[int, ...]
@@ -93,8 +96,16 @@ class Prompt:
             raise InvalidInputError(
                 "the prompt is empty: give at least one token (a beginning-of-text token will do)"
             )
+        if not all(type(token) is int for token in self.token_ids):
+            index = next(i for i, token in enumerate(self.token_ids) if type(token) is not int)
+            raise InvalidInputError(
+                f"token ids are whole numbers, and number {index + 1} of {len(self)} is "
+                f"{described(self.token_ids[index])}; give the ids of one text, or the text itself"
+            )
         if min(self.token_ids) < 0:
-            raise InvalidInputError(f"token ids cannot be negative, got {min(self.token_ids)}")
+            raise InvalidInputError(
+                f"token ids cannot be negative, got {described(min(self.token_ids))}"
+            )
         if any(not 0 <= border <= len(self) for border in self.borders):
             raise InvalidInputError(
                 f"borders are numbers of tokens from 0 to {len(self)}, got {list(self.borders)}"
@@ -110,9 +121,13 @@ class Prompt:
             reached = each.end
 
     @classmethod
-    def of(cls, token_ids: Iterable[int]) -> "Prompt":
-        """Makes a prompt of any sequence of token ids."""
-        return cls(tuple(int(token) for token in token_ids))
+    def of(cls, token_ids: Iterable[SupportsIndex]) -> "Prompt":
+        """Makes a prompt of any sequence of token ids, such as a list or a one-dimensional array.
+
+        Raises:
+            InvalidInputError: as the class does.
+        """
+        return cls(tuple(map(_plain, _items(token_ids))))
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -140,8 +155,8 @@ class Prompt:
         """
         if max(self.token_ids) >= vocab_size:
             raise InvalidInputError(
-                f"token id {max(self.token_ids)} is not in the vocabulary of {vocab_size} tokens; "
-                "encode the prompt with the target's own tokenizer"
+                f"token id {described(max(self.token_ids))} is not in the vocabulary of "
+                f"{vocab_size} tokens; encode the prompt with the target's own tokenizer"
             )
         if context_length is not None and len(self) >= context_length:
             raise ContextLengthError(
@@ -161,6 +176,27 @@ class Prompt:
                 f"the model reads text and nothing else, and the prompt brings {', '.join(names)}; "
                 "leave them out or load a model that takes them"
             )
+
+
+def _items(token_ids: object) -> Iterable[Any]:
+    """Returns what a prompt is made of; arrays as Python's own numbers."""
+    items = token_ids.tolist() if isinstance(token_ids, (Tensor, ndarray)) else token_ids
+    if isinstance(items, (str, bytes, bytearray, memoryview, Mapping, Set)):
+        kind = type(items).__name__
+        raise InvalidInputError(
+            f"the prompt is of type {kind}; give text, a list of token ids or a list of messages"
+        )
+    if not isinstance(items, Iterable):
+        raise InvalidInputError(
+            f"the prompt must be text, a list of token ids or a list of messages, not "
+            f"{described(token_ids)}"
+        )
+    return items
+
+
+def _plain(token: Any) -> Any:
+    """Returns a number of numpy or torch as Python's own."""
+    return token.tolist() if isinstance(token, (Tensor, generic)) else token
 
 
 def num_shared(first: Sequence[Key], second: Sequence[Key]) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from treesnake.errors import InvalidInputError
 from treesnake.outcome import FinishReason
+from treesnake.utf8 import check_text
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class StopStrings:
     decode: Callable[[Sequence[int]], str]
 
     def __post_init__(self) -> None:
+        for string in self.strings:
+            check_text(string, "a stop string")
         if not all(self.strings):
             raise InvalidInputError("a stop string cannot be empty")
 

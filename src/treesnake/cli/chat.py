@@ -8,7 +8,8 @@ from treesnake.cli import options
 from treesnake.cli.statistics import Comparison, print_statistics
 from treesnake.cli.streaming import run_stream
 from treesnake.cli.target_options import open_decoder
-from treesnake.decoder import Message, SpeculativeDecoder
+from treesnake.conversation import Message
+from treesnake.decoder import SpeculativeDecoder
 from treesnake.errors import ContextLengthError, InvalidInputError
 from treesnake.loading.options import LoadOptions
 from treesnake.sampling import SamplingParams

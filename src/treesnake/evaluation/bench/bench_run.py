@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from treesnake.decoder import Message, PromptLike, SpeculativeDecoder
+from treesnake.conversation import Message
+from treesnake.decoder import PromptLike, SpeculativeDecoder
 from treesnake.drafters.load import WEIGHTLESS
 from treesnake.evaluation.agreement import compare_models
 from treesnake.evaluation.bench.bench_recipe import BenchRecipe, SamplingTable, TaskTable
