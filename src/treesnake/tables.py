@@ -14,6 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from treesnake.errors import InvalidInputError
+from treesnake.utf8 import read_text_file
 
 Data = TypeVar("Data")
 
@@ -38,13 +39,8 @@ def read_toml(path: Path) -> dict[str, Any]:
             any that makes sense, or text with a NUL in it; the file and the key are named.
     """
     try:
-        table = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(
-            f"the recipe {path} is no text in UTF-8 ({error.reason} at byte {error.start}); save "
-            "it in that encoding"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
+        table = tomllib.loads(read_text_file(path))
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"the recipe {path} cannot be read: {error}") from error
     for key, value in _leaves(table):
         _check_leaf(value, f"the recipe {path}, {key}")

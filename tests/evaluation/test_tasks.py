@@ -1,13 +1,17 @@
 """Questions from files and by name."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from treesnake.errors import InvalidInputError, LoadError
 from treesnake.evaluation import tasks
-from treesnake.evaluation.tasks import HUB_TASKS, load_questions
+from treesnake.evaluation.tasks import HUB_TASKS, Question, load_questions
+from treesnake.utf8 import is_text
 
 
 def test_a_file_in_spec_benchs_format_is_read(question_file: Path) -> None:
@@ -22,12 +26,84 @@ def test_the_first_of_each_category_are_kept(question_file: Path) -> None:
         load_questions(str(question_file), per_category=0)
 
 
-@pytest.mark.parametrize("line", ["hello", "[]", '{"turns": 3}', '{"turns": []}', ""])
-def test_a_line_that_is_no_question_is_named(tmp_path: Path, line: str) -> None:
+BAD_LINES = [
+    ("hello", "line 2 of .*q.jsonl, which may be cut off, is no JSON"),
+    ("[]", "line 2 of .* must be a JSON object, .*not a list of 0"),
+    ("{}", 'line 2 of .* is no question: it lacks "turns" and has nothing'),
+    ('{"prompt": "Why?"}', "is no question: it lacks \"turns\" and has 'prompt'"),
+    ('{"turns": 3}', '"turns" of line 2 of .* must be a text or a list of texts, not 3'),
+    ('{"turns": null}', "not null"),
+    ('{"turns": NaN}', "not nan"),
+    ('{"turns": []}', "not a list of 0"),
+    ('{"turns": {"a": "x"}}', "not an object with 1 keys"),
+    ('{"turns": [null]}', 'turn 1 of "turns" of line 2 of .* must be text, not null'),
+    ('{"turns": ["a", ["b"]]}', "turn 2 of .* must be text, not a list of 1"),
+    ('{"turns": [{"role": "user", "content": "a"}]}', "must be text, not an object with 2 keys"),
+    ('{"turns": [""]}', "turn 1 of .* is empty"),
+    ('{"turns": " "}', '"turns" of line 2 of .* is empty'),
+    ('{"turns": ["half \\ud83d"]}', "turn 1 of .* is no text in UTF-8"),
+    ('{"turns": "a", "turns": "b"}', "the key 'turns' stands there twice"),
+    ('{"turns": "a", "category": ["b"]}', "the category of line 2 of .* must be text"),
+    ('{"turns": "a", "category": "\\udce9"}', "the category of line 2 of .* is no text in UTF-8"),
+    ('{"turns": "a", "question_id": true}', "the id of line 2 of .* must be text, not true"),
+    ('{"turns": "a", "question_id": "first"}', "has the name 'first', as line 1 of .* has"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES)
+def test_a_line_that_is_no_question_is_named(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "q.jsonl"
-    path.write_text(line + "\n")
-    with pytest.raises(InvalidInputError, match=r"line 1|no question"):
+    path.write_text('{"question_id": "first", "turns": ["Why?"]}\n' + line)
+    with pytest.raises(InvalidInputError, match=message):
         load_questions(str(path))
+
+
+@pytest.mark.parametrize("content", ["", "\n", "\ufeff\r\n"])
+def test_a_file_without_a_question_is_told(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text(content, "utf-8")
+    with pytest.raises(InvalidInputError, match="holds no question"):
+        load_questions(str(path))
+
+
+def test_one_text_is_one_turn_and_ends_of_lines_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('\ufeff{"turns": "Why\u2028now?", "category": "a\u0085b"}\r\n', "utf-8")
+    (question,) = load_questions(str(path))
+    assert question == Question("1", "a\u0085b", ("Why\u2028now?",))
+
+
+def test_questions_without_an_id_have_the_number_of_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"turns": "a"}\n\n{"turns": "b", "question_id": null, "category": null}\n')
+    assert [(q.name, q.category) for q in load_questions(str(path))] == [("1", "q"), ("3", "q")]
+    path.write_text('{"turns": "a", "question_id": 2}\n{"turns": "b"}\n')
+    with pytest.raises(InvalidInputError, match=r"line 2 of .* has the name '2', as line 1 of"):
+        load_questions(str(path))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=6,
+)
+FIELDS = {"turns": VALUES, "question_id": VALUES, "category": VALUES}
+
+
+@given(st.lists(st.fixed_dictionaries({}, optional=FIELDS) | VALUES, max_size=3))
+@example([{"turns": "a", "question_id": 0}, {"turns": "b", "question_id": "0"}])
+@example([{"turns": ["half \ud83d"]}])
+def test_whatever_a_file_holds_its_questions_are_texts_or_it_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Any]
+) -> None:
+    path = tmp_path_factory.mktemp("questions") / "q.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    try:
+        questions = load_questions(str(path))
+    except InvalidInputError:
+        return
+    assert len({question.name for question in questions}) == len(rows)
+    assert all(is_text(text) for q in questions for text in (q.name, q.category, *q.turns))
 
 
 def test_an_unknown_task_is_refused_with_those_that_there_are() -> None:
@@ -71,3 +147,12 @@ def test_each_row_of_the_hub_becomes_a_question(name: str, monkeypatch: pytest.M
     (question,) = load_questions(name, per_category=2)
     assert all(question.turns)
     assert question.category in ("stem", "qa", name)
+
+
+def test_a_row_of_the_hub_without_text_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **o: [{"question": None}])
+    with pytest.raises(
+        InvalidInputError, match="question of row 0 of gsm8k must be text, not null"
+    ):
+        load_questions("gsm8k")

@@ -1,14 +1,16 @@
 """What is asked: questions from local files in Spec-Bench's format, or by name from the hub."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from treesnake.conversation import check_turns
 from treesnake.errors import InvalidInputError, LoadError
+from treesnake.json_lines import Row, read_json_lines
+from treesnake.utf8 import check_text, described
 
 
 @dataclass(frozen=True)
@@ -32,22 +34,40 @@ class HubTask:
 
     Attributes:
         path: of the data set.
+        turns: makes the turns of a row.
         config: which part of it, if it has several.
         split: "test" where there is one.
-        turns: makes the turns of a row.
         data_files: for a plain file on the web, its address; `path` is then its format.
     """
 
     path: str
-    turns: Callable[[Mapping[str, Any]], tuple[str, ...]]
+    turns: Callable[[Row], tuple[str, ...]]
     config: str | None = None
     split: str = "test"
     data_files: str | None = None
 
 
-def _ask(template: str, *fields: str) -> Callable[[Mapping[str, Any]], tuple[str, ...]]:
+def _ask(template: str, *fields: str) -> Callable[[Row], tuple[str, ...]]:
     """Returns what makes one turn of some fields of a row."""
-    return lambda row: (template.format(*(row[field] for field in fields)).strip(),)
+    return lambda row: (
+        template.format(
+            *(check_text(_field(row, name), f"{name} of {row.where}") for name in fields)
+        ).strip(),
+    )
+
+
+def _take(name: str) -> Callable[[Row], tuple[str, ...]]:
+    """Returns what takes the turns from a field of a row."""
+    return lambda row: check_turns(_field(row, name), f'"{name}" of {row.where}')
+
+
+def _field(row: Row, name: str) -> Any:
+    if name not in row.fields:
+        raise InvalidInputError(
+            f'{row.where} is no question: it lacks "{name}" and has '
+            f"{', '.join(map(described, row.fields)) or 'nothing'}"
+        )
+    return row.fields[name]
 
 
 SUMMARIZE = "Summarize the following article in a few sentences.\n\n{}"
@@ -62,12 +82,8 @@ HUB_TASKS: dict[str, HubTask] = {
     "humaneval": HubTask(
         "openai/openai_humaneval", _ask("Complete this Python function.\n\n{}", "prompt")
     ),
-    "mt-bench": HubTask(
-        "HuggingFaceH4/mt_bench_prompts", lambda row: tuple(row["prompt"]), split="train"
-    ),
-    "spec-bench": HubTask(
-        "json", lambda row: tuple(row["turns"]), split="train", data_files=SPEC_BENCH
-    ),
+    "mt-bench": HubTask("HuggingFaceH4/mt_bench_prompts", _take("prompt"), split="train"),
+    "spec-bench": HubTask("json", _take("turns"), split="train", data_files=SPEC_BENCH),
     "xsum": HubTask("EdinburghNLP/xsum", _ask(SUMMARIZE, "document")),
 }
 """Tasks by name; "longbench:SUBSET" is another."""
@@ -75,21 +91,27 @@ HUB_TASKS: dict[str, HubTask] = {
 LONGBENCH = "longbench:"
 
 
+NAME_FIELDS = ("question_id", "prompt_id")
+
+
 def load_questions(source: str, *, per_category: int | None = None) -> list[Question]:
     """Returns the questions of a task.
 
     Args:
-        source: a JSONL file with question_id, category and turns in each line, as Spec-Bench has
-            it; or a name of `HUB_TASKS`; or "longbench:SUBSET".
+        source: a file of JSON lines in Spec-Bench's format; or a name of `HUB_TASKS`; or
+            "longbench:SUBSET". A line of a file has "turns", a text or a list of texts. It may have
+            "question_id", a text or a whole number that no other line has, and "category", a text;
+            without them the line's number and the file's name are taken.
         per_category: the first so many questions of each category; None is all.
 
     Raises:
         LoadError: if there is no such task, or it cannot be fetched.
-        InvalidInputError: if a file is not in that format, or nothing is left.
+        InvalidInputError: naming file and line, if a file is not in that format; or if nothing is
+            left.
     """
     if per_category is not None and per_category < 1:
         raise InvalidInputError(f"per_category is at least 1, got {per_category}")
-    path = Path(source).expanduser()
+    path = Path(check_text(source, "the name of a task")).expanduser()
     questions = _read_file(path) if path.is_file() else _fetch(source, per_category)
     kept: list[Question] = []
     num_kept: dict[str, int] = {}
@@ -104,21 +126,37 @@ def load_questions(source: str, *, per_category: int | None = None) -> list[Ques
 
 
 def _read_file(path: Path) -> Iterator[Question]:
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            turns = tuple(str(turn) for turn in row["turns"])
-        except (ValueError, KeyError, TypeError) as error:
+    return _questions(read_json_lines(path), _take("turns"), path.stem)
+
+
+def _questions(
+    rows: Iterable[Row], turns: Callable[[Row], tuple[str, ...]], category: str
+) -> Iterator[Question]:
+    """Yields a question for each row; names are unique."""
+    found: dict[str, str] = {}
+    for row in rows:
+        given = next(
+            (row.fields[key] for key in NAME_FIELDS if row.fields.get(key) is not None), None
+        )
+        name = _label(row.number if given is None else given, f"the id of {row.where}")
+        if name in found:
             raise InvalidInputError(
-                f"line {number} of {path} is no question: it needs a JSON object with a list of "
-                f'texts as "turns", got {line[:60]!r}'
-            ) from error
-        if not turns:
-            raise InvalidInputError(f"line {number} of {path} has no turns")
-        name = str(row.get("question_id", number))
-        yield Question(name, str(row.get("category", path.stem)), turns)
+                f"{row.where} has the name {described(name)}, as {found[name]} has; give every "
+                "question a question_id of its own"
+            )
+        found[name] = row.where
+        kind = row.fields.get("category")
+        kind = category if kind is None else _label(kind, f"the category of {row.where}")
+        yield Question(name, kind, turns(row))
+
+
+def _label(value: object, where: str) -> str:
+    """Returns a name or a category: a text, or a number as text."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 64:
+        return str(value)
+    if not check_text(value, where).strip():
+        raise InvalidInputError(f"{where} is empty; write a text, or leave it out")
+    return str(value)
 
 
 def _fetch(source: str, per_category: int | None) -> Iterator[Question]:
@@ -128,17 +166,20 @@ def _fetch(source: str, per_category: int | None) -> Iterator[Question]:
             f"the task {source} comes from the hub by the package datasets; install "
             "treesnake[evaluation], or name a JSONL file in Spec-Bench's format"
         )
+    # A whole data set has one category here, unless it says more.
+    limit = None if task.data_files or per_category is None else 20 * per_category
+    return _questions(islice(_hub_rows(source, task), limit), task.turns, source)
+
+
+def _hub_rows(source: str, task: HubTask) -> Iterator[Row]:
     import datasets  # noqa: PLC0415 - an optional dependency
 
     try:
         rows = datasets.load_dataset(
             task.path, task.config, split=task.split, data_files=task.data_files, streaming=True
         )
-        # A whole data set has one category here, unless it says more.
-        limit = None if task.data_files or per_category is None else 20 * per_category
-        for number, row in enumerate(islice(iter(rows), limit)):
-            name = str(row.get("question_id", row.get("prompt_id", number)))
-            yield Question(name, str(row.get("category", source)), task.turns(row))
+        for number, fields in enumerate(iter(rows)):
+            yield Row(number, f"row {number} of {source}", fields)
     except Exception as error:
         raise LoadError(
             f"the task {source} could not be fetched from the hub ({type(error).__name__}: "

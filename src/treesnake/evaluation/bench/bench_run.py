@@ -22,6 +22,7 @@ from treesnake.evaluation.memory import watch_memory_growth
 from treesnake.evaluation.tasks import Question, load_questions
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams
+from treesnake.utf8 import writable
 
 WARM_UP_TOKENS = 16
 MOST_ASKED = 400
@@ -283,4 +284,4 @@ def _answer_text(decoder: SpeculativeDecoder, turn: TurnRecord) -> str:
 
 def _describe(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:400]
+    return writable(f"{type(error).__name__}: {text}")[:400]

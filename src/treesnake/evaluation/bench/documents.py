@@ -6,6 +6,7 @@ from treesnake.decoder import Tokenizer
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench.bench_recipe import LongContextTable
 from treesnake.evaluation.tasks import Question
+from treesnake.utf8 import read_text_file
 
 
 def long_questions(
@@ -22,7 +23,7 @@ def long_questions(
         folder: where the documents are.
 
     Raises:
-        InvalidInputError: if a file cannot be read, or the files are too short.
+        InvalidInputError: if a file cannot be read or is not UTF-8, or the files are too short.
     """
     if not task.lengths or min(task.lengths) < 1 or task.num_documents < 1:
         raise InvalidInputError(f"the task {task.name} needs lengths and documents of at least 1")
@@ -43,10 +44,5 @@ def long_questions(
 
 
 def _read(task: LongContextTable, folder: Path) -> str:
-    try:
-        return "\n\n".join(
-            (folder / Path(name).expanduser()).read_text("utf-8", errors="replace")
-            for name in task.documents
-        )
-    except OSError as error:
-        raise InvalidInputError(f"a document of {task.name} cannot be read: {error}") from error
+    paths = [folder / Path(name).expanduser() for name in task.documents]
+    return "\n\n".join(map(read_text_file, paths))
