@@ -49,8 +49,10 @@ class ByteTokenizer:
         return list(text.encode())
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        assert skip_special_tokens
-        return bytes(token for token in token_ids if token < END).decode(errors="replace")
+        text = bytearray()
+        for token in token_ids:
+            text += bytes([token]) if token < END else b"" if skip_special_tokens else b"<end>"
+        return text.decode(errors="replace")
 
     def apply_chat_template(
         self,
@@ -89,6 +91,22 @@ def test_streamed_pieces_join_to_the_text_and_that_is_the_tokens(params: Samplin
     assert "".join(pieces) == generation.text == bytes(generation.token_ids).decode()
     assert len(generation.token_ids) == generation.num_emitted == 40
     assert generation.finish_reason == FinishReason.LENGTH
+
+
+def test_the_name_of_a_special_token_ends_a_text_as_any_string_does() -> None:
+    class Ending(LetterModel):
+        """Says "b", the special token, "b" and so on."""
+
+        def step(self, state: torch.Tensor, token: int) -> tuple[torch.Tensor, torch.Tensor]:
+            state, logits = super().step(state, token)
+            logits[END if token == ord("b") else ord("b")] += 100
+            return state, logits
+
+    made = decoder(target=NetworkTargetModel(TinyNetwork(Ending(VOCAB_SIZE))), end_token_ids=[])
+    for stop in (["<end>"], ["b<end>"], ["<end>b"]):
+        generation = made.generate("a", max_new_tokens=9, stop=stop)
+        assert generation.finish_reason == FinishReason.STOP_STRING
+        assert generation.text == ("" if stop == ["b<end>"] else "b")
 
 
 def test_greedy_text_is_the_same_whatever_drafts() -> None:

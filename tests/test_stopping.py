@@ -65,8 +65,18 @@ def test_only_the_end_of_a_long_text_is_decoded() -> None:
         lengths.append(len(token_ids))
         return decode(token_ids)
 
-    StopStrings(("abc",), noting)([0] * 1000, [0, 0])
-    assert max(lengths) < 20
+    rule = StopStrings(("abc",), noting)
+    rule([0] * 1000, [0])
+    lengths.clear()
+    rule([0] * 1001, [0, 0])
+    assert max(lengths) < 60
+
+
+def test_a_rule_can_be_used_for_another_text() -> None:
+    rule = StopStrings(("ab",), decode)
+    assert rule(encode("ca"), encode("c")) is None
+    assert rule(encode("ba"), encode("b")) == Cut(1, FinishReason.STOP_STRING)
+    assert rule([], encode("cb")) is None
 
 
 def test_bytes_count_and_not_characters() -> None:

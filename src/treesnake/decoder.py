@@ -9,6 +9,7 @@ from typing import Protocol, cast, runtime_checkable
 from treesnake.constraints import Constraint
 from treesnake.continuation import Continuation, continue_text
 from treesnake.conversation import Message, check_messages, render
+from treesnake.detokenizing import decoding_of
 from treesnake.drafters.load import AUTO, check_drafter_name, load_drafter
 from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
@@ -189,6 +190,7 @@ class SpeculativeDecoder:
             )
         self.pair = pair
         self.tokenizer = tokenizer
+        self._decoding = None if tokenizer is None else decoding_of(tokenizer)
         self.end_token_ids = frozenset(end_token_ids)
         self.search = search_by_name(search) if isinstance(search, str) else search
         if not isinstance(self.search, SharedSearch):
@@ -294,7 +296,7 @@ class SpeculativeDecoder:
                 chat template; or token ids.
             params: how to sample; greedy by default.
             max_new_tokens: at most so many; the context may end the text earlier.
-            stop: strings that end the text and are not part of it.
+            stop: strings that end the text and are not part of it; also names of special tokens.
             constraints: on the next token given the text so far.
             session: what the session holds of the prompt already is not run again.
 
@@ -331,21 +333,23 @@ class SpeculativeDecoder:
             raise InvalidInputError(f"stop is a list of strings: write stop=[{stop!r}]")
         params = params or SamplingParams()
         session = session or self.new_session()
+        encoded = self.encode(prompt)
         continuation = continue_text(
             session.target,
             session.drafter,
-            self.encode(prompt),
+            encoded,
             params,
             search=_search_for(params, session),
             max_new_tokens=max_new_tokens,
             end_token_ids=self.end_token_ids,
             constraints=constraints,
-            stop_rules=self._stop_rules(stop),
+            stop_rules=self._stop_rules(stop, encoded),
             accept=self._accept,
         )
-        return TextStream(
-            continuation, TextAssembler(self._decode, stop) if self.tokenizer else None
-        )
+        assembler = None
+        if self._decoding is not None:
+            assembler = TextAssembler(self._decoding, stop, encoded.token_ids)
+        return TextStream(continuation, assembler)
 
     def encode(self, prompt: PromptLike) -> Prompt:
         """Returns the prompt as token ids.
@@ -391,15 +395,12 @@ class SpeculativeDecoder:
         is_border = text.startswith(history) and tokens[border:] == opening
         return Prompt(tuple(tokens), borders=(border,) if is_border else ())
 
-    def _stop_rules(self, stop: Sequence[str]) -> list[StopRule]:
+    def _stop_rules(self, stop: Sequence[str], prompt: Prompt) -> list[StopRule]:
         if not stop:
             return []
         self._tokenizer_for("a stop string")
-        return [StopStrings(tuple(stop), self._decode)]
-
-    def _decode(self, token_ids: Sequence[int]) -> str:
-        assert self.tokenizer is not None
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        assert self._decoding is not None
+        return [StopStrings(stop, self._decoding, prompt.token_ids)]
 
     def _tokenizer_for(self, purpose: str) -> Tokenizer:
         if self.tokenizer is None:

@@ -108,8 +108,8 @@ class Generation:
 
     Attributes:
         token_ids: the new tokens, an end token included.
-        text: the new text without special tokens and without the stop string, or None where no
-            tokenizer was at hand.
+        text: what the new tokens add to the text of the prompt, without special tokens and without
+            the stop string; None where no tokenizer was at hand.
         steps: each step.
         finish_reason: why it ended.
         prefill_s: the seconds before the first step.

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from treesnake.errors import InvalidInputError
 from treesnake.outcome import FinishReason
+from treesnake.text import Decode, Decoding, TextAssembler
 from treesnake.utf8 import check_text
 
 
@@ -38,35 +40,47 @@ class EndTokens:
         return None
 
 
-@dataclass(frozen=True)
 class StopStrings:
     """Ends the text after the first token with which it contains one of some strings.
 
-    Attributes:
+    The text is the one that a `TextAssembler` shows. The names of special tokens count as well.
+
+    Args:
         strings: none of them empty.
         decode: turns token ids into text.
+        prompt: what the text continues; strings are not looked for in it.
+
+    Raises:
+        InvalidInputError: if a string is empty, or is no text.
     """
 
-    strings: tuple[str, ...]
-    decode: Callable[[Sequence[int]], str]
-
-    def __post_init__(self) -> None:
-        for string in self.strings:
+    def __init__(
+        self, strings: Sequence[str], decode: Decode | Decoding, prompt: Sequence[int] = ()
+    ) -> None:
+        for string in strings:
             check_text(string, "a stop string")
-        if not all(self.strings):
+        if not all(strings):
             raise InvalidInputError("a stop string cannot be empty")
+        self._new_text = partial(TextAssembler, decode, tuple(strings), tuple(prompt))
+        self._text: TextAssembler | None = None
+        self._generated: list[int] = []
 
     def __call__(self, generated: Sequence[int], emitted: Sequence[int]) -> Cut | None:
-        # A token is at least one byte, so a string cannot reach back further than its bytes. Some
-        # tokenizers drop a space before the first token that they decode: hence the margin.
-        margin = 8
-        reach = max((len(string.encode()) for string in self.strings), default=0) + margin
+        text = self._read(generated)
         for num_kept in range(1, len(emitted) + 1):
-            tail = [*generated, *emitted[:num_kept]][-reach:]
-            text = self.decode(tail)
-            if any(string in text for string in self.strings):
+            if text.is_ended_by(emitted[:num_kept]):
                 return Cut(num_kept, FinishReason.STOP_STRING)
         return None
+
+    def _read(self, generated: Sequence[int]) -> TextAssembler:
+        """Reads what the last step emitted; another text is read from its beginning."""
+        num_read = len(self._generated)
+        if self._text is None or [*generated[:num_read]] != self._generated:
+            self._text, num_read = self._new_text(), 0
+            self._generated.clear()
+        self._text.push(generated[num_read:])
+        self._generated += generated[num_read:]
+        return self._text
 
 
 def first_cut(
