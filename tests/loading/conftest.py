@@ -3,7 +3,7 @@
 import copy
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def write_tiny_gguf(
     }
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
 
-    def write(path: Path, **changes: object) -> Path:
+    def write(path: Path, added: Mapping[str, np.ndarray] | None = None, **changes: object) -> Path:
         metadata = dimensions | tokenizer_metadata | changes
         writer = gguf.GGUFWriter(path, metadata.pop("general.architecture", "llama"))
         for key, value in metadata.items():
@@ -153,6 +153,8 @@ def write_tiny_gguf(
             writer.add_tensor(
                 names.get_name(name, (".weight",)), np.ascontiguousarray(values.numpy())
             )
+        for name, values in (added or {}).items():
+            writer.add_tensor(name, values)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -1,15 +1,20 @@
+import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from transformers import (
+    AutoTokenizer,
     GenerationConfig,
     LlamaConfig,
 )
 
-from treesnake.errors import InvalidInputError, LoadError
+from treesnake.errors import InvalidInputError, LoadError, TreesnakeError
 from treesnake.loading import checkpoint as checkpoint_module
 from treesnake.loading.checkpoint import (
     DEFAULT_MODEL,
@@ -50,6 +55,32 @@ def test_no_name_is_refused() -> None:
 def test_a_path_that_is_not_there_is_not_looked_up_at_the_hub(name: str) -> None:
     with pytest.raises(LoadError, match="there is no file or folder"):
         find_checkpoint(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a\0b", "is no name of a model"),
+        ("half a pair \ud83d", "is no name of a model"),
+        ("~nobody-of-that-name/model", "is no name of a model"),
+        ("n" * 5000, "cannot be looked at"),
+    ],
+)
+def test_what_can_be_no_name_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(TreesnakeError, match=reason):
+        find_checkpoint(name)
+
+
+def test_what_lies_there_is_named_for_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for path, reason in (
+        (tmp_path / "fifo", "is a device, a pipe or a socket"),
+        (Path("/dev/null"), "is a device, a pipe or a socket"),
+        (tmp_path / "link", r"there is no file or folder .*link: it is a link to .*gone"),
+    ):
+        with pytest.raises(LoadError, match=reason):
+            find_checkpoint(str(path))
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
@@ -112,7 +143,70 @@ def test_a_config_with_impossible_values_is_refused(
     tiny_llama_folder: Path, edit_config: EditConfig
 ) -> None:
     edit_config(tiny_llama_folder, hidden_size="wide")
-    with pytest.raises(LoadError, match=r"the config of .* cannot be read"):
+    with pytest.raises(LoadError, match=r"config\.json has hidden_size = 'wide'"):
+        find_checkpoint(str(tiny_llama_folder))
+
+
+CONFIG_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 2),
+    st.sampled_from([2**31, 2**63, 10**30]),
+    st.floats(allow_nan=False),
+    st.text(max_size=3),
+    st.lists(st.integers(-1, 3), max_size=2),
+    st.dictionaries(
+        st.sampled_from(["rope_type", "factor", "rope_theta"]), st.integers(), max_size=2
+    ),
+)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    key=st.sampled_from(
+        [
+            *(
+                "model_type",
+                "eos_token_id",
+                "hidden_act",
+                "rope_parameters",
+                "rope_scaling",
+                "dtype",
+            ),
+            *("num_hidden_layers", "hidden_size", "rms_norm_eps", "attn_implementation"),
+            *("text_config", "architectures", "auto_map", "tie_word_embeddings"),
+        ]
+    ),
+    value=CONFIG_VALUES,
+)
+@example(key="model_type", value=[1])
+@example(key="hidden_size", value=True)
+@example(key="num_hidden_layers", value=-1)
+@example(key="num_attention_heads", value=0)
+@example(key="max_position_embeddings", value=64.0)
+@example(key="attn_implementation", value="owner/kernel")
+def test_any_value_in_a_config_loads_or_is_refused(
+    tiny_llama_folder: Path, key: str, value: object
+) -> None:
+    path = tiny_llama_folder / "config.json"
+    written = path.read_text()
+    path.write_text(json.dumps(json.loads(written) | {key: value}))
+    try:
+        end_token_ids(find_checkpoint(str(tiny_llama_folder)))
+    except TreesnakeError:
+        pass
+    finally:
+        path.write_text(written)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation_internal"])
+def test_only_ways_to_attend_that_transformers_has_are_taken_from_a_config(
+    tiny_llama_folder: Path, edit_config: EditConfig, key: str
+) -> None:
+    edit_config(tiny_llama_folder, **{key: "sdpa"})
+    find_checkpoint(str(tiny_llama_folder))
+    edit_config(tiny_llama_folder, **{key: "owner/kernel"})
+    with pytest.raises(LoadError, match="code from elsewhere, which is never run"):
         find_checkpoint(str(tiny_llama_folder))
 
 
@@ -194,12 +288,63 @@ def test_a_home_folder_is_expanded(
     assert locate(name) == tiny_llama_folder
 
 
-def test_end_tokens_are_those_of_both_configs(
+def test_end_tokens_are_those_of_the_generation_config_alone(
     tiny_llama_folder: Path, edit_config: EditConfig
 ) -> None:
     edit_config(tiny_llama_folder, eos_token_id=0)
     GenerationConfig(eos_token_id=[2, 1]).save_pretrained(tiny_llama_folder)
-    assert end_token_ids(find_checkpoint(str(tiny_llama_folder))) == {0, 1, 2}
+    assert end_token_ids(find_checkpoint(str(tiny_llama_folder))) == {1, 2}
+
+
+@pytest.mark.parametrize(("in_config", "ends"), [(5, {5}), (None, {7}), ("left out", {7})])
+def test_without_a_generation_config_end_tokens_are_stated_or_the_tokenizers(
+    tiny_llama_folder: Path, in_config: object, ends: set[int]
+) -> None:
+    for name in ("generation_config.json", "chat_template.jinja"):
+        (tiny_llama_folder / name).unlink()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_folder, trust_remote_code=False)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(7)
+    tokenizer.save_pretrained(tiny_llama_folder)
+    path = tiny_llama_folder / "config.json"
+    fields = json.loads(path.read_text()) | {"eos_token_id": in_config}
+    if in_config == "left out":
+        del fields["eos_token_id"]  # a Llama's class has 2
+    path.write_text(json.dumps(fields))
+    found = find_checkpoint(str(tiny_llama_folder))
+    assert end_token_ids(found) == ends
+    assert found.generation_config.eos_token_id == (5 if in_config == 5 else None)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"eos_token_id": 2,}', "", '\ufeff{"eos_token_id": 2}', "[" * 9999]
+)
+def test_a_generation_config_that_is_no_json_is_left_out_with_a_warning(
+    tiny_llama_folder: Path, text: str
+) -> None:
+    (tiny_llama_folder / "generation_config.json").write_text(text, "utf-8")
+    with pytest.warns(UserWarning, match=r"generation_config\.json .* it is left out"):
+        found = find_checkpoint(str(tiny_llama_folder))
+    assert end_token_ids(found) == {2}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"eos_token_id": 2.0},
+        {"eos_token_id": [[2]]},
+        {"eos_token_id": True},
+        {"eos_token_id": "2"},
+        {"max_new_tokens": 0},
+        {"max_new_tokens": "many"},
+        {"cache_implementation": "none such"},
+    ],
+)
+def test_a_generation_config_of_wrong_values_is_refused(
+    tiny_llama_folder: Path, fields: dict[str, object]
+) -> None:
+    (tiny_llama_folder / "generation_config.json").write_text(json.dumps(fields))
+    with pytest.raises(LoadError):
+        find_checkpoint(str(tiny_llama_folder))
 
 
 def test_the_end_of_a_turn_is_added_where_only_the_end_of_a_text_is_named(

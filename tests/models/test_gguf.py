@@ -1,14 +1,18 @@
+import math
+import re
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from treesnake.errors import LoadError
-from treesnake.models.gguf import GgufFile
+from treesnake.models.gguf import BLOCKS, GgufFile
+from treesnake.testing.gguf_files import GgufTensor, gguf_bytes, nested_arrays
 
 gguf = pytest.importorskip("gguf")
 
@@ -97,13 +101,97 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
         GgufFile(path)
 
 
-def test_a_missing_end_is_refused_when_its_tensor_is_read(
-    tmp_path: Path, values: np.ndarray
-) -> None:
+def test_a_missing_end_is_found_before_anything_is_read(tmp_path: Path, values: np.ndarray) -> None:
     path = write_gguf(tmp_path / "a.gguf", {}, {"w": (values, "Q8_0")})
     path.write_bytes(path.read_bytes()[: -34 * 6])
+    with pytest.raises(LoadError, match=r"'w' with the shape \[6, 96\] should end at byte"):
+        GgufFile(path)
+
+
+def test_a_file_that_is_cut_while_it_is_open_is_told(tmp_path: Path, values: np.ndarray) -> None:
+    path = write_gguf(tmp_path / "a.gguf", {}, {"w": (values, "Q8_0")})
+    file = GgufFile(path)
+    path.write_bytes(path.read_bytes()[: -34 * 6])
     with pytest.raises(LoadError, match="cut off in the middle of w"):
-        GgufFile(path)["w"]
+        file["w"]
+
+
+def test_block_sizes_are_ggmls() -> None:
+    assert {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()} == BLOCKS
+
+
+WHOLE = gguf_bytes(
+    [("general.architecture", "llama"), ("words", ["a", "b"]), ("ids", [1, 2])],
+    [("v", GgufTensor((8,))), ("w", GgufTensor((32, 2), 8, 32))],
+    bytes(32 + 68),
+)
+
+
+def test_what_the_tests_write_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(WHOLE)
+    file = GgufFile(path)
+    assert file.metadata == {"general.architecture": "llama", "words": ["a", "b"], "ids": [1, 2]}
+    assert file["w"].shape == (2, 32)
+    assert torch.equal(file["v"], torch.zeros(8))
+
+
+ONE = (("w", GgufTensor((8,))),)
+SEVERAL_FAULTS = [
+    (gguf_bytes([("general.alignment", 0)], ONE, bytes(32)), "alignment is 0, which is no power"),
+    (gguf_bytes([("general.alignment", 24)], ONE, bytes(32)), "alignment is 24"),
+    (gguf_bytes([("general.alignment", "32")], ONE, bytes(32)), "alignment is '32'"),
+    (gguf_bytes([("general.alignment", math.nan)], ONE, bytes(32)), "alignment is nan"),
+    (gguf_bytes([("a", nested_arrays(2))]), "'a' is an array of arrays"),
+    (gguf_bytes([("a", nested_arrays(10**6))]), "'a' is an array of arrays"),
+    (gguf_bytes([("a", 1), ("a", 1)]), "it holds 'a' twice"),
+    (gguf_bytes((), ONE * 2, bytes(32)), "it holds 'w' twice"),
+    (gguf_bytes((), [("w", GgufTensor((2**38,)))], bytes(32)), "should end at byte"),
+    (gguf_bytes((), [("w", GgufTensor((2**63, 2**63)))], bytes(32)), "should end at byte"),
+    (gguf_bytes((), [("w", GgufTensor((8,) * 5))], bytes(32)), "has 5 axes; 4 is the most"),
+    (gguf_bytes((), [("w", GgufTensor((33, 2), 8))], bytes(99)), "rows of 33 values"),
+    (gguf_bytes((), [("w", GgufTensor((8,), 99))], bytes(32)), "ggml type 99, which is not known"),
+    (gguf_bytes((), [("w", GgufTensor((8,), 0, 4))], bytes(64)), "begins at byte 4, off 32"),
+    (gguf_bytes((), [("w", GgufTensor((8,), 0, 2**40))], bytes(64)), "should end at byte"),
+    (
+        gguf_bytes((), [("v", GgufTensor((9,))), ("w", GgufTensor((8,), 0, 32))], bytes(64)),
+        "'w' begins within 'v'",
+    ),
+    (gguf_bytes(version=0x03000000), "is big-endian"),
+    (gguf_bytes([("a", struct.pack("<I", 77))]), "metadata of unknown kind 77"),
+]
+
+
+@pytest.mark.parametrize(("content", "reason"), SEVERAL_FAULTS)
+def test_a_fault_in_a_header_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(content)
+    with pytest.raises(LoadError, match=re.escape(reason)):
+        GgufFile(path)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(
+        st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=4
+    ),
+    length=st.integers(0, len(WHOLE)),
+)
+def test_any_change_of_a_file_leaves_a_file_or_a_load_error(
+    tmp_path: Path, changes: list[tuple[int, int]], length: int
+) -> None:
+    content = bytearray(WHOLE)
+    for index, byte in changes:
+        content[index] = byte
+    path = tmp_path / "a.gguf"
+    for each in (content, content[:length]):
+        path.write_bytes(each)
+        try:
+            file = GgufFile(path)
+            tensors = [file[name] for name in file]
+        except LoadError:
+            continue
+        assert sum(tensor.numel() for tensor in tensors) <= 32 * len(WHOLE)
 
 
 @given(data=st.data())

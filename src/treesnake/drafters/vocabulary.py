@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from treesnake.errors import InvalidInputError, LoadError
+from treesnake.models.json_files import read_json
 from treesnake.threads import on_one_thread
 
 DRAFT_VOCABULARY_FILE = "draft_vocabulary.json"
@@ -203,12 +204,15 @@ def read_draft_vocabulary(folder: Path) -> Int[Tensor, " kept"] | None:
         LoadError: if the file is no list of token ids.
     """
     path = folder / DRAFT_VOCABULARY_FILE
-    if not path.is_file():
+    if not path.exists():
         return None
+    listed = read_json(path)
+    if not isinstance(listed, list) or not all(type(token) is int for token in listed):
+        raise LoadError(f"{path} is no list of token ids; make it with save_draft_vocabulary")
     try:
-        return torch.tensor(json.loads(path.read_text("utf-8")), dtype=torch.int64).reshape(-1)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise LoadError(f"{path} is no list of token ids: {error}") from error
+        return torch.tensor(listed, dtype=torch.int64)
+    except (OverflowError, RuntimeError) as error:
+        raise LoadError(f"{path} holds numbers too large for token ids: {error}") from error
 
 
 def check_same_tokens(drafter: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> None:

@@ -4,7 +4,7 @@ What config.json says is read here and handed on. Only transformers reads it aga
 its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -12,6 +12,47 @@ from typing import Any
 
 from treesnake.errors import LoadError
 from treesnake.models.checkpoint import CONFIG_FILE, is_state_space, read_fields
+
+SIZE_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "n_embd",
+    "n_head",
+    "n_layer",
+    "n_positions",
+    "d_model",
+    "state_size",
+    "conv_kernel",
+    "num_heads",
+    "n_groups",
+)
+"""Keys of configs that count something of which there is at least one."""
+
+MAX_SIZE = 2**31 - 1
+
+IMPLEMENTATION_KEYS = tuple(
+    f"{prefix}{kind}_implementation{suffix}"
+    for kind in ("attn", "experts")
+    for prefix in ("", "_")
+    for suffix in ("", "_internal")
+)
+IMPLEMENTATIONS = (
+    None,
+    "eager",
+    "sdpa",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flex_attention",
+    "batched_mm",
+    "grouped_mm",
+)
+"""Those of transformers itself. Any other name is fetched from the hub as code, and run."""
 
 
 class Architecture(Enum):
@@ -53,26 +94,85 @@ def identify(name: str, path: Path) -> FoundModel:
         return FoundModel(name, path, Architecture.GGUF, {})
     _check_folder(path)
     fields = read_fields(path)
+    _check_fields(fields, path / CONFIG_FILE)
     known = is_state_space(fields)
     architecture = Architecture.STATE_SPACE if known else Architecture.TRANSFORMERS
     return FoundModel(name, path, architecture, fields)
 
 
+def file_names(folder: Path) -> list[str]:
+    """Returns the names of what a folder holds, in order.
+
+    Raises:
+        LoadError: if it cannot be read.
+    """
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise LoadError(f"{folder} cannot be read: {error.strerror}") from error
+
+
 def names_in(folder: Path) -> str:
     """Returns the first files of a folder, for messages."""
-    names = sorted(path.name for path in folder.iterdir())
+    names = file_names(folder)
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
 
 
 def _check_folder(folder: Path) -> None:
-    names = sorted(path.name for path in folder.iterdir())
+    names = file_names(folder)
     if "adapter_config.json" in names:
         raise LoadError(f"{folder} is an adapter; merge it into its model and name the result")
     if CONFIG_FILE not in names:
-        gguf = next((name for name in names if name.endswith(".gguf")), None)
+        gguf = next((name for name in names if name.lower().endswith(".gguf")), None)
         advice = (
             f"to load a GGUF file, name it: {folder / gguf}"
             if gguf
             else f"it holds {names_in(folder)}"
         )
         raise LoadError(f"{folder} is no model folder, it has no {CONFIG_FILE}; {advice}")
+
+
+def _check_fields(fields: Mapping[str, Any], path: Path) -> None:
+    """Refuses sizes that are none, and names of code that would be fetched and run."""
+    model_type = fields.get("model_type")
+    if model_type is not None and not isinstance(model_type, str):
+        raise LoadError(f"{path} has the model type {model_type!r:.40}, which is no text")
+    text_fields = fields.get("text_config")
+    for part in (fields, text_fields if isinstance(text_fields, dict) else {}):
+        for key in SIZE_KEYS:
+            _check_size(key, part.get(key), path)
+    for part in _objects(fields):
+        for key in IMPLEMENTATION_KEYS:
+            _check_implementation(key, part.get(key), path)
+
+
+def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Yields a JSON object and all those in it."""
+    if isinstance(value, dict):
+        yield value
+        for part in value.values():
+            yield from _objects(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _objects(part)
+
+
+def _check_size(key: str, stated: Any, path: Path) -> None:
+    """A config states a size, or one for each layer; null leaves it to transformers."""
+    least, sizes = (0, stated) if isinstance(stated, list) else (1, [stated])
+    for size in sizes:
+        if size is not None and not (type(size) is int and least <= size <= MAX_SIZE):
+            raise LoadError(
+                f"{path} has {key} = {size!r:.40}, which is no whole number from {least} to "
+                f"{MAX_SIZE}; fetch it again"
+            )
+
+
+def _check_implementation(key: str, stated: Any, path: Path) -> None:
+    for name in stated.values() if isinstance(stated, dict) else [stated]:
+        if name not in IMPLEMENTATIONS:
+            known = ", ".join(each for each in IMPLEMENTATIONS if each)
+            raise LoadError(
+                f"{path} has {key} = {name!r:.60}, which is none of those of transformers ({known})"
+                " but code from elsewhere, which is never run; take the key out of the file"
+            )

@@ -4,6 +4,8 @@ All engines start here: `load_pretrained` makes a transformers module of a check
 networks read `Checkpoint.weights` one tensor at a time.
 """
 
+import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,15 +24,26 @@ from transformers import (
 )
 
 from treesnake.errors import InvalidInputError, LoadError
-from treesnake.loading.architecture import Architecture, FoundModel, identify, names_in
+from treesnake.loading.architecture import (
+    Architecture,
+    FoundModel,
+    file_names,
+    identify,
+    names_in,
+)
+from treesnake.loading.gguf_models import gguf_end_ids, read_gguf_config
 from treesnake.loading.hub import fetch_model
 from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
 from treesnake.loading.smollm import smollm_folder
 from treesnake.models.checkpoint import CONFIG_FILE, hugging_face_fields, open_tensors, parse_config
-from treesnake.models.gguf import GgufFile
+from treesnake.models.gguf import GgufFile, is_gguf
+from treesnake.models.json_files import read_json_object
 from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, open_weights
 
 DEFAULT_MODEL = "smollm2"
+
+GGUF_SUFFIX = ".gguf"
+GENERATION_CONFIG_FILE = "generation_config.json"
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -140,42 +153,82 @@ def locate(name: str, options: LoadOptions = DEFAULT_OPTIONS) -> Path:
 
     Raises:
         LoadError: if there is no such model.
-        InvalidInputError: if the name is empty, or a revision is given for a local model.
+        InvalidInputError: if the name is empty or no name, or a revision is given for a local
+            model.
     """
-    if not name:
-        raise InvalidInputError(f"no model is named; the default is {DEFAULT_MODEL!r}")
-    path, revision = Path(name).expanduser(), options.revision
-    local = name == DEFAULT_MODEL or path.exists() or _looks_like_path(name)
+    path, revision = local_path(name), options.revision
+    local = name == DEFAULT_MODEL or os.path.lexists(path) or _looks_like_path(name)
     if local and revision is not None:
         raise InvalidInputError(f"revision {revision!r} is for models at the hub; {name} is local")
     if name == DEFAULT_MODEL:
         return smollm_folder()
     if not local:
         return fetch_model(name, revision=revision, with_code=options.trust_remote_code)
-    if not path.exists():
-        raise LoadError(f"there is no file or folder {path}")
-    if path.is_file() and path.suffix != ".gguf":
-        raise LoadError(f"{path} is a file; name the folder of a model, a GGUF file or a hub model")
+    _check_kind(path)
+    return path
+
+
+def local_path(name: str) -> Path:
+    """Returns where a name would lie, if it is that of a file or folder here.
+
+    Raises:
+        LoadError: if nobody can look there.
+        InvalidInputError: if the name is empty, or nothing can have it.
+    """
+    if not isinstance(name, str):
+        raise InvalidInputError(f"a model is named by a text, not by {name!r:.80}; write str(path)")
+    if not name:
+        raise InvalidInputError(f"no model is named; the default is {DEFAULT_MODEL!r}")
+    try:
+        path = Path(name).expanduser()
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise LoadError(f"{name!r:.80} cannot be looked at: {error.strerror}") from error
+    except (ValueError, RuntimeError) as error:
+        raise InvalidInputError(f"{name!r:.80} is no name of a model: {error}") from error
     return path
 
 
 def end_token_ids(checkpoint: Checkpoint) -> frozenset[int]:
     """Returns the tokens after which a model has finished.
 
-    These are the end tokens of generation config and config. Where none of them occurs in the chat
-    template, the template's own end of a turn is added: early instruct models name only the end of
-    a text. A model that names no end token at all gets the tokenizer's.
+    The generation config names them, else the config as it was written, else the tokenizer: what
+    the class of a config would fill in belongs to another model. Where none of the tokens occurs in
+    the chat template, the template's own end of a turn is added: early instruct models name only
+    the end of a text.
+
+    Raises:
+        LoadError: if something else than token ids is named.
     """
-    ids = _ids(checkpoint.generation_config.eos_token_id) | _ids(
-        checkpoint.config.get_text_config().eos_token_id
-    )
     tokenizer = checkpoint.tokenizer
-    ids = ids or _ids(tokenizer.eos_token_id)
+    ids = (
+        token_ids_in(checkpoint.generation_config.eos_token_id)
+        or token_ids_in(_stated_ends(checkpoint.found))
+        or token_ids_in(tokenizer.eos_token_id)
+    )
     template = str(tokenizer.chat_template or "")
-    if any(str(tokenizer.convert_ids_to_tokens(index)) in template for index in ids):
-        return ids
     vocabulary = tokenizer.get_vocab()
+    spellings = {index: token for token, index in vocabulary.items() if index in ids}
+    if any(token in template for token in spellings.values()):
+        return ids
     return ids | {vocabulary[end] for end in TURN_ENDS if end in template and end in vocabulary}
+
+
+def token_ids_in(stated: object) -> frozenset[int]:
+    """Returns the token ids that a config states: none, one or a list of them.
+
+    Raises:
+        LoadError: if it states something else.
+    """
+    listed: list[Any] = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    if not all(type(index) is int for index in listed):
+        raise LoadError(
+            f"a config names {stated!r:.60} as the token that ends a text; token ids are whole "
+            "numbers: correct its eos_token_id"
+        )
+    return frozenset(listed)
 
 
 def _open_state_space(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
@@ -183,9 +236,9 @@ def _open_state_space(found: FoundModel, *, trust_remote_code: bool) -> Checkpoi
     fields = dict(found.fields) if "model_type" in found.fields else hugging_face_fields(sizes)
     try:
         config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
-        generation_config = _read_generation_config(found.path, config)
     except Exception as error:
         raise LoadError(f"the config of {_where(found)} cannot be read: {error}") from error
+    generation_config = _read_generation_config(found, config)
     weights = open_tensors(found.path)
     return Checkpoint(found, config, generation_config, weights, trust_remote_code)
 
@@ -195,34 +248,42 @@ def _open_folder(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
     _check_model_type(found, trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(found.path, trust_remote_code=trust_remote_code)
-        generation_config = _read_generation_config(found.path, config)
     except Exception as error:
         raise LoadError(f"the config of {_where(found)} cannot be read: {error}") from error
+    generation_config = _read_generation_config(found, config)
     weights = open_weights(found.path)
     return Checkpoint(found, config, generation_config, weights, trust_remote_code)
 
 
 def _open_gguf(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
-    path = found.path
-    weights = GgufFile(path)
+    weights = GgufFile(found.path)
     missing = [part for part in ("gguf", "accelerate") if find_spec(part) is None]
     if missing:
         raise LoadError(
-            f"{path.name} is a GGUF file, which needs {' and '.join(missing)}; install "
+            f"{found.path.name} is a GGUF file, which needs {' and '.join(missing)}; install "
             "treesnake[gguf]"
         )
-    try:
-        config = AutoConfig.from_pretrained(
-            path.parent, gguf_file=path.name, trust_remote_code=trust_remote_code
-        )
-    except Exception as error:
-        raise LoadError(f"transformers cannot use the GGUF file {path}: {error}") from error
+    config = read_gguf_config(weights, trust_remote_code=trust_remote_code)
     generation_config = GenerationConfig.from_model_config(config)
+    generation_config.eos_token_id = sorted(gguf_end_ids(weights)) or None
     return Checkpoint(found, config, generation_config, weights, trust_remote_code)
 
 
+def _check_kind(path: Path) -> None:
+    """Refuses what is neither a folder nor a GGUF file, whatever the name says."""
+    if path.is_dir():
+        return
+    if not path.exists():
+        link = f": it is a link to {path.readlink()}" if path.is_symlink() else ""
+        raise LoadError(f"there is no file or folder {path}{link}")
+    if not path.is_file():
+        raise LoadError(f"{path} is a device, a pipe or a socket; name the folder of a model")
+    if not path.name.lower().endswith(GGUF_SUFFIX) and not is_gguf(path):
+        raise LoadError(f"{path} is a file; name the folder of a model, a GGUF file or a hub model")
+
+
 def _check_weights(folder: Path) -> None:
-    names = sorted(path.name for path in folder.iterdir())
+    names = file_names(folder)
     if SINGLE_FILE in names or INDEX_FILE in names:
         return
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
@@ -263,10 +324,35 @@ def _read_tokenizer(folder: Path, **arguments: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _read_generation_config(folder: Path, config: PreTrainedConfig) -> GenerationConfig:
-    if (folder / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(folder)
-    return GenerationConfig.from_model_config(config)
+def _read_generation_config(found: FoundModel, config: PreTrainedConfig) -> GenerationConfig:
+    """Reads generation_config.json; one that is broken is left out with a warning.
+
+    So does transformers. What is JSON and makes no sense is refused there and here.
+    """
+    path = found.path / GENERATION_CONFIG_FILE
+    try:
+        fields = read_json_object(path) if path.exists() else None
+    except LoadError as error:
+        warnings.warn(f"{error}: it is left out, and the config used instead", stacklevel=2)
+        fields = None
+    if fields is None:
+        generation_config = GenerationConfig.from_model_config(config)
+        generation_config.eos_token_id = _stated_ends(found)  # not what a class fills in
+        return generation_config
+    token_ids_in(fields.get("eos_token_id"))
+    try:
+        return GenerationConfig.from_dict(fields)
+    except Exception as error:
+        raise LoadError(f"{path} cannot be used: {error}") from error
+
+
+def _stated_ends(found: FoundModel) -> Any:
+    """Returns the end tokens in config.json, of the model or of its part that reads text."""
+    text_fields = found.fields.get("text_config")
+    stated = found.fields.get("eos_token_id")
+    if stated is None and isinstance(text_fields, Mapping):
+        return text_fields.get("eos_token_id")
+    return stated
 
 
 def _looks_like_path(name: str) -> bool:
@@ -274,11 +360,5 @@ def _looks_like_path(name: str) -> bool:
         name.startswith((".", "/", "~"))
         or "\\" in name
         or name.count("/") > 1
-        or name.endswith(".gguf")
+        or name.lower().endswith(GGUF_SUFFIX)
     )
-
-
-def _ids(stated: int | list[int] | None) -> frozenset[int]:
-    if stated is None:
-        return frozenset()
-    return frozenset([stated] if isinstance(stated, int) else stated)

@@ -19,8 +19,10 @@ from transformers import (
 
 from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
 from treesnake.loading.checkpoint import DEFAULT_MODEL, Checkpoint, find_checkpoint
+from treesnake.loading.gguf_models import check_all_read, scale_rotary_pairs
 from treesnake.loading.memory import check_memory
 from treesnake.loading.options import DEFAULT_OPTIONS, DtypeName, LoadOptions, has_accelerate
+from treesnake.models.gguf import GgufFile
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,9 @@ def load_checkpoint(checkpoint: Checkpoint, options: LoadOptions = DEFAULT_OPTIO
     except Exception as error:
         raise LoadError(f"transformers cannot load {checkpoint.name}: {error}") from error
     _check_complete(checkpoint, report["missing_keys"])
+    if isinstance(checkpoint.weights, GgufFile):
+        check_all_read(model, checkpoint.weights)
+        scale_rotary_pairs(model, checkpoint.weights)
     if device_map is None:
         model.to(found_device)
     model.config.name_or_path = str(checkpoint.path)
@@ -173,7 +178,11 @@ def _source(checkpoint: Checkpoint, *, spread: bool) -> dict[str, Any]:
     """Returns the arguments by which transformers reads the weights."""
     gguf = checkpoint.gguf_file
     if gguf is not None:
-        return {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+        return {
+            "pretrained_model_name_or_path": gguf.parent,
+            "gguf_file": gguf.name,
+            "config": checkpoint.config,
+        }
     quantised = getattr(checkpoint.config, "quantization_config", None) is not None
     if quantised or spread or checkpoint.trust_remote_code:
         return {

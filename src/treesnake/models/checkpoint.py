@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
+from treesnake.models.json_files import read_json_object
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, Weights, open_weights
@@ -133,21 +134,17 @@ _ORIGINAL_TRAINING_KEYS = frozenset(
 
 
 def read_fields(folder: Path) -> dict[str, Any]:
-    """Reads config.json.
+    """Reads config.json, with the infinities that transformers writes as objects.
 
     Raises:
-        LoadError: if there is none, or it is no JSON object.
+        LoadError: as `read_json_object` does.
     """
     path = folder / CONFIG_FILE
+    fields = read_json_object(path)
     try:
-        fields = json.loads(path.read_text("utf-8"), object_hook=_decoded)
-    except FileNotFoundError as error:
-        raise LoadError(f"{folder} has no {CONFIG_FILE}: it is no folder of a network") from error
-    except ValueError as error:
-        raise LoadError(f"{path} is no JSON object ({error}); fetch it again") from error
-    if not isinstance(fields, dict):
-        raise LoadError(f"{path} is no JSON object but {fields!r:.40}; fetch it again")
-    return fields
+        return {key: _decoded(value) for key, value in fields.items()}
+    except (TypeError, ValueError) as error:
+        raise LoadError(f"{path} holds a number that is none: {error}") from error
 
 
 def is_state_space(fields: Mapping[str, Any]) -> bool:
@@ -172,7 +169,7 @@ def parse_config(fields: Mapping[str, Any], path: Path) -> NetworkConfig:
             return _read_hugging_face(fields, model_type)
         if model_type is None and "d_model" in fields:
             return _read_original(fields)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, ArithmeticError) as error:
         raise LoadError(f"{path} makes no sense: {error!r}") from error
     raise UnsupportedModelError(
         f'{path} is of model type "{model_type}"; the networks here are mamba and mamba2'
@@ -403,9 +400,15 @@ def _cleaned(fields: Mapping[str, Any]) -> dict[str, Any]:
     return cleaned
 
 
-def _decoded(fields: dict[str, Any]) -> Any:
-    """Returns the float that an object stands for, as transformers writes infinities."""
-    return float(fields[FLOAT_TAG]) if fields.keys() == {FLOAT_TAG} else fields
+def _decoded(value: Any) -> Any:
+    """Returns the floats that objects stand for, as transformers writes infinities."""
+    if isinstance(value, list):
+        return [_decoded(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {FLOAT_TAG}:
+        return float(value[FLOAT_TAG])
+    return {key: _decoded(part) for key, part in value.items()}
 
 
 def _encoded(value: Any) -> Any:

@@ -3,6 +3,10 @@
 Versions 2 and 3, little-endian. Metadata and shapes are read of any file, tensors in F32, Q4_1 and
 Q8_0 only: the types of the embedded default model, which therefore needs no other package.
 
+This is the gate for all readers of a GGUF file, transformers' included. A file is refused before
+anything of the sizes that it claims is allocated, if names occur twice, or tensors reach beyond its
+end or into each other.
+
 Source: the GGUF specification (docs/gguf.md of ggml) and the block layouts of ggml-common.h there.
 """
 
@@ -42,6 +46,47 @@ NUMBER_FORMATS = {
 F32, Q4_1, Q8_0 = 0, 3, 8
 BLOCK_WIDTH = 32  # values that share one scale in Q4_1 and Q8_0
 
+BLOCKS = {
+    0: (1, 4),  # F32
+    1: (1, 2),  # F16
+    2: (32, 18),  # Q4_0
+    3: (32, 20),  # Q4_1
+    6: (32, 22),  # Q5_0
+    7: (32, 24),  # Q5_1
+    8: (32, 34),  # Q8_0
+    9: (32, 40),  # Q8_1
+    10: (256, 84),  # Q2_K
+    11: (256, 110),  # Q3_K
+    12: (256, 144),  # Q4_K
+    13: (256, 176),  # Q5_K
+    14: (256, 210),  # Q6_K
+    15: (256, 292),  # Q8_K
+    16: (256, 66),  # IQ2_XXS
+    17: (256, 74),  # IQ2_XS
+    18: (256, 98),  # IQ3_XXS
+    19: (256, 50),  # IQ1_S
+    20: (32, 18),  # IQ4_NL
+    21: (256, 110),  # IQ3_S
+    22: (256, 82),  # IQ2_S
+    23: (256, 136),  # IQ4_XS
+    24: (1, 1),  # I8
+    25: (1, 2),  # I16
+    26: (1, 4),  # I32
+    27: (1, 8),  # I64
+    28: (1, 8),  # F64
+    29: (256, 56),  # IQ1_M
+    30: (1, 2),  # BF16
+    34: (256, 54),  # TQ1_0
+    35: (256, 66),  # TQ2_0
+    39: (32, 17),  # MXFP4
+    40: (64, 36),  # NVFP4
+    41: (128, 18),  # Q1_0
+}
+"""For each ggml type, how many values of a row form a block, and the bytes that it takes."""
+
+MAX_AXES = 4
+MAX_ALIGNMENT = 1 << 20
+
 
 @dataclass(frozen=True)
 class GgufEntry:
@@ -56,19 +101,34 @@ class GgufEntry:
         """The number of values, however they are packed."""
         return math.prod(self.shape)
 
+    @property
+    def num_bytes(self) -> int:
+        """The size as stored."""
+        width, num_bytes = BLOCKS[self.ggml_type]
+        return self.num_elements // width * num_bytes
+
+    @property
+    def end(self) -> int:
+        """The first byte behind it."""
+        return self.start + self.num_bytes
+
 
 class GgufFile(Mapping[str, Tensor]):
     """The tensors of a GGUF file by their names there, each read whenever it is asked for.
 
     Raises:
-        LoadError: if the file is not GGUF, cut off or of another version, or a tensor that is asked
-            for is of a type not known here.
+        LoadError: if the file is not GGUF, cut off, broken or of another version, or a tensor that
+            is asked for is of a type not known here.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as stream:
-            self.metadata, self.entries = _HeaderReader(stream, path).read()
+        try:
+            with path.open("rb") as stream:
+                self.metadata, self.entries = _HeaderReader(stream, path).read()
+        except OSError as error:
+            raise LoadError(f"{path} cannot be read: {error.strerror}") from error
+        _check_bounds(self.entries, path)
 
     def __getitem__(self, name: str) -> Float32[Tensor, "..."]:
         entry = self.entries[name]
@@ -141,40 +201,82 @@ class _HeaderReader:
             raise LoadError(
                 f"{self._path} is no GGUF file: it does not begin with the bytes {MAGIC!r}"
             )
-        version, num_tensors, num_fields = (self._number(kind) for kind in "IQQ")
-        if version not in VERSIONS:
-            raise LoadError(
-                f"{self._path} is GGUF version {version}; versions 2 and 3 are read here"
-            )
-        metadata = {self._string(): self._value(self._number("I")) for _ in range(num_fields)}
-        table = {self._string(): self._tensor_info() for _ in range(num_tensors)}
-        alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        self._check_version(self._number("I"))
+        num_tensors, num_fields = self._numbers("Q", 2)
+        metadata: dict[str, Any] = {}
+        for _ in range(num_fields):
+            key = self._new_name(metadata)
+            metadata[key] = self._value(key, self._number("I"))
+        table: dict[str, tuple[tuple[int, ...], int, int]] = {}
+        for _ in range(num_tensors):
+            name = self._new_name(table)
+            table[name] = self._tensor_info(name)
+        alignment = self._alignment(metadata)
         data_start = -(-self._stream.tell() // alignment) * alignment
-        entries = {
-            name: GgufEntry(shape, ggml_type, data_start + offset)
-            for name, (shape, ggml_type, offset) in table.items()
-        }
+        entries = {}
+        for name, (shape, ggml_type, offset) in table.items():
+            if offset % alignment:
+                raise self._broken(f"{name!r:.80} begins at byte {offset}, off {alignment}")
+            entries[name] = GgufEntry(shape, ggml_type, data_start + offset)
         return metadata, entries
 
-    def _tensor_info(self) -> tuple[tuple[int, ...], int, int]:
+    def _check_version(self, version: int) -> None:
+        if version in VERSIONS:
+            return
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+        if swapped in VERSIONS:
+            raise LoadError(
+                f"{self._path} is big-endian, made for other machines; little-endian files are "
+                "read here: fetch that one"
+            )
+        raise LoadError(f"{self._path} is GGUF version {version}; versions 2 and 3 are read here")
+
+    def _alignment(self, metadata: dict[str, Any]) -> int:
+        alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        is_whole = type(alignment) is int and 1 <= alignment <= MAX_ALIGNMENT
+        if not is_whole or alignment & (alignment - 1):
+            raise self._broken(f"its alignment is {alignment!r:.40}, which is no power of two")
+        return alignment
+
+    def _new_name(self, known: Mapping[str, object]) -> str:
+        name = self._string()
+        if name in known:
+            raise self._broken(f"it holds {name!r:.80} twice")
+        return name
+
+    def _tensor_info(self, name: str) -> tuple[tuple[int, ...], int, int]:
         num_axes = self._number("I")
+        if num_axes > MAX_AXES:
+            raise self._broken(f"{name!r:.80} has {num_axes} axes; {MAX_AXES} is the most")
         # ggml counts axes from the fastest one, torch from the slowest.
         shape = self._numbers("Q", num_axes)[::-1]
-        return shape, self._number("I"), self._number("Q")
+        ggml_type, offset = self._number("I"), self._number("Q")
+        if ggml_type not in BLOCKS:
+            raise self._broken(f"{name!r:.80} has ggml type {ggml_type}, which is not known here")
+        width = BLOCKS[ggml_type][0]
+        if (shape[-1] if shape else 1) % width:
+            raise self._broken(
+                f"{name!r:.80} of ggml type {ggml_type} has rows of {shape[-1] if shape else 1} "
+                f"values, which is no multiple of {width}"
+            )
+        return shape, ggml_type, offset
 
-    def _value(self, kind: int) -> Any:
+    def _broken(self, what: str) -> LoadError:
+        return LoadError(f"{self._path} is broken: {what}; fetch it again")
+
+    def _value(self, key: str, kind: int) -> Any:
         if kind == STRING_KIND:
             return self._string()
         if kind == ARRAY_KIND:
-            return self._array()
+            return self._array(key)
         return self._number(self._format(kind))
 
-    def _array(self) -> list[Any]:
+    def _array(self, key: str) -> list[Any]:
         kind, length = self._number("I"), self._number("Q")
         if kind == STRING_KIND:
             return [self._string() for _ in range(length)]
         if kind == ARRAY_KIND:
-            return [self._array() for _ in range(length)]
+            raise self._broken(f"{key!r:.80} is an array of arrays, which no reader knows")
         return list(self._numbers(self._format(kind), length))
 
     def _format(self, kind: int) -> str:
@@ -208,3 +310,32 @@ class _HeaderReader:
                 "fetch it again"
             )
         return self._stream.read(num_bytes)
+
+
+def is_gguf(path: Path) -> bool:
+    """Tells whether a file begins as GGUF files do; its name does not matter.
+
+    Raises:
+        LoadError: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise LoadError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _check_bounds(entries: Mapping[str, GgufEntry], path: Path) -> None:
+    """Refuses tensors beyond the end of the file, and those that share bytes."""
+    file_bytes, reached, before = path.stat().st_size, 0, ""
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.end > file_bytes:
+            raise LoadError(
+                f"{path} is cut off or broken: {name!r:.80} with the shape {list(entry.shape)} "
+                f"should end at byte {entry.end}, the file at {file_bytes}; fetch it again"
+            )
+        if entry.start < reached and entry.num_bytes:
+            raise LoadError(
+                f"{path} is broken: {name!r:.80} begins within {before!r:.80}; fetch it again"
+            )
+        reached, before = max(reached, entry.end), name

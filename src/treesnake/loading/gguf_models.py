@@ -1,0 +1,341 @@
+"""What a GGUF file says of a model, against what transformers makes of it.
+
+Transformers reads the metadata and tensors that it has names for, and passes over all others. A key
+that it passes over may change the model: scaled positions, a window, a second kind of layer. So
+each key of an architecture is compared with the config that transformers made, or known to change
+nothing, or the file is refused. Keys of other kinds (author, licence, how it was quantised) say
+nothing about what the model computes.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from treesnake.errors import LoadError
+from treesnake.models.gguf import GgufFile
+
+ROPE_FACTORS = "rope_freqs.weight"
+"""Divides the frequency of each rotary pair; how llama.cpp stores the scaling of Llama 3."""
+
+LONG_ROPE_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
+
+END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+"""The ends of a text, a turn and a message; llama.cpp stops at each of them."""
+
+MAX_SIZE = 2**31 - 1
+
+REQUIRED_KEYS = ("block_count", "embedding_length", "context_length")
+
+READ_BY_ITS_NAME = re.compile(
+    r"block_count|embedding_length|context_length|feed_forward_length|vocab_size"
+    r"|attention\.head_count|attention\.head_count_kv"
+    r"|attention\.layer_norm_(rms_)?epsilon|shortconv\.l_cache"
+)
+"""Sizes whose tensors would not fit, if they were read wrongly, and the epsilons of norms."""
+
+CHANGES_NOTHING = re.compile(r"tensor_data_layout|rope\.scaling\.finetuned|name")
+
+SCALES_POSITIONS = re.compile(
+    r"rope\.scaling\.(type|factor|original_context_length)|rope\.scale_linear"
+)
+"""Written into the config here."""
+
+TEXTS = ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre")
+
+TOKEN_LISTS: Mapping[str, tuple[type, ...]] = {
+    "tokenizer.ggml.tokens": (str,),
+    "tokenizer.ggml.merges": (str,),
+    "tokenizer.ggml.token_type": (int,),
+    "tokenizer.ggml.scores": (int, float),
+}
+
+
+def read_gguf_config(file: GgufFile, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Returns transformers' config of a GGUF file, with the scaling of positions that it states.
+
+    Raises:
+        LoadError: if the metadata is broken, one part of several, of an architecture that
+            transformers does not know, or states what transformers would pass over.
+    """
+    _check_whole(file)
+    _check_types(file)
+    architecture = file.metadata["general.architecture"]
+    try:
+        config = AutoConfig.from_pretrained(
+            file.path.parent, gguf_file=file.path.name, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:
+        raise LoadError(f"transformers cannot use the GGUF file {file.path}: {error}") from error
+    stated = {
+        key.removeprefix(f"{architecture}."): value
+        for key, value in file.metadata.items()
+        if key.startswith(f"{architecture}.")
+    }
+    try:
+        _check_vocabulary(config, file)
+        _limit_window(config, stated)
+        _scale_positions(config, stated)
+        for key, value in stated.items():
+            _check_key(key, value, config)
+    except LoadError as error:
+        raise LoadError(f"{file.path} cannot be used: {error}") from error
+    return config
+
+
+def gguf_end_ids(file: GgufFile) -> frozenset[int]:
+    """Returns the tokens after which a model has finished, as llama.cpp takes them."""
+    stated = (file.metadata.get(f"tokenizer.ggml.{key}") for key in END_KEYS)
+    return frozenset(index for index in stated if index is not None)
+
+
+def scale_rotary_pairs(model: PreTrainedModel, file: GgufFile) -> None:
+    """Divides the frequencies of a loaded model by the factors that the file holds as a tensor.
+
+    Raises:
+        LoadError: if the model has no frequencies of that number.
+    """
+    if ROPE_FACTORS not in file:
+        return
+    factors = file[ROPE_FACTORS]
+    scaled = 0
+    for module in model.modules():
+        for name in ("inv_freq", "original_inv_freq"):
+            frequencies = getattr(module, name, None)
+            if isinstance(frequencies, torch.Tensor) and frequencies.shape == factors.shape:
+                setattr(module, name, frequencies / factors.to(frequencies.device))
+                scaled += 1
+    if not scaled or not bool((factors.isfinite() & (factors > 0)).all()):
+        raise LoadError(
+            f"{file.path} holds {ROPE_FACTORS} with {factors.numel()} factors, which are not those "
+            f"of a {model.config.model_type} model; take a file in safetensors"
+        )
+
+
+def check_all_read(model: PreTrainedModel, file: GgufFile) -> None:
+    """Refuses a file with tensors that transformers has passed over, such as unknown biases.
+
+    Raises:
+        LoadError: naming the first of them.
+    """
+    from transformers.integrations.gguf import GGUF_ARCHS  # noqa: PLC0415
+    from transformers.modeling_gguf_pytorch_utils import (  # noqa: PLC0415
+        TENSOR_PROCESSORS,
+        TensorProcessor,
+        get_gguf_hf_weights_map,
+    )
+
+    architecture = file.metadata["general.architecture"]
+    if architecture in GGUF_ARCHS:  # whose unknown tensors are reported as unexpected
+        return
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)()
+    known = get_gguf_hf_weights_map(model, processor)
+    unread = sorted(file.entries.keys() - known.keys() - {ROPE_FACTORS})
+    if unread:
+        raise LoadError(
+            f"{file.path} holds {len(unread)} tensors that transformers does not read, {unread[0]} "
+            f"first: it would run another model of the architecture {architecture}; take a file "
+            "in safetensors"
+        )
+
+
+def _check_whole(file: GgufFile) -> None:
+    count = file.metadata.get("split.count", 1)
+    if count in (0, 1):
+        return
+    number = file.metadata.get("split.no", 0)
+    part = number + 1 if type(number) is int else "a part"
+    raise LoadError(
+        f"{file.path} is part {part} of {count} parts of a split model; join them first: "
+        "llama-gguf-split --merge FIRST_PART WHOLE.gguf"
+    )
+
+
+def _check_types(file: GgufFile) -> None:
+    metadata = file.metadata
+    architecture = metadata.get("general.architecture")
+    _check_values(file)
+    if architecture is None:
+        raise LoadError(f"{file.path} does not say of which architecture the model is")
+    kind = metadata.get("general.type", "model")
+    if kind != "model":
+        raise LoadError(f"{file.path} holds no model but {kind!r:.40}; name the file of its model")
+    missing = [key for key in REQUIRED_KEYS if f"{architecture}.{key}" not in metadata]
+    if missing:
+        raise LoadError(f"{file.path} lacks {architecture}.{missing[0]}; fetch it again")
+    for key, value in metadata.items():
+        if key.startswith(f"{architecture}."):
+            _check_number(key, value, file)
+
+
+def _check_values(file: GgufFile) -> None:
+    """Checks what is known of the keys that describe a tokenizer."""
+    metadata = file.metadata
+    for key in TEXTS:
+        if not isinstance(metadata.get(key, ""), str):
+            raise _wrong(file, key, "no text")
+    for key, types in TOKEN_LISTS.items():
+        value = metadata.get(key, [])
+        if not isinstance(value, list) or not all(type(each) in types for each in value):
+            raise _wrong(file, key, "no list of that kind")
+    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    for key in ("tokenizer.ggml.token_type", "tokenizer.ggml.scores"):
+        if key in metadata and len(metadata[key]) != len(tokens):
+            raise _wrong(file, key, f"a list of {len(metadata[key])} for {len(tokens)} tokens")
+    for key, value in metadata.items():
+        is_id = key.startswith("tokenizer.ggml.") and key.endswith("_token_id")
+        if is_id and not (type(value) is int and 0 <= value < len(tokens)):
+            raise _wrong(file, key, f"none of its {len(tokens)} tokens")
+    if not isinstance(metadata.get("tokenizer.chat_template", ""), str):
+        raise _wrong(file, "tokenizer.chat_template", "no text")
+
+
+def _check_number(key: str, value: Any, file: GgufFile) -> None:
+    """Checks a value of an architecture: sizes are whole, other numbers finite."""
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, float) and not math.isfinite(each):
+            raise _wrong(file, key, "no number")
+        if isinstance(each, int) and not -1 <= each <= MAX_SIZE:
+            raise _wrong(file, key, f"beyond {MAX_SIZE}")
+        if key.endswith(("_count", "_length", "head_count_kv")) and type(each) is not int:
+            raise _wrong(file, key, "no whole number")
+        if key.endswith(("epsilon", "freq_base", "factor")) and not (
+            type(each) in (int, float) and each >= 0
+        ):
+            raise _wrong(file, key, "no number from 0 on")
+    if key.endswith(REQUIRED_KEYS) and not (type(value) is int and value > 0):
+        raise _wrong(file, key, "no whole number above 0")
+
+
+def _wrong(file: GgufFile, key: str, what: str) -> LoadError:
+    return LoadError(
+        f"{file.path} has {key} = {file.metadata[key]!r:.60}, which is {what}; fetch it again"
+    )
+
+
+def _check_vocabulary(config: PreTrainedConfig, file: GgufFile) -> None:
+    entry = file.entries.get("token_embd.weight")
+    size = config.get_text_config().vocab_size
+    if entry is not None and entry.shape[:1] != (size,):
+        raise LoadError(
+            f"token_embd.weight has the shape {list(entry.shape)} for {size} tokens; fetch it again"
+        )
+
+
+def _limit_window(config: PreTrainedConfig, stated: Mapping[str, Any]) -> None:
+    """Writes the window that a file states for all layers into a config that has one for all."""
+    window = stated.get("attention.sliding_window")
+    text_config = config.get_text_config()
+    if (
+        window
+        and hasattr(text_config, "sliding_window")
+        and not hasattr(text_config, "layer_types")
+    ):
+        text_config.sliding_window = window
+
+
+def _scale_positions(config: PreTrainedConfig, stated: Mapping[str, Any]) -> None:
+    """Writes the scaling of positions that a file states into its config."""
+    kind = stated.get("rope.scaling.type", "none")
+    factor = stated.get("rope.scaling.factor", stated.get("rope.scale_linear", 1.0))
+    if "rope.scaling.type" not in stated and factor not in (0, 1):
+        kind = "linear"  # what files without a type mean
+    if kind == "none" or (kind == "linear" and factor in (0, 1)):
+        return
+    rope = _full_rope(config)
+    if rope is None or kind not in ("linear", "yarn"):
+        raise LoadError(
+            f"its positions are scaled by {kind!r:.40}, which is not known for a "
+            f"{config.model_type} model; take a file in safetensors"
+        )
+    rope |= {"rope_type": kind, "factor": float(factor)}
+    if kind == "yarn":
+        length = stated.get("rope.scaling.original_context_length", stated["context_length"])
+        rope["original_max_position_embeddings"] = length
+
+
+def _full_rope(config: PreTrainedConfig) -> dict[str, Any] | None:
+    """Returns how positions are rotated, where layers differ those that see all of the text."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None)
+    if isinstance(rope, dict) and "full_attention" in rope:
+        rope = rope["full_attention"]
+    return rope if isinstance(rope, dict) else None
+
+
+def _check_key(key: str, value: Any, config: PreTrainedConfig) -> None:
+    if any(each.fullmatch(key) for each in (READ_BY_ITS_NAME, CHANGES_NOTHING, SCALES_POSITIONS)):
+        return
+    if key not in MEANT_BY:
+        raise LoadError(f"it states {key} = {value!r:.60}, which transformers does not read")
+    meant = MEANT_BY[key](config.get_text_config())
+    if not all(_equal(each, meant) for each in (value if isinstance(value, list) else [value])):
+        raise LoadError(
+            f"it states {key} = {value!r:.60}, where transformers would run a model with "
+            f"{meant!r}; take a file in safetensors"
+        )
+
+
+def _equal(stated: Any, meant: Any) -> bool:
+    if stated == meant or not (stated or meant):
+        return True
+    is_number = all(isinstance(each, int | float) for each in (stated, meant))
+    return is_number and math.isclose(stated, meant, rel_tol=1e-5)  # stored as float32
+
+
+def _head_dim(config: PreTrainedConfig) -> Any:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _rotary_dim(config: PreTrainedConfig) -> Any:
+    share = (_full_rope(config) or {}).get("partial_rotary_factor", 1.0)
+    return int(_head_dim(config) * share)
+
+
+def _named(*names: str) -> Callable[[PreTrainedConfig], Any]:
+    """Returns a reader of the first of some attributes that a config has."""
+    return lambda config: next(
+        (getattr(config, name) for name in names if hasattr(config, name)), None
+    )
+
+
+def _rope(name: str) -> Callable[[PreTrainedConfig], Any]:
+    return lambda config: (_full_rope(config) or {}).get(name)
+
+
+def _local_theta(config: PreTrainedConfig) -> Any:
+    rope = getattr(config, "rope_parameters", None) or {}
+    return (rope.get("sliding_attention") or {}).get("rope_theta")
+
+
+MEANT_BY: Mapping[str, Callable[[PreTrainedConfig], Any]] = {
+    "rope.dimension_count": _rotary_dim,
+    "rope.freq_base": _rope("rope_theta"),
+    "rope.freq_base_swa": _local_theta,
+    "rope.scaling.attn_factor": lambda config: 1.0,
+    "rope.scaling.yarn_log_multiplier": lambda config: 0.0,
+    "rope.dimension_sections": _rope("mrope_section"),
+    "attention.key_length": _head_dim,
+    "attention.value_length": _head_dim,
+    "attention.key_length_swa": _named("head_dim"),
+    "attention.value_length_swa": _named("head_dim"),
+    "attention.sliding_window": _named("sliding_window"),
+    "attention.scale": lambda config: _head_dim(config) ** -0.5,
+    "attention.causal": lambda config: True,
+    "attention.clamp_kqv": lambda config: 0.0,
+    "attention.max_alibi_bias": lambda config: 0.0,
+    "attn_logit_softcapping": _named("attn_logit_softcapping"),
+    "final_logit_softcapping": _named("final_logit_softcapping"),
+    "logit_scale": lambda config: 1.0,
+    "embedding_scale": lambda config: 1.0,
+    "residual_scale": lambda config: 1.0,
+    "use_parallel_residual": _named("use_parallel_residual"),
+    "expert_count": _named("num_experts", "num_local_experts"),
+    "expert_used_count": _named("num_experts_per_tok"),
+    "expert_feed_forward_length": _named("moe_intermediate_size", "intermediate_size"),
+    "expert_shared_feed_forward_length": _named("shared_expert_intermediate_size"),
+    "pooling_type": lambda config: 0,
+}
+"""What a config means by each key that llama.cpp knows."""
