@@ -45,3 +45,11 @@ class LoadError(TreesnakeError):
 
 class TrainingError(TreesnakeError):
     """Training cannot go on; the message says where it stands and what to try."""
+
+    @classmethod
+    def unwritten(cls, path: object, error: Exception) -> "TrainingError":
+        """Returns the error for a file or folder that cannot be written, as on a full disk."""
+        return cls(
+            f"{path} cannot be written: {error}; what was written before is whole, so make room "
+            "on that disk and run the same command again"
+        )

@@ -82,7 +82,7 @@ def test_texts_are_cut_and_end_with_an_end_token(
 ) -> None:
     rows = [{"text": "abcdefg"}, {"text": "hi"}]
     folder = collect(tmp_path, tokenizer, rows, content="text", max_tokens=5)
-    texts = read_texts([folder], 5)
+    texts = read_texts([folder], 5, 70000)
     assert texts.lengths == [5, 3, 3]
     batch = texts.batch([1])
     assert tokenizer.decode(batch.tokens[0]) == "fg"
@@ -94,7 +94,7 @@ def test_of_replies_only_the_reply_is_learned(
 ) -> None:
     rows = [{"turns": SHAREGPT}, {"turns": SHAREGPT[:1]}]
     folder = collect(tmp_path, tokenizer, rows, content="replies", column="turns")
-    batch = read_texts([folder], 100).batch([0])
+    batch = read_texts([folder], 100, 70000).batch([0])
     assert tokenizer.decode(batch.labels[:-1]) == "Because."
     assert "Why?" in tokenizer.decode(batch.tokens[0])
 

@@ -137,7 +137,7 @@ def new_loss_module(recipe: TrainingRecipe) -> tuple[DistillationLoss, Batch]:
     assert isinstance(stage, DistilStage)
     target = find_checkpoint(recipe.target)
     learner = build_learner(recipe.drafter, target, recipe.seed)
-    texts = read_texts([Path(stage.data[0])], stage.max_tokens)
+    texts = read_texts([Path(stage.data[0])], stage.max_tokens, 70000)
     loss_module = DistillationLoss(learner, Objective("forward_kl", 0.5), 272, None)
     return loss_module, texts.batch(range(8))
 

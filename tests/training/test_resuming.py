@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from treesnake.errors import InvalidInputError, TrainingError
+from treesnake.kept_work import Facts
 from treesnake.training import checkpoints, trainer
 from treesnake.training.checkpoints import checkpoint_folder, newest_checkpoint, write_folder
 from treesnake.training.reporting import NoReporter
@@ -43,11 +44,11 @@ def train_until_checkpoint(recipe: TrainingRecipe, folder: Path) -> None:
     """Trains until the second checkpoint is filled, but has no name yet."""
     finish, folders = trainer.finish_folder, []
 
-    def finish_one(folder: Path) -> None:
+    def finish_one(folder: Path, made_from: Facts) -> None:
         folders.append(folder)
         if len(folders) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        finish(folder)
+        finish(folder, made_from)
 
     trainer.finish_folder = finish_one
     train_drafter(recipe, folder, NoReporter())
@@ -123,7 +124,7 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_it_is_taken(
             told.append(message)
 
     train_drafter(distillation, folder, Listener())
-    assert f"the checkpoint {newest} is broken: model.safetensors has changed" in told[0]
+    assert f"the checkpoint {newest} is broken: {path} has changed" in told[0]
     assert_same_run(folder, reference)
 
 
@@ -143,20 +144,20 @@ def test_another_recipe_does_not_go_on_with_these_checkpoints(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(reference, folder)
-    with pytest.raises(InvalidInputError, match="begun with another recipe"):
+    with pytest.raises(InvalidInputError, match=r"seed: 0 then, 1 now"):
         train_drafter(replace(distillation, seed=1), folder, NoReporter())
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
-    write_folder(folder, lambda partial: write(partial / "weights", "old"))
+    write_folder(folder, lambda partial: write(partial / "weights", "old"), {})
 
     def fill(partial: Path) -> None:
         write(partial / "weights", "new")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(TrainingError, match="No space left on device; what was written before"):
-        write_folder(folder, fill)
+        write_folder(folder, fill, {})
     assert (folder / "weights").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
@@ -167,13 +168,15 @@ def test_a_full_disk_in_the_middle_of_a_run_leaves_its_last_checkpoint(
     def full(_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    original = checkpoints._checksum
+    original = checkpoints.sha256_of_file
     monkeypatch.setattr(
         checkpoints,
-        "_checksum",
+        "sha256_of_file",
         lambda path: full(path) if "00004" in str(path) else original(path),
     )
-    with pytest.raises(TrainingError, match="make room and run the same command again"):
+    with pytest.raises(
+        TrainingError, match="make room on that disk and run the same command again"
+    ):
         train_drafter(distillation, tmp_path, NoReporter())
     assert last_checkpoint(tmp_path).name == "update-00000002"
     monkeypatch.undo()

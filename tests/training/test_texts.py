@@ -113,7 +113,7 @@ def test_shards_come_back_as_they_were_written(
     assert found.answers.dtype == dtype
     assert found.answers.tolist() == answers().answers.tolist()
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    assert len(read_texts([tmp_path], 9)) == 2
+    assert len(read_texts([tmp_path], 9, 70000)) == 2
 
 
 def test_a_shard_that_is_broken_or_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -127,4 +127,4 @@ def test_a_shard_that_is_broken_or_cannot_be_written_is_named(tmp_path: Path) ->
 
 def test_no_texts_at_all_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="there are no texts of at most 9 tokens"):
-        read_texts([tmp_path], 9)
+        read_texts([tmp_path], 9, 70000)

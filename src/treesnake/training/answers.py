@@ -18,7 +18,13 @@ from treesnake.models.tree_network import TreeNetwork
 from treesnake.training.answering import AnswerOptions, answer
 from treesnake.training.corpus import prompt_tokens
 from treesnake.training.reporting import Reporter
-from treesnake.training.shards import answers_shard, write_shard
+from treesnake.training.shards import (
+    answers_shard,
+    is_whole,
+    shard_files,
+    shard_path,
+    write_shard,
+)
 from treesnake.training.training_recipe import AnswersStage
 
 WINDOW = 1024
@@ -103,16 +109,19 @@ def answer_prompts(
 
     Raises:
         TrainingError: if a shard cannot be written, or memory is short.
+        InvalidInputError: if the folder holds answers to other prompts.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    strangers = {*shard_files(folder)}
     options = AnswerOptions(
         stage.max_new_tokens, stage.temperature, stage.num_top, tuple(sorted(end_tokens))
     )
     for index, batch in enumerate(answer_batches(prompts, tokenizer, stage)):
-        path = folder / f"{batch.number:06}.safetensors"
+        path = shard_path(folder, batch.number)
+        strangers.discard(path)
         if index % share[1] != share[0]:
             continue
-        if not path.exists():
+        if not is_whole(path):
             batch_seed = seed * 1_000_003 + batch.number
             try:
                 answers = answer(network, batch.prompts, options, batch_seed)
@@ -124,3 +133,7 @@ def answer_prompts(
                 ) from error
             write_shard(path, answers_shard(batch.prompt_index, answers), network.vocab_size)
         reporter.advance(len(batch.prompts) * share[1], {})
+    if strangers:
+        raise InvalidInputError(
+            f"{min(strangers)} holds answers to none of these prompts; take it out of {folder}"
+        )

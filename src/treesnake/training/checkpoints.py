@@ -1,12 +1,10 @@
 """Folders that are whole or not there, and checkpoints made of them.
 
-A folder is filled under another name, its files are brought to the disk, a list of their checksums
-is added, and the folder is renamed. Whenever a run is killed, its last checkpoint is whole.
+A folder is filled under another name, its files are brought to the disk, a record of their digests
+and of what they were made from is added, and the folder is renamed. Whenever a run is killed, its
+last checkpoint is whole.
 """
 
-import hashlib
-import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +13,10 @@ from typing import NoReturn
 from safetensors import SafetensorError
 
 from treesnake.errors import TrainingError
+from treesnake.files import bring_to_disk
+from treesnake.kept_work import Facts, WorkRecord, sha256_of_file
 
-CHECKSUMS = "checksums.json"
+RECORD_FILE = "record.json"
 PARTIAL = ".partial"
 REPLACED = ".replaced"
 
@@ -27,7 +27,7 @@ NUM_KEPT = 2
 """Checkpoints that are kept: the newest, and one more in case it is found broken."""
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def write_folder(folder: Path, fill: Callable[[Path], None], made_from: Facts) -> None:
     """Fills a folder and gives it its name; one that is there already is replaced.
 
     Raises:
@@ -36,9 +36,12 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     partial = begin_folder(folder)
     try:
         fill(partial)
-        finish_folder(folder)
+        finish_folder(folder, made_from)
     except WRITE_ERRORS as error:
         abandon_folder(folder, error)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def partial_folder(folder: Path) -> Path:
@@ -57,29 +60,26 @@ def begin_folder(folder: Path) -> Path:
     return partial
 
 
-def finish_folder(folder: Path) -> None:
-    """Adds checksums to what was filled, and gives it its name."""
+def finish_folder(folder: Path, made_from: Facts) -> None:
+    """Adds the record to what was filled, and gives it its name."""
     partial, replaced = partial_folder(folder), _beside(folder, REPLACED)
     files = sorted(path for path in partial.rglob("*") if path.is_file())
-    checksums = {str(path.relative_to(partial)): _checksum(path) for path in files}
-    (partial / CHECKSUMS).write_text(json.dumps(checksums, indent=1), "utf-8")
-    for path in (*files, partial / CHECKSUMS, partial):
-        _bring_to_disk(path)
+    digests = {path.relative_to(partial).as_posix(): sha256_of_file(path) for path in files}
+    for path in (*files, partial):
+        bring_to_disk(path)
+    WorkRecord(made_from, digests).write(partial / RECORD_FILE)
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
         folder.rename(replaced)
     partial.rename(folder)
-    _bring_to_disk(folder.parent)
+    bring_to_disk(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
 def abandon_folder(folder: Path, error: Exception) -> NoReturn:
     """Removes what was filled and says so."""
     shutil.rmtree(partial_folder(folder), ignore_errors=True)
-    raise TrainingError(
-        f"{folder} cannot be written: {error}; what was written before is whole, so make room and "
-        "run the same command again"
-    ) from error
+    raise TrainingError.unwritten(folder, error) from error
 
 
 def find_folder(folder: Path) -> Path | None:
@@ -90,14 +90,23 @@ def find_folder(folder: Path) -> Path | None:
     return folder if folder.exists() else None
 
 
+def remove_folder(folder: Path) -> None:
+    """Removes a finished folder, and what it was to be replaced by."""
+    for path in (folder, partial_folder(folder), _beside(folder, REPLACED)):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def read_record(folder: Path) -> WorkRecord | None:
+    """Returns what a finished folder was made from and consists of."""
+    return WorkRecord.read(folder / RECORD_FILE)
+
+
 def find_damage(folder: Path) -> str | None:
-    """Returns what is broken in a finished folder, or None."""
-    try:
-        checksums = json.loads((folder / CHECKSUMS).read_text("utf-8"))
-        broken = [name for name, sum_ in checksums.items() if _checksum(folder / name) != sum_]
-    except (OSError, ValueError, AttributeError) as error:
-        return str(error)
-    return f"{broken[0]} has changed since it was written" if broken else None
+    """Returns what is broken in a finished folder, or None; every file is read."""
+    record = read_record(folder)
+    if record is None:
+        return f"{folder / RECORD_FILE} is lost, broken or of another version"
+    return next(iter(record.damage(folder, sha256_of_file).values()), None)
 
 
 def checkpoint_folder(folder: Path, update: int) -> Path:
@@ -141,18 +150,3 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _beside(folder: Path, suffix: str) -> Path:
     return folder.with_name(folder.name + suffix)
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _bring_to_disk(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders, and has their entries on the disk by itself
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

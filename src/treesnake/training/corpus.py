@@ -13,10 +13,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from treesnake.errors import InvalidInputError
-from treesnake.training.checkpoints import write_folder
+from treesnake.errors import InvalidInputError, TrainingError
+from treesnake.files import write_text
 from treesnake.training.reporting import Reporter
-from treesnake.training.shards import read_notes, shard_files, text_shard, write_shard
+from treesnake.training.shards import keep_whole, read_notes, shard_path, text_shard, write_shard
 from treesnake.training.training_recipe import CorpusStage
 
 FORMATS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
@@ -177,13 +177,12 @@ def _collect_prompts(
         else:
             prompts[exchange.prompt] = None
     lines = (json.dumps({"source": stage.name, "prompt": prompt}) + "\n" for prompt in prompts)
-    text = "".join(lines)
-    write_folder(folder, lambda partial: _write(partial / PROMPTS_FILE, text))
+    path = folder / PROMPTS_FILE
+    try:
+        write_text(path, "".join(lines))
+    except OSError as error:
+        raise TrainingError.unwritten(path, error) from error
     reporter.tell(f"{len(prompts)} prompts; {num_overlapping} left out because they overlap")
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, "utf-8")
 
 
 def _collect_tokens(
@@ -195,7 +194,7 @@ def _collect_tokens(
     reporter: Reporter,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    files = shard_files(folder)
+    files = keep_whole(folder, reporter.tell)
     num_read = int(read_notes(files[-1])[ROWS_READ]) if files else 0
     reporter.advance(num_read, {})
     number = len(files)
@@ -224,8 +223,8 @@ def _write_texts(
     num_read: int,
 ) -> None:
     notes = {ROWS_READ: str(num_read)}
-    path = folder / f"{number:06}.safetensors"
-    write_shard(path, text_shard(range(len(texts)), texts), vocab_size, notes)
+    shard = text_shard(range(len(texts)), texts)
+    write_shard(shard_path(folder, number), shard, vocab_size, notes)
 
 
 def _tokenized(

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from treesnake.errors import TrainingError
 from treesnake.training.held_out import HeldOutScore
 
 POSITION_FILE = "position.json"
@@ -33,7 +34,6 @@ class TrainingProgress:
     """How far a run is; what the weights and the optimizers do not say.
 
     Attributes:
-        fingerprint: of all that the run's result depends on.
         update: how many updates are done.
         num_tokens: that were run.
         seconds_s: that they took.
@@ -41,7 +41,6 @@ class TrainingProgress:
         evaluations: all so far.
     """
 
-    fingerprint: str
     update: int = 0
     num_tokens: int = 0
     seconds_s: float = 0.0
@@ -59,13 +58,21 @@ class TrainingProgress:
 
     @classmethod
     def read(cls, folder: Path) -> "TrainingProgress":
-        """Reads what `write` wrote."""
-        stored = json.loads((folder / POSITION_FILE).read_text("utf-8"))
-        evaluations = [
-            Evaluation(**(each | {"judgement": HeldOutScore(**each["judgement"])}))
-            for each in stored.pop("evaluations")
-        ]
-        return cls(**stored, evaluations=evaluations)
+        """Reads what `write` wrote.
+
+        Raises:
+            TrainingError: if it is something else.
+        """
+        path = folder / POSITION_FILE
+        try:
+            stored = json.loads(path.read_text("utf-8"))
+            evaluations = [
+                Evaluation(**(each | {"judgement": HeldOutScore(**each["judgement"])}))
+                for each in stored.pop("evaluations")
+            ]
+            return cls(**stored, evaluations=evaluations)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise TrainingError(f"{path} is of another version: {error!r}") from error
 
 
 def _tokens_per_step(evaluation: Evaluation) -> float:

@@ -3,10 +3,11 @@
 A shard holds the prompt of each text, which may be empty, and the answer, which is learned; and for
 answers of the target also the most probable tokens at each of their positions. Token ids take two
 bytes where the vocabulary allows it. A file that is there is whole: it is written beside, then
-renamed.
+renamed. It carries a digest of its tensors, by which a run that goes on knows it again.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from treesnake.files import replacing
 from treesnake.training.answering import Answer
 
 SUFFIX = ".safetensors"
+DIGEST_NOTE = "sha256"
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,12 +112,9 @@ def write_shard(
     }
     try:
         with replacing(path) as partial:
-            save_file(tensors, partial, metadata=dict(notes or {}))
+            save_file(tensors, partial, metadata={**(notes or {}), DIGEST_NOTE: _digest(tensors)})
     except (OSError, SafetensorError) as error:
-        raise TrainingError(
-            f"{path} cannot be written: {error}; what was written before is whole, so make room "
-            "and run the same command again"
-        ) from error
+        raise TrainingError.unwritten(path, error) from error
 
 
 def read_shard(path: Path) -> Shard:
@@ -125,12 +124,15 @@ def read_shard(path: Path) -> Shard:
         TrainingError: if the file is broken.
     """
     try:
-        tensors = load_file(path)
-        return Shard(**tensors)
-    except (OSError, SafetensorError, TypeError) as error:
+        shard = Shard(**load_file(path))
+        if fault := _fault_of(shard):
+            raise ValueError(fault)
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise TrainingError(
-            f"{path} is no shard of texts: {error}; delete it and run the same command again"
+            f"{path} is no shard of texts: {error}; put a whole copy back, or let the recipe that "
+            "made it make it anew"
         ) from error
+    return shard
 
 
 def read_notes(path: Path) -> dict[str, str]:
@@ -139,9 +141,78 @@ def read_notes(path: Path) -> dict[str, str]:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise TrainingError(f"{path} is broken: {error}; delete it, and the later ones") from error
+        raise TrainingError(f"{path} is broken: {error}") from error
+
+
+def is_whole(path: Path) -> bool:
+    """Tells whether a shard is there and as it was written; all of it is read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get(DIGEST_NOTE) == _digest(load_file(path))
+    except (OSError, SafetensorError):
+        return False
+
+
+def keep_whole(folder: Path, tell: Callable[[str], None]) -> list[Path]:
+    """Returns the shards of a folder up to the first one that is lost or broken.
+
+    The later ones are removed, for each goes on where the one before it ended.
+    """
+    files = shard_files(folder)
+    kept: list[Path] = []
+    for path in files:
+        if path != shard_path(folder, len(kept)) or not is_whole(path):
+            break
+        kept.append(path)
+    for path in files[len(kept) :]:
+        tell(f"{path} is broken, or follows one that was lost; it is made anew")
+        path.unlink()
+    return kept
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Returns where the shard of a number is."""
+    return folder / f"{number:06}{SUFFIX}"
 
 
 def shard_files(folder: Path) -> list[Path]:
     """Returns the shards of a folder in order."""
     return sorted(folder.glob(f"*{SUFFIX}"))
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _fault_of(shard: Shard) -> str | None:
+    """Returns what does not fit together in a shard, or None."""
+    tensors = [getattr(shard, name) for name in Shard.__dataclass_fields__]
+    one_axis, top = tensors[:5], [tensor for tensor in tensors[5:] if tensor is not None]
+    num_answered = len(shard.answers) if shard.answers.ndim else 0
+    faults = {
+        "its tensors have other axes than they should": any(t.ndim != 1 for t in one_axis)
+        or any(t.ndim != 2 or len(t) != num_answered for t in top)
+        or len(top) not in (0, 2)
+        or len({t.shape for t in top}) > 1,
+        "its token ids or lengths are no integers": any(
+            t.is_floating_point() or t.is_complex() or t.dtype == torch.bool for t in one_axis
+        ),
+    }
+    fault = next((fault for fault, is_there in faults.items() if is_there), None)
+    return fault or _fault_of_lengths(shard)
+
+
+def _fault_of_lengths(shard: Shard) -> str | None:
+    lengths = (shard.prompt_lengths, shard.answer_lengths)
+    num_tokens = (len(shard.prompts), len(shard.answers))
+    if len({len(each) for each in (*lengths, shard.prompt_index)}) > 1:
+        return "it has more prompts than answers, or fewer"
+    if any(len(each) and int(each.long().min()) < 0 for each in lengths):
+        return "a text has a negative length"
+    if tuple(int(each.sum()) for each in lengths) != num_tokens:
+        return "its texts are longer or shorter than its tokens"
+    return None

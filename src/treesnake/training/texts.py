@@ -156,19 +156,34 @@ class Texts:
         return zlib.crc32(judged_by.numpy().tobytes())
 
 
-def read_texts(folders: Sequence[Path], max_tokens: int) -> Texts:
+def read_texts(folders: Sequence[Path], max_tokens: int, vocab_size: int) -> Texts:
     """Opens all shards of some folders.
 
     Raises:
-        InvalidInputError: if there are none.
+        InvalidInputError: if there are none, or they have tokens that a target of `vocab_size` does
+            not know.
         TrainingError: if one is broken.
     """
-    files = [path for folder in folders for path in shard_files(folder)]
-    texts = Texts([read_shard(path) for path in files], max_tokens)
+    shards = [_read_known(path, vocab_size) for each in folders for path in shard_files(each)]
+    texts = Texts(shards, max_tokens)
     if not len(texts):
         listed = ", ".join(map(str, folders))
         raise InvalidInputError(f"there are no texts of at most {max_tokens} tokens in {listed}")
     return texts
+
+
+def _read_known(path: Path, vocab_size: int) -> Shard:
+    shard = read_shard(path)
+    for tokens in (shard.prompts, shard.answers, shard.top_ids):
+        if tokens is None or not tokens.numel():
+            continue
+        lowest, highest = (int(end) for end in tokens.to(torch.int64).aminmax())
+        if lowest < 0 or highest >= vocab_size:
+            raise InvalidInputError(
+                f"{path} has the token {highest if lowest >= 0 else lowest}, and the target knows "
+                f"{vocab_size}; learn from texts that were made with its tokenizer"
+            )
+    return shard
 
 
 def epoch_updates(

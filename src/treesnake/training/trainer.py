@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -19,14 +20,19 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from treesnake.errors import InvalidInputError, TrainingError
+from treesnake.kept_work import Facts, check_same
 from treesnake.training.checkpoints import (
     WRITE_ERRORS,
     abandon_folder,
     begin_folder,
     checkpoint_folder,
+    find_damage,
+    find_folder,
     finish_folder,
     newest_checkpoint,
     partial_folder,
+    read_record,
+    remove_folder,
     remove_old_checkpoints,
     write_folder,
 )
@@ -47,6 +53,9 @@ CHECKPOINTS_FOLDER = "checkpoints"
 WEIGHTS_FILE = "weights.safetensors"
 JUDGEMENT_FILE = "judgement.json"
 
+BEST_FILES = {name: f"best-{name}" for name in (WEIGHTS_FILE, JUDGEMENT_FILE)}
+"""What the files of the best drafter so far are called in a checkpoint."""
+
 
 class Trainer:
     """One learning stage.
@@ -56,7 +65,7 @@ class Trainer:
         loss_module: the learner and what it minimises.
         texts: to learn from.
         folder: of the stage; it gets `checkpoints` and `best`.
-        fingerprint: of the recipe; a run goes on only with what it began with.
+        made_from: all that decides about the result; a run goes on only with what it began with.
         seed: of the order of the texts.
         accelerator: this process's part of the run.
         reporter: is told how it goes.
@@ -69,7 +78,7 @@ class Trainer:
         loss_module: DistillationLoss,
         texts: Texts,
         folder: Path,
-        fingerprint: str,
+        made_from: Facts,
         seed: int,
         accelerator: Accelerator,
         reporter: Reporter,
@@ -91,7 +100,8 @@ class Trainer:
         self._seed = seed
         self._held_out = sorted(held_out[: stage.max_held_out], key=lambda i: texts.lengths[i])
         self._updates = _plan(texts, learned, stage, seed)
-        self._progress = TrainingProgress(f"{fingerprint}-{len(texts)}-{sum(texts.lengths)}")
+        self._made_from = made_from
+        self._progress = TrainingProgress()
         optimizers = new_optimizers(loss_module.learner, stage)
         if accelerator.distributed_type is DistributedType.FSDP:
             _check_sharded(stage)
@@ -287,15 +297,19 @@ class Trainer:
                 save_file(_distinct(learner), folder / WEIGHTS_FILE)
                 (folder / JUDGEMENT_FILE).write_text(json.dumps(asdict(judgement)), "utf-8")
 
-            write_folder(self._folder / BEST_FOLDER, fill)
+            write_folder(self._best, fill, self._made_from)
         self._accelerator.wait_for_everyone()
 
     @property
     def _checkpoints(self) -> Path:
         return self._folder / CHECKPOINTS_FOLDER
 
+    @property
+    def _best(self) -> Path:
+        return self._folder / BEST_FOLDER
+
     def _save(self) -> None:
-        """Writes a checkpoint, with the random states of every process."""
+        """Writes a checkpoint, with the random states of every process and the best drafter."""
         accelerator = self._accelerator
         folder = checkpoint_folder(self._checkpoints, self._progress.update)
         if accelerator.is_main_process:
@@ -310,7 +324,10 @@ class Trainer:
         if accelerator.is_main_process:
             try:
                 self._progress.write(partial)
-                finish_folder(folder)
+                if self._progress.best is not None:
+                    for name, stored in BEST_FILES.items():
+                        shutil.copyfile(self._best / name, partial / stored)
+                finish_folder(folder, self._made_from)
             except WRITE_ERRORS as error:
                 abandon_folder(folder, error)
             remove_old_checkpoints(self._checkpoints)
@@ -318,16 +335,46 @@ class Trainer:
 
     def _resume(self) -> None:
         folder = newest_checkpoint(self._checkpoints, self._reporter.tell)
-        if folder is None:
+        if folder is not None:
+            record = read_record(folder)
+            assert record is not None, "a checkpoint without a record is broken"
+            advice = f"delete {self._folder} to start this stage anew, or give it another name"
+            check_same(record.made_from, self._made_from, self._checkpoints, advice)
+            self._progress = TrainingProgress.read(folder)
+            try:
+                self._accelerator.load_state(str(folder))
+            except Exception as error:
+                raise TrainingError(
+                    f"the checkpoint {folder} cannot be loaded, though it is whole: {error}; go on "
+                    "with the versions of torch and accelerate that wrote it, or delete "
+                    f"{self._folder} to start this stage anew"
+                ) from error
+        if self._accelerator.is_main_process:
+            self._restore_best(folder)
+        self._accelerator.wait_for_everyone()
+
+    def _restore_best(self, checkpoint: Path | None) -> None:
+        """Makes `best` the best drafter as of a checkpoint.
+
+        What is there may be lost, or come from updates after the checkpoint, which are made anew
+        and perhaps with other settings.
+        """
+        if checkpoint is None or self._progress.best is None:
+            remove_folder(self._best)
             return
-        progress = TrainingProgress.read(folder)
-        if progress.fingerprint != self._progress.fingerprint:
-            raise InvalidInputError(
-                f"{self._checkpoints} was begun with another recipe, seed or data; delete it to "
-                "start this stage anew, or choose another output folder"
-            )
-        self._accelerator.load_state(str(folder))
-        self._progress = progress
+        found, stored = find_folder(self._best), read_record(checkpoint)
+        assert stored is not None
+        wanted = {name: stored.files.get(BEST_FILES[name]) for name in BEST_FILES}
+        if found is not None and find_damage(found) is None:
+            record = read_record(found)
+            if record is not None and dict(record.files) == wanted:
+                return
+
+        def fill(folder: Path) -> None:
+            for name, stored in BEST_FILES.items():
+                shutil.copyfile(checkpoint / stored, folder / name)
+
+        write_folder(self._best, fill, self._made_from)
 
 
 def _check_sharded(stage: LearningStage) -> None:

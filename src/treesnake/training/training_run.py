@@ -1,16 +1,15 @@
 """A recipe, stage by stage, from data to a folder with a drafter.
 
 Each stage has a folder of its own. What is finished is not done again, so a run that ended, in
-whatever way, goes on when the same command is given.
+whatever way, goes on when the same command is given. What was made from another target, tokenizer,
+source or setting is not used: `treesnake.kept_work` says how that is told.
 """
 
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,13 +20,13 @@ from transformers import PreTrainedModel
 
 from treesnake.drafters.vocabulary import read_draft_vocabulary, save_draft_vocabulary
 from treesnake.errors import InvalidInputError, TrainingError
-from treesnake.files import write_text
+from treesnake.kept_work import Facts, FileDigests, KeptFolder, alone, differences
 from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_checkpoint
 from treesnake.models.hf_attention import HfAttention
 from treesnake.training.answers import answer_prompts, read_prompts
-from treesnake.training.checkpoints import find_damage, find_folder, write_folder
+from treesnake.training.checkpoints import find_damage, find_folder, read_record, write_folder
 from treesnake.training.corpus import PROMPTS_FILE, collect_corpus
 from treesnake.training.devices import new_accelerator, rounded_products
 from treesnake.training.distillation_loss import DistillationLoss, Objective
@@ -49,22 +48,15 @@ from treesnake.training.training_recipe import (
     TrainedBefore,
     TrainingRecipe,
 )
+from treesnake.training.work_sources import WorkSources
 
-CHANGEABLE = (
-    "learning_rate",
-    "final_rate",
-    "warmup",
-    "clip_norm",
-    "max_updates",
-    "evaluate_every",
-    "checkpoint_every",
-)
-"""What a learning stage may have set otherwise after it has begun, as when its loss got lost."""
-
-DONE_FILE = "done.json"
 DRAFTER_FOLDER = "drafter"
 LOGS_FOLDER = "logs"
 VOCABULARY_FOLDER = "draft-vocabulary"
+DIGESTS_FILE = "digests.json"
+LOCK_FILE = "train.lock"
+
+Result = TypeVar("Result")
 
 
 def train_drafter(
@@ -74,19 +66,30 @@ def train_drafter(
 
     Args:
         recipe: what is made.
-        folder: gets a folder for each stage, and `drafter`, which `load_drafter` takes.
+        folder: gets a folder for each stage, and `drafter`, which `load_drafter` takes; it is
+            returned itself if the recipe has no learning stage.
         reporter: is told how it goes.
         tensorboard: whether logs are written for it.
 
     Raises:
-        InvalidInputError: if something in the recipe cannot be right.
+        InvalidInputError: if something in the recipe cannot be right, what is in the folder was
+            made from something else, or another process trains there.
         LoadError: if the target cannot be had.
         TrainingError: if training cannot go on; what is done is kept.
     """
     accelerator = new_accelerator(recipe.precision, folder / LOGS_FOLDER if tensorboard else None)
     own_reporter = reporter if accelerator.is_main_process else NoReporter()
-    with rounded_products(recipe.precision):
-        return _TrainingRun(recipe, folder, accelerator, own_reporter, tensorboard).go()
+    busy = f"another process trains in {folder}; wait for its end, or give the recipe another name"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = alone(folder / LOCK_FILE, busy) if accelerator.is_main_process else nullcontext()
+        with held, rounded_products(recipe.precision):
+            return _TrainingRun(recipe, folder, accelerator, own_reporter, tensorboard).go()
+    except OSError as error:
+        raise TrainingError(
+            f"training in {folder} cannot go on: {error}; what was written is whole, so make room "
+            "or put right what is named, and run the same command again"
+        ) from error
 
 
 class _TrainingRun:
@@ -106,6 +109,8 @@ class _TrainingRun:
         self._tensorboard = tensorboard
         self._records: list[StageRecord] = []
         self._best: Path | None = None
+        self._digests = FileDigests(folder / DIGESTS_FILE)
+        self._sources = self._in_turn(lambda: WorkSources(recipe, self._checkpoint, self._digests))
         self._vocabulary: Int[Tensor, " drafted"] | None = None
 
     def go(self) -> Path:
@@ -117,10 +122,22 @@ class _TrainingRun:
             else:
                 self._learn(stage)
             self._accelerator.wait_for_everyone()
-        if self._records and self._accelerator.is_main_process:
-            write_folder(self._folder / DRAFTER_FOLDER, self._write_drafter)
+        if not self._records:
+            return self._folder
+        if self._accelerator.is_main_process:
+            made_from = self._sources.of_drafter(self._best)
+            write_folder(self._folder / DRAFTER_FOLDER, self._write_drafter, made_from)
         self._accelerator.wait_for_everyone()
         return self._folder / DRAFTER_FOLDER
+
+    def _in_turn(self, act: Callable[[], Result]) -> Result:
+        """Does what reads many files in the main process first, and the others know its digests."""
+        with self._accelerator.main_process_first():
+            self._digests.recall()
+            result = act()
+            if self._accelerator.is_main_process:
+                self._digests.remember()
+        return result
 
     @cached_property
     def _target(self) -> PreTrainedModel:
@@ -141,22 +158,30 @@ class _TrainingRun:
         return learner
 
     def _collect(self, stage: CorpusStage) -> None:
-        if self._is_done(stage):
+        folder = KeptFolder(self._folder / stage.name, self._digests)
+        made_from = self._in_turn(lambda: self._sources.of_corpus(stage))
+        if self._in_turn(lambda: folder.open(made_from, self._reporter.tell)):
             return
         if self._accelerator.is_main_process:
             self._reporter.begin(stage.name, 0, stage.max_rows)
             try:
-                folder = self._folder / stage.name
                 tokenizer = self._checkpoint.tokenizer
-                collect_corpus(stage, folder, tokenizer, self._target_size, self._reporter)
+                collect_corpus(stage, folder.folder, tokenizer, self._target_size, self._reporter)
             finally:
                 self._reporter.end()
-            self._mark_done(stage)
+            folder.finish(made_from)
 
     def _answer(self, stage: AnswersStage) -> None:
-        if self._is_done(stage):
-            return
         prompts = read_prompts([self._prompts_file(name) for name in stage.prompts])
+        folder = KeptFolder(self._folder / stage.name, self._digests)
+        made_from = self._sources.of_answers(stage, prompts)
+        if self._in_turn(lambda: folder.open(made_from, self._reporter.tell)):
+            return
+        if stage.num_top > self._target_size:
+            raise InvalidInputError(
+                f'num_top of the stage "{stage.name}" is {stage.num_top}, and the target knows '
+                f"{self._target_size} tokens"
+            )
         accelerator = self._accelerator
         self._reporter.begin(stage.name, 0, len(prompts))
         try:
@@ -167,7 +192,7 @@ class _TrainingRun:
                     prompts,
                     sorted(end_token_ids(self._checkpoint)),
                     stage,
-                    self._folder / stage.name,
+                    folder.folder,
                     seed=self._recipe.seed,
                     share=(accelerator.process_index, accelerator.num_processes),
                     reporter=self._reporter,
@@ -176,7 +201,7 @@ class _TrainingRun:
             self._reporter.end()
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            self._mark_done(stage)
+            folder.finish(made_from)
 
     def _is_rounded(self, stage: AnswersStage) -> bool:
         """Tells whether the target answers in 8 bits, and tells the user where it does not."""
@@ -190,8 +215,9 @@ class _TrainingRun:
 
     def _learn(self, stage: PretrainStage | DistilStage) -> None:
         folders = [self._data_folder(name) for name in stage.data]
-        self._vocabulary = vocabulary = self._draft_vocabulary(folders)
-        texts = read_texts(folders, stage.max_tokens)
+        data = self._in_turn(lambda: self._sources.of_data(folders))
+        texts = read_texts(folders, stage.max_tokens, self._target_size)
+        self._vocabulary = vocabulary = self._draft_vocabulary(folders, data)
         is_distilled = isinstance(stage, DistilStage)
         is_stored = is_distilled and stage.probabilities == "stored"
         if is_stored and not texts.has_target_probs:
@@ -209,7 +235,7 @@ class _TrainingRun:
             loss_module,
             texts,
             self._folder / stage.name,
-            self._fingerprint(stage, vocabulary),
+            self._sources.of_learning(stage, data, vocabulary, self._best),
             self._recipe.seed,
             self._accelerator,
             self._reporter,
@@ -224,22 +250,27 @@ class _TrainingRun:
             f"{best.judgement.tokens_per_step:.3f} tokens/step"
         )
         self._accelerator.free_memory()
-        self._best = find_folder(self._folder / stage.name / BEST_FOLDER)
+        self._best = self._folder / stage.name / BEST_FOLDER
 
-    def _draft_vocabulary(self, folders: Sequence[Path]) -> Int[Tensor, " drafted"] | None:
+    def _draft_vocabulary(
+        self, folders: Sequence[Path], data: Sequence[Facts]
+    ) -> Int[Tensor, " drafted"] | None:
         """Returns the tokens that may be drafted: those of before, or what the first data shows."""
         recipe = self._recipe
+        if self._vocabulary is not None:
+            return self._vocabulary
         if recipe.draft_vocabulary is None:
             if not isinstance(recipe.drafter, TrainedBefore):
                 return None
             return read_draft_vocabulary(locate_trained(recipe.drafter))
         folder = self._folder / VOCABULARY_FOLDER
-        if self._accelerator.is_main_process and find_folder(folder) is None:
+        ends = sorted(end_token_ids(self._checkpoint))
+        size = recipe.draft_vocabulary
+        made_from = {"size": size, "ends": ends, "target size": self._target_size, "data": data}
+        if self._accelerator.is_main_process and not _is_made_from(folder, made_from):
             shards = (read_shard(path) for each in folders for path in shard_files(each))
-            ends = sorted(end_token_ids(self._checkpoint))
-            size = recipe.draft_vocabulary
             chosen = choose_draft_vocabulary(shards, size, ends, self._target_size)
-            write_folder(folder, lambda partial: save_draft_vocabulary(partial, chosen))
+            write_folder(folder, lambda partial: save_draft_vocabulary(partial, chosen), made_from)
         self._accelerator.wait_for_everyone()
         return read_draft_vocabulary(folder)
 
@@ -249,7 +280,7 @@ class _TrainingRun:
         dtype = getattr(torch, self._recipe.stored_dtype)
         is_shared = keeps_target_embeddings(learner, self._recipe.start, self._checkpoint)
         learner.save(folder, dtype, leave_out_embeddings=is_shared)
-        self._checkpoint.tokenizer.save_pretrained(folder)
+        _save_tokenizer(self._recipe.target, folder)
         if self._vocabulary is not None:
             save_draft_vocabulary(folder, self._vocabulary)
         write_provenance(
@@ -260,17 +291,6 @@ class _TrainingRun:
             self._accelerator.num_processes,
         )
 
-    def _fingerprint(
-        self, stage: PretrainStage | DistilStage, vocabulary: Int[Tensor, " drafted"] | None
-    ) -> str:
-        """Returns a checksum of what may not change once a stage has begun, but for its texts."""
-        recipe = self._recipe
-        begun_as = [recipe.target, asdict(recipe.drafter), asdict(recipe.start), recipe.seed]
-        drafted = None if vocabulary is None else vocabulary.tolist()
-        fixed = {key: value for key, value in asdict(stage).items() if key not in CHANGEABLE}
-        text = json.dumps([begun_as, fixed, drafted], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
     def _prompts_file(self, name: str) -> Path:
         collected = self._folder / name / PROMPTS_FILE
         return collected if collected.exists() else Path(name).expanduser()
@@ -279,33 +299,29 @@ class _TrainingRun:
         made = self._folder / name
         return made if made.is_dir() else Path(name).expanduser()
 
-    def _is_done(self, stage: CorpusStage | AnswersStage) -> bool:
-        path = self._done_file(stage)
-        if not path.exists():
-            return False
-        if path.read_text("utf-8") != _described(stage):
-            raise InvalidInputError(
-                f"{self._folder / stage.name} was made with other settings of this stage; delete "
-                f"it and {path.name} to make it anew, or give the stage another name"
-            )
-        return True
 
-    def _mark_done(self, stage: CorpusStage | AnswersStage) -> None:
-        write_text(self._done_file(stage), _described(stage))
-
-    def _done_file(self, stage: CorpusStage | AnswersStage) -> Path:
-        return self._folder / f"{stage.name}.{DONE_FILE}"
+def _is_made_from(folder: Path, made_from: Facts) -> bool:
+    """Tells whether a folder is there, whole and made from this."""
+    if find_folder(folder) is None or find_damage(folder) is not None:
+        return False
+    record = read_record(folder)
+    return record is not None and not differences(record.made_from, made_from)
 
 
-def _described(stage: CorpusStage | AnswersStage) -> str:
-    return json.dumps(asdict(stage), indent=1) + "\n"
+def _save_tokenizer(target: str, folder: Path) -> None:
+    """Writes a target's tokenizer as it was read: one that was used writes other settings."""
+    try:
+        find_checkpoint(target).tokenizer.save_pretrained(folder)
+    except Exception as error:
+        raise OSError(f"the tokenizer: {error}") from error
 
 
 def _load_weights(learner: Learner, folder: Path) -> None:
     """Loads what a trainer found best; tied weights are stored once."""
     if (found := find_damage(folder)) is not None:
         raise TrainingError(
-            f"{folder} is broken: {found}; delete {folder.parent} to train this stage anew"
+            f"{folder} is broken: {found}; run the same command again, and it is taken from the "
+            "last checkpoint"
         )
     weights = load_file(folder / WEIGHTS_FILE)
     missing, unexpected = learner.load_state_dict(weights, strict=False)
