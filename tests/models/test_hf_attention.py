@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from treesnake.errors import InvalidInputError
-from treesnake.models import hf_attention
+from treesnake.models import hf_passes
 from treesnake.models.hf_attention import HfAttention, HfAttentionState
 from treesnake.models.tree_network import Part
 from treesnake.prompt import Prompt, PromptInput
@@ -184,7 +184,7 @@ def test_a_long_prompt_in_parts_is_the_prompt_at_once(network, monkeypatch):
     counts: list[int] = []
     embedding = network.model.get_input_embeddings()
     embedding.register_forward_hook(lambda module, inputs, output: counts.append(output.shape[1]))
-    monkeypatch.setattr(hf_attention, "PREFILL_BYTES", 0)
+    monkeypatch.setattr(hf_passes, "PREFILL_BYTES", 0)
     close(filled(network, token_ids).extend([4], [-1]), at_once)
     assert counts == [16, 16, 16, 16, 6, 1]
 
@@ -194,10 +194,10 @@ def test_parts_of_a_prompt_are_shorter_where_a_token_takes_more(tiny_model):
         HfAttention(tiny_model("llama")),
         HfAttention(tiny_model("llama", hidden_size=64)),
     )
-    assert narrow.part_size(100) > wide.part_size(100)
-    assert narrow.part_size(100) > narrow.part_size(100_000)
+    assert narrow.passes.part_size(100) > wide.passes.part_size(100)
+    assert narrow.passes.part_size(100) > narrow.passes.part_size(100_000)
     eager = HfAttention(tiny_model("llama", attention="eager"))
-    assert narrow.part_size(100_000) > eager.part_size(100_000)
+    assert narrow.passes.part_size(100_000) > eager.passes.part_size(100_000)
 
 
 def test_prefill_gives_no_logits_but_the_last(tiny_model):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treesnake.errors import InvalidInputError
+from treesnake.errors import BrokenModelError, InvalidInputError
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space_cpu import to_cpu
@@ -74,8 +74,8 @@ class CountingNetwork:
             for part in parts:
                 part.state.network = self
 
-    def find_broken_layer(self, token_ids: Any) -> str | None:
-        return self.network.find_broken_layer(token_ids)
+    def broken_model_error(self, token_ids: Any) -> BrokenModelError:
+        return self.network.broken_model_error(token_ids)
 
 
 class Branching:

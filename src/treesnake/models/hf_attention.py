@@ -1,47 +1,32 @@
 """Any attention model of transformers with token trees: unmodified, through its public interface.
 
-The nodes of a tree go in as one row of tokens; a mask lets each see the text and its ancestors, and
-explicit positions tell each how deep it is. Their keys and values land in a cache of ours, behind
-those of the text, where the rows of the committed path are kept. Trees of several texts go in as
-one row each, filled up to the longest.
+Keys and values of nodes land in a cache of ours, behind those of the text, where the rows of the
+committed path are kept.
 """
 
-import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
 
 from treesnake.errors import BrokenModelError
 from treesnake.models.hf_diagnosis import broken_model_error
 from treesnake.models.hf_families import (
     VERIFIED_FAMILIES,
-    activation_width,
     can_share_passes,
     check_supported,
     context_length,
     read_layout,
 )
-from treesnake.models.hf_masks import PaddedTrees, Span, tree_mask
+from treesnake.models.hf_passes import Growth, HfPasses, checked_growth, new_rows
 from treesnake.models.hf_probe import check_scores_once
 from treesnake.models.tree_network import Part, check_tokens, own_states
 from treesnake.prompt import Prompt
 from treesnake.states.held_text import HeldText
 from treesnake.states.kv import KvCache
-from treesnake.states.shared_kv import NewRows, SharedKvCache
+from treesnake.states.shared_kv import SharedKvCache
 from treesnake.states.snapshots import Snapshot
-from treesnake.states.tree_layout import TreeLayout, tree_layout
-
-PREFILL_BYTES = 64 * 2**20
-"""What a pass over a part of a long prompt may take, about, beside weights and cache."""
-
-Masks = Tensor | dict[str, Tensor] | None
-"""One mask for all layers, one for each kind of layers, or the model's own causal ones."""
 
 
 class HfAttention:
@@ -64,9 +49,9 @@ class HfAttention:
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
         self.layout = read_layout(self.config)
+        self.passes = HfPasses(model, self.layout.spans)
         self.vocab_size: int = self.config.vocab_size
         self.context_length = context_length(self.config)
-        self._can_skip_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._can_share_passes = can_share_passes(self.config)
         if self.config.model_type not in VERIFIED_FAMILIES:
             check_scores_once(model, self.new_state())
@@ -84,140 +69,19 @@ class HfAttention:
             InvalidInputError: if a tree cannot grow so, or two parts have one state.
         """
         states = own_states(parts, HfAttentionState, self)
-        growths = [self._growth(state, part) for state, part in zip(states, parts, strict=True)]
+        growths = [state.growth(part) for state, part in zip(states, parts, strict=True)]
+        caches = [state.cache for state in states]
         if len(parts) > 1 and self._can_share_passes:
-            logits = self._run_together(growths)
+            shared = SharedKvCache(caches, new_rows(growths))
+            logits = self.passes.grow_together(shared, growths)
         else:
-            logits = [self._run_alone(growth) for growth in growths]
-        for growth in growths:
-            growth.state.text.append(growth.token_ids, growth.parents[-growth.num_new :])
+            logits = [
+                self.passes.grow(cache, growth)
+                for cache, growth in zip(caches, growths, strict=True)
+            ]
+        for state, part in zip(states, parts, strict=True):
+            state.text.append(part.token_ids, part.parents)
         return logits
-
-    def read(self, cache: KvCache, prompt: Prompt, start: int, end: int) -> None:
-        """Runs some tokens of a prompt; the cache holds the rows of those before them."""
-        positions = torch.arange(start, end)[None]
-        self.forward(cache, [prompt.token_ids[start:end]], positions, skip_logits=True)
-
-    @torch.no_grad()
-    def forward(
-        self,
-        cache: Cache,
-        token_ids: Sequence[Sequence[int]],
-        positions: Int[Tensor, "texts new"],
-        masks: Masks = None,
-        *,
-        skip_logits: bool = False,
-    ) -> Float[Tensor, "texts scored vocab"]:
-        """Runs new tokens, appends their rows to a cache and returns the logits after them.
-
-        Args:
-            cache: what the tokens continue.
-            token_ids: the new tokens of each text, equally many.
-            positions: where in its text each stands.
-            masks: what they may see; by default each sees all before it.
-            skip_logits: whether the logits of all tokens but the last may be left out.
-        """
-        device = self.model.device
-        options: dict[str, Any] = {}
-        if skip_logits and self._can_skip_logits:
-            options["logits_to_keep"] = 1
-        outputs = self.model(
-            input_ids=torch.tensor(token_ids, device=device),
-            position_ids=positions.to(device),
-            attention_mask=masks,
-            past_key_values=cache,
-            use_cache=True,
-            **options,
-        )
-        return outputs.logits
-
-    def part_size(self, num_tokens: int) -> int:
-        """Returns how many tokens of a prompt to run at once, so that memory stays flat."""
-        width = activation_width(self.config, num_tokens)
-        if not self._can_skip_logits:
-            width += self.vocab_size
-        return max(PREFILL_BYTES // (width * self.model.dtype.itemsize), 16)
-
-    def _growth(self, state: "HfAttentionState", part: Part) -> "_Growth":
-        """Checks a part; drops the rows of nodes that an interrupted pass did not append."""
-        state.text.check_growth(part.token_ids, part.parents)
-        check_tokens(part.token_ids, self.vocab_size)
-        state.cache.keep(state.text.length + len(state.text.tokens))
-        return _Growth(state, part.token_ids, (*state.text.parents, *part.parents))
-
-    def _run_alone(self, growth: "_Growth") -> Float[Tensor, "new vocab"]:
-        tree = growth.layout(self.model.device)
-        positions = growth.num_held + tree.depths[-growth.num_new :]
-        masks: Masks = None
-        if not growth.is_chain:  # for which the model has masks
-            visible = tree.ancestor_mask[-growth.num_new :]
-            masks = self._masks(
-                lambda span: tree_mask(
-                    visible, tree.depths, growth.num_held, span, self.model.dtype
-                )
-            )
-        return self.forward(growth.state.cache, [growth.token_ids], positions[None], masks)[0]
-
-    def _run_together(self, growths: Sequence["_Growth"]) -> list[Float[Tensor, "_ vocab"]]:
-        num_held = tuple(growth.num_held for growth in growths)
-        num_nodes = tuple(len(growth.parents) for growth in growths)
-        num_new = tuple(growth.num_new for growth in growths)
-        trees = PaddedTrees.of(
-            [growth.layout(torch.device("cpu")) for growth in growths],
-            num_new,
-            num_held,
-            self.model.device,
-        )
-        sizes = zip(num_held, num_nodes, num_new, strict=True)
-        new_rows = NewRows(tuple(held + nodes - new for held, nodes, new in sizes), num_new)
-        cache = SharedKvCache([growth.state.cache for growth in growths], new_rows)
-        token_ids = [growth.padded_token_ids(max(num_new)) for growth in growths]
-        masks = self._masks(lambda span: trees.mask(span, self.model.dtype))
-        logits = self.forward(cache, token_ids, trees.positions, masks)
-        return [logits[text, :new] for text, new in enumerate(num_new)]
-
-    def _masks(self, make: Callable[[Span], Tensor]) -> Masks:
-        """Returns a mask for each kind of layers, by name, where there are several."""
-        masks = {kind: make(span) for kind, span in self.layout.spans.items()}
-        return masks if len(masks) > 1 else masks.popitem()[1]
-
-
-@dataclass(frozen=True, eq=False)
-class _Growth:
-    """What a text adds to a pass.
-
-    Attributes:
-        state: the text.
-        token_ids: those of the new nodes.
-        parents: those of all nodes, the new ones last.
-    """
-
-    state: "HfAttentionState"
-    token_ids: Sequence[int]
-    parents: tuple[int, ...]
-
-    @property
-    def num_held(self) -> int:
-        """The number of tokens in the text."""
-        return self.state.text.length
-
-    @property
-    def num_new(self) -> int:
-        """The number of new nodes."""
-        return len(self.token_ids)
-
-    @property
-    def is_chain(self) -> bool:
-        """Whether each node of the tree continues the one before it."""
-        return self.parents == tuple(range(-1, len(self.parents) - 1))
-
-    def layout(self, device: torch.device) -> TreeLayout:
-        """Returns the layout of the tree with the new nodes."""
-        return tree_layout(self.parents, conv_width=1, device=device)
-
-    def padded_token_ids(self, num_tokens: int) -> list[int]:
-        """Returns the new tokens, and copies of the last for as many as are missing."""
-        return [*self.token_ids, *[self.token_ids[-1]] * (num_tokens - self.num_new)]
 
 
 class HfAttentionState:
@@ -258,10 +122,11 @@ class HfAttentionState:
         check_tokens(prompt.token_ids, self.network.vocab_size)
         self._cut(self.text.num_shared(prompt))
         num_tokens = len(prompt) - 1
-        size = self.network.part_size(num_tokens)
+        passes = self.network.passes
+        size = passes.part_size(num_tokens)
         for start in range(self.text.length, num_tokens, size):
             end = min(start + size, num_tokens)
-            self.network.read(self.cache, prompt, start, end)
+            passes.read(self.cache, prompt.token_ids[start:end], start)
             self.text.read(prompt.key[start:end])
 
     def extend(
@@ -269,6 +134,16 @@ class HfAttentionState:
     ) -> Float[Tensor, "new_nodes vocab"]:
         """Appends nodes below earlier ones, or below the text (-1); returns logits after each."""
         return self.network.extend_all([Part(self, token_ids, parents)])[0]
+
+    def growth(self, part: Part) -> Growth:
+        """Checks a part, and drops the rows of nodes that an interrupted pass did not append.
+
+        Raises:
+            InvalidInputError: if the tree cannot grow so, or a token does not exist.
+        """
+        growth = checked_growth(self.text, part, self.network.vocab_size)
+        self.cache.keep(self.text.length + growth.nodes.num_before)
+        return growth
 
     def commit(self, path: Sequence[int]) -> None:
         """Takes the tokens of a path into the text and forgets the tree; the path may be empty.

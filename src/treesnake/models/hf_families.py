@@ -128,13 +128,38 @@ def activation_width(config: PreTrainedConfig, num_rows: int) -> int:
         inner = getattr(layer, "intermediate_size", None) or 4 * layer.hidden_size
         inner = inner if isinstance(inner, int) else max(inner)
         experts = getattr(layer, "num_experts_per_tok", None) or 1
-        heads = layer.num_attention_heads if layer._attn_implementation == "eager" else 1
+        heads = getattr(layer, "num_attention_heads", 1)
+        heads = heads if layer._attn_implementation == "eager" else 1
         widths.append(6 * layer.hidden_size + 3 * inner * experts + 3 * heads * num_rows)
     return max(widths)
 
 
 def check_supported(model: PreTrainedModel) -> None:
-    """Checks what a model says about itself; `hf_probe` checks what it does.
+    """Checks what a model with attention says about itself; `hf_probe` checks what it does.
+
+    Raises:
+        UnsupportedModelError: with the reason why the model cannot score trees.
+        InvalidInputError: if the model is in training mode.
+    """
+    check_decoder(model)
+    config = model.config.get_text_config(decoder=True)
+    name = type(model).__name__
+    if config.model_type in BIASED_FAMILIES or getattr(config, "alibi", False):
+        raise UnsupportedModelError(
+            f"{name} takes distances from the order of rows in the cache (ALiBi), where the "
+            "branches of a tree lie one behind the other"
+        )
+    if config.model_type in ROW_BOUND_FAMILIES:
+        raise UnsupportedModelError(
+            f"{name} makes its local masks from the order of rows in the cache, where the branches "
+            "of a tree lie one behind the other"
+        )
+    if getattr(model, "_is_stateful", False):
+        raise UnsupportedModelError(f"{name} {KEEPS_A_STATE}")
+
+
+def check_decoder(model: PreTrainedModel) -> None:
+    """Checks that a model is a decoder that reads masks and is ready to run.
 
     Raises:
         UnsupportedModelError: with the reason why the model cannot score trees.
@@ -158,18 +183,6 @@ def check_supported(model: PreTrainedModel) -> None:
         config, "use_bidirectional_attention", None
     ) in (True, "all"):
         raise UnsupportedModelError(f"{name} looks ahead in the text, so it cannot continue one")
-    if config.model_type in BIASED_FAMILIES or getattr(config, "alibi", False):
-        raise UnsupportedModelError(
-            f"{name} takes distances from the order of rows in the cache (ALiBi), where the "
-            "branches of a tree lie one behind the other"
-        )
-    if config.model_type in ROW_BOUND_FAMILIES:
-        raise UnsupportedModelError(
-            f"{name} makes its local masks from the order of rows in the cache, where the branches "
-            "of a tree lie one behind the other"
-        )
-    if getattr(model, "_is_stateful", False):
-        raise UnsupportedModelError(f"{name} {KEEPS_A_STATE}")
     if model.training:
         raise InvalidInputError(
             f"{name} is in training mode, where dropout makes its output random; call model.eval()"

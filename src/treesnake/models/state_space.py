@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from treesnake.clock import book_wait
-from treesnake.errors import InvalidInputError
+from treesnake.errors import BrokenModelError, InvalidInputError
 from treesnake.kernels.dispatch import SsmKernels, conv_kernels
 from treesnake.kernels.reference.conv import next_history
 from treesnake.kernels.tree_rows import TreeRows
@@ -277,7 +277,7 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         self._output_rows = None if token_ids is None else weight[token_ids.to(weight.device)]
         self.banks.forget_graphs()
 
-    def new_state(self, branching: BranchingKind | None = None) -> StateSpaceState:
+    def new_state(self, branching: BranchingKind | None = None) -> StateSpaceState[SsmState]:
         """Returns the state of an empty text.
 
         Args:
@@ -308,6 +308,10 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
                 book_wait(asked)
                 for layer, block in enumerate(self.backbone.blocks):
                     hidden = hidden + self._mix_text(block, hidden, memory, layer)
+
+    def broken_model_error(self, token_ids: Sequence[int]) -> BrokenModelError:
+        """Returns the error for logits that are no numbers, naming the first layer."""
+        return BrokenModelError.in_layer(self.find_broken_layer(token_ids))
 
     @torch.no_grad()
     def find_broken_layer(self, token_ids: Sequence[int]) -> str | None:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from treesnake.clock import book_wait
+from treesnake.errors import BrokenModelError
 from treesnake.kernels.cpu import mamba as mamba_kernels
 from treesnake.kernels.cpu import mamba2 as mamba2_kernels
 from treesnake.kernels.cpu.linear import TILES, padded
@@ -87,7 +88,7 @@ class CpuNetwork(ABC):
         """The number of tokens that it reads."""
         return self.config.vocab_size
 
-    def new_state(self, branching: BranchingKind | None = None) -> StateSpaceState:
+    def new_state(self, branching: BranchingKind | None = None) -> StateSpaceState[SsmState]:
         """Returns the state of an empty text; by default with the fastest way to branch."""
         return StateSpaceState(self, self._new_memory(branching or self._branching))
 
@@ -111,6 +112,10 @@ class CpuNetwork(ABC):
             with self._lock:
                 book_wait(asked)
                 self._run_chunk(token_ids[begin : begin + chunk], memory, self._weights)
+
+    def broken_model_error(self, token_ids: Sequence[int]) -> BrokenModelError:
+        """Returns the error for logits that are no numbers, naming the first layer."""
+        return BrokenModelError.in_layer(self.find_broken_layer(token_ids))
 
     def find_broken_layer(self, token_ids: Sequence[int]) -> str | None:
         """Names the first part of the network whose output for a text is not finite, or None."""

@@ -1,4 +1,4 @@
-"""The state of a text in a Mamba or a Mamba-2, in every form that these networks have.
+"""The state of a text in a network with recurrent layers: a Mamba, a Mamba-2, or a hybrid.
 
 A recurrent state cannot be cut back to an earlier length. So a state keeps snapshots where another
 prompt is likely to part from the text: at the ends of prompts and answers, and at the borders that
@@ -9,10 +9,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from treesnake.errors import BrokenModelError
@@ -49,7 +49,49 @@ tree's after another's; returns the logits of each tree."""
 
 
 @runtime_checkable
-class RecurrentNetwork(Protocol):
+class TextMemory(Protocol):
+    """What a network remembers of a text and its tree."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in memory."""
+        ...
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether a part grows with the text, and lies there as long as the text begins so."""
+        ...
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Moves the text to the end of a path and forgets the tree; the path may be empty."""
+        ...
+
+    def reset(self) -> None:
+        """Makes the text an empty one."""
+        ...
+
+    def mark(self) -> tuple[Shaped[Tensor, "..."], ...]:
+        """Returns what `return_to` needs; if there are rows, without these."""
+        ...
+
+    def return_to(self, length: int, marked: Sequence[Shaped[Tensor, "..."]]) -> None:
+        """Makes the text what it was; if there are rows, the text must still begin with it."""
+        ...
+
+    def copy(self) -> tuple[Shaped[Tensor, "..."], ...]:
+        """Returns a copy of all of the text's part, for `restore` here or elsewhere."""
+        ...
+
+    def restore(self, length: int, copied: Sequence[Shaped[Tensor, "..."]]) -> None:
+        """Makes the text that of a length whose `copy` this is."""
+        ...
+
+
+Memory = TypeVar("Memory", bound=TextMemory)
+
+
+@runtime_checkable
+class RecurrentNetwork(Protocol[Memory]):
     """What a state needs of its network."""
 
     @property
@@ -57,7 +99,7 @@ class RecurrentNetwork(Protocol):
         """The number of tokens that it reads."""
         ...
 
-    def run_text(self, token_ids: Sequence[int], memory: SsmState) -> None:
+    def run_text(self, token_ids: Sequence[int], memory: Memory) -> None:
         """Moves the text's part of a memory along some tokens."""
         ...
 
@@ -65,13 +107,13 @@ class RecurrentNetwork(Protocol):
         """Appends nodes to the trees of several texts."""
         ...
 
-    def find_broken_layer(self, token_ids: Sequence[int]) -> str | None:
-        """Names the first part of the network whose output for a text is not finite, or None."""
+    def broken_model_error(self, token_ids: Sequence[int]) -> BrokenModelError:
+        """Returns the error for logits after these tokens that are no numbers."""
         ...
 
 
-class StateSpaceState:
-    """A `TreeState` over a Mamba or a Mamba-2: memory and time do not grow with the text.
+class StateSpaceState(Generic[Memory]):
+    """A `TreeState` over a network with recurrent layers, which cannot be cut back.
 
     Attributes:
         network: the weights.
@@ -79,7 +121,7 @@ class StateSpaceState:
         memory: what the network remembers of them.
     """
 
-    def __init__(self, network: RecurrentNetwork, memory: SsmState) -> None:
+    def __init__(self, network: RecurrentNetwork[Memory], memory: Memory) -> None:
         self.network = network
         self.held = HeldText()
         self.memory = memory
@@ -94,7 +136,7 @@ class StateSpaceState:
     def num_bytes(self) -> int:
         """What the text takes in memory, with room for the largest tree so far.
 
-        The snapshots that are kept are not counted: none of them grows with the text either.
+        The snapshots that are kept are not counted: none of them grows with the text.
         """
         return self.memory.num_bytes
 
@@ -138,22 +180,22 @@ class StateSpaceState:
             self.held.commit(path)
 
     def snapshot(self) -> Snapshot:
-        """Returns a copy of the text's memory, whose size does not depend on the text's length."""
+        """Returns a copy of the text's memory."""
         return Snapshot(self.network, tuple(self.held.key), self.memory.copy())
 
     def restore(self, snapshot: Snapshot) -> None:
         """Makes the text that of a snapshot, which this or another state of the network took."""
         snapshot.check_network(self.network)
         with self._forgotten_if_interrupted():
-            self.memory.restore(snapshot.tensors)
+            self.memory.restore(len(snapshot.key), snapshot.tensors)
             self.held.cut(0)
             self.held.read(snapshot.key)
 
     def broken_model_error(
         self, token_ids: Sequence[int], parents: Sequence[int]
     ) -> BrokenModelError:
-        """Returns the error for a network whose logits are no numbers, naming the first layer."""
-        return BrokenModelError.in_layer(self.network.find_broken_layer(token_ids))
+        """Returns the error for a network whose logits are no numbers, naming where."""
+        return self.network.broken_model_error(token_ids)
 
     def _go_back(self, prompt: Prompt) -> None:
         """Forgets the tree, and makes the text a beginning of the prompt, the longest there is."""
@@ -162,7 +204,8 @@ class StateSpaceState:
         self._keep()
         if num_shared == held:
             return
-        snapshot = self._kept.longest(prompt)
+        # Rows are those of the held text, so that they serve no text beyond what is shared.
+        snapshot = self._kept.longest(prompt, num_shared if self.memory.has_rows else None)
         logger.info(
             "the prompt parts from the text that is held at token %d of %d; it is run from token "
             "%d on, %s",
@@ -171,15 +214,18 @@ class StateSpaceState:
             len(snapshot.key) if snapshot else 0,
             "the end of the longest snapshot that fits" if snapshot else "because no snapshot fits",
         )
-        if snapshot:
-            self.restore(snapshot)
-            return
         with self._forgotten_if_interrupted():
-            self._forget()
+            if snapshot is None:
+                self._forget()
+                return
+            self.memory.return_to(len(snapshot.key), snapshot.tensors)
+            self.held.cut(0)
+            self.held.read(snapshot.key)
 
     def _keep(self) -> None:
         if self.length and not self._kept.has(self.held.key):
-            self._kept.keep(self.snapshot())
+            mark = Snapshot(self.network, tuple(self.held.key), self.memory.mark())
+            self._kept.keep(mark)
 
     @contextmanager
     def _forgotten_if_interrupted(self) -> Iterator[None]:
@@ -196,7 +242,7 @@ class StateSpaceState:
 
 
 def extend_states(
-    parts: Sequence[Part], network: RecurrentNetwork, run_trees: RunTrees
+    parts: Sequence[Part], network: RecurrentNetwork[SsmState], run_trees: RunTrees
 ) -> list[Float[Tensor, "_ vocab"]]:
     """Appends nodes to the trees of several texts: `TreeNetwork.extend_all` of these networks.
 
@@ -224,7 +270,7 @@ def extend_states(
     return [logits[number] for number in range(len(parts))]
 
 
-def _grown_tree(state: StateSpaceState, part: Part) -> GrownTree:
+def _grown_tree(state: StateSpaceState[SsmState], part: Part) -> GrownTree:
     parents, memory = (*state.held.parents, *part.parents), state.memory
     memory.reserve(len(parents))
     layout = tree_layout(parents, memory.bank.shape.conv_width, HOST)

@@ -70,9 +70,18 @@ class KeptSnapshots:
         while len(self._by_key) > self._most:
             del self._by_key[next(iter(self._by_key))]
 
-    def longest(self, prompt: Prompt) -> Snapshot | None:
-        """Returns the one with the longest text that a prompt begins with, if there is one."""
-        fitting = [each for each in self._by_key.values() if each.begins(prompt)]
+    def longest(self, prompt: Prompt, most_tokens: int | None = None) -> Snapshot | None:
+        """Returns the one with the longest text that a prompt begins with, if there is one.
+
+        Args:
+            prompt: what is to be run.
+            most_tokens: the number of tokens that its text may have; None for any.
+        """
+        fitting = [
+            each
+            for each in self._by_key.values()
+            if each.begins(prompt) and (most_tokens is None or len(each.key) <= most_tokens)
+        ]
         if not fitting:
             return None
         found = max(fitting, key=lambda each: len(each.key))

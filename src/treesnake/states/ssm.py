@@ -147,12 +147,21 @@ class SsmState:
             self.history.zero_()
             self.recurrent.zero_()
 
+    has_rows = False
+    """Nothing grows with the text, so that a copy brings it back wherever the text went on to."""
+
     def copy(self) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
         """Returns a copy of the text's part, for `restore`."""
         with self.bank.lock:
             return self.history.clone(), self.recurrent.clone()
 
-    def restore(self, copied: Sequence[Float[Tensor, "..."]]) -> None:
+    mark = copy
+
+    def return_to(self, length: int, marked: Sequence[Float[Tensor, "..."]]) -> None:
+        """Makes the text's part what `mark` returned, whatever its length."""
+        self.restore(length, marked)
+
+    def restore(self, length: int, copied: Sequence[Float[Tensor, "..."]]) -> None:
         """Makes the text's part what `copy` returned here or in another state of the network."""
         history, recurrent = copied
         with self.bank.lock:
