@@ -99,3 +99,10 @@ def test_broken_numbers_stay_in_their_row(dtype: torch.dtype) -> None:
 def test_rows_for_whole_tiles_are_enough_and_few() -> None:
     for num_rows in range(1, 100):
         assert num_rows <= padded_rows(num_rows) < num_rows + TILES[0][0]
+
+
+def test_rounding_hides_no_broken_row_and_breaks_none() -> None:
+    rows = torch.tensor([[1.0, float("nan")], [float("inf"), 1.0], [1e-40, 0.0], [0.0, 0.0]])
+    products = reference.linear(torch.ones(1, 2), *reference.quantize_rows(rows))[0]
+    assert not products[:2].isfinite().any()
+    assert products[2:].tolist() == [0.0, 0.0]

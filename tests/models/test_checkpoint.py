@@ -1,15 +1,24 @@
 """Mamba networks on disk, in both layouts, against transformers' reading and writing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
-from treesnake.models.checkpoint import read_config, read_network, save_network
+from treesnake.models.checkpoint import (
+    build_network,
+    open_tensors,
+    parse_config,
+    read_config,
+    read_network,
+    save_network,
+)
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 
@@ -200,10 +209,12 @@ def test_broken_folders_say_what_is_wrong(tmp_path: Path) -> None:
     tensors = network.state_dict()
     del tensors["backbone.norm_f.weight"]
     torch.save(tensors, tmp_path / "pytorch_model.bin")
-    with pytest.raises(LoadError, match=r"lacks 1 tensors, backbone\.norm_f\.weight first"):
+    with pytest.raises(LoadError, match=r"lacks 1 of the tensors .*, backbone\.norm_f"):
         read_network(tmp_path)
-    torch.save({"lm_head.weight": torch.zeros(2, 2)}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(LoadError, match=r"lm_head\.weight has shape \[2, 2\]"):
+    torch.save(tensors | {"backbone.norm_f.weight": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(
+        LoadError, match=r"norm_f\.weight has shape \[2\], the config promises \[16\]"
+    ):
         read_network(tmp_path)
 
 
@@ -238,3 +249,131 @@ def test_rounded_embeddings_are_still_the_targets_own(tmp_path: Path) -> None:
     embeddings = network.backbone.embeddings.weight.detach()
     step = embeddings.abs().amax() / 7
     read_network(tmp_path, target_embeddings=(embeddings / step).round() * step)
+
+
+def saved_by_transformers(folder: Path, **fields: Any) -> transformers.MambaForCausalLM:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2}
+    config = transformers.MambaConfig(**sizes, state_size=4, **fields)
+    model = transformers.MambaForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def as_in_transformers(folder: Path) -> None:
+    theirs: Any = transformers.MambaForCausalLM
+    expected = logits_of(theirs.from_pretrained(folder, dtype=torch.float32).eval())
+    torch.testing.assert_close(logits_of(read_network(folder)), expected, rtol=0, atol=1e-4)
+
+
+def test_an_output_layer_of_its_own_is_kept_although_the_config_ties_it(tmp_path: Path) -> None:
+    model = saved_by_transformers(tmp_path)
+    tensors = {**model.state_dict(), "lm_head.weight": torch.randn(VOCAB, 16)}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    as_in_transformers(tmp_path)
+    assert not read_network(tmp_path).config.tie_embeddings
+
+
+def test_a_file_of_the_base_class_loads(tmp_path: Path) -> None:
+    model = saved_by_transformers(tmp_path)
+    model.backbone.save_pretrained(tmp_path)
+    as_in_transformers(tmp_path)
+
+
+def test_channels_need_not_be_a_multiple_of_the_hidden_size(tmp_path: Path) -> None:
+    saved_by_transformers(tmp_path, intermediate_size=40)
+    as_in_transformers(tmp_path)
+    network = read_network(tmp_path)
+    save_network(network, tmp_path / "again")
+    assert read_config(tmp_path / "again") == network.config
+
+
+@pytest.mark.parametrize(
+    ("stated", "limits"),
+    [
+        (None, (0.0, float("inf"))),
+        ([None, None], (0.0, float("inf"))),
+        ([0.5, "inf"], (0.5, float("inf"))),
+        ([0, 1], (0.0, 1.0)),
+    ],
+)
+def test_limits_of_step_sizes_are_read_in_every_spelling(
+    tmp_path: Path, stated: Any, limits: tuple[float, float]
+) -> None:
+    fields = {"model_type": "mamba2", "num_heads": 128, "time_step_limit": stated}
+    config = parse_config(fields, tmp_path)
+    assert isinstance(config, Mamba2Config)
+    assert config.time_step_limit == limits
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"time_step_limit": []},
+        {"time_step_limit": "inf"},
+        {"time_step_limit": [1, 0]},
+        {"time_step_limit": ["a", "b"]},
+        {"time_step_limit": [0, float("nan")]},
+        {"vocab_size": -1},
+        {"vocab_size": None},
+        {"hidden_size": 16.0},
+        {"num_hidden_layers": True},
+        {"n_groups": 0},
+        {"use_bias": "false"},
+        {"layer_norm_epsilon": float("nan")},
+        {"eos_token_id": [2.0]},
+        {"eos_token_id": [[2]]},
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
+    with pytest.raises(LoadError, match="makes no sense"):
+        parse_config({"model_type": "mamba2", **fields}, tmp_path)
+    with pytest.raises(LoadError):
+        read_config(write_config(tmp_path, [fields]))
+
+
+def write_config(folder: Path, content: Any) -> Path:
+    (folder / "config.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_a_config_without_an_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"a":' + "[" * 100_000)
+    with pytest.raises(LoadError, match="deep"):
+        read_config(tmp_path)
+
+
+def test_many_layers_are_refused_before_they_are_built(tmp_path: Path) -> None:
+    saved_by_transformers(tmp_path)
+    config = replace(read_config(tmp_path), num_layers=10_000)
+    with pytest.raises(LoadError, match="lacks 99980 of the tensors"):
+        build_network(tmp_path, config, open_tensors(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([torch.ones(2)], "a list and not tensors by name"),
+        (torch.ones(2), "a Tensor and not tensors by name"),
+        ({"state_dict": {"a": torch.ones(2)}}, "a dict as 'state_dict'"),
+        ({3: torch.ones(2)}, "without a name"),
+        ({"a": torch.ones(2, 2).to_sparse()}, "sparse"),
+        ({"a": torch.ones(2, device="meta")}, "without values"),
+        ({"a": torch.ones(1).expand(10**9)}, "fewer values than that"),
+        ({"a": torch.ones(5).as_strided((3, 3), (1, 1))}, "fewer values than that"),
+        ({"a": 3}, "an? int as 'a'"),
+    ],
+)
+def test_pickles_hold_tensors_with_values_and_nothing_else(
+    tmp_path: Path, content: Any, message: str
+) -> None:
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(LoadError, match=message):
+        open_tensors(tmp_path)
+
+
+def test_pickles_of_the_old_format_load(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(2, 3)}
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(open_tensors(tmp_path)["a"], tensors["a"])

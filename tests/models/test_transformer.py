@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from treesnake.errors import ContextLengthError, InvalidInputError, UnsupportedModelError
+from treesnake.errors import ContextLengthError, InvalidInputError, LoadError, UnsupportedModelError
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig, unsupported_reason
@@ -435,3 +435,21 @@ def test_dtypes_without_arithmetic_are_refused(llama: Any) -> None:
         network(llama.config, {}, torch.float64)
     with pytest.raises(UnsupportedModelError, match=r"on cuda, not of torch\.int8"):
         Transformer(TransformerConfig.from_hf(llama.config), {}, torch.int8, torch.device("cuda"))
+
+
+def test_matrices_that_do_not_fit_never_reach_the_kernels(llama: Any) -> None:
+    tensors = llama.state_dict()
+    for name in ("model.norm.weight", "model.layers.1.mlp.down_proj.weight"):
+        narrower = tensors | {name: tensors[name][..., :36].contiguous()}
+        with pytest.raises(LoadError, match=rf"{name} has shape \[.*36\], the config promises"):
+            network(llama.config, narrower)
+    for name in tensors:
+        with pytest.raises(LoadError, match=f"lacks 1 of the tensors .*{name}"):
+            network(llama.config, {own: tensor for own, tensor in tensors.items() if own != name})
+
+
+def test_norms_and_biases_that_the_config_does_not_know_are_refused(llama: Any) -> None:
+    layer = "model.layers.0.self_attn."
+    for name in (f"{layer}q_norm.weight", f"{layer}q_proj.bias", f"{layer}qkv_proj.weight"):
+        with pytest.raises(LoadError, match=f"more of its network .*{name}"):
+            network(llama.config, llama.state_dict() | {name: torch.zeros(72)})

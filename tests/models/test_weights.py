@@ -189,7 +189,9 @@ def test_random_bytes_never_raise_anything_but_a_load_error(
         {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
         {"dtype": "F32", "shape": ["1"], "data_offsets": [0, 4]},
-        {"dtype": "Q4", "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": 4, "shape": [1], "data_offsets": [4, 0]},
+        {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [1]},
         {"dtype": "F32", "shape": [1], "data_offsets": [4]},
         3,
@@ -201,3 +203,65 @@ def test_a_header_that_contradicts_itself_is_refused(tmp_path: Path, field: obje
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(LoadError, match="broken safetensors header"):
         read_header(path)
+
+
+def write_file(path: Path, header: bytes, data: bytes) -> None:
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+
+
+def field(begin: int, end: int, dtype: str = "F32") -> dict[str, object]:
+    return {"dtype": dtype, "shape": [(end - begin) // 4], "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"a": field(0, 8), "b": field(4, 12)}, "b overlaps"),
+        ({"a": field(0, 8), "b": field(0, 8)}, "b overlaps"),
+        ({"a": field(0, 4), "b": field(8, 12)}, "b leaves a gap"),
+        ({"a": field(4, 12)}, "a leaves a gap"),
+        ({"a": field(0, 8)}, "4 bytes behind its last tensor"),
+    ],
+)
+def test_every_byte_belongs_to_one_tensor(
+    tmp_path: Path, fields: dict[str, object], message: str
+) -> None:
+    write_file(tmp_path / SINGLE_FILE, json.dumps(fields).encode(), bytes(12))
+    with pytest.raises(LoadError, match=message):
+        open_weights(tmp_path)
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path: Path, sharded: Path) -> None:
+    one = json.dumps(field(0, 4))
+    write_file(tmp_path / "twice", f'{{"a": {one}, "a": {one}}}'.encode(), bytes(4))
+    with pytest.raises(LoadError, match="a twice"):
+        read_header(tmp_path / "twice")
+    save_file({"float32": torch.zeros(2)}, sharded / "more.safetensors")
+    index = json.loads((sharded / INDEX_FILE).read_text())
+    index["weight_map"]["other"] = "more.safetensors"
+    (sharded / INDEX_FILE).write_text(json.dumps(index))
+    with pytest.raises(LoadError, match="float32 in two of its shards"):
+        open_weights(sharded)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint64, torch.float8_e8m0fnu])
+def test_tensors_of_rare_dtypes_do_not_keep_others_from_being_read(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    save_file({"a": torch.ones(2), "rare": torch.zeros(4, dtype=dtype)}, tmp_path / SINGLE_FILE)
+    assert open_weights(tmp_path)["rare"].dtype == dtype
+    fields = {"a": field(0, 8), "rare": field(8, 12, dtype="F4")}
+    write_file(tmp_path / SINGLE_FILE, json.dumps(fields).encode(), torch.ones(3).numpy().tobytes())
+    weights = open_weights(tmp_path)
+    assert torch.equal(weights["a"], torch.ones(2))
+    assert weights["rare"].dtype == torch.uint8
+
+
+def test_headers_and_indices_without_an_end_are_refused(tmp_path: Path) -> None:
+    deep = b'{"a":' + b"[" * 100_000
+    write_file(tmp_path / SINGLE_FILE, deep, b"")
+    with pytest.raises(LoadError, match="broken safetensors header"):
+        open_weights(tmp_path)
+    (tmp_path / INDEX_FILE).write_bytes(deep)
+    with pytest.raises(LoadError, match="no index of shards"):
+        open_weights(tmp_path)

@@ -38,6 +38,7 @@ from treesnake.loading.smollm import smollm_folder
 from treesnake.models.checkpoint import CONFIG_FILE, hugging_face_fields, open_tensors, parse_config
 from treesnake.models.gguf import GgufFile, is_gguf
 from treesnake.models.json_files import read_json_object
+from treesnake.models.weight_gate import check_sizes
 from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, open_weights
 
 DEFAULT_MODEL = "smollm2"
@@ -232,6 +233,8 @@ def token_ids_in(stated: object) -> frozenset[int]:
 
 
 def _open_state_space(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
+    weights = open_tensors(found.path)
+    check_sizes(found.fields, weights, str(found.path))
     sizes = parse_config(found.fields, found.path / CONFIG_FILE)
     fields = dict(found.fields) if "model_type" in found.fields else hugging_face_fields(sizes)
     try:
@@ -239,19 +242,19 @@ def _open_state_space(found: FoundModel, *, trust_remote_code: bool) -> Checkpoi
     except Exception as error:
         raise LoadError(f"the config of {_where(found)} cannot be read: {error}") from error
     generation_config = _read_generation_config(found, config)
-    weights = open_tensors(found.path)
     return Checkpoint(found, config, generation_config, weights, trust_remote_code)
 
 
 def _open_folder(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
     _check_weights(found.path)
     _check_model_type(found, trust_remote_code)
+    weights = open_weights(found.path)
+    check_sizes(found.fields, weights, str(found.path))
     try:
         config = AutoConfig.from_pretrained(found.path, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise LoadError(f"the config of {_where(found)} cannot be read: {error}") from error
     generation_config = _read_generation_config(found, config)
-    weights = open_weights(found.path)
     return Checkpoint(found, config, generation_config, weights, trust_remote_code)
 
 

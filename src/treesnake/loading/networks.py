@@ -5,6 +5,7 @@ majority, with kernels of our own on a CPU. *Generic* is the unmodified model of
 every family with attention.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from treesnake.errors import UnsupportedModelError
+from treesnake.errors import LoadError, UnsupportedModelError
 from treesnake.loading.architecture import Architecture
 from treesnake.loading.checkpoint import Checkpoint
 from treesnake.loading.memory import check_memory
@@ -20,10 +21,11 @@ from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
 from treesnake.loading.pretrained import load_checkpoint, resolve_device
 from treesnake.loading.state_space import load_state_space, stored_dtype
 from treesnake.models.hf_attention import HfAttention
+from treesnake.models.state_space import check_vocabulary
 from treesnake.models.state_space_cpu import CpuNetwork
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig, unsupported_reason
-from treesnake.models.transformer_layers import restrict_output
+from treesnake.models.transformer_layers import admit_tensors, restrict_output
 from treesnake.models.tree_network import TreeNetwork
 from treesnake.models.weights import exact_dtype
 
@@ -87,6 +89,7 @@ def load_network(
         InvalidInputError: if there is no such device, a token of the draft vocabulary does not
             exist, or the checkpoint leaves out embeddings that are not this target's.
     """
+    _check_format(checkpoint)
     if checkpoint.found.architecture is Architecture.STATE_SPACE:
         return _load_state_space(checkpoint, options, draft_vocab, target)
     device = resolve_device(options.device)
@@ -107,6 +110,17 @@ def load_network(
             f"{obstacle}"
         )
     return _load_generic(checkpoint, options, obstacle)
+
+
+def _check_format(checkpoint: Checkpoint) -> None:
+    """Refuses weights that another library packed in a way of its own."""
+    quantised = checkpoint.found.fields.get("quantization")
+    packed = any(name.endswith(".scales") for name in checkpoint.weights)
+    if isinstance(quantised, Mapping) and "bits" in quantised and packed:
+        raise LoadError(
+            f"the weights in {checkpoint.path} are quantised by MLX, whose format is not read here;"
+            " choose the original model, or a GGUF file of it"
+        )
 
 
 def _load_state_space(
@@ -181,9 +195,12 @@ def _load_native(
     in_memory = exact_dtype(tensors, torch_dtype) if device.type == "cpu" else torch_dtype
     check_memory(checkpoint, in_memory, device)
     config = TransformerConfig.from_hf(checkpoint.config)
+    where = str(checkpoint.path)
     if draft_vocab is not None:
+        check_vocabulary(draft_vocab, config.vocab_size)
+        config, tensors = admit_tensors(config, tensors, where)
         tensors, config = restrict_output(tensors, config, draft_vocab)
-    network = Transformer(config, tensors, torch_dtype, device)
+    network = Transformer(config, tensors, torch_dtype, device, where)
     asked = options.engine == "native"
     return LoadedNetwork(
         checkpoint=checkpoint,

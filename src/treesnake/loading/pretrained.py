@@ -1,6 +1,7 @@
 """Loads models with their own weights as unmodified transformers modules."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from treesnake.loading.gguf_models import check_all_read, scale_rotary_pairs
 from treesnake.loading.memory import check_memory
 from treesnake.loading.options import DEFAULT_OPTIONS, DtypeName, LoadOptions, has_accelerate
 from treesnake.models.gguf import GgufFile
+from treesnake.models.weight_gate import check_names, check_shapes, count_values, stored_shapes
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ def load_checkpoint(checkpoint: Checkpoint, options: LoadOptions = DEFAULT_OPTIO
     found_device = resolve_device(options.device)
     device_map = options.device_map
     torch_dtype = resolve_dtype(options.dtype, checkpoint, found_device)
+    _check_size(checkpoint, model_class)
     if device_map is None:
         check_memory(checkpoint, torch_dtype, found_device)
     arguments: dict[str, Any] = {
         "dtype": torch_dtype,
         "device_map": _direct_placement(found_device) if device_map is None else device_map,
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # the report says which, and they are refused below
         **_source(checkpoint, spread=device_map is not None),
     }
     try:
@@ -86,7 +90,7 @@ def load_checkpoint(checkpoint: Checkpoint, options: LoadOptions = DEFAULT_OPTIO
         raise
     except Exception as error:
         raise LoadError(f"transformers cannot load {checkpoint.name}: {error}") from error
-    _check_complete(checkpoint, report["missing_keys"])
+    _check_report(checkpoint, model, report)
     if isinstance(checkpoint.weights, GgufFile):
         check_all_read(model, checkpoint.weights)
         scale_rotary_pairs(model, checkpoint.weights)
@@ -183,8 +187,7 @@ def _source(checkpoint: Checkpoint, *, spread: bool) -> dict[str, Any]:
             "gguf_file": gguf.name,
             "config": checkpoint.config,
         }
-    quantised = getattr(checkpoint.config, "quantization_config", None) is not None
-    if quantised or spread or checkpoint.trust_remote_code:
+    if _is_quantised(checkpoint) or spread or checkpoint.trust_remote_code:
         return {
             "pretrained_model_name_or_path": checkpoint.path,
             "use_safetensors": True,
@@ -212,13 +215,53 @@ def _named_class(classes: Any, architectures: list[str] | None) -> Any:
     return next((each for each in classes if each.__name__ in (architectures or [])), classes[0])
 
 
-def _check_complete(checkpoint: Checkpoint, missing: set[str]) -> None:
-    """Refuses what transformers would fill with random numbers."""
-    if missing:
-        raise LoadError(
-            f"{checkpoint.path} lacks {len(missing)} tensors of a {checkpoint.config.model_type} "
-            f"model, {min(missing)} first; is it complete, and does its config belong to it?"
-        )
+def _check_size(checkpoint: Checkpoint, model_class: Any) -> None:
+    """Refuses a config of a larger model than the files hold, before memory is taken for it.
+
+    Where names in the files are those of the model, the first shape that differs is named.
+    """
+    if checkpoint.trust_remote_code or _is_quantised(checkpoint):
+        return
+    try:
+        with torch.device("meta"):
+            model = model_class(copy.deepcopy(checkpoint.config))
+    except Exception as error:
+        raise LoadError(f"transformers cannot build {checkpoint.name}: {error}") from error
+    num_stored = count_values(checkpoint.weights)
+    if model.num_parameters() <= num_stored:
+        return
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    stored = stored_shapes(checkpoint.weights)
+    where = str(checkpoint.path)
+    check_shapes(
+        [
+            (name, shape, shapes[name])
+            for name, shape in stored.items()
+            if name in shapes and shapes[name] != list(shape)
+        ],
+        where,
+    )
+    check_names(shapes, shapes.keys() - stored.keys(), (), where, stored)
+    raise LoadError(
+        f"the config of {where} does not belong to its weights: it is of a model of "
+        f"{model.num_parameters()} numbers, and the files hold {num_stored}"
+    )
+
+
+def _check_report(
+    checkpoint: Checkpoint, model: PreTrainedModel, report: Mapping[str, Any]
+) -> None:
+    """Refuses what transformers would fill with random numbers, cut or leave out."""
+    where = str(checkpoint.path)
+    check_shapes([(name, *shapes) for name, *shapes in sorted(report["mismatched_keys"])], where)
+    surplus = () if _is_quantised(checkpoint) else report["unexpected_keys"]
+    check_names(
+        model.state_dict().keys(), report["missing_keys"], surplus, where, checkpoint.weights
+    )
+
+
+def _is_quantised(checkpoint: Checkpoint) -> bool:
+    return getattr(checkpoint.config, "quantization_config", None) is not None
 
 
 def _best_device() -> str:

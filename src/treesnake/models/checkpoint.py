@@ -8,9 +8,11 @@ target that has others.
 """
 
 import json
+import math
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +26,7 @@ from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
 from treesnake.models.json_files import read_json_object
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
+from treesnake.models.weight_gate import Promise, Shape, Tie, admit
 from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, Weights, open_weights
 
 CONFIG_FILE = "config.json"
@@ -45,6 +48,11 @@ MAX_SHARD_BYTES = 5 * 1024**3
 FLOAT_TAG = "__float__"
 
 EMBEDDINGS = "backbone.embeddings.weight"
+HEAD = "lm_head.weight"
+BASE = "backbone."
+LAYERS = "backbone.layers."
+FIRST_LAYER = "backbone.layers.0."
+
 SAMPLED_EMBEDDINGS = "sampled_embeddings"
 """Every so many rows of embeddings that are left out, first and last ones included."""
 
@@ -80,6 +88,7 @@ _KEYS: Final[Mapping[str, tuple[_Key, ...]]] = {
         _Key("num_hidden_layers", "num_layers", 32),
         _Key("state_size", "state_dim", 16),
         _Key("expand", "expand", 2),
+        _Key("intermediate_size", "intermediate_size", None),
         _Key("time_step_rank", "time_step_rank", "auto"),
         _Key("tie_word_embeddings", "tie_embeddings", True),
         _Key("eos_token_id", "eos_token_id", 0),
@@ -169,7 +178,9 @@ def parse_config(fields: Mapping[str, Any], path: Path) -> NetworkConfig:
             return _read_hugging_face(fields, model_type)
         if model_type is None and "d_model" in fields:
             return _read_original(fields)
-    except (TypeError, KeyError, ValueError, AttributeError, ArithmeticError) as error:
+    except ValueError as error:
+        raise LoadError(f"{path} makes no sense: {error}") from error
+    except (TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise LoadError(f"{path} makes no sense: {error!r}") from error
     raise UnsupportedModelError(
         f'{path} is of model type "{model_type}"; the networks here are mamba and mamba2'
@@ -220,35 +231,70 @@ def build_network(
         LoadError: if a file is broken, or tensors do not fit the config.
         InvalidInputError: if embeddings are left out, and the target's are missing or others.
     """
-    with torch.device("meta"):
-        network = Mamba(config) if isinstance(config, MambaConfig) else Mamba2(config)
-    expected = network.state_dict()
+    promise = promised_tensors(config)
+    is_shared = SAMPLED_EMBEDDINGS in weights
+    if is_shared:
+        promise = _without_embeddings(promise, config, weights)
+    admitted = admit(promise, weights, str(folder))
+    if not is_shared:
+        config = replace(config, tie_embeddings=admitted.is_tied)
+    elif HEAD in promise.shapes:
+        config = replace(config, tie_embeddings=False)
     tensors = {}
-    for name in weights:
-        if name == "lm_head.weight" and config.tie_embeddings:
-            continue
-        tensor = weights[name]
+    for name, tensor in admitted.tensors.items():
         if name == SAMPLED_EMBEDDINGS:
-            _check_embeddings(folder, tensor, target_embeddings, expected[EMBEDDINGS].shape)
+            shape = (config.vocab_size, config.hidden_size)
+            _check_embeddings(folder, tensor, target_embeddings, torch.Size(shape))
             assert target_embeddings is not None
             tensors[EMBEDDINGS] = target_embeddings.to(device, dtype)
             continue
-        if name not in expected or tensor.shape != expected[name].shape:
-            fits = list(expected[name].shape) if name in expected else "no such tensor"
-            raise LoadError(
-                f"the weights in {folder} do not fit its config: {name} has shape "
-                f"{list(tensor.shape)}, the network has {fits}"
-            )
         kept = torch.float32 if name.endswith((".A_log", ".D", ".dt_bias")) else dtype
         tensors[name] = tensor.to(device, kept)
-    if config.tie_embeddings and EMBEDDINGS in tensors:
-        tensors["lm_head.weight"] = tensors[EMBEDDINGS]
-    if missing := sorted(expected.keys() - tensors.keys()):
-        raise LoadError(f"{folder} lacks {len(missing)} tensors, {missing[0]} first")
+    if config.tie_embeddings:
+        tensors[HEAD] = tensors[EMBEDDINGS]
+    network = _empty_network(config)
     network.load_state_dict(tensors, assign=True)
     if config.tie_embeddings:
         network.tie_embeddings()
     return network.eval()
+
+
+def promised_tensors(config: NetworkConfig) -> Promise:
+    """Returns the tensors that a network of this config has, by their names in transformers.
+
+    The layers are alike, so a network of one layer says it for any number of them.
+
+    Raises:
+        LoadError: if no network can have these sizes.
+    """
+    try:
+        one_layer = _empty_network(replace(config, num_layers=1)).state_dict()
+    except (RuntimeError, OverflowError, ZeroDivisionError) as error:
+        raise LoadError(f"a network cannot have the sizes of {config}: {error}") from error
+    shapes: dict[str, Shape] = {}
+    for name, tensor in one_layer.items():
+        numbers = range(config.num_layers if name.startswith(FIRST_LAYER) else 1)
+        for number in numbers:
+            own = name.replace(FIRST_LAYER, f"{LAYERS}{number}.")
+            shapes[own] = tuple(tensor.shape)
+    return Promise(shapes, BASE, Tie(EMBEDDINGS, HEAD) if config.tie_embeddings else None)
+
+
+def _without_embeddings(
+    promise: Promise, config: NetworkConfig, weights: Mapping[str, Tensor]
+) -> Promise:
+    """Returns what a drafter promises that leaves out the embeddings which are its target's."""
+    shapes = dict(promise.shapes)
+    shapes[SAMPLED_EMBEDDINGS] = (NUM_SAMPLED_EMBEDDINGS, config.hidden_size)
+    del shapes[EMBEDDINGS]
+    if config.tie_embeddings and HEAD not in weights:
+        del shapes[HEAD]
+    return Promise(shapes, promise.base)
+
+
+def _empty_network(config: NetworkConfig) -> Network:
+    with torch.device("meta"):
+        return Mamba(config) if isinstance(config, MambaConfig) else Mamba2(config)
 
 
 def open_tensors(folder: Path) -> Mapping[str, Tensor]:
@@ -354,8 +400,10 @@ def _check_embeddings(
 def _read_hugging_face(config: Mapping[str, Any], model_type: str) -> NetworkConfig:
     if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise UnsupportedModelError(f'only the activation "silu" is known, not "{activation}"')
-    fields = {key.field: config.get(key.name, key.default) for key in _KEYS[model_type]}
-    return _CONFIGS[model_type](**_cleaned(fields))
+    fields = _cleaned({key.field: config.get(key.name, key.default) for key in _KEYS[model_type]})
+    if fields.get("intermediate_size") == fields.get("expand", 1) * fields["hidden_size"]:
+        fields["intermediate_size"] = None  # as transformers writes it beside `expand`
+    return _CONFIGS[model_type](**fields)
 
 
 def _read_original(config: Mapping[str, Any]) -> NetworkConfig:
@@ -374,6 +422,8 @@ def _read_original(config: Mapping[str, Any]) -> NetworkConfig:
         raise UnsupportedModelError("only networks with RMS norms are known, not with layer norms")
     multiple = config.get("pad_vocab_size_multiple", 8)
     hidden_size = config["d_model"]
+    _check_field("pad_vocab_size_multiple", multiple)
+    _check_field("vocab_size", config["vocab_size"])
     fields = {
         "vocab_size": -(-config["vocab_size"] // multiple) * multiple,
         "hidden_size": hidden_size,
@@ -383,21 +433,56 @@ def _read_original(config: Mapping[str, Any]) -> NetworkConfig:
     }
     if layer == "Mamba1":
         return MambaConfig(**_cleaned(fields))
-    num_heads = ssm.get("expand", 2) * hidden_size // fields.setdefault("head_dim", 64)
-    return Mamba2Config(num_heads=num_heads, **_cleaned(fields))
+    fields = _cleaned({"head_dim": 64, "expand": ssm.get("expand", 2)} | fields)
+    num_heads = fields.pop("expand") * hidden_size // fields["head_dim"]
+    return Mamba2Config(num_heads=num_heads, **fields)
 
 
 def _cleaned(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns what JSON cannot say back into what it stands for."""
+    """Turns what JSON cannot say back into what it stands for, and checks the rest."""
     cleaned = dict(fields)
     if cleaned.get("time_step_rank") == "auto":
         cleaned["time_step_rank"] = None
     if isinstance(cleaned.get("eos_token_id"), list):
         cleaned["eos_token_id"] = tuple(cleaned["eos_token_id"])
     if "time_step_limit" in cleaned:
-        low, high = (float(bound) for bound in cleaned["time_step_limit"])
-        cleaned["time_step_limit"] = (low, high)
+        cleaned["time_step_limit"] = _read_limits(cleaned["time_step_limit"])
+    for name, value in cleaned.items():
+        _check_field(name, value)
     return cleaned
+
+
+def _read_limits(stated: object) -> tuple[float, float]:
+    """Reads bounds of step sizes; null is no bound."""
+    if stated is None:
+        return 0.0, math.inf
+    if not isinstance(stated, Sequence) or isinstance(stated, str) or len(stated) != 2:
+        raise ValueError(f"time_step_limit is {stated!r:.40} and not two numbers")
+    low, high = stated
+    limits = 0.0 if low is None else float(low), math.inf if high is None else float(high)
+    if not 0 <= limits[0] <= limits[1]:
+        raise ValueError(f"time_step_limit is {stated!r:.40}, which bounds nothing")
+    return limits
+
+
+def _check_field(name: str, value: object) -> None:
+    """Raises ValueError unless a value is of the kind that its field has."""
+    if name == "time_step_limit":
+        return
+    if name == "norm_eps":
+        known = isinstance(value, float | int) and 0 <= value < math.inf
+    elif name in ("use_bias", "use_conv_bias", "tie_embeddings"):
+        known = isinstance(value, bool)
+    elif name.endswith("_token_id"):
+        known = all(
+            one is None or type(one) is int
+            for one in (value if isinstance(value, tuple) else (value,))
+        )
+    else:
+        is_optional = name in ("time_step_rank", "intermediate_size")
+        known = (value is None and is_optional) or (type(value) is int and value > 0)
+    if not known:
+        raise ValueError(f"{name} is {value!r:.40}")
 
 
 def _decoded(value: Any) -> Any:
@@ -425,10 +510,41 @@ def _renamed(name: str) -> str:
 
 
 def _read_pickle(path: Path) -> Mapping[str, Tensor]:
+    """Reads the tensors of a pickle, of which nothing runs; mapped, where the format allows it.
+
+    Raises:
+        LoadError: if it holds anything but named tensors with a number of its own for every value.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        stored = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
     except Exception as error:
         raise LoadError(f"{path} holds more than tensors or is broken: {error}") from error
+    if not isinstance(stored, Mapping):
+        raise LoadError(f"{path} holds a {type(stored).__name__} and not tensors by name")
+    for name, tensor in stored.items():
+        if fault := _fault_of(name, tensor):
+            raise LoadError(
+                f"{path} holds {fault} as {name!r:.80}; save the network's state_dict alone, as "
+                "transformers' save_pretrained does"
+            )
+    return stored
+
+
+def _fault_of(name: object, tensor: object) -> str | None:
+    """Says what keeps an entry of a pickle from being a named tensor, or returns None."""
+    if not isinstance(name, str):
+        return "a tensor without a name"
+    if not isinstance(tensor, Tensor):
+        return f"a {type(tensor).__name__}"
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+        return "a sparse, quantised or nested tensor"
+    if tensor.is_meta:
+        return "a tensor without values"
+    if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+        return f"a tensor of shape {list(tensor.shape)} with fewer values than that"
+    return None
 
 
 def _write_tensors(

@@ -27,17 +27,19 @@ class MambaConfig(StateSpaceConfig):
 
     Attributes:
         expand: channels of the recurrence for each one of `hidden_size`.
+        intermediate_size: channels of the recurrence, if they are not `expand` times `hidden_size`.
         time_step_rank: None for a sixteenth of `hidden_size`, rounded up.
     """
 
     state_dim: int = 16
     expand: int = 2
+    intermediate_size: int | None = None
     time_step_rank: int | None = None
 
     @property
     def num_channels(self) -> int:
         """The channels of a layer's recurrence, each with a state of its own."""
-        return self.expand * self.hidden_size
+        return self.intermediate_size or self.expand * self.hidden_size
 
     @property
     def rank(self) -> int:

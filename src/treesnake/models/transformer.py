@@ -16,6 +16,7 @@ from treesnake.errors import BrokenModelError, InvalidInputError, UnsupportedMod
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_cpu import CPU_DTYPES, CpuEngine
+from treesnake.models.transformer_layers import admit_tensors
 from treesnake.models.transformer_pass import NewNodes
 from treesnake.models.transformer_torch import TORCH_DTYPES, TorchEngine
 from treesnake.models.tree_network import Part, check_tokens, own_states
@@ -39,12 +40,14 @@ class Transformer:
     by token trees is that of plain decoding in every dtype, and a prompt may be cut into chunks
     anywhere.
 
-    `tensors` are those of the transformers model by name, in any dtype; each is read once and
+    `tensors` are those of the transformers model by name, in any dtype. They must be what `config`
+    promises, down to their shapes; `where` they come from is for messages. Each is read once and
     rounded to `dtype`. On a CPU activations are float32 whatever the dtype, float32 leaves matrices
     that come in half precision as they are, which gives the same bits from half the bytes, and int8
     rounds every row of a matrix to multiples of its own scale.
 
     Raises:
+        LoadError: if the tensors are not what the config promises.
         UnsupportedModelError: for a dtype that the device has no arithmetic for.
     """
 
@@ -54,7 +57,10 @@ class Transformer:
         tensors: Mapping[str, Tensor],
         dtype: torch.dtype,
         device: torch.device,
+        where: str = "the checkpoint",
     ) -> None:
+        _check_dtype(dtype, device)
+        config, tensors = admit_tensors(config, tensors, where)
         self.config = config
         self._engine = _load_engine(config, tensors, dtype, device)
 
@@ -242,18 +248,21 @@ class TransformerState:
             self._cache.reserve(max(needed, 2 * self._cache.capacity))
 
 
-def _load_engine(
-    config: TransformerConfig,
-    tensors: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> CpuEngine | TorchEngine:
+def _check_dtype(dtype: torch.dtype, device: torch.device) -> None:
     known = CPU_DTYPES if device.type == "cpu" else TORCH_DTYPES
     if dtype not in known:
         names = ", ".join(str(kind).removeprefix("torch.") for kind in known)
         raise UnsupportedModelError(
             f"the native engine has weights of {names} on {device.type}, not of {dtype}"
         )
+
+
+def _load_engine(
+    config: TransformerConfig,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> CpuEngine | TorchEngine:
     if device.type == "cpu":
         return CpuEngine(config, tensors, dtype)
     return TorchEngine(config, tensors, dtype, device)

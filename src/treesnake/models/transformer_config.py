@@ -23,6 +23,8 @@ class TransformerConfig:
         rotates: whether a layer turns queries and keys by their positions.
         inverse_frequencies: radians a position of each pair of a head's first values.
         norms_outputs: the norms come after attention and MLP, not before.
+        fused_projections: a file has queries, keys and values in one matrix, and gate and up.
+        qkv_bias: queries, keys and values have biases.
         query_key_norm: what of queries and keys is normed: nothing, each head or all heads at once.
         tied_embeddings: the output layer is the embedding.
         output_size: the tokens that there are logits for; fewer than `vocab_size` in a drafter
@@ -42,6 +44,8 @@ class TransformerConfig:
     rotates: tuple[bool, ...]
     inverse_frequencies: tuple[float, ...]
     norms_outputs: bool
+    fused_projections: bool
+    qkv_bias: bool
     query_key_norm: QueryKeyNorm
     tied_embeddings: bool
     output_size: int
@@ -76,6 +80,8 @@ class TransformerConfig:
             rotates=_rotates(hf_config),
             inverse_frequencies=_inverse_frequencies(hf_config, head_dim),
             norms_outputs=family.norms_outputs,
+            fused_projections=family.fused_projections,
+            qkv_bias=family.qkv_bias,
             query_key_norm=family.query_key_norm,
             tied_embeddings=hf_config.tie_word_embeddings,
             output_size=hf_config.vocab_size,
@@ -85,6 +91,8 @@ class TransformerConfig:
 @dataclass(frozen=True)
 class _Family:
     norms_outputs: bool = False
+    fused_projections: bool = False
+    qkv_bias: bool = False
     query_key_norm: QueryKeyNorm = "none"
 
 
@@ -92,8 +100,8 @@ _FAMILIES = {
     "llama": _Family(),
     "mistral": _Family(),
     "olmo2": _Family(norms_outputs=True, query_key_norm="projection"),
-    "phi3": _Family(),
-    "qwen2": _Family(),
+    "phi3": _Family(fused_projections=True),
+    "qwen2": _Family(qkv_bias=True),
     "qwen3": _Family(query_key_norm="head"),
     "smollm3": _Family(),
 }

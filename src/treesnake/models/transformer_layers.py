@@ -7,13 +7,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from treesnake.errors import LoadError
 from treesnake.models.transformer_config import TransformerConfig
+from treesnake.models.weight_gate import Promise, Shape, Tie, admit
 
 EMBEDDING = "model.embed_tokens.weight"
 """The embedding, which is the output layer as well in a model with tied embeddings."""
 
 HEAD = "lm_head.weight"
 """The output layer of a model whose embeddings are not tied."""
+
+FINAL_NORM = "model.norm.weight"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +44,7 @@ def read_layer(
 ) -> LayerTensors:
     """Reads one layer; nothing of it is kept elsewhere."""
     prefix = f"model.layers.{layer}."
-    norms = ("input_layernorm", "post_attention_layernorm")
-    if config.norms_outputs:
-        norms = ("post_attention_layernorm", "post_feedforward_layernorm")
+    norms = _norms(config)
     nothing = torch.empty(0)
     qkv = _read_fused(tensors, prefix + "self_attn.", "qkv_proj", ("q_proj", "k_proj", "v_proj"))
     return LayerTensors(
@@ -58,10 +60,61 @@ def read_layer(
     )
 
 
+def promised_tensors(config: TransformerConfig) -> Promise:
+    """Returns the tensors that a network of this config has, by their names in transformers."""
+    hidden, head_dim = config.hidden_size, config.head_dim
+    shapes: dict[str, Shape] = {
+        EMBEDDING: (config.vocab_size, hidden),
+        HEAD: (config.output_size, hidden),
+        FINAL_NORM: (hidden,),
+    }
+    queries, keys = config.num_heads * head_dim, config.num_kv_heads * head_dim
+    attended = {"q": queries, "k": keys, "v": keys}
+    gated = dict.fromkeys(("gate", "up"), config.mlp_size)
+    layer: dict[str, Shape] = {
+        **{f"{name}.weight": (hidden,) for name in _norms(config)},
+        **_projections("self_attn", hidden, attended, "qkv", config),
+        **_projections("mlp", hidden, gated, "gate_up", config),
+        "self_attn.o_proj.weight": (hidden, queries),
+        "mlp.down_proj.weight": (hidden, config.mlp_size),
+    }
+    if config.qkv_bias:
+        layer |= {f"self_attn.{part}_proj.bias": (width,) for part, width in attended.items()}
+    normed = {"none": (), "head": (head_dim, head_dim), "projection": (queries, keys)}
+    for part, width in zip("qk", normed[config.query_key_norm], strict=False):
+        layer[f"self_attn.{part}_norm.weight"] = (width,)
+    for number in range(config.num_layers):
+        shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
+    return Promise(shapes, "model.", Tie(EMBEDDING, HEAD) if config.tied_embeddings else None)
+
+
+def admit_tensors(
+    config: TransformerConfig, tensors: Mapping[str, Tensor], where: str
+) -> tuple[TransformerConfig, Mapping[str, Tensor]]:
+    """Returns the tensors of a network and its config, which says what is really tied.
+
+    Raises:
+        LoadError: if the tensors are not those that the config promises.
+    """
+    if config.num_heads % config.num_kv_heads:
+        raise LoadError(
+            f"the config of {where} makes no sense: {config.num_heads} heads cannot share "
+            f"{config.num_kv_heads} heads of keys and values equally"
+        )
+    admitted = admit(promised_tensors(config), tensors, where)
+    return replace(config, tied_embeddings=admitted.is_tied), admitted.tensors
+
+
 def restrict_output(
     tensors: Mapping[str, Tensor], config: TransformerConfig, token_ids: Int[Tensor, " kept"]
 ) -> tuple[Mapping[str, Tensor], TransformerConfig]:
-    """Returns tensors and sizes of the network with only these tokens' rows of its output layer."""
+    """Returns tensors and sizes of the network with only these tokens' rows of its output layer.
+
+    Args:
+        tensors: what `admit_tensors` returned, as `config`.
+        config: the sizes.
+        token_ids: the tokens.
+    """
     head = tensors[EMBEDDING if config.tied_embeddings else HEAD]
     restricted = replace(config, output_size=len(token_ids), tied_embeddings=False)
     return {**tensors, HEAD: head[token_ids]}, restricted
@@ -69,7 +122,23 @@ def restrict_output(
 
 def read_final_norm(tensors: Mapping[str, Tensor]) -> Float[Tensor, " hidden"]:
     """Reads the norm before the output layer."""
-    return tensors["model.norm.weight"]
+    return tensors[FINAL_NORM]
+
+
+def _norms(config: TransformerConfig) -> tuple[str, str]:
+    """Returns what the norms of attention and MLP are called."""
+    if config.norms_outputs:
+        return "post_attention_layernorm", "post_feedforward_layernorm"
+    return "input_layernorm", "post_attention_layernorm"
+
+
+def _projections(
+    module: str, hidden: int, widths: Mapping[str, int], fused: str, config: TransformerConfig
+) -> dict[str, Shape]:
+    """Returns the matrices of a module that read the residual stream."""
+    if config.fused_projections:
+        widths = {fused: sum(widths.values())}
+    return {f"{module}.{part}_proj.weight": (width, hidden) for part, width in widths.items()}
 
 
 def _read_fused(

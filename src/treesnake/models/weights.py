@@ -6,8 +6,9 @@ wants them back, which would add the size of the file to the peak of a conversio
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "C64": torch.complex64,
+    "C128": torch.complex128,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -57,6 +66,11 @@ class TensorEntry:
     def num_bytes(self) -> int:
         """The size as stored."""
         return self.num_elements * self.dtype.itemsize
+
+    @property
+    def end(self) -> int:
+        """The first byte behind it."""
+        return self.start + self.num_bytes
 
     def rows(self, begin: int, end: int) -> "TensorEntry":
         """Returns where some of the rows lie, as if they were a tensor of their own."""
@@ -146,8 +160,11 @@ def exact_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> torch.dtyp
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """Reads where each tensor of one safetensors file lies.
 
+    A tensor of a dtype that torch does not have is given as its bytes.
+
     Raises:
-        LoadError: if the header makes no sense or promises more bytes than the file has.
+        LoadError: if the header makes no sense, or its tensors do not lie one behind the other from
+            the first byte of the data to the last of the file.
     """
     file_bytes = path.stat().st_size
     with path.open("rb") as stream:
@@ -158,29 +175,56 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
                 f"header should take {header_bytes}); fetch it again"
             )
         header = stream.read(header_bytes)
+    start = 8 + header_bytes
     try:
-        fields = json.loads(header)
+        fields = json.loads(header.decode("utf-8"), object_pairs_hook=_distinct)
         fields.pop("__metadata__", None)
-        entries = {name: _entry(path, 8 + header_bytes, field) for name, field in fields.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = {name: _entry(path, start, field) for name, field in fields.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LoadError(
             f"{path} has a broken safetensors header ({error}); fetch it again"
         ) from error
-    end = max((entry.start + entry.num_bytes for entry in entries.values()), default=0)
-    if end > file_bytes:
+    for name, entry in sorted(entries.items(), key=lambda named: (named[1].start, named[1].end)):
+        if entry.start != start:
+            fault = "overlaps" if entry.start < start else "leaves a gap behind"
+            raise LoadError(
+                f"{path} has a broken safetensors header ({name} {fault} the tensor before it); "
+                "fetch it again"
+            )
+        start = entry.end
+    if start > file_bytes:
         raise LoadError(
-            f"{path} is cut off: its header promises {end} bytes, it has {file_bytes}; "
+            f"{path} is cut off: its header promises {start} bytes, it has {file_bytes}; "
             "fetch it again"
+        )
+    if start < file_bytes:
+        raise LoadError(
+            f"{path} has {file_bytes - start} bytes behind its last tensor, which its header does "
+            "not explain; fetch it again"
         )
     return entries
 
 
+def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = sorted(name for name, _ in pairs)
+        twice = next(one for one, other in pairwise(names) if one == other)
+        raise ValueError(f"it has {twice} twice")
+    return fields
+
+
 def _entry(path: Path, data_start: int, field: Mapping[str, Any]) -> TensorEntry:
-    if field["dtype"] not in DTYPES:
-        raise ValueError(f"unknown dtype {field['dtype']!r}")
     begin, end = field["data_offsets"]
-    entry = TensorEntry(path, DTYPES[field["dtype"]], tuple(field["shape"]), data_start + begin)
-    if begin < 0 or min(entry.shape, default=0) < 0 or entry.num_bytes != end - begin:
+    shape = tuple(field["shape"])
+    numbers = (begin, end, *shape)
+    if not all(type(number) is int and number >= 0 for number in numbers) or begin > end:
+        raise ValueError(f"a tensor of shape {field['shape']!r:.80} at bytes {begin!r} to {end!r}")
+    dtype = DTYPES.get(field["dtype"])
+    if dtype is None:
+        return TensorEntry(path, torch.uint8, (end - begin,), data_start + begin)
+    entry = TensorEntry(path, dtype, shape, data_start + begin)
+    if entry.num_bytes != end - begin:
         raise ValueError(f"a tensor of shape {field['shape']} at bytes {begin} to {end}")
     return entry
 
@@ -190,7 +234,7 @@ def _sharded_entries(folder: Path) -> dict[str, TensorEntry]:
     try:
         files: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
         shards = sorted({Path(file).as_posix() for file in files.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LoadError(f"{index} is no index of shards ({error!r}); fetch it again") from error
     # A shard is a plain file name: an index must not reach outside of its folder.
     missing = [
@@ -201,9 +245,15 @@ def _sharded_entries(folder: Path) -> dict[str, TensorEntry]:
             f"{folder} lacks {len(missing)} of {len(shards)} shards: {', '.join(missing)}; "
             "fetch them again"
         )
-    entries = {
-        name: entry for shard in shards for name, entry in read_header(folder / shard).items()
-    }
+    entries: dict[str, TensorEntry] = {}
+    for shard in shards:
+        found = read_header(folder / shard)
+        if twice := sorted(found.keys() & entries.keys()):
+            raise LoadError(
+                f"{folder} has {twice[0]} in two of its shards, {entries[twice[0]].path.name} and "
+                f"{shard}; fetch them again"
+            )
+        entries |= found
     lost = sorted(files.keys() - entries.keys())
     if lost:
         raise LoadError(
