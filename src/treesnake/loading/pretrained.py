@@ -74,9 +74,9 @@ def load_checkpoint(checkpoint: Checkpoint, options: LoadOptions = DEFAULT_OPTIO
     found_device = resolve_device(options.device)
     device_map = options.device_map
     torch_dtype = resolve_dtype(options.dtype, checkpoint, found_device)
-    _check_size(checkpoint, model_class)
     if device_map is None:
         check_memory(checkpoint, torch_dtype, found_device)
+    _check_size(checkpoint, model_class)
     arguments: dict[str, Any] = {
         "dtype": torch_dtype,
         "device_map": _direct_placement(found_device) if device_map is None else device_map,
@@ -241,7 +241,9 @@ def _check_size(checkpoint: Checkpoint, model_class: Any) -> None:
         ],
         where,
     )
-    check_names(shapes, shapes.keys() - stored.keys(), (), where, stored)
+    found = {*stored, *(f"{model.base_model_prefix}.{name}" for name in stored)}
+    missing = shapes.keys() - found - model.all_tied_weights_keys.keys()
+    check_names(shapes, missing, (), where, stored)
     raise LoadError(
         f"the config of {where} does not belong to its weights: it is of a model of "
         f"{model.num_parameters()} numbers, and the files hold {num_stored}"
