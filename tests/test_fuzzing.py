@@ -12,6 +12,8 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from treesnake.errors import LoadError
 from treesnake.loading.checkpoint import locate
@@ -24,6 +26,7 @@ from fuzzing.gguf_files import GgufFiles
 from fuzzing.mutations import mutate_bytes, mutate_json, mutate_text
 from fuzzing.process import Limits, frame_of
 from fuzzing.recipes import Recipes
+from fuzzing.safetensors_files import mutate_safetensors
 from fuzzing.verdicts import judge
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "fuzz.py"
@@ -94,6 +97,12 @@ def test_mutations_are_made_by_the_seed_alone(content: bytes) -> None:
         made = [[mutate(content, Random(seed)) for seed in range(40)] for _ in range(2)]
         assert made[0] == made[1]
         assert len({result for result, _ in made[0]}) > 3
+
+
+def test_mutations_of_weights_are_made_by_the_seed_alone() -> None:
+    content = save({f"{name}.weight": torch.ones(4, 4) for name in "abcdefgh"})
+    made = [[mutate_safetensors(content, Random(seed)) for seed in range(60)] for _ in range(2)]
+    assert made[0] == made[1]
 
 
 @pytest.mark.parametrize("door", [Recipes(), GgufFiles()])

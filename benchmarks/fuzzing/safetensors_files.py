@@ -45,6 +45,11 @@ def encode(header: Header, blob: bytes, names: str | None = None) -> bytes:
     return struct.pack("<Q", len(text)) + text + blob
 
 
+def _tensors(content: bytes) -> dict[str, torch.Tensor]:
+    """Returns all tensors by name, in the order of the names: safetensors has another each time."""
+    return dict(sorted(load(content).items()))
+
+
 def _one(header: Header, random: Random) -> str:
     return random.choice([name for name in header if name != "__metadata__"])
 
@@ -67,7 +72,7 @@ def _rename(header: Header, blob: bytes, _: bytes, random: Random) -> tuple[byte
 
 
 def _drop(header: Header, blob: bytes, content: bytes, random: Random) -> tuple[bytes, str]:
-    tensors = load(content)
+    tensors = _tensors(content)
     name = _one(header, random)
     del tensors[name]
     return save(tensors, {"format": "pt"}), f"{name} is dropped"
@@ -141,7 +146,7 @@ def _value(header: Header, blob: bytes, _: bytes, random: Random) -> tuple[bytes
 
 
 def _convert(_: Header, blob: bytes, content: bytes, random: Random) -> tuple[bytes, str]:
-    tensors = load(content)
+    tensors = _tensors(content)
     dtype = random.choice(REAL_DTYPES)
     names = [*tensors] if random.random() < 0.5 else [random.choice([*tensors])]
     tensors |= {name: tensors[name].to(dtype) for name in names}
@@ -149,7 +154,7 @@ def _convert(_: Header, blob: bytes, content: bytes, random: Random) -> tuple[by
 
 
 def _resize(_: Header, blob: bytes, content: bytes, random: Random) -> tuple[bytes, str]:
-    tensors = load(content)
+    tensors = _tensors(content)
     name = random.choice([*tensors])
     tensor = tensors[name]
     variants: tuple[Callable[[], Any], ...] = (
@@ -167,7 +172,7 @@ def _resize(_: Header, blob: bytes, content: bytes, random: Random) -> tuple[byt
 
 
 def _stray(_: Header, blob: bytes, content: bytes, random: Random) -> tuple[bytes, str]:
-    tensors = load(content)
+    tensors = _tensors(content)
     name = random.choice(
         (
             "extra",
@@ -188,7 +193,7 @@ def _stray(_: Header, blob: bytes, content: bytes, random: Random) -> tuple[byte
 
 
 def _numbers(_: Header, blob: bytes, content: bytes, random: Random) -> tuple[bytes, str]:
-    tensors = load(content)
+    tensors = _tensors(content)
     name = random.choice([*tensors])
     number = random.choice(ODD_NUMBERS)
     flat = tensors[name].flatten()
