@@ -198,17 +198,17 @@ def _read_outcome(scratch: Path, status: int, is_late: bool, seconds: float) -> 
     report = scratch / "report"
     if report.exists() and not is_late and os.waitstatus_to_exitcode(status) == 0:
         return Outcome(**json.loads(report.read_text()), **common)
-    faults = _end_of(scratch / "faults")
+    faults_file = scratch / "faults"  # of several stacks in it the first counts, from its top on
+    faults = faults_file.read_text("utf-8", "replace")[:4000] if faults_file.exists() else ""
     frames = FRAME.findall(faults)
     frame = ".".join(frames[0]).replace("/", ".") if frames else ""
     code = os.waitstatus_to_exitcode(status)
-    is_hang = (
-        is_late or "SIGXCPU" in faults or code == -signal.SIGXCPU or bool(frames and code == -9)
-    )
-    if is_hang:
-        return Outcome("hang", error="waiting" if is_late else "computing", frame=frame, **common)
+    if is_late:
+        return Outcome("hang", error="waiting", frame=frame, **common)
+    if code == -signal.SIGKILL and faults:  # it said where it was when its time was over
+        return Outcome("hang", error="computing", frame=frame, **common)
     name = signal.Signals(-code).name if code < 0 else f"exit {code}"
-    return Outcome("crash", error=name, message=faults[-400:], frame=frame, **common)
+    return Outcome("crash", error=name, message=faults[:400], frame=frame, **common)
 
 
 def _end_of(path: Path) -> str:

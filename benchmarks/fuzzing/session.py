@@ -10,7 +10,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -139,7 +139,9 @@ class Session:
         try:
             case = self._doors[name].case(self._folder / name, specimen, work, random, count)
             verdict = judge(case, self._limits, usual_bytes)
-            return _described(case), verdict
+            # The folder has another name each time.
+            detail = verdict.detail.replace(f"{work}/", "")
+            return _described(case), replace(verdict, detail=detail)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
