@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from treesnake.json_lines import json_line, read_json_lines
 from treesnake.training.corpus import excluded_word_runs, word_runs
 
 
@@ -39,7 +40,7 @@ def main() -> None:
             prompts.append({"source": source, "prompt": text})
     unique = list({row["prompt"]: row for row in prompts}.values())
     rng.shuffle(unique)
-    arguments.output.write_text("".join(json.dumps(row) + "\n" for row in unique))
+    arguments.output.write_bytes(b"".join(map(json_line, unique)))
     counts: dict[str, int] = {}
     for row in unique:
         counts[row["source"]] = counts.get(row["source"], 0) + 1
@@ -51,8 +52,8 @@ def gather(gsm8k: Path, handbook: Path, rng: random.Random) -> Iterator[tuple[st
     for question, _ in conversations:
         if 3 <= len(question.split()) <= 160:
             yield "sharegpt", question
-    for line in gsm8k.read_text().splitlines():
-        yield "gsm8k", json.loads(line)["question"]
+    for row in read_json_lines(gsm8k):
+        yield "gsm8k", row.field("question")
     for sentence in german_sentences(handbook):
         yield "handbook", f"Translate German to English: {sentence}"
     for question, reply in conversations:

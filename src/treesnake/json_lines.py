@@ -17,6 +17,9 @@ from typing import Any
 from treesnake.errors import InvalidInputError
 from treesnake.utf8 import check_form, decode_text, described, writable
 
+NO_OBJECT = "with no JSON object"
+"""Why a line is left out that is broken, cut off, or another value."""
+
 FIRST_ROWS = 5
 """So many numbers of rows that were left out are kept for each reason."""
 
@@ -34,6 +37,17 @@ class Row:
     number: int
     where: str
     fields: Mapping[str, Any]
+
+    def field(self, name: str) -> Any:
+        """Returns the value of a field.
+
+        Raises:
+            InvalidInputError: if there is no such field.
+        """
+        if name not in self.fields:
+            found = ", ".join(map(described, self.fields)) or "nothing"
+            raise InvalidInputError(f'{self.where} lacks "{name}"; it has {found}')
+        return self.fields[name]
 
 
 class LeftOutRows:
@@ -90,7 +104,7 @@ def read_json_lines(path: Path) -> Iterator[Row]:
     Raises:
         InvalidInputError: naming the file and the line, at the first one that holds no object.
     """
-    return parse_json_lines(_lines(path), f"{path}")
+    return parse_json_lines(read_lines(path), f"{path}")
 
 
 def parse_json_lines(lines: Iterable[bytes], name: str) -> Iterator[Row]:
@@ -109,24 +123,45 @@ def parse_json_lines(lines: Iterable[bytes], name: str) -> Iterator[Row]:
             yield Row(number, f"line {number} of {name}", fields)
 
 
-def sound_json_lines(path: Path, left_out: LeftOutRows) -> Iterator[Row]:
+def sound_json_lines(path: Path, left_out: LeftOutRows, num_read: int = 0) -> Iterator[Row]:
     """Yields the objects of a file; lines that hold none are counted.
 
     Args:
         path: of the file.
         left_out: counts them.
+        num_read: so many lines were read before, and are passed over.
 
     Raises:
         InvalidInputError: if the file cannot be read at all.
     """
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
+        if number <= num_read:
+            continue
         try:
             fields = _parse_line(line, number, f"{path}")
         except InvalidInputError:
-            left_out.add(number, "with no JSON object")
+            left_out.add(number, NO_OBJECT)
             continue
         if fields is not None:
             yield Row(number, f"line {number} of {path}", fields)
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    r"""Yields the lines of a file of text, each with the "\n" that ends it.
+
+    Raises:
+        InvalidInputError: if the file cannot be read, or is compressed or of another encoding.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    check_form(line, f"{path}")  # another encoding is no matter of one line
+                yield line
+    except InvalidInputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"{path} cannot be read: {error}") from error
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -146,17 +181,6 @@ def parse_json(text: str, where: str) -> Any:
 def json_line(fields: Mapping[str, Any]) -> bytes:
     """Returns an object as a line of a file; what is no text becomes U+FFFD."""
     return writable(json.dumps(fields, ensure_ascii=False)).encode() + b"\n"
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    check_form(line, f"{path}")  # another encoding is no matter of one line
-                yield line
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{path} cannot be read: {error}") from error
 
 
 def _parse_line(line: bytes, number: int, name: str) -> dict[str, Any] | None:

@@ -38,8 +38,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         InvalidInputError: if it cannot be read, or holds a number that is not finite or larger than
             any that makes sense, or text with a NUL in it; the file and the key are named.
     """
+    text = read_text_file(path)
     try:
-        table = tomllib.loads(read_text_file(path))
+        table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"the recipe {path} cannot be read: {error}") from error
     for key, value in _leaves(table):

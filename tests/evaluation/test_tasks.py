@@ -29,8 +29,8 @@ def test_the_first_of_each_category_are_kept(question_file: Path) -> None:
 BAD_LINES = [
     ("hello", "line 2 of .*q.jsonl, which may be cut off, is no JSON"),
     ("[]", "line 2 of .* must be a JSON object, .*not a list of 0"),
-    ("{}", 'line 2 of .* is no question: it lacks "turns" and has nothing'),
-    ('{"prompt": "Why?"}', "is no question: it lacks \"turns\" and has 'prompt'"),
+    ("{}", 'line 2 of .* lacks "turns"; it has nothing'),
+    ('{"prompt": "Why?"}', "lacks \"turns\"; it has 'prompt'"),
     ('{"turns": 3}', '"turns" of line 2 of .* must be a text or a list of texts, not 3'),
     ('{"turns": null}', "not null"),
     ('{"turns": NaN}', "not nan"),

@@ -145,6 +145,13 @@ def test_prompts_are_read_once_each_and_errors_are_told(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in "abab"))
     assert read_prompts([path, path]) == ["a", "b"]
-    path.write_text('{"text": "a"}\n')
-    with pytest.raises(InvalidInputError, match='whose rows have a "prompt"'):
-        read_prompts([path])
+    for row, message in (
+        ({"text": "a"}, r'line 2 of .*prompts\.jsonl lacks "prompt"; it has'),
+        ({"prompt": None}, '"prompt" of line 2 of .* must be text, not null'),
+        ({"prompt": ["a"]}, '"prompt" of line 2 of .* must be text, not a list of 1'),
+        ({"prompt": "half \ud83d"}, '"prompt" of line 2 of .* is no text in UTF-8'),
+        ({"prompt": " "}, '"prompt" of line 2 of .* is empty'),
+    ):
+        path.write_text('{"prompt": "a"}\n' + json.dumps(row))
+        with pytest.raises(InvalidInputError, match=message):
+            read_prompts([path])

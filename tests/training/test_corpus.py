@@ -1,6 +1,7 @@
 """Text, prompts and replies out of local files, and out of rows of any data set."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,20 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from treesnake.errors import InvalidInputError
+from treesnake.json_lines import Row
 from treesnake.training import corpus
-from treesnake.training.corpus import PROMPTS_FILE, collect_corpus, read_exchange
+from treesnake.training.corpus import (
+    PROMPTS_FILE,
+    collect_corpus,
+    excluded_word_runs,
+    read_left_out,
+)
 from treesnake.training.reporting import NoReporter
 from treesnake.training.shards import read_shard, shard_files
 from treesnake.training.texts import read_texts
 from treesnake.training.training_recipe import CorpusStage
 
 SHAREGPT = [{"from": "human", "value": " Why? "}, {"from": "gpt", "value": "Because."}]
-CHAT = [
-    {"role": "system", "content": "Be kind."},
-    {"role": "user", "content": "Who?"},
-    {"role": "assistant", "content": "Me."},
-]
 
 
 @pytest.fixture
@@ -35,14 +37,39 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
+class Told(NoReporter):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def tell(self, message: str) -> None:
+        self.messages.append(message)
+
+
 def collect(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, rows: list[Any], **fields: Any
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Any],
+    reporter: NoReporter | None = None,
+    **fields: Any,
 ) -> Path:
     source = tmp_path / "rows.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    source.write_bytes(b"".join(line + b"\n" for line in lines))
     stage = CorpusStage(**({"name": "c", "source": str(source), "column": "text"} | fields))
-    collect_corpus(stage, tmp_path / "c", tokenizer, 272, NoReporter())
+    collect_corpus(stage, tmp_path / "c", tokenizer, 272, reporter or NoReporter())
     return tmp_path / "c"
+
+
+def learned(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Returns the texts of a folder without their end tokens."""
+    shards = [read_shard(path) for path in shard_files(folder)]
+    return [
+        tokenizer.decode(shard.answers[start : start + length - 1].long())
+        for shard in shards
+        for start, length in zip(shard.answer_starts, shard.answer_lengths.tolist(), strict=True)
+    ]
 
 
 def prompts(folder: Path) -> list[str]:
@@ -56,14 +83,6 @@ def test_prompts_are_first_questions_each_once(
     rows = [{"turns": SHAREGPT}, {"turns": SHAREGPT}, {"turns": SHAREGPT[1:]}, {"turns": []}]
     folder = collect(tmp_path, tokenizer, rows, content="prompts", column="turns")
     assert prompts(folder) == ["Why?"]
-
-
-def test_conversations_of_either_kind_are_read() -> None:
-    exchange = read_exchange(CHAT)
-    assert exchange is not None
-    assert (exchange.prompt, exchange.reply) == ("Who?", "Me.")
-    assert read_exchange("  ") is None
-    assert read_exchange(CHAT[2:]) is None
 
 
 def test_what_overlaps_with_excluded_prompts_is_left_out(
@@ -136,3 +155,137 @@ def test_a_column_that_is_not_there_is_told(
 ) -> None:
     with pytest.raises(InvalidInputError, match="has no column 'text'; it has body"):
         collect(tmp_path, tokenizer, [{"body": "x"}], content="prompts")
+
+
+ODD_ROWS: list[Any] = [
+    {"text": None},
+    {"text": ["a", "b"]},
+    {"text": float("nan")},
+    {"text": 3},
+    {"text": " "},
+    {"text": "half \ud83d"},
+    {"body": "x"},
+    None,
+    [],
+    3.5,
+    b"no json",
+    b'{"text": "\xff"}',
+    b'{"text": "a", "text": "b"}',
+    b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("row", ODD_ROWS, ids=lambda row: str(row)[:20])
+def test_an_odd_row_is_left_out_and_told(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, row: Any
+) -> None:
+    told = Told()
+    rows = [{"text": "one"}, row, {"text": "two\u2028three"}]
+    folder = collect(tmp_path, tokenizer, rows, told, content="text")
+    assert learned(folder, tokenizer) == ["one", "two\u2028three"]
+    (account,) = read_left_out(folder)
+    assert (account["rows"], account["first"]) == (1, [2])
+    assert f"1 rows left out: 1 {account['reason']} (row 2)" in told.messages[-1]
+
+
+def test_a_cut_last_line_costs_no_other_row(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_bytes(b'{"text": "one"}\r\n\n{"text": "two"}\n{"text": "thr')
+    stage = CorpusStage(name="c", source=f"{source}", content="prompts", column="text")
+    collect_corpus(stage, tmp_path / "c", tokenizer, 272, NoReporter())
+    assert prompts(tmp_path / "c") == ["one", "two"]
+
+
+def test_rows_left_out_are_counted_once_by_a_run_that_goes_on(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "TOKENS_PER_SHARD", 8)
+    rows = [{"text": None}, {"text": "text 0"}, b"{", {"text": "text 1"}, {"text": "text 2"}, 3]
+    folder = collect(tmp_path, tokenizer, rows, content="text")
+    whole = read_left_out(folder)
+    shard_files(folder)[-1].unlink()
+    told = Told()
+    collect(tmp_path, tokenizer, rows, told, content="text")
+    assert read_left_out(folder) == whole
+    assert (
+        "3 rows left out: 2 with no JSON object (row 3, 6); 1 without text (row 1)" in told.messages
+    )
+
+
+def test_rows_of_parquet_are_left_out_too(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    part = [{"type": "text", "text": "Hi"}]
+    table = pa.table({"chat": [[{"role": "user", "content": part}], None, []]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    source = str(tmp_path / "rows.parquet")
+    folder = collect(tmp_path, tokenizer, [], content="prompts", source=source, column="chat")
+    assert prompts(folder) == ["Hi"]
+    assert read_left_out(folder)[0]["first"] == [2, 3]
+    with pytest.raises(InvalidInputError, match="has no column 'text'; it has chat"):
+        collect(tmp_path, tokenizer, [], content="text", source=source)
+
+
+def test_a_source_that_breaks_in_its_middle_keeps_what_was_read(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*arguments: Any) -> Iterator[Row]:
+        yield Row(1, "row 1", {"text": "one"})
+        raise InvalidInputError("cut")
+
+    monkeypatch.setattr(corpus, "open_rows", cut)
+    with pytest.raises(InvalidInputError, match="cut"):
+        collect(tmp_path, tokenizer, [], content="text")
+    monkeypatch.undo()
+    rows = [{"text": "one"}, {"text": "two"}]
+    assert learned(collect(tmp_path, tokenizer, rows, content="text"), tokenizer) == ["one", "two"]
+
+
+def test_a_list_of_rows_is_read_from_a_json_file(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    source = tmp_path / "rows.json"
+    for text in ('[{"text": "one"},\n 3, {"text": "two"}]', '{"text": "one"}\n3\n{"text": "two"}'):
+        source.write_text(text)
+        folder = collect(tmp_path, tokenizer, [], content="prompts", source=f"{source}")
+        assert prompts(folder) == ["one", "two"]
+        assert read_left_out(folder)[0]["first"] == [2]
+
+
+def test_replies_may_have_a_column_of_their_own(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows = [{"text": "Why?", "reply": "So."}, {"text": "Who?", "reply": None}, {"text": "Me?"}]
+    folder = collect(tmp_path, tokenizer, rows, content="replies", reply_column="reply")
+    assert learned(folder, tokenizer) == ["So."]
+    reasons = {each["reason"] for each in read_left_out(folder)}
+    assert reasons == {"without a reply of text", 'without the column "reply"'}
+
+
+@pytest.mark.parametrize("content", ["text", "prompts", "replies"])
+def test_a_source_of_which_nothing_can_be_used_is_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, content: Any
+) -> None:
+    with pytest.raises(InvalidInputError, match=r'no row whose "text" can be used.*1 rows left'):
+        collect(tmp_path, tokenizer, [{"text": None}], content=content)
+
+
+def test_a_file_of_another_format_is_refused(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    (tmp_path / "rows.csv").write_text("text\n")
+    with pytest.raises(InvalidInputError, match=r"no format that a corpus can have: \.jsonl"):
+        collect(tmp_path, tokenizer, [], content="text", source=str(tmp_path / "rows.csv"))
+
+
+def test_prompts_to_be_judged_by_are_texts(tmp_path: Path) -> None:
+    path = tmp_path / "judged.jsonl"
+    words = "one two three four five six seven eight"
+    path.write_text("".join(json.dumps({key: words}) + "\n" for key in ("turns", "prompt")))
+    assert excluded_word_runs(path) == {tuple(words.split())}
+    for row in ({"prompt": None}, {"turns": [None]}, {}, {"turns": {"a": words}}):
+        path.write_text(json.dumps(row))
+        with pytest.raises(InvalidInputError, match=r"line 1 of .*judged\.jsonl must be"):
+            excluded_word_runs(path)

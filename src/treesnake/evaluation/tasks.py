@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from treesnake.conversation import check_turns
 from treesnake.errors import InvalidInputError, LoadError
@@ -51,23 +50,14 @@ def _ask(template: str, *fields: str) -> Callable[[Row], tuple[str, ...]]:
     """Returns what makes one turn of some fields of a row."""
     return lambda row: (
         template.format(
-            *(check_text(_field(row, name), f"{name} of {row.where}") for name in fields)
+            *(check_text(row.field(name), f"{name} of {row.where}") for name in fields)
         ).strip(),
     )
 
 
 def _take(name: str) -> Callable[[Row], tuple[str, ...]]:
     """Returns what takes the turns from a field of a row."""
-    return lambda row: check_turns(_field(row, name), f'"{name}" of {row.where}')
-
-
-def _field(row: Row, name: str) -> Any:
-    if name not in row.fields:
-        raise InvalidInputError(
-            f'{row.where} is no question: it lacks "{name}" and has '
-            f"{', '.join(map(described, row.fields)) or 'nothing'}"
-        )
-    return row.fields[name]
+    return lambda row: check_turns(row.field(name), f'"{name}" of {row.where}')
 
 
 SUMMARIZE = "Summarize the following article in a few sentences.\n\n{}"

@@ -5,7 +5,6 @@ length and cut into batches. So a run that ended goes on with the shards that ar
 several processes each take every so many-th batch.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from treesnake.errors import InvalidInputError, TrainingError
+from treesnake.json_lines import read_json_lines
 from treesnake.models.tree_network import TreeNetwork
 from treesnake.training.answering import AnswerOptions, answer
 from treesnake.training.corpus import prompt_tokens
@@ -26,6 +26,7 @@ from treesnake.training.shards import (
     write_shard,
 )
 from treesnake.training.training_recipe import AnswersStage
+from treesnake.utf8 import check_text
 
 WINDOW = 1024
 """Prompts that are sorted by length at once."""
@@ -44,20 +45,18 @@ class AnswerBatch:
 
 
 def read_prompts(files: Sequence[Path]) -> list[str]:
-    """Returns the prompts of some JSONL files, each once.
+    """Returns the prompts of some files of JSON lines, each once.
 
     Raises:
-        InvalidInputError: if a file cannot be read, or has a row without a "prompt".
+        InvalidInputError: naming file and line, if a row has no text as "prompt".
     """
     prompts: dict[str, None] = {}
     for path in files:
-        try:
-            for line in path.read_text("utf-8").splitlines():
-                prompts[json.loads(line)["prompt"]] = None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InvalidInputError(
-                f'{path} is no JSONL file whose rows have a "prompt": {error!r}'
-            ) from error
+        for row in read_json_lines(path):
+            prompt = check_text(row.field("prompt"), f'"prompt" of {row.where}')
+            if not prompt.strip():
+                raise InvalidInputError(f'"prompt" of {row.where} is empty; leave the line out')
+            prompts[prompt] = None
     return list(prompts)
 
 
@@ -116,7 +115,9 @@ def answer_prompts(
     options = AnswerOptions(
         stage.max_new_tokens, stage.temperature, stage.num_top, tuple(sorted(end_tokens))
     )
+    num_left_out = len(prompts)
     for index, batch in enumerate(answer_batches(prompts, tokenizer, stage)):
+        num_left_out -= len(batch.prompts)
         path = shard_path(folder, batch.number)
         strangers.discard(path)
         if index % share[1] != share[0]:
@@ -136,4 +137,9 @@ def answer_prompts(
     if strangers:
         raise InvalidInputError(
             f"{min(strangers)} holds answers to none of these prompts; take it out of {folder}"
+        )
+    if num_left_out:
+        reporter.tell(
+            f"{num_left_out} prompts left out, for they have no token or more than "
+            f"{stage.max_prompt_tokens}"
         )

@@ -46,8 +46,18 @@ def write_provenance(
     records: Sequence[StageRecord],
     num_parameters: int,
     num_processes: int,
+    left_out: Mapping[str, Any],
 ) -> None:
-    """Writes the file into a drafter's folder."""
+    """Writes the file into a drafter's folder.
+
+    Args:
+        folder: of the drafter.
+        recipe: what was made.
+        records: of its learning stages.
+        num_parameters: of the drafter.
+        num_processes: that trained it.
+        left_out: by the name of a corpus, the rows of its source that were left out.
+    """
     facts = {
         "recipe": asdict(recipe),
         "trained_before": _trained_before(recipe),
@@ -58,6 +68,7 @@ def write_provenance(
         "processes": num_processes,
         "parameters": num_parameters,
         "sources": _sources(recipe),
+        "left_out": left_out,
         "stages": [asdict(record) for record in records],
     }
     (folder / PROVENANCE_FILE).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")

@@ -95,6 +95,7 @@ class CorpusStage:
             conversations, for the target to answer; "replies" are first questions with the replies
             that the data has, of which the replies are learned.
         column: where a row has its text or conversation.
+        reply_column: of "replies", where a row has the reply, if it is not in the conversation.
         subset: of a data set at the hub.
         split: of a data set at the hub.
         max_rows: rows to be read; all if left out.
@@ -108,6 +109,7 @@ class CorpusStage:
     source: str
     content: Literal["text", "prompts", "replies"]
     column: str
+    reply_column: str | None = None
     subset: str | None = None
     split: str = "train"
     max_rows: int | None = None
@@ -302,12 +304,22 @@ def check_training_recipe(recipe: TrainingRecipe) -> None:
         _check_numbers(stage, f' of the stage "{stage.name}"')
         if isinstance(stage, DistilStage) and stage.rollout_tokens:
             _check_rollouts(stage)
-        if isinstance(stage, CorpusStage) and stage.max_tokens < 2:
-            raise InvalidInputError(
-                f'max_tokens of the stage "{stage.name}" must be at least 2, so that there is a '
-                "token to learn"
-            )
+        if isinstance(stage, CorpusStage):
+            _check_corpus(stage)
     _check_order(recipe.stages)
+
+
+def _check_corpus(stage: CorpusStage) -> None:
+    if stage.max_tokens < 2:
+        raise InvalidInputError(
+            f'max_tokens of the stage "{stage.name}" must be at least 2, so that there is a '
+            "token to learn"
+        )
+    if stage.reply_column is not None and stage.content != "replies":
+        raise InvalidInputError(
+            f'reply_column of the stage "{stage.name}" is for replies; write content = "replies", '
+            "or leave it out"
+        )
 
 
 def _check_names(recipe: TrainingRecipe) -> None:

@@ -27,7 +27,7 @@ from treesnake.loading.pretrained import load_checkpoint
 from treesnake.models.hf_attention import HfAttention
 from treesnake.training.answers import answer_prompts, read_prompts
 from treesnake.training.checkpoints import find_damage, find_folder, read_record, write_folder
-from treesnake.training.corpus import PROMPTS_FILE, collect_corpus
+from treesnake.training.corpus import PROMPTS_FILE, collect_corpus, read_left_out
 from treesnake.training.devices import new_accelerator, rounded_products
 from treesnake.training.distillation_loss import DistillationLoss, Objective
 from treesnake.training.draft_vocabulary import choose_draft_vocabulary
@@ -289,6 +289,11 @@ class _TrainingRun:
             self._records,
             learner.num_parameters,
             self._accelerator.num_processes,
+            {
+                stage.name: read_left_out(self._folder / stage.name)
+                for stage in self._recipe.stages
+                if isinstance(stage, CorpusStage)
+            },
         )
 
     def _prompts_file(self, name: str) -> Path:
