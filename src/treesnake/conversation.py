@@ -5,8 +5,10 @@ content is text, or a list of parts of text. An assistant's message may have too
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from treesnake.chat_templates import bounded
 from treesnake.errors import InvalidInputError
 from treesnake.utf8 import check_text, described
 
@@ -41,7 +43,7 @@ def render(messages: Sequence[Message], template: ChatTemplate) -> str:
     """
     has_parts = any(isinstance(each.get("content"), (list, tuple)) for each in messages)
     try:
-        text = template(messages)
+        text = bounded(partial(template, messages))
     except Exception as error:
         if has_parts:
             return render([_with_one_text(message) for message in messages], template)

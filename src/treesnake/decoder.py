@@ -6,6 +6,7 @@ from functools import partial
 from time import perf_counter
 from typing import Protocol, cast, runtime_checkable
 
+from treesnake.beginnings import encode_text
 from treesnake.constraints import Constraint
 from treesnake.continuation import Continuation, continue_text
 from treesnake.conversation import Message, check_messages, render
@@ -361,7 +362,7 @@ class SpeculativeDecoder:
             return prompt
         if isinstance(prompt, str):
             tokenizer = self._tokenizer_for("a prompt of text")
-            return Prompt.of(_encoded(tokenizer, prompt, add_special_tokens=True))
+            return Prompt.of(_encoded(tokenizer, prompt, is_whole=False))
         if isinstance(prompt, Mapping):
             raise InvalidInputError(
                 "the prompt is one message: a conversation is a list, so write [message]"
@@ -389,8 +390,8 @@ class SpeculativeDecoder:
             render(checked, partial(_templated, tokenizer, is_answered=is_answered))
             for is_answered in (True, False)
         )
-        tokens = _encoded(tokenizer, text, add_special_tokens=False)
-        opening = _encoded(tokenizer, text[len(history) :], add_special_tokens=False)
+        tokens = _encoded(tokenizer, text, is_whole=True)
+        opening = _encoded(tokenizer, text[len(history) :], is_whole=True)
         border = len(tokens) - len(opening)
         is_border = text.startswith(history) and tokens[border:] == opening
         return Prompt(tuple(tokens), borders=(border,) if is_border else ())
@@ -408,11 +409,13 @@ class SpeculativeDecoder:
         return self.tokenizer
 
 
-def _encoded(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
-    """Returns the tokens of a text from outside."""
+def _encoded(tokenizer: Tokenizer, text: str, *, is_whole: bool) -> list[int]:
+    """Returns the tokens of a text from outside, with a beginning in front if it has none yet."""
     check_text(text, "the prompt")
     try:
-        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        if is_whole:
+            return tokenizer.encode(text, add_special_tokens=False)
+        return encode_text(tokenizer, text)
     except Exception as error:
         raise InvalidInputError(
             f"the target's tokenizer cannot encode the prompt: {error}"

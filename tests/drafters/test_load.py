@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -153,3 +154,34 @@ def test_whether_code_of_a_tokenizer_may_run_is_always_said(
     options = LoadOptions(device="cpu", trust_remote_code=trusted)
     load_drafter(str(mamba_folder), options, target=target)
     assert said == [trusted]
+
+
+@pytest.mark.parametrize("size", [1061, 40])
+def test_a_mamba_without_a_tokenizer_has_about_as_many_tokens_as_the_target(
+    tmp_path: Path, target: Checkpoint, size: int
+) -> None:
+    config = MambaConfig(vocab_size=size, hidden_size=16, num_layers=1, state_dim=4)
+    save_network(Mamba(config), tmp_path / "bare")
+    if size == 40:
+        load_drafter(str(tmp_path / "bare"), LoadOptions(device="cpu"), target=target)
+        return
+    with pytest.raises(InvalidInputError, match="has 1061 tokens and no tokenizer, the target has"):
+        load_drafter(str(tmp_path / "bare"), LoadOptions(device="cpu"), target=target)
+
+
+def test_a_head_is_told_before_anything_of_it_is_loaded(target: Checkpoint) -> None:
+    folder = target.path
+    tensors = {"fc.weight": torch.zeros(16, 48), "midlayer.mlp.up_proj.weight": torch.zeros(2, 2)}
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UnsupportedModelError, match="reads the hidden states of its target"):
+        load_drafter(str(folder), target=target)
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.raises(UnsupportedModelError, match="reads the hidden states of its target"):
+        load_drafter(str(folder), target=target)
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "n" * 5000, "half \ud83d"])
+def test_what_can_be_no_name_of_a_drafter_is_told(name: str) -> None:
+    with pytest.raises(TreesnakeError):
+        load_drafter(name)

@@ -84,3 +84,22 @@ def test_code_is_fetched_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) ->
         patterns = download.call_args.kwargs["allow_patterns"]
         assert ("*.py" in patterns) == with_code
         assert "*.bin" not in patterns
+
+
+def test_pickled_weights_are_fetched_for_a_mamba_without_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download = Mock(return_value=str(tmp_path))
+    monkeypatch.setattr(hub, "snapshot_download", download)
+
+    def is_pickle_fetched() -> bool:
+        fetch_model("who/mamba", revision=None, with_code=False)
+        return "pytorch_model.bin" in download.call_args.kwargs["allow_patterns"]
+
+    (tmp_path / "config.json").write_text('{"d_model": 32, "n_layer": 1, "ssm_cfg": {}}')
+    assert is_pickle_fetched()
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert not is_pickle_fetched()
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    (tmp_path / "model.safetensors").touch()
+    assert not is_pickle_fetched()

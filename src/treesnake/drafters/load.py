@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from treesnake.drafters.composite import CompositeDrafterModel
+from treesnake.drafters.heads import check_config_is_of_a_model, check_tensors_are_of_a_model
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
@@ -23,12 +24,21 @@ from treesnake.drafters.vocabulary import (
 )
 from treesnake.errors import InvalidInputError
 from treesnake.loading.architecture import Architecture, FoundModel, identify
-from treesnake.loading.checkpoint import DEFAULT_MODEL, Checkpoint, locate, open_checkpoint
+from treesnake.loading.checkpoint import (
+    DEFAULT_MODEL,
+    Checkpoint,
+    local_path,
+    locate,
+    open_checkpoint,
+)
 from treesnake.loading.networks import load_network
 from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
 from treesnake.loading.pretrained import resolve_device
-from treesnake.models.checkpoint import TOKENIZER_FILES
+from treesnake.models.checkpoint import PICKLE_FILE, TOKENIZER_FILES, open_tensors
 from treesnake.protocols import DrafterModel
+
+MAX_PADDING = 512
+"""By how many rows of padding two embeddings of one vocabulary differ at most."""
 
 AUTO = "auto"
 PROMPT_LOOKUP = "prompt-lookup"
@@ -108,7 +118,7 @@ def check_drafter_name(name: str) -> None:
     models = [part for part in _parts(name) if part not in WEIGHTLESS]
     known = {AUTO, DEFAULT_MODEL, *SHIPPED_FOR.values()}
     for model in models:
-        if model not in known and "/" not in model and not Path(model).exists():
+        if model not in known and "/" not in model and not local_path(model).exists():
             choice = ", ".join([AUTO, *dict.fromkeys(SHIPPED_FOR.values()), *WEIGHTLESS])
             raise InvalidInputError(
                 f"there is no drafter {model!r}; choose one of {choice}, a folder, or a model at "
@@ -122,7 +132,7 @@ def check_drafter_name(name: str) -> None:
 
 
 def _parts(name: str) -> list[str]:
-    return [name] if Path(name).exists() else name.split("+")
+    return [name] if local_path(name).exists() else name.split("+")
 
 
 def _load_model(
@@ -140,13 +150,21 @@ def _load_model(
         raise InvalidInputError(
             "a window is for drafters whose cost grows with the text; a Mamba's does not"
         )
+    check_config_is_of_a_model(name, found.fields)
+    if _has_pickle_only(found.path):
+        check_tensors_are_of_a_model(name, open_tensors(found.path))
     checkpoint = open_checkpoint(found, options)
+    check_tensors_are_of_a_model(name, checkpoint.weights)
     kept = read_draft_vocabulary(found.path) if tokens == "same" else None
     vocabulary = _vocabulary(checkpoint, target, tokens, kept)
     if is_recurrent:
         options = _drafting_options(options)
     loaded = load_network(checkpoint, options, draft_vocab=kept, target=target)
     return NetworkDrafterModel(loaded.network, vocabulary, window)
+
+
+def _has_pickle_only(folder: Path) -> bool:
+    return (folder / PICKLE_FILE).is_file() and not any(folder.glob("*.safetensors"))
 
 
 def _drafting_options(options: LoadOptions) -> LoadOptions:
@@ -168,7 +186,7 @@ def _vocabulary(
 ) -> VocabularyMap | None:
     """Returns how a drafter's tokens relate to the target's; None if they are the same.
 
-    A Mamba without a tokenizer is taken to have the target's.
+    A Mamba without a tokenizer is taken to have the target's, if it has about as many tokens.
     """
     network_size = _vocab_size(drafter)
     target_size = network_size if target is None else _vocab_size(target)
@@ -176,6 +194,12 @@ def _vocabulary(
         if tokens == "shared":
             return share_tokens(drafter.tokenizer, target.tokenizer, target_size)
         check_same_tokens(drafter.tokenizer, target.tokenizer)
+    elif abs(network_size - target_size) > MAX_PADDING:
+        raise InvalidInputError(
+            f"{drafter.name} has {network_size} tokens and no tokenizer, the target has "
+            f"{target_size} tokens: that is another vocabulary; choose a drafter with the target's "
+            "tokenizer, or put the files of its own tokenizer into its folder"
+        )
     if kept is not None:
         return DraftVocabulary(kept, network_size, target_size)
     return None if network_size == target_size else PaddedVocabulary(network_size, target_size)

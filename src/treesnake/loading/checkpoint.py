@@ -48,6 +48,27 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FIELDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(
+        [f"{name}_token" for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")],
+        (str, dict),
+    ),
+    **dict.fromkeys(
+        ["add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces"],
+        (bool,),
+    ),
+    "tokenizer_class": (str,),
+    "chat_template": (str, list, dict),
+    "model_max_length": (int, float),
+    "auto_map": (dict, list),
+    "padding_side": (str,),
+    "truncation_side": (str,),
+    "added_tokens_decoder": (dict,),
+    "additional_special_tokens": (list,),
+    "extra_special_tokens": (dict, list),
+}
+
 # What ends a turn in the chat templates of the families that we know.
 TURN_ENDS = (
     "<|im_end|>",
@@ -320,11 +341,26 @@ def _where(found: FoundModel) -> str:
 
 
 def _read_tokenizer(folder: Path, **arguments: Any) -> PreTrainedTokenizerBase:
+    _check_tokenizer_files(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, **arguments)
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
         # Transformers makes some tokenizers out of nothing.
         raise LoadError("it knows special tokens only; its files are missing")
     return tokenizer
+
+
+def _check_tokenizer_files(folder: Path) -> None:
+    """Refuses settings of wrong types, which would surface when the first text is encoded."""
+    for name in TOKENIZER_SETTINGS:
+        path = folder / name
+        fields = read_json_object(path) if path.exists() else {}
+        for key, types in TOKENIZER_FIELDS.items():
+            value = fields.get(key)
+            if value is not None and type(value) not in types:
+                raise LoadError(
+                    f"{path.name} has {key} = {value!r:.60}, which should be of type "
+                    f"{' or '.join(each.__name__ for each in types)}"
+                )
 
 
 def _read_generation_config(found: FoundModel, config: PreTrainedConfig) -> GenerationConfig:

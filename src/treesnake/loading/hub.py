@@ -12,10 +12,13 @@ from huggingface_hub.errors import (
 )
 
 from treesnake.errors import LoadError
+from treesnake.models.checkpoint import CONFIG_FILE, is_state_space, read_fields
 
 # Only what is loaded: no pickles, no copies in other formats, and code only for those who ask.
 DATA_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors")
 CODE_FILES = ("*.py",)
+PICKLED_FILES = ("pytorch_model.bin",)
+"""Fetched for a Mamba in the layout of state-spaces, of which only tensors are read."""
 
 # The first kind that fits counts.
 REASONS: tuple[tuple[type[Exception], str], ...] = (
@@ -42,10 +45,24 @@ def fetch_model(name: str, *, revision: str | None, with_code: bool) -> Path:
         LoadError: if there is no such model or revision, or it cannot be reached.
     """
     patterns = [*DATA_FILES, *CODE_FILES] if with_code else list(DATA_FILES)
+    folder = _fetch(name, revision, patterns)
+    if _may_be_pickled(folder):
+        return _fetch(name, revision, [*patterns, *PICKLED_FILES])
+    return folder
+
+
+def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:
         reasons = (reason for kind, reason in REASONS if isinstance(error, kind))
         reason = next(reasons, f"{type(error).__name__}: {error}")
         wanted = name if revision is None else f"{name} at revision {revision}"
-        raise LoadError(f"{wanted} could not be fetched: {reason}") from error
+        raise LoadError(f"{wanted:.200} could not be fetched: {reason}") from error
+
+
+def _may_be_pickled(folder: Path) -> bool:
+    """Tells whether a folder without safetensors is that of a Mamba, or says nothing of itself."""
+    if any(folder.glob("*.safetensors")):
+        return False
+    return not (folder / CONFIG_FILE).is_file() or is_state_space(read_fields(folder))

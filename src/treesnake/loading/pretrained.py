@@ -82,6 +82,7 @@ def load_checkpoint(checkpoint: Checkpoint, options: LoadOptions = DEFAULT_OPTIO
         "device_map": _direct_placement(found_device) if device_map is None else device_map,
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # the report says which, and they are refused below
+        "trust_remote_code": checkpoint.trust_remote_code,
         **_source(checkpoint, spread=device_map is not None),
     }
     try:
@@ -191,7 +192,6 @@ def _source(checkpoint: Checkpoint, *, spread: bool) -> dict[str, Any]:
         return {
             "pretrained_model_name_or_path": checkpoint.path,
             "use_safetensors": True,
-            "trust_remote_code": checkpoint.trust_remote_code,
         }
     weights = checkpoint.weights
     return {
