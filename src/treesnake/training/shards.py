@@ -7,6 +7,7 @@ renamed. It carries a digest of its tensors, by which a run that goes on knows i
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ from treesnake.files import replacing
 from treesnake.training.answering import Answer
 
 SUFFIX = ".safetensors"
-DIGEST_NOTE = "sha256"
+NOTES_ENTRY, DIGEST_NOTE = "treesnake", "sha256"
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +113,9 @@ def write_shard(
     }
     try:
         with replacing(path) as partial:
-            save_file(tensors, partial, metadata={**(notes or {}), DIGEST_NOTE: _digest(tensors)})
+            # One entry: of several, safetensors writes the order that chance gives them.
+            content = json.dumps({**(notes or {}), DIGEST_NOTE: _digest(tensors)})
+            save_file(tensors, partial, metadata={NOTES_ENTRY: content})
     except (OSError, SafetensorError) as error:
         raise TrainingError.unwritten(path, error) from error
 
@@ -136,20 +139,23 @@ def read_shard(path: Path) -> Shard:
 
 
 def read_notes(path: Path) -> dict[str, str]:
-    """Returns the text that a shard carries along."""
+    """Returns the text that a shard carries along.
+
+    Raises:
+        TrainingError: if the file is broken.
+    """
     try:
         with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+            return dict(json.loads((file.metadata() or {}).get(NOTES_ENTRY, "{}")))
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise TrainingError(f"{path} is broken: {error}") from error
 
 
 def is_whole(path: Path) -> bool:
     """Tells whether a shard is there and as it was written; all of it is read."""
     try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get(DIGEST_NOTE) == _digest(load_file(path))
-    except (OSError, SafetensorError):
+        return read_notes(path).get(DIGEST_NOTE) == _digest(load_file(path))
+    except (OSError, SafetensorError, TrainingError):
         return False
 
 
