@@ -87,11 +87,15 @@ class FileDigests:
 
     Args:
         path: where they are remembered; if that is lost or broken, files are read once more.
+
+    Attributes:
+        has_learned: whether a file was read that was not known.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: dict[str, tuple[int, int, str]] = {}
+        self.has_learned = False
         self.recall()
 
     def of(self, path: Path) -> str:
@@ -101,6 +105,7 @@ class FileDigests:
         if (size, changed) != (status.st_size, status.st_mtime_ns):
             digest = sha256_of_file(path)
             self._known[key] = (status.st_size, status.st_mtime_ns, digest)
+            self.has_learned = True
         return digest
 
     def of_all(self, paths: Sequence[Path]) -> str:
@@ -115,8 +120,11 @@ class FileDigests:
                 self._known[key] = (size, changed, digest)
 
     def remember(self) -> None:
-        """Writes what is known."""
+        """Writes what is known, if something is new."""
+        if not self.has_learned:
+            return
         WorkRecord(self._known, {}).write(self._path)
+        self.has_learned = False
 
 
 @dataclass(frozen=True)
@@ -216,7 +224,7 @@ class KeptFolder:
 
     def finish(self, made_from: Facts) -> None:
         """Writes that all is done."""
-        files = {name: self._digests.of(self.folder / name) for name in self._names()}
+        files = {name: self._digests.of(self.folder / name) for name in sorted(self._names())}
         WorkRecord(made_from, files).write(self._done)
 
     def fault(self) -> str | None:

@@ -17,7 +17,7 @@ from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import TableModel, TinyNetwork
 
 RUNNER = CliRunner()
-KEY = CostKey("smollm2", "prompt-lookup", "int8", "native", "a processor", 2, "0.1")
+KEY = CostKey("smollm2", "prompt-lookup", "int8", "native", "a processor", 2, "0.1", "sizes")
 MODEL = NetworkTargetModel(TinyNetwork(TableModel(2)))
 COSTS = CostTable({64: {1: 0.0125, 8: 0.02}, 512: {1: 0.015, 8: 0.025}}, {64: {1: 0.002}})
 

@@ -2,6 +2,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -14,7 +15,9 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from treesnake import kept_work
 from treesnake.errors import LoadError
+from treesnake.kept_work import sha256_of_file
 from treesnake.loading import conversion, smollm
 from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
 from treesnake.loading.options import LoadOptions
@@ -71,9 +74,9 @@ def test_a_converted_folder_loads_and_says_where_it_comes_from(source: Path, cac
     provenance = json.loads((folder / PROVENANCE_FILE).read_text())
     assert provenance["source"] == "tiny.gguf"
     assert provenance["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
-    files = {path.name: path.stat().st_size for path in folder.iterdir()}
+    files = {path.name: sha256_of_file(path) for path in folder.iterdir()}
     del files[PROVENANCE_FILE]
-    assert provenance["file_bytes"] == files
+    assert provenance["file_sha256"] == files
 
 
 def convert_and_be_killed(source: Path, cache: Path) -> None:
@@ -150,6 +153,42 @@ def test_a_folder_that_lost_a_file_is_made_anew(
     assert not is_complete(folder)
     assert convert_once(source, cache) == folder
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_file_of_equal_size_that_was_changed_is_made_anew(
+    source: Path, cache: Path, name: str
+) -> None:
+    folder = convert_once(source, cache)
+    path = folder / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert not is_complete(folder)
+    assert convert_once(source, cache) == folder
+    assert path.read_bytes() == content
+
+
+def test_a_folder_is_hashed_once_and_again_only_after_a_change(
+    source: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = convert_once(source, cache)
+    assert is_complete(folder)
+    copied = shutil.copytree(cache, tmp_path / "copy") / folder.name
+    assert is_complete(copied)
+
+    def fail(path: Path) -> str:
+        raise AssertionError(path)
+
+    monkeypatch.setattr(kept_work, "sha256_of_file", fail)
+    assert is_complete(folder)
+    assert is_complete(copied)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b'{"file_sha256": 3}'])
+def test_a_broken_list_of_files_is_no_list(source: Path, cache: Path, content: bytes) -> None:
+    folder = convert_once(source, cache)
+    (folder / PROVENANCE_FILE).write_bytes(content)
+    assert not is_complete(folder)
 
 
 def test_another_source_or_converter_gets_another_folder(

@@ -48,12 +48,14 @@ def calibrate(
     prompt = Prompt.of(loaded.checkpoint.tokenizer.encode(TEXT))
     key = CostKey.of(loaded, drafter)
     costs = measure_costs(Pair(target_model, drafter_model), prompt)
-    path = write_costs(key, costs)
     if as_json:
         print(json.dumps({"key": asdict(key), "costs": asdict(costs)}))
-        return
-    _show(costs)
-    Console(stderr=True, highlight=False).print(f"Kept in {path}", style="dim", soft_wrap=True)
+    else:
+        _show(costs)
+    path = write_costs(key, costs)  # last, so that a full disk costs nothing that was measured
+    if not as_json:
+        console = Console(stderr=True, highlight=False)
+        console.print(f"Kept in {path}", style="dim", markup=False, soft_wrap=True)
 
 
 def _show(costs: CostTable) -> None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import math
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -13,11 +15,15 @@ import torch
 from treesnake.environment import processor_name
 from treesnake.errors import InvalidInputError
 from treesnake.files import write_text
+from treesnake.kept_work import sha256_of
 from treesnake.loading.networks import LoadedNetwork
-from treesnake.loading.smollm import cache_folder
+from treesnake.loading.smollm import CACHE_VARIABLE, cache_folder
+from treesnake.models.checkpoint import CONFIG_FILE
 from treesnake.search.costs import CostTable
 
 FOLDER_NAME = "costs"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class CostKey:
         machine: the name of the processor or accelerator.
         threads: of a CPU.
         version: of treesnake.
+        configs: a digest of what the folders of both models say of their sizes; names such as
+            "model" stand for another folder elsewhere.
     """
 
     target: str
@@ -41,6 +49,7 @@ class CostKey:
     machine: str
     threads: int
     version: str
+    configs: str
 
     @classmethod
     def of(cls, target: LoadedNetwork, drafter: str) -> "CostKey":
@@ -53,6 +62,7 @@ class CostKey:
             machine=machine_name(target.device),
             threads=torch.get_num_threads(),
             version=version("treesnake"),
+            configs=sha256_of([_config(target.checkpoint.path), _config(Path(drafter))])[:16],
         )
 
     @property
@@ -64,24 +74,48 @@ class CostKey:
 
 
 def write_costs(key: CostKey, costs: CostTable) -> Path:
-    """Keeps costs, whole or not at all, and returns where."""
+    """Keeps costs, whole or not at all, and returns where.
+
+    Raises:
+        InvalidInputError: if they cannot be written, as on a full disk.
+    """
     path = key.path
-    write_text(path, json.dumps({"key": asdict(key), "costs": asdict(costs)}, indent=1) + "\n")
+    try:
+        write_text(path, json.dumps({"key": asdict(key), "costs": asdict(costs)}, indent=1) + "\n")
+    except OSError as error:
+        raise InvalidInputError(
+            f"the costs cannot be kept in {path}: {error}; make room there, or set "
+            f"{CACHE_VARIABLE} to a folder that can be written"
+        ) from error
     return path
 
 
 def read_costs(key: CostKey) -> CostTable | None:
-    """Returns what was measured for a key, or None if nothing was or the file cannot be read.
+    """Returns what was measured for a key, or None if nothing was or the file is broken.
 
-    Searches learn costs as they go, so a broken file is no reason to stop.
+    Searches learn costs as they go, so a broken file is no reason to stop; the log tells it.
     """
+    path = key.path
     try:
-        content = json.loads(key.path.read_text())
+        content = json.loads(path.read_bytes())
         if content["key"] != asdict(key):
-            return None
+            raise ValueError("they are those of another pair or machine")
         costs = content["costs"]
         return CostTable(_by_count(costs["score_s"]), _by_count(costs["draft_s"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidInputError):
+    except FileNotFoundError:
+        return None
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        logger.warning(
+            "the costs in %s cannot be used (%r); `treesnake calibrate` measures anew", path, error
+        )
         return None
 
 
@@ -94,8 +128,21 @@ def machine_name(device: str) -> str:
     return processor_name()
 
 
+def _config(path: Path) -> str | None:
+    """Returns what a model's folder says of it; a file stands for itself by its size."""
+    try:
+        if path.is_file():
+            return str(path.stat().st_size)
+        return (path / CONFIG_FILE).read_text("utf-8", errors="replace")
+    except (OSError, ValueError):
+        return None
+
+
 def _by_count(table: dict[str, Any]) -> dict[int, dict[int, float]]:
-    return {
+    by_count = {
         int(length): {int(count): float(seconds) for count, seconds in costs.items()}
         for length, costs in table.items()
     }
+    if not all(math.isfinite(each) for costs in by_count.values() for each in costs.values()):
+        raise ValueError("a cost is no number")
+    return by_count

