@@ -1,11 +1,15 @@
 """Constraints one by one, and how they reach the nodes of a tree."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
@@ -14,6 +18,7 @@ from treesnake.constraints import (
     BannedTokens,
     Constraint,
     RepetitionPenalty,
+    as_constraints,
     constrain,
     num_allowed,
 )
@@ -148,3 +153,101 @@ def test_a_constraint_never_sees_a_text_that_the_target_rules_out() -> None:
     recording = _Recording()
     constrain(logits, TREE, CONTEXT, [recording])
     assert recording.seen == [(4, 2, 0), (4, 2, 0, 2)]
+
+
+PREFIX = (4, 2, 0)
+SHORT = TokenTree.of([0], [-1])
+
+
+def allowed_after(mask: Any) -> list[int]:
+    """The tokens that a grammar with this mask leaves of seven."""
+    grammar: Any = AllowedTokens(lambda prefix: mask)
+    logits, _ = constrain(torch.zeros(1, 7), SHORT, PREFIX, [grammar])
+    return [token for token in range(7) if logits[0, token] > FORBIDDEN]
+
+
+@pytest.mark.parametrize(
+    "as_form", [torch.tensor, list, tuple, np.array], ids=["tensor", "list", "tuple", "array"]
+)
+def test_a_mask_as_long_as_the_tokenizer_forbids_the_rest(as_form: Any) -> None:
+    mask = as_form([True, False, True, False, True])
+    if isinstance(mask, torch.Tensor | np.ndarray):
+        assert allowed_after(mask) == [0, 2, 4]
+    else:
+        grammar: Any = AllowedTokens(lambda prefix: mask)
+        with suppress(TypeCheckError):  # types are checked before our own checks, in tests
+            logits, _ = constrain(torch.zeros(1, 7), SHORT, PREFIX, [grammar])
+            assert (logits[0] > FORBIDDEN).tolist() == [True, False] * 2 + [True] + [False] * 2
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.ones(8, dtype=torch.bool),
+        torch.ones(1, dtype=torch.bool),
+        torch.ones(4, dtype=torch.bool),
+        torch.ones(0, dtype=torch.bool),
+        torch.ones(7),
+        torch.ones(7, dtype=torch.int64),
+        torch.ones(1, 7, dtype=torch.bool),
+        np.ones(7),
+        None,
+        [1, 0, 1, 0, 1, 0, 1],
+        "1111111",
+    ],
+    ids=["long", "one", "short", "none", "float", "int", "2d", "numpy", "nothing", "ints", "text"],
+)
+def test_a_mask_that_says_something_else_is_refused(mask: Any) -> None:
+    with pytest.raises((InvalidInputError, TypeCheckError), match=r"mask|Type-check"):
+        allowed_after(mask)
+
+
+@pytest.mark.parametrize("banned", [[7], [-1], [3, 400]])
+def test_tokens_that_do_not_exist_cannot_be_banned(banned: list[int]) -> None:
+    with pytest.raises(InvalidInputError, match="the model has tokens 0 to 6"):
+        constrain(torch.zeros(1, 7), SHORT, PREFIX, [BannedTokens(banned)])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_constraint_that_returns_no_logits_is_named(value: float) -> None:
+    class Odd:
+        def __call__(self, prefix: Sequence[int], logits: Tensor) -> Tensor:
+            return logits.index_fill(0, torch.tensor([1]), value)
+
+    with pytest.raises(InvalidInputError, match=f"the constraint Odd returned.*{value}"):
+        constrain(torch.zeros(1, 7), SHORT, PREFIX, [Odd()])
+
+
+@pytest.mark.parametrize("row", [None, [0.0] * 7, torch.zeros(6), torch.zeros(1, 7)])
+def test_a_constraint_that_returns_another_shape_is_named(row: Any) -> None:
+    def odd(prefix: Sequence[int], logits: Tensor) -> Any:
+        return row
+
+    with pytest.raises(InvalidInputError, match="a logit for each of 7 tokens"):
+        constrain(torch.zeros(1, 7), SHORT, PREFIX, [odd])
+
+
+def test_a_constraint_may_write_into_what_it_is_given() -> None:
+    def careless(prefix: Sequence[int], logits: Tensor) -> Tensor:
+        logits.fill_(FORBIDDEN)
+        return logits
+
+    logits = torch.zeros(len(TREE), VOCAB_SIZE)
+    with pytest.raises(InvalidInputError, match="allow no token"):
+        constrain(logits, TREE, CONTEXT, [careless])
+    assert (logits == 0).all()
+
+
+def test_greedy_text_asks_once_for_each_of_its_tokens_in_order() -> None:
+    recording = _Recording()
+    logits = torch.zeros(len(TREE), VOCAB_SIZE)
+    logits[0, 2] = logits[2, 4] = 1.0  # the path is the anchor and node 2, which is a leaf
+    constrain(logits, TREE, CONTEXT, [recording], is_greedy=True)
+    assert recording.seen == [CONTEXT, (*CONTEXT, 2)]
+
+
+@pytest.mark.parametrize("given", [BannedTokens([1]), 5, [5], [BannedTokens], "x"])
+def test_constraints_come_as_a_list(given: Any) -> None:
+    with pytest.raises(InvalidInputError, match="constraint"):
+        as_constraints(given)
+    assert as_constraints(None) == ()

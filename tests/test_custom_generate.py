@@ -11,6 +11,7 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     StoppingCriteria,
@@ -264,3 +265,59 @@ def test_a_cache_with_a_history_is_refused(model: PreTrainedModel) -> None:
             model.generation_config,
             past_key_values=with_history(),
         )
+
+
+class Alternating(LogitsProcessor):
+    """Allows the lower tokens at every other call, and notes what it is asked about."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        self.lengths.append(input_ids.shape[1])
+        is_low = torch.arange(scores.shape[1]) < VOCAB_SIZE // 2
+        return scores.masked_fill(is_low if len(self.lengths) % 2 else ~is_low, float("-inf"))
+
+
+class Counting(StoppingCriteria):
+    """Ends the text at its twelfth call."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+
+    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+        self.lengths.append(input_ids.shape[1])
+        return torch.tensor([len(self.lengths) >= 12])
+
+
+@pytest.mark.parametrize("search", ["chain(4)", "2x2x1", "self-tuning"])
+def test_a_processor_may_remember_its_calls(model: PreTrainedModel, search: str) -> None:
+    theirs, ours = (
+        model.generate(
+            PROMPT,
+            max_new_tokens=NUM_NEW,
+            do_sample=False,
+            logits_processor=LogitsProcessorList([Alternating()]),
+            **options,
+        )
+        for options in ({}, {"custom_generate": custom_generate, "search": search})
+    )
+    assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))
+
+
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3}, {"do_sample": True}], ids=str)
+def test_a_criterion_is_asked_once_for_each_token(
+    model: PreTrainedModel, options: dict[str, Any]
+) -> None:
+    counting = Counting()
+    output = ours_alone(
+        model, search="chain(4)", stopping_criteria=StoppingCriteriaList([counting]), **options
+    )
+    assert output.shape[1] == PROMPT.shape[1] + 12
+    assert counting.lengths == list(range(PROMPT.shape[1] + 1, PROMPT.shape[1] + 13))
+
+
+def test_a_processor_is_asked_once_for_each_sampled_token(model: PreTrainedModel) -> None:
+    processor = Alternating()
+    ours_alone(model, do_sample=True, logits_processor=LogitsProcessorList([processor]))
+    assert processor.lengths == list(range(PROMPT.shape[1], PROMPT.shape[1] + NUM_NEW))

@@ -1,8 +1,11 @@
 """The decoder as users have it, on toy models whose tokens are bytes."""
 
+import copy
 import itertools
-from collections.abc import Mapping, Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from treesnake.decoder import DecoderSession
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
-from treesnake.errors import ContextLengthError, InvalidInputError
+from treesnake.errors import ContextLengthError, InvalidInputError, LoadError
 from treesnake.pairs import Pair
 from treesnake.search.by_name import SEARCHES, SELF_TUNING, search_by_name
 from treesnake.search.static import StaticSearch
@@ -401,3 +404,123 @@ def test_a_search_is_named_or_given() -> None:
         decoder(search="")
     with pytest.raises((InvalidInputError, TypeCheckError)):
         decoder(search=LevelWidths((1, 1)))
+
+
+def test_a_stream_cannot_go_on_once_its_session_serves_another_text() -> None:
+    one = decoder()
+    session = one.new_session()
+    first = one.stream("abc", max_new_tokens=30, session=session)
+    next(first)
+    expected = one.generate("fed", max_new_tokens=30).token_ids
+    assert one.generate("fed", max_new_tokens=30, session=session).token_ids == expected
+    with pytest.raises(InvalidInputError, match="a session of its own"):
+        first.run()
+    assert first.generation.finish_reason == FinishReason.CANCELLED
+    assert len(first.run().steps) == 1
+
+
+def test_threads_in_one_session_get_the_right_text_or_are_refused() -> None:
+    one = decoder()
+    session = one.new_session()
+    prompts = ["abc", "fed", "cafe"] * 4
+    expected = {prompt: one.generate(prompt, max_new_tokens=12).token_ids for prompt in prompts}
+
+    def generated(prompt: str) -> tuple[str, tuple[int, ...] | None]:
+        try:
+            return prompt, one.generate(prompt, max_new_tokens=12, session=session).token_ids
+        except InvalidInputError:
+            return prompt, None
+
+    with ThreadPoolExecutor(4) as pool:
+        for prompt, token_ids in pool.map(generated, prompts):
+            assert token_ids in (None, expected[prompt])
+
+
+def test_threads_may_share_a_stream() -> None:
+    one = decoder()
+    expected = one.generate("abc", max_new_tokens=40).token_ids
+    stream = one.stream("abc", max_new_tokens=40)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(stream.run)
+    assert stream.generation.token_ids == expected
+    assert stream.generation.text == bytes(expected).decode()
+
+
+def test_a_session_of_another_decoder_is_refused() -> None:
+    one, other = decoder(), decoder()
+    with pytest.raises(InvalidInputError, match="made by another decoder"):
+        one.generate("abc", session=other.new_session())
+
+
+def test_a_stream_that_was_left_is_in_nobodys_way() -> None:
+    one = decoder()
+    session = one.new_session()
+    next(one.stream("abc", max_new_tokens=30, session=session))
+    expected = one.generate("abcd", max_new_tokens=9).token_ids
+    assert one.generate("abcd", max_new_tokens=9, session=session).token_ids == expected
+
+
+WRONG_ARGUMENTS: list[dict[str, Any]] = [
+    {"max_new_tokens": 2.5},
+    {"max_new_tokens": None},
+    {"max_new_tokens": True},
+    {"max_new_tokens": 0},
+    {"max_new_tokens": -1},
+    {"stop": [b"x"]},
+    {"stop": ""},
+    {"stop": [""]},
+    {"stop": 5},
+    {"constraints": AllowedTokens(lambda prefix: torch.ones(VOCAB_SIZE, dtype=torch.bool))},
+    {"constraints": [5]},
+    {"params": {"temperature": 1.0}},
+    {"session": "mine"},
+]
+
+
+@pytest.mark.parametrize("arguments", WRONG_ARGUMENTS, ids=str)
+def test_an_argument_that_cannot_be_is_named(arguments: dict[str, Any]) -> None:
+    """While tests run, types are checked before our own checks are."""
+    with pytest.raises((InvalidInputError, TypeCheckError), match=next(iter(arguments))):
+        decoder().generate("abc", **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"stop": None}, {"max_new_tokens": 10**30}], ids=str)
+def test_an_argument_that_says_nothing_or_much_is_taken(arguments: dict[str, Any]) -> None:
+    stream = decoder().stream("abc", **arguments)
+    next(stream)
+    assert stream.generation.num_emitted
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_holds_threads_and_weights_is_not_copied(copied: Callable[[Any], Any]) -> None:
+    one = decoder()
+    for part in (one, one.new_session(), one.stream("abc")):
+        with pytest.raises(InvalidInputError, match="can be neither copied nor pickled"):
+            copied(part)
+
+
+def test_an_interrupted_stream_is_cancelled_and_its_session_goes_on() -> None:
+    one = decoder()
+    session = one.new_session()
+    stream = one.stream("abc", max_new_tokens=30, session=session)
+    next(stream)
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session.target, "score", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+    assert len(stream.run().steps) == 1
+    assert stream.generation.finish_reason == FinishReason.CANCELLED
+    expected = one.generate("abc", max_new_tokens=30).token_ids
+    assert one.generate("abc", max_new_tokens=30, session=session).token_ids == expected
+
+
+def test_a_path_is_a_folder_whatever_models_are_called(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=r"no file or folder .*smollm2"):
+        SpeculativeDecoder.from_pretrained(tmp_path / "smollm2")
+    with pytest.raises(LoadError, match="no file or folder nowhere"):
+        SpeculativeDecoder.from_pretrained(drafter=Path("nowhere"))

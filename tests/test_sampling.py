@@ -220,3 +220,41 @@ def test_a_seed_gives_the_same_decisions_again() -> None:
 def test_seeds_out_of_range_are_refused(seed: int) -> None:
     with pytest.raises(InvalidInputError, match="seed"):
         TorchRng(seed)
+
+
+TINY_TEMPERATURES = [1e-30, 1e-37, 1e-38, 1e-40, 1e-46, 5e-324]
+
+
+@pytest.mark.parametrize("temperature", TINY_TEMPERATURES)
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.5}, {"top_k": 2}, {"min_p": 0.1}], ids=str)
+@pytest.mark.filterwarnings("error")
+def test_at_a_temperature_near_zero_all_mass_is_on_the_largest(
+    temperature: float, options: dict[str, Any]
+) -> None:
+    logits = torch.tensor([[1.0, 80.0, -float("inf"), 79.9], [-3e38, -2e38, -1e38, -1.5e38]])
+    probs = to_probs(logits, SamplingParams(temperature=temperature, **options))
+    assert probs.tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
+
+
+@pytest.mark.filterwarnings("error")
+def test_at_a_temperature_without_end_all_that_is_possible_is_as_probable() -> None:
+    logits = torch.tensor([1.0, 80.0, -float("inf"), 79.9])
+    probs = to_probs(logits, SamplingParams(temperature=1e300))
+    assert probs.tolist() == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])
+
+
+@pytest.mark.parametrize("top_p", [5e-324, 1e-46, 1e-30])
+def test_the_smallest_nucleus_is_the_most_probable_token(top_p: float) -> None:
+    logits = random_logits(0, 3, 11)
+    probs = to_probs(logits, SamplingParams(temperature=1.0, top_p=top_p))
+    assert torch.equal(probs, to_probs(logits, SamplingParams()))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 10**400}, {"seed": -1}, {"seed": 2**63}, {"top_k": -5}],
+    ids=lambda options: next(iter(options)),
+)
+def test_numbers_out_of_all_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match=next(iter(options))):
+        SamplingParams(**options)

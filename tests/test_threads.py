@@ -1,5 +1,6 @@
 """Torch's threads are left asleep where their spinning would hinder a compiled pass."""
 
+import multiprocessing
 import threading
 from typing import Any
 
@@ -7,8 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from treesnake import SamplingParams, SpeculativeDecoder
-from treesnake.threads import on_one_thread
+from treesnake import SamplingParams, SpeculativeDecoder, threads
+from treesnake.threads import new_lock, new_reentrant_lock, on_one_thread
 
 SHARED_FROM = 3000
 """Numbers that an operation has at least for torch to share it among threads."""
@@ -77,3 +78,48 @@ def test_no_step_wakes_the_threads_of_torch(shape: str, temperature: float) -> N
         for _ in stream:
             pass
     assert shared.names <= {*NOT_SHARED}
+
+
+has_fork = pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="no fork here"
+)
+
+
+@has_fork
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_computes_and_finds_its_locks_free() -> None:
+    """The parent's pool of threads and the holder of a lock are not in the child."""
+    torch.rand(1_000_000).exp().sum()
+    locks = [new_lock(), new_reentrant_lock()]
+    holder = threading.Thread(target=lambda: [lock.acquire() for lock in locks])
+    holder.start()
+    holder.join()
+
+    def work() -> None:
+        assert all(lock.acquire(timeout=5) for lock in locks)
+        torch.rand(1_000_000).exp().sum()
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(60)
+    child.kill()
+    assert child.exitcode == 0
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_interrupt_right_behind_the_change_restores_the_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    change = threads._set_openmp_threads
+    assert change is not None
+
+    def interrupted(number: int) -> None:
+        change(number)
+        if number == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threads, "_set_openmp_threads", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        on_one_thread(torch.get_num_threads)()
+    assert torch.get_num_threads() == 2

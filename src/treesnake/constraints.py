@@ -5,15 +5,19 @@ own path, so that constrained generation is as exact as free generation: what is
 constrained target. The drafter is left as it is; it may propose what is then rejected.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, cast, runtime_checkable
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from treesnake.arguments import as_number, as_token_ids
 from treesnake.errors import InvalidInputError
+from treesnake.sampling import first_largest
 from treesnake.threads import on_one_thread
 from treesnake.tree import TokenTree
 
@@ -42,8 +46,10 @@ class RepetitionPenalty:
     penalty: float
 
     def __post_init__(self) -> None:
-        if not self.penalty > 0:
-            raise InvalidInputError(f"a repetition penalty must be above 0, got {self.penalty}")
+        if not 0 < as_number("a repetition penalty", self.penalty) < float("inf"):
+            raise InvalidInputError(
+                f"a repetition penalty must be above 0 and finite, got {self.penalty}"
+            )
 
     def __call__(
         self, prefix: Sequence[int], logits: Float[Tensor, " vocab"]
@@ -56,33 +62,102 @@ class RepetitionPenalty:
 
 @dataclass(frozen=True)
 class BannedTokens:
-    """Forbids some tokens everywhere."""
+    """Forbids some tokens everywhere.
+
+    Raises:
+        InvalidInputError: if these are no token ids; once it is used, if the model lacks one.
+    """
 
     token_ids: Collection[int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token_ids", as_token_ids("banned tokens", self.token_ids))
 
     def __call__(
         self, prefix: Sequence[int], logits: Float[Tensor, " vocab"]
     ) -> Float[Tensor, " vocab"]:
-        banned = torch.tensor(sorted(self.token_ids), dtype=torch.long, device=logits.device)
-        return logits.index_fill(0, banned, FORBIDDEN)
+        banned = sorted(self.token_ids)
+        if banned and not 0 <= banned[0] <= banned[-1] < len(logits):
+            raise InvalidInputError(
+                f"the model has tokens 0 to {len(logits) - 1}, and those from {banned[0]} to "
+                f"{banned[-1]} are banned; give token ids of its own tokenizer"
+            )
+        indices = torch.tensor(banned, dtype=torch.long, device=logits.device)
+        return logits.index_fill(0, indices, FORBIDDEN)
 
 
 @dataclass(frozen=True)
 class AllowedTokens:
     """Allows only what a function of the text allows: a grammar, a schema, a list of words.
 
+    A model often has more logits than its tokenizer has tokens. A mask of the tokenizer's length
+    forbids the rest.
+
     Attributes:
         allowed_mask: takes the tokens so far, prompt included, and returns True for each token of
-            the vocabulary that may come next.
+            the vocabulary that may come next; as a tensor, an array or a list.
+
+    Raises:
+        InvalidInputError: once it is used, if the mask is longer than the logits, too short for a
+            token of the text, or made of something else than True and False.
     """
 
-    allowed_mask: Callable[[Sequence[int]], Bool[Tensor, " vocab"]]
+    allowed_mask: Callable[[Sequence[int]], Bool[Tensor, " vocab"] | np.ndarray | Sequence[bool]]
 
     def __call__(
         self, prefix: Sequence[int], logits: Float[Tensor, " vocab"]
     ) -> Float[Tensor, " vocab"]:
-        mask = self.allowed_mask(prefix).to(logits.device)
+        mask = _as_mask(self.allowed_mask(prefix)).to(logits.device)
+        if len(mask) != len(logits):
+            last = max(prefix)
+            if len(mask) < 2 or not last < len(mask) < len(logits):
+                raise InvalidInputError(
+                    f"a mask of allowed tokens has {len(mask)} entries, the model has "
+                    f"{len(logits)} tokens and the text has token {last}; give one entry for each "
+                    "token of the tokenizer, added tokens included"
+                )
+            mask = F.pad(mask, (0, len(logits) - len(mask)))
         return logits.masked_fill(~mask, FORBIDDEN)
+
+
+def _as_mask(mask: object) -> Bool[Tensor, " entries"]:
+    """Returns what a grammar gave as a tensor, if it is one mask of True and False."""
+    if isinstance(mask, Sequence) and all(isinstance(entry, bool | np.bool_) for entry in mask):
+        mask = np.array(mask, np.bool_)
+    if isinstance(mask, np.ndarray) and mask.dtype == np.bool_:
+        mask = torch.from_numpy(mask.copy())
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 1:
+        form = f" of {mask.dtype} and shape {tuple(mask.shape)}" if _is_array(mask) else ""
+        raise InvalidInputError(
+            "a mask of allowed tokens has one axis and is True for each token that may come next, "
+            f"got {type(mask).__name__}{form}"
+        )
+    return mask
+
+
+def _is_array(value: object) -> TypeGuard[Tensor | np.ndarray]:
+    return isinstance(value, Tensor | np.ndarray)
+
+
+def as_constraints(constraints: object) -> tuple[Constraint, ...]:
+    """Returns what a user gives as constraints; None stands for none.
+
+    Raises:
+        InvalidInputError: if it is no list, or something in it cannot be called.
+    """
+    if constraints is None:
+        return ()
+    if isinstance(constraints, Constraint) or not isinstance(constraints, Iterable):
+        raise InvalidInputError(
+            f"constraints is a list: write constraints=[...], got {type(constraints).__name__}"
+        )
+    chosen = tuple(constraints)
+    for each in chosen:
+        if not callable(each) or isinstance(each, type):
+            raise InvalidInputError(
+                f"a constraint takes the text so far and logits, and returns logits, got {each!r}"
+            )
+    return cast(tuple[Constraint, ...], chosen)
 
 
 @on_one_thread
@@ -92,11 +167,14 @@ def constrain(
     context: Sequence[int],
     constraints: Sequence[Constraint],
     find_end: Callable[[Sequence[int]], object] = lambda drafted: None,
+    *,
+    is_greedy: bool = False,
 ) -> tuple[Float[Tensor, "nodes vocab"], frozenset[int]]:
     """Applies the constraints one after the other at every node; also returns the dead ends.
 
     They never see a text that they forbid, nor one that has ended: a node that cannot be accepted,
-    or after which nothing will be emitted, keeps its logits, and so does all below it.
+    or after which nothing will be emitted, keeps its logits, and so does all below it. Greedy text
+    takes one path, so they see that path's texts alone, once each and one after the other.
 
     A dead end is a node after which no token is left. It keeps its logits too, since the drafter
     may have gone where the target never does; what is accepted may go up to it and not beyond, see
@@ -108,9 +186,11 @@ def constrain(
         context: the text so far, whose last token is the tree's anchor.
         constraints: none at all costs nothing.
         find_end: takes the drafted tokens on the way to a node; true where they end the text.
+        is_greedy: whether the most probable token is the only one that can be accepted.
 
     Raises:
-        InvalidInputError: if no token is left after the text, the anchor being a dead end.
+        InvalidInputError: if no token is left after the text, the anchor being a dead end; or if
+            what a constraint returned is no row of logits.
     """
     if not constraints:
         return logits, frozenset()
@@ -122,11 +202,15 @@ def constrain(
         row = logits[node]
         is_open.append(
             parent < 0
-            or (is_open[parent] and bool(rows[parent][token] > FORBIDDEN) and not find_end(drafted))
+            or (
+                is_open[parent]
+                and _can_follow(rows[parent], token, is_greedy=is_greedy)
+                and not find_end(drafted)
+            )
         )
         if is_open[node]:
             constrained = _constrain_row(row, [*context, *drafted], constraints)
-            if bool((constrained > FORBIDDEN).any()):
+            if float(constrained.amax()) > FORBIDDEN:
                 row = constrained
             else:
                 dead_ends.add(node)
@@ -148,9 +232,37 @@ def num_allowed(path: Sequence[int], dead_ends: Collection[int]) -> int:
     return next((index for index, node in enumerate(path) if node in dead_ends), len(path))
 
 
+def _can_follow(logits: Float[Tensor, " vocab"], token: int, *, is_greedy: bool) -> bool:
+    if is_greedy:
+        return int(first_largest(logits.float())) == token
+    return bool(logits[token] > FORBIDDEN)
+
+
 def _constrain_row(
     logits: Float[Tensor, " vocab"], prefix: Sequence[int], constraints: Sequence[Constraint]
 ) -> Float[Tensor, " vocab"]:
+    row = logits.clone()  # a constraint may write into what it is given
     for constraint in constraints:
-        logits = constraint(prefix, logits)
-    return logits
+        constrained: object = constraint(prefix, row)
+        row = _checked_row(constrained, logits, constraint)
+    return row
+
+
+def _checked_row(
+    row: object, logits: Float[Tensor, " vocab"], constraint: Constraint
+) -> Float[Tensor, " vocab"]:
+    """Returns what a constraint made of logits, if it is logits; -inf may be among them."""
+    name = type(constraint).__name__
+    if not isinstance(row, Tensor) or row.shape != logits.shape or not row.is_floating_point():
+        form = f" of {row.dtype} and shape {tuple(row.shape)}" if isinstance(row, Tensor) else ""
+        raise InvalidInputError(
+            f"the constraint {name} must return a logit for each of {len(logits)} tokens, got "
+            f"{type(row).__name__}{form}"
+        )
+    top = float(row.amax())
+    if not top < float("inf"):
+        raise InvalidInputError(
+            f"the constraint {name} returned logits with {top} among them; -inf forbids a token, "
+            "all others must be finite"
+        )
+    return row.to(logits.device)

@@ -8,7 +8,7 @@ the argument `stop_strings` asks for a tokenizer that custom methods are not giv
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -30,6 +30,7 @@ from transformers.generation import (
     GenerateDecoderOnlyOutput,
     MaxLengthCriteria,
     MinPLogitsWarper,
+    PrefixConstrainedLogitsProcessor,
     SynthIDTextWatermarkLogitsProcessor,
     TemperatureLogitsWarper,
     TopHLogitsWarper,
@@ -49,8 +50,10 @@ from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel, SharedSearch
 from treesnake.sampling import SamplingParams
+from treesnake.search.by_name import as_search
 from treesnake.search.self_tuning import SelfTuningSearch
-from treesnake.search.static import CLOCK_FREE_SEARCH
+from treesnake.search.static import CLOCK_FREE_SEARCH, StaticSearch
+from treesnake.shape import OFF
 from treesnake.stopping import Cut
 from treesnake.targets.network import NetworkTargetModel
 
@@ -66,6 +69,9 @@ STATEFUL_PROCESSORS = (
 )
 """What must be called for one token after the other of one text, where a tree has many."""
 
+ASKING_PROCESSORS = (PrefixConstrainedLogitsProcessor,)
+"""What calls a function of the user's."""
+
 HANDLED_INPUTS = frozenset(
     ["attention_mask", "logits_to_keep", "past_key_values", "position_ids", "use_cache"]
 )
@@ -79,7 +85,7 @@ def custom_generate(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     drafter: DrafterModel | None = None,
-    search: SharedSearch | None = None,
+    search: str | SharedSearch | None = None,
     token_streamer: BaseStreamer | None = None,
     **model_kwargs: object,
 ) -> Int[Tensor, "1 longer"] | GenerateDecoderOnlyOutput:
@@ -88,15 +94,18 @@ def custom_generate(
     Args:
         model: given by transformers, as are the next four and `model_kwargs`.
         input_ids: one prompt; batches are refused.
-        logits_processor: applied at every node of a tree.
-        stopping_criteria: applied after every token.
+        logits_processor: applied at every node of a tree that can be accepted. One of your own may
+            remember its calls: it is called for one token of the text after another, as by
+            transformers. While sampling that takes plain decoding, whatever drafts.
+        stopping_criteria: applied after every token; for one of your own the same holds, beside
+            any logits processor.
         generation_config: sampling or greedy; beams are refused. The text ends at the latest with
             the model's context.
         drafter: what drafts; prompt lookup by default.
-        search: what chooses the trees. The default for greedy text tunes itself, anew in every
-            call; give a search to keep what it learns. The default for sampled text is chains of 4:
-            with trees that depend on measured times or on earlier texts, a seed does not give the
-            same sample again.
+        search: what chooses the trees, by name or as an object. The default for greedy text tunes
+            itself, anew in every call; give a search to keep what it learns. The default for
+            sampled text is chains of 4: with trees that depend on measured times or on earlier
+            texts, a seed does not give the same sample again.
         token_streamer: gets the new tokens as they come. Transformers does not hand its own
             argument `streamer` on to custom methods.
         model_kwargs: what else the model is given, refused where it would make a difference.
@@ -115,7 +124,7 @@ def custom_generate(
         *pair.new_sessions(),
         prompt,
         params,
-        search=(search or _default_search(params)).new_session(),
+        search=_search_for(params, search, logits_processor, stopping_criteria).new_session(),
         max_new_tokens=_max_length(stopping_criteria) - len(prompt),
         constraints=_constraints(logits_processor),
         stop_rules=[rule for rule in rules if not isinstance(rule.criterion, MaxLengthCriteria)],
@@ -148,26 +157,59 @@ class _ProcessorConstraint:
 
 @dataclass(frozen=True)
 class _CriterionRule:
-    """A stopping criterion of transformers as a stop rule."""
+    """A stopping criterion of transformers as a stop rule, asked once about each text.
+
+    It is asked about the drafts of a step and again about what the step emitted; it may count.
+    """
 
     prompt: Prompt
     criterion: StoppingCriteria
     device: torch.device
+    answers: dict[tuple[int, ...], bool] = field(default_factory=dict)
 
     def __call__(self, generated: Sequence[int], emitted: Sequence[int]) -> Cut | None:
-        text = [*self.prompt.token_ids, *generated, *emitted]
-        before = len(text) - len(emitted)
+        before = (*self.prompt.token_ids, *generated)
+        if self.answers and len(next(iter(self.answers))) <= len(before):
+            self.answers.clear()  # they were about the step before
         for num_kept in range(1, len(emitted) + 1):
-            tokens = torch.tensor([text[: before + num_kept]], device=self.device)
-            if bool(torch.as_tensor(self.criterion(tokens, None)).all()):
+            if self._ends((*before, *emitted[:num_kept])):
                 is_end = isinstance(self.criterion, EosTokenCriteria)
                 reason = FinishReason.END_TOKEN if is_end else FinishReason.STOP_RULE
                 return Cut(num_kept, reason)
         return None
 
+    def _ends(self, text: tuple[int, ...]) -> bool:
+        if text not in self.answers:
+            tokens = torch.tensor([text], device=self.device)
+            self.answers[text] = bool(torch.as_tensor(self.criterion(tokens, None)).all())
+        return self.answers[text]
 
-def _default_search(params: SamplingParams) -> SharedSearch:
-    return SelfTuningSearch() if params.is_greedy else CLOCK_FREE_SEARCH
+
+def _search_for(
+    params: SamplingParams,
+    search: str | SharedSearch | None,
+    processors: LogitsProcessorList,
+    criteria: StoppingCriteriaList,
+) -> SharedSearch:
+    """Returns a search under which processors and criteria may remember their calls.
+
+    A greedy text takes one path of a tree, so they see nothing beside the text. Samples may go
+    anywhere in a tree: whoever could remember is asked about trees without branches or depth.
+    """
+    chosen = None if search is None else as_search(search)
+    if params.is_greedy:
+        return chosen or SelfTuningSearch()
+    others = [each for each in processors if not isinstance(each, WARPERS)]
+    asked = [*others, *criteria] if others else []
+    if any(_may_remember(each) for each in asked):
+        return StaticSearch(OFF)
+    return chosen or CLOCK_FREE_SEARCH
+
+
+def _may_remember(part: LogitsProcessor | StoppingCriteria) -> bool:
+    """Tells whether what a part does may depend on more than the text; transformers' do not."""
+    is_known = type(part).__module__.startswith("transformers.")
+    return not is_known or isinstance(part, ASKING_PROCESSORS)
 
 
 def _check_options(input_ids: Int[Tensor, "batch tokens"], config: GenerationConfig) -> None:

@@ -3,16 +3,20 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from os import curdir
+from pathlib import Path
 from time import perf_counter
-from typing import Protocol, cast, runtime_checkable
+from typing import NoReturn, Protocol, cast, runtime_checkable
 
+from treesnake.arguments import as_count, as_texts, as_token_ids
 from treesnake.beginnings import encode_text
-from treesnake.constraints import Constraint
+from treesnake.constraints import Constraint, as_constraints
 from treesnake.continuation import Continuation, continue_text
 from treesnake.conversation import Message, check_messages, render
 from treesnake.detokenizing import decoding_of
 from treesnake.drafters.load import AUTO, check_drafter_name, load_drafter
-from treesnake.errors import InvalidInputError
+from treesnake.errors import InvalidInputError, LoadError
+from treesnake.lease import note_maker, was_made_by
 from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
 from treesnake.loading.cost_files import CostKey, read_costs
 from treesnake.loading.options import (
@@ -34,11 +38,12 @@ from treesnake.protocols import (
     TreeSearch,
 )
 from treesnake.sampling import SamplingParams
-from treesnake.search.by_name import SELF_TUNING, search_by_name
+from treesnake.search.by_name import SELF_TUNING, as_search, search_by_name
 from treesnake.search.static import CLOCK_FREE_SEARCH
 from treesnake.stopping import StopRule, StopStrings
 from treesnake.targets.load import load_target
 from treesnake.text import TextAssembler
+from treesnake.threads import new_reentrant_lock
 from treesnake.utf8 import check_text
 
 PromptLike = str | Sequence[int] | Sequence[Message] | Prompt
@@ -68,11 +73,22 @@ class Tokenizer(Protocol):
         ...
 
 
+class OfOneProcess:
+    """What can be neither copied nor sent to another process: it holds weights, threads, state."""
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise InvalidInputError(
+            f"a {type(self).__name__} can be neither copied nor pickled; threads may share one "
+            "decoder, and another process loads its own with SpeculativeDecoder.from_pretrained"
+        )
+
+
 @dataclass(frozen=True, eq=False)
-class DecoderSession:
+class DecoderSession(OfOneProcess):
     """The state of one text: what was prefilled or generated in it need not be run again.
 
-    A session serves one generation at a time.
+    A session serves one generation at a time, the one that was begun last. A stream that was left
+    half-read cannot go on once another was begun in its session: that raises InvalidInputError.
 
     Attributes:
         target: holds the text so far.
@@ -88,11 +104,12 @@ class DecoderSession:
     seeded_search: TreeSearch | None = None
 
 
-class TextStream(Iterator[str]):
+class TextStream(Iterator[str], OfOneProcess):
     """A generation under way: iterate to get its text piece by piece.
 
     What was made is in `generation` at any time, also if the iteration stopped early, and goes on
-    if it is taken up again.
+    if it is taken up again. It does not go on behind an error or an interruption: what was made so
+    far counts as cancelled.
     """
 
     def __init__(
@@ -107,9 +124,14 @@ class TextStream(Iterator[str]):
         self._pieces: list[str] = []
         self._prefill_s = 0.0
         self._is_cancelled = False
+        self._lock = new_reentrant_lock()
 
     def __next__(self) -> str:
         """Returns the text that became certain by a step; empty where there is no tokenizer."""
+        with self._lock:
+            return self._next_piece()
+
+    def _next_piece(self) -> str:
         step = self._take_step()
         piece = ""
         if self._assembler:
@@ -145,7 +167,11 @@ class TextStream(Iterator[str]):
         if self._is_cancelled or self._finish_reason:
             return None
         started = perf_counter()
-        step = next(self._continuation.steps, None)
+        try:
+            step = next(self._continuation.steps, None)
+        except BaseException:
+            self._is_cancelled = True  # a loop that has failed would look like one that has ended
+            raise
         if step is None:
             self._finish_reason = self._continuation.limit_reason
             return None
@@ -156,11 +182,12 @@ class TextStream(Iterator[str]):
         return step
 
 
-class SpeculativeDecoder:
+class SpeculativeDecoder(OfOneProcess):
     """Generates the target's own text, faster.
 
     A decoder holds what is shared: weights, tokenizer, end tokens. It may be used from several
-    threads at once; every call has a session of its own unless one is given.
+    threads at once; every call has a session of its own unless one is given. A process that is
+    forked may go on with it, on one thread.
 
     Args:
         pair: the models; `treesnake.pairs.Pair` of any target and any drafter.
@@ -172,7 +199,7 @@ class SpeculativeDecoder:
         accept: the acceptance rule; by default the best that is exact for each draft.
 
     Raises:
-        InvalidInputError: if `search` is none that texts can share.
+        InvalidInputError: if an argument is none of these; a search is one that texts can share.
     """
 
     def __init__(
@@ -189,24 +216,20 @@ class SpeculativeDecoder:
                 f"a decoder needs a target and a drafter as a pair: write Pair(target, drafter), "
                 f"got {type(pair).__name__}"
             )
+        _check_part("tokenizer", tokenizer, Tokenizer)
+        _check_part("accept", accept, AcceptanceRule)
         self.pair = pair
         self.tokenizer = tokenizer
         self._decoding = None if tokenizer is None else decoding_of(tokenizer)
-        self.end_token_ids = frozenset(end_token_ids)
-        self.search = search_by_name(search) if isinstance(search, str) else search
-        if not isinstance(self.search, SharedSearch):
-            raise InvalidInputError(
-                f"{self.search!r} cannot choose the trees of many texts: give the name of a "
-                "search, or an object with reads_clock, learns_across_texts and new_session, such "
-                "as StaticSearch(chain(3)) for one shape"
-            )
+        self.end_token_ids = as_token_ids("end_token_ids", end_token_ids)
+        self.search = as_search(search)
         self._accept = accept
 
     @classmethod
     def from_pretrained(
         cls,
-        target: str = DEFAULT_MODEL,
-        drafter: str = AUTO,
+        target: str | Path = DEFAULT_MODEL,
+        drafter: str | Path = AUTO,
         *,
         dtype: DtypeName = "auto",
         device: str = "auto",
@@ -219,7 +242,8 @@ class SpeculativeDecoder:
         """Loads a target and a drafter by name.
 
         Args:
-            target: a name on the hub, a folder, a GGUF file, or "smollm2", which is a package.
+            target: a name on the hub, a folder, a GGUF file, or "smollm2", which is a package. A
+                path is a folder or a file.
             drafter: "auto" for the best that comes with the package, "prompt-lookup", "none" for
                 plain decoding, or a model by name or folder that has the target's tokenizer; see
                 `treesnake.drafters.load.load_drafter`.
@@ -244,8 +268,8 @@ class SpeculativeDecoder:
     @classmethod
     def load(
         cls,
-        target: str = DEFAULT_MODEL,
-        drafter: str = AUTO,
+        target: str | Path = DEFAULT_MODEL,
+        drafter: str | Path = AUTO,
         options: LoadOptions = DEFAULT_OPTIONS,
         *,
         search: str | SharedSearch = SELF_TUNING,
@@ -254,9 +278,10 @@ class SpeculativeDecoder:
 
         They are the target's; the drafter is loaded to the same device, with a dtype of its own.
         """
+        target, drafter = _as_name("target", target), _as_name("drafter", drafter)
+        _check_part("options", options, LoadOptions)
         check_drafter_name(drafter)
-        if isinstance(search, str):
-            search_by_name(search)  # a wrong name need not wait for the models
+        as_search(search)  # a wrong one need not wait for the models
         model, loaded = load_target(target, options)
         drafter_options = LoadOptions(device=options.device)
         drafter_model = load_drafter(drafter, drafter_options, target=loaded.checkpoint)
@@ -277,6 +302,7 @@ class SpeculativeDecoder:
     def new_session(self) -> DecoderSession:
         """Returns a session with an empty state, to continue one text in several calls."""
         target, drafter = self.pair.new_sessions()
+        note_maker(target, self)
         seeded_search = None if _keeps_seeds(self.search) else CLOCK_FREE_SEARCH
         return DecoderSession(target, drafter, self.search.new_session(), seeded_search)
 
@@ -286,7 +312,7 @@ class SpeculativeDecoder:
         params: SamplingParams | None = None,
         *,
         max_new_tokens: int = 256,
-        stop: Sequence[str] = (),
+        stop: Collection[str] | None = None,
         constraints: Sequence[Constraint] = (),
         session: DecoderSession | None = None,
     ) -> Generation:
@@ -299,7 +325,7 @@ class SpeculativeDecoder:
             max_new_tokens: at most so many; the context may end the text earlier.
             stop: strings that end the text and are not part of it; also names of special tokens.
             constraints: on the next token given the text so far.
-            session: what the session holds of the prompt already is not run again.
+            session: one of this decoder's; what it holds of the prompt is not run again.
 
         Raises:
             InvalidInputError: naming the argument that cannot be right.
@@ -320,7 +346,7 @@ class SpeculativeDecoder:
         params: SamplingParams | None = None,
         *,
         max_new_tokens: int = 256,
-        stop: Sequence[str] = (),
+        stop: Collection[str] | None = None,
         constraints: Sequence[Constraint] = (),
         session: DecoderSession | None = None,
     ) -> TextStream:
@@ -328,12 +354,12 @@ class SpeculativeDecoder:
 
         Bad input is refused here, before the first piece.
         """
-        if max_new_tokens < 1:
-            raise InvalidInputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        if isinstance(stop, str):
-            raise InvalidInputError(f"stop is a list of strings: write stop=[{stop!r}]")
-        params = params or SamplingParams()
-        session = session or self.new_session()
+        max_new_tokens = as_count("max_new_tokens", max_new_tokens)
+        stop = as_texts("stop", stop)
+        constraints = as_constraints(constraints)
+        _check_part("params", params, SamplingParams)
+        params = SamplingParams() if params is None else params
+        session = self.new_session() if session is None else self._own(session)
         encoded = self.encode(prompt)
         continuation = continue_text(
             session.target,
@@ -396,6 +422,19 @@ class SpeculativeDecoder:
         is_border = text.startswith(history) and tokens[border:] == opening
         return Prompt(tuple(tokens), borders=(border,) if is_border else ())
 
+    def _own(self, session: object) -> DecoderSession:
+        """Returns a session, if it is one of this decoder's."""
+        if not isinstance(session, DecoderSession):
+            raise InvalidInputError(
+                f"session must be what new_session returns, got {type(session).__name__}"
+            )
+        if not was_made_by(session.target, self):
+            raise InvalidInputError(
+                "the session was made by another decoder, whose text it holds; make one with "
+                "new_session of this decoder"
+            )
+        return session
+
     def _stop_rules(self, stop: Sequence[str], prompt: Prompt) -> list[StopRule]:
         if not stop:
             return []
@@ -425,6 +464,28 @@ def _encoded(tokenizer: Tokenizer, text: str, *, is_whole: bool) -> list[int]:
 def _templated(tokenizer: Tokenizer, messages: Sequence[Message], *, is_answered: bool) -> str:
     return tokenizer.apply_chat_template(
         messages, add_generation_prompt=is_answered, tokenize=False
+    )
+
+
+def _check_part(name: str, part: object, role: type) -> None:
+    """Checks that a part plays its role, or is left out."""
+    if part is not None and not isinstance(part, role):
+        raise InvalidInputError(
+            f"{name} must be a {role.__module__}.{role.__name__}, got {type(part).__name__}"
+        )
+
+
+def _as_name(role: str, name: object) -> str:
+    """Returns the name of a model; a path stays one, also where a model has the same name."""
+    if isinstance(name, Path):
+        if not name.expanduser().exists():
+            raise LoadError(f"there is no file or folder {name}")
+        return str(name) if name.is_absolute() else f"{curdir}/{name}"
+    if isinstance(name, str) and name:
+        return name
+    raise InvalidInputError(
+        f"{role} must be the name of a model or its folder, got {name!r}; a model that is loaded "
+        "already goes into SpeculativeDecoder(Pair(target, drafter))"
     )
 
 

@@ -4,13 +4,14 @@ This file knows roles and no model. What it yields is lossless: with the greedy 
 those of plain greedy decoding, with the others they have the distribution of plain sampling.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 
 from treesnake.acceptance.exact import rule_for
 from treesnake.clock import waited_s, work_clock
 from treesnake.constraints import Constraint, constrain, num_allowed
 from treesnake.draft import Scored
+from treesnake.lease import leased
 from treesnake.outcome import Step, StepSeconds
 from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule, Drafter, Target, TreeSearch
@@ -18,6 +19,7 @@ from treesnake.sampling import Rng, SamplingParams, to_probs
 from treesnake.stopping import StopRule, first_cut
 
 
+@leased
 def generate(
     target: Target,
     drafter: Drafter,
@@ -30,11 +32,12 @@ def generate(
     accept: AcceptanceRule | None = None,
     constraints: Sequence[Constraint] = (),
     stop_rules: Sequence[StopRule] = (),
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Continues a prompt step by step, until a stop rule ends the text or it is `max_length` long.
 
     Both sessions hold a consistent state after every step, whichever the caller stops at: all
-    tokens of the text so far but the last one.
+    tokens of the text so far but the last one. The target's session serves the generation that took
+    the first step last; a step of another one raises InvalidInputError.
 
     Args:
         target: the session whose output is wanted.
@@ -61,7 +64,9 @@ def generate(
         drafted = work_clock()
         find_cut = partial(first_cut, stop_rules, context[len(prompt) :])
         logits = target.score(draft.tree)
-        logits, dead_ends = constrain(logits, draft.tree, context, constraints, find_cut)
+        logits, dead_ends = constrain(
+            logits, draft.tree, context, constraints, find_cut, is_greedy=params.is_greedy
+        )
 
         scored = work_clock()
         target_probs = to_probs(logits, params)

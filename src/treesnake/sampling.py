@@ -8,8 +8,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from treesnake.arguments import as_count, as_number, as_seed
 from treesnake.errors import InvalidInputError
 from treesnake.threads import on_one_thread
+
+COLD = 1e-6
+"""Divided by lower temperatures, logits may become too large for float32."""
+
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -26,10 +33,10 @@ class SamplingParams:
         seed: makes a generation reproducible; None draws a fresh one.
 
     Tokens that tie with the last kept one are kept as well, so that the result depends on the
-    values of a row alone.
+    values of a row alone. None for any of these is the same as leaving it out.
 
     Raises:
-        InvalidInputError: if a value is out of range.
+        InvalidInputError: if a value is out of range, or no number.
     """
 
     temperature: float = 0.0
@@ -39,18 +46,23 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for name, default in (("temperature", 0.0), ("top_p", 1.0), ("min_p", 0.0)):
+            value: object = getattr(self, name)
+            object.__setattr__(self, name, default if value is None else as_number(name, value))
         if not 0 <= self.temperature < float("inf"):
             raise InvalidInputError(
                 f"temperature must be a finite number of at least 0, got {self.temperature}"
             )
-        if self.top_k is not None and self.top_k < 1:
-            raise InvalidInputError(
-                f"top_k must be at least 1, got {self.top_k}; None keeps all tokens"
-            )
+        if self.top_k is not None:
+            if self.top_k == 0:
+                raise InvalidInputError("top_k must be at least 1, got 0; leave it out to keep all")
+            object.__setattr__(self, "top_k", as_count("top_k", self.top_k))
         if not 0 < self.top_p <= 1:
             raise InvalidInputError(f"top_p must be in (0, 1], got {self.top_p}")
         if not 0 <= self.min_p <= 1:
             raise InvalidInputError(f"min_p must be in [0, 1], got {self.min_p}")
+        if self.seed is not None:
+            object.__setattr__(self, "seed", as_seed(self.seed))
 
     @property
     def is_greedy(self) -> bool:
@@ -171,10 +183,8 @@ class TorchRng:
         self._generator = torch.Generator()
         if seed is None:
             self._generator.seed()
-        elif 0 <= seed < 2**63:
-            self._generator.manual_seed(seed)
         else:
-            raise InvalidInputError(f"a seed must be in [0, 2^63), got {seed}")
+            self._generator.manual_seed(as_seed(seed))
 
     def coin(self, probability: float) -> bool:
         """Returns True with the given probability; values above 1 mean certainty."""
@@ -208,8 +218,13 @@ def _is_for_numpy(rows: Float[Tensor, "..."]) -> bool:
 
 
 def _divided(logits: Float[Tensor, "*rows vocab"], by: float) -> Float[Tensor, "*rows vocab"]:
+    """Divides by a temperature, as far as float32 goes; quotients of a small one stay finite."""
+    if by < COLD:
+        logits = logits - logits.amax(-1, keepdim=True)  # or the quotients would be infinite
+    by = min(max(by, SMALLEST_NORMAL), LARGEST)
     if _is_for_numpy(logits):
-        return torch.from_numpy(np.asarray(logits.numpy() / np.float32(by)))
+        with np.errstate(over="ignore"):  # what is far below the largest becomes impossible
+            return torch.from_numpy(np.asarray(logits.numpy() / np.float32(by)))
     return logits / by
 
 
@@ -251,7 +266,7 @@ def _smallest_in_nucleus(
 ) -> Float[Tensor, "*rows 1"]:
     descending = _descending(probs)
     mass_before = descending.cumsum(-1) - descending
-    num_kept = (mass_before < top_p).sum(-1, keepdim=True)
+    num_kept = (mass_before < top_p).sum(-1, keepdim=True).clamp(min=1)
     return descending.gather(-1, num_kept - 1)
 
 

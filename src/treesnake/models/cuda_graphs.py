@@ -7,13 +7,14 @@ graphs in the same kind of cache.
 Source: Mamba Drafters (Choi et al. 2025), "graph caching".
 """
 
-import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from treesnake.threads import new_lock
 
 MOST_GRAPHS = 128
 """Graphs of one network; the one that was not used for longest goes first."""
@@ -27,7 +28,7 @@ Pass = Callable[[], Tensor]
 Capture = Callable[[Pass, torch.device], Pass]
 """Makes a replay of a pass."""
 
-_ONE_CAPTURE = threading.Lock()
+_ONE_CAPTURE = new_lock()
 
 
 def capture(run: Pass, device: torch.device) -> Pass:

@@ -5,7 +5,6 @@ its kernels takes longer than running them. What differs between two passes of o
 buffers: tokens, slots, parents, which nodes are ancestors, and what the convolutions see.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,6 +22,7 @@ from treesnake.models.state_space_state import GrownTree
 from treesnake.states.branching import BranchingKind, StateShape
 from treesnake.states.ssm import SsmBank
 from treesnake.states.tree_layout import RowsSize, tree_rows
+from treesnake.threads import new_lock
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ class StateSpaceBanks:
         self._device_type = device_type
         self._banks: dict[tuple[BranchingKind, torch.device], SsmBank] = {}
         self._graphs: dict[SsmBank, Graphs] = {}
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StateSpaceBanks":
         """Returns one without texts and without graphs, for the copy of a network."""

@@ -1,6 +1,5 @@
 """Mamba and Mamba-2 on a CPU: packed weights, and one compiled call a pass over them."""
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -38,6 +37,7 @@ from treesnake.models.state_space_state import GrownTree, StateSpaceState, exten
 from treesnake.models.tree_network import Part
 from treesnake.states.branching import BranchingKind, PathSums, StateCopies, StateShape
 from treesnake.states.ssm import SsmBank, SsmState
+from treesnake.threads import new_lock
 
 PREFILL_CHUNK = 128
 """Tokens of a prompt that are run at once: their activations stay in the cache."""
@@ -73,7 +73,7 @@ class CpuNetwork(ABC):
         self._memory_shape = memory_shape
         self._weights = weights
         self._branching = branching
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._room = (1, 1, torch.get_num_threads())
         self._work = self._new_workspace(num_rows=1, num_nodes=1)
 

@@ -115,17 +115,28 @@ class RecurrentNetwork(Protocol[Memory]):
 class StateSpaceState(Generic[Memory]):
     """A `TreeState` over a network with recurrent layers, which cannot be cut back.
 
+    A change of the memory has several parts, and an interruption may come between any two of them.
+    What is remembered then is no text at all, so nothing is held: the next look at the book empties
+    it.
+
     Attributes:
         network: the weights.
-        held: which text and which tree it holds.
-        memory: what the network remembers of them.
+        memory: what the network remembers of the text and its tree.
     """
 
     def __init__(self, network: RecurrentNetwork[Memory], memory: Memory) -> None:
         self.network = network
-        self.held = HeldText()
         self.memory = memory
+        self._held = HeldText()
+        self._is_changing = False
         self._kept = KeptSnapshots()
+
+    @property
+    def held(self) -> HeldText:
+        """Which text and which tree it holds: none behind a change that did not end."""
+        if self._is_changing:
+            self._forget()
+        return self._held
 
     @property
     def length(self) -> int:
@@ -157,9 +168,9 @@ class StateSpaceState(Generic[Memory]):
         borders = {border for border in prompt.borders if self.length < border < last}
         for end in sorted(borders | ({last} if self.length < last else set())):
             begin = self.length
-            with self._forgotten_if_interrupted():
+            with self._change() as held:
                 self.network.run_text(prompt.token_ids[begin:end], self.memory)
-                self.held.read(prompt.key[begin:end])
+                held.read(prompt.key[begin:end])
             self._keep()
 
     def extend(
@@ -175,9 +186,9 @@ class StateSpaceState(Generic[Memory]):
             InvalidInputError: if `path` does not go down the tree from a child of the text.
         """
         self.held.check_path(path)
-        with self._forgotten_if_interrupted():
+        with self._change() as held:
             self.memory.commit(path)
-            self.held.commit(path)
+            held.commit(path)
 
     def snapshot(self) -> Snapshot:
         """Returns a copy of the text's memory."""
@@ -186,10 +197,10 @@ class StateSpaceState(Generic[Memory]):
     def restore(self, snapshot: Snapshot) -> None:
         """Makes the text that of a snapshot, which this or another state of the network took."""
         snapshot.check_network(self.network)
-        with self._forgotten_if_interrupted():
+        with self._change() as held:
             self.memory.restore(len(snapshot.key), snapshot.tensors)
-            self.held.cut(0)
-            self.held.read(snapshot.key)
+            held.cut(0)
+            held.read(snapshot.key)
 
     def broken_model_error(
         self, token_ids: Sequence[int], parents: Sequence[int]
@@ -214,13 +225,13 @@ class StateSpaceState(Generic[Memory]):
             len(snapshot.key) if snapshot else 0,
             "the end of the longest snapshot that fits" if snapshot else "because no snapshot fits",
         )
-        with self._forgotten_if_interrupted():
-            if snapshot is None:
-                self._forget()
-                return
+        if snapshot is None:
+            self._forget()
+            return
+        with self._change() as book:
             self.memory.return_to(len(snapshot.key), snapshot.tensors)
-            self.held.cut(0)
-            self.held.read(snapshot.key)
+            book.cut(0)
+            book.read(snapshot.key)
 
     def _keep(self) -> None:
         if self.length and not self._kept.has(self.held.key):
@@ -228,17 +239,19 @@ class StateSpaceState(Generic[Memory]):
             self._kept.keep(mark)
 
     @contextmanager
-    def _forgotten_if_interrupted(self) -> Iterator[None]:
-        """Forgets the text if a change of the memory does not end: what it holds is not known."""
-        try:
-            yield
-        except BaseException:
-            self._forget()
-            raise
+    def _change(self) -> Iterator[HeldText]:
+        """Lets memory and book change together, or neither be trusted."""
+        held = self.held
+        self._is_changing = True
+        yield held
+        self._is_changing = False
 
     def _forget(self) -> None:
-        self.held.cut(0)
+        """Makes the text empty; an interruption of this is one of a change, too."""
+        self._is_changing = True
         self.memory.reset()
+        self._held.cut(0)
+        self._is_changing = False
 
 
 def extend_states(

@@ -1,7 +1,6 @@
 """The decoder on a CPU: packed weights and one compiled call a forward pass."""
 
 import dataclasses
-import threading
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 
@@ -42,6 +41,7 @@ from treesnake.models.transformer_layers import (
 from treesnake.models.transformer_pass import NewNodes
 from treesnake.models.weight_stack import WeightStack
 from treesnake.models.weights import exact_dtype, read_blocks
+from treesnake.threads import new_lock
 
 CPU_DTYPES = tuple(STORAGE)
 """The dtypes that weights can have. Activations are float32 with all of them."""
@@ -77,7 +77,7 @@ class CpuEngine:
         cache_dtype, stride = CACHE_DTYPES[dtype], self._head_stride
         self._cache_form = config.num_layers, config.num_kv_heads, stride, cache_dtype
         self._cache_kind = np.empty((0, stride), STORAGE[cache_dtype])
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._workspace = self._new_workspace(1, 1, simd.PADDING)
 
     @property

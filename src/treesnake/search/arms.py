@@ -1,6 +1,5 @@
 """Searches over a list of shapes: what they have in common, and what each shape earned."""
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import sqrt
@@ -8,6 +7,7 @@ from math import sqrt
 from treesnake.errors import InvalidInputError
 from treesnake.outcome import Step
 from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
+from treesnake.threads import new_lock
 
 PAPER_ARMS: tuple[Shape, ...] = (
     chain(5),
@@ -60,7 +60,7 @@ class ArmSearch(ABC):
     learns_across_texts = True
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def new_session(self) -> "ArmSearch":
         """Returns itself."""

@@ -48,3 +48,20 @@ def search_by_name(name: str, costs: CostTable | None = None) -> SharedSearch:
             f"{', '.join((SELF_TUNING, *SEARCHES))}, or chain(4), 3x2x2x1, best_first(4, 6, 24) or "
             "off"
         ) from error
+
+
+def as_search(search: object) -> SharedSearch:
+    """Returns a search that texts can share, by name or as it is.
+
+    Raises:
+        InvalidInputError: if it is neither such a name nor such a search; a shape is none.
+    """
+    if isinstance(search, str):
+        return search_by_name(search)
+    if isinstance(search, SharedSearch) and not isinstance(search, type):
+        return search
+    raise InvalidInputError(
+        f"{search!r} cannot choose the trees of many texts: give the name of a search, or an "
+        "object with reads_clock, learns_across_texts and new_session, such as "
+        "StaticSearch(chain(3)) for one shape"
+    )

@@ -3,7 +3,6 @@
 None of this depends on which text it came from, so the sessions of a search share it.
 """
 
-import threading
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -13,6 +12,7 @@ from treesnake.search.belief import ConfidenceBelief, RankBelief
 from treesnake.search.costs import CostTable, LearnedCosts
 from treesnake.search.planning import plan_prices, plan_tree
 from treesnake.shape import OFF, Shape
+from treesnake.threads import new_lock
 
 MAX_NODES = 64
 MAX_WIDTH = 16
@@ -100,7 +100,7 @@ class PairKnowledge:
     """
 
     def __init__(self, costs: CostTable | None = None) -> None:
-        self.lock = threading.Lock()
+        self.lock = new_lock()
         self.modes: tuple[Mode, ...] = (Mode.FIXED, Mode.PRICED)
         self.shapes: dict[Mode, Shape] = {Mode.OFF: OFF}
         self._costs = LearnedCosts(costs)

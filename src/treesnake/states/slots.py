@@ -1,9 +1,10 @@
 """Slots of storage that many texts share."""
 
-import threading
 from abc import ABC, abstractmethod
 from itertools import count
 from weakref import WeakKeyDictionary
+
+from treesnake.threads import new_reentrant_lock
 
 
 class Slots:
@@ -38,7 +39,7 @@ class Bank(ABC):
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = new_reentrant_lock()
         self.generation = 0
         self._slots = Slots()
 

@@ -153,12 +153,12 @@ class ThreadTeam:
         with self._lock:
             book_wait(asked)
             barrier = Barrier(np.zeros((num_steps, _FIELDS), np.int64), torch.get_num_threads())
-            for jobs in self._hire(barrier.size - 1):
-                jobs.put((function, barrier, arguments))
             try:
+                for jobs in self._hire(barrier.size - 1):
+                    jobs.put((function, barrier, arguments))
                 function(barrier, *arguments)
             except KeyboardInterrupt:  # between two instructions of Python, not inside
-                function(barrier, *arguments)
+                function(barrier, *arguments)  # others may be at it, and must not be left alone
                 raise
 
     def _hire(self, number: int) -> list["queue.SimpleQueue[Any]"]:
