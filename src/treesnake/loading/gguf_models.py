@@ -9,11 +9,17 @@ nothing about what the model computes.
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from treesnake.errors import LoadError
 from treesnake.models.gguf import GgufFile
@@ -27,6 +33,11 @@ END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 """The ends of a text, a turn and a message; llama.cpp stops at each of them."""
 
 MAX_SIZE = 2**31 - 1
+
+SPACE = "\u2581"
+"""How a sentencepiece tokenizer writes a space."""
+
+GPT2_SPLITS = ("gpt-2", "gpt2", "default")
 
 REQUIRED_KEYS = ("block_count", "embedding_length", "context_length")
 
@@ -76,7 +87,7 @@ def read_gguf_config(file: GgufFile, *, trust_remote_code: bool = False) -> PreT
         if key.startswith(f"{architecture}.")
     }
     try:
-        _check_vocabulary(config, file)
+        _check_sizes(config, file, stated)
         _limit_window(config, stated)
         _scale_positions(config, stated)
         for key, value in stated.items():
@@ -90,6 +101,38 @@ def gguf_end_ids(file: GgufFile) -> frozenset[int]:
     """Returns the tokens after which a model has finished, as llama.cpp takes them."""
     stated = (file.metadata.get(f"tokenizer.ggml.{key}") for key in END_KEYS)
     return frozenset(index for index in stated if index is not None)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, file: GgufFile) -> None:
+    """Checks that a tokenizer made of a GGUF file splits texts as the file says.
+
+    It warns where transformers does not know how words are split.
+
+    Raises:
+        LoadError: if one puts a space before texts, and the other does not.
+    """
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import (  # noqa: PLC0415
+        GGUF_PRE_TOKENIZER_SPLITS,
+    )
+
+    metadata = file.metadata
+    kind = metadata.get("tokenizer.ggml.model")
+    split = metadata.get("tokenizer.ggml.pre")
+    if kind == "gpt2" and split not in (*GGUF_PRE_TOKENIZER_SPLITS, *GPT2_SPLITS):
+        warnings.warn(
+            f"{file.path} splits words as {split!r}, which transformers does not know: it splits "
+            "them as GPT-2 does, so that some texts get other tokens; a file in safetensors has "
+            "them right",
+            stacklevel=2,
+        )
+    stated = metadata.get("tokenizer.ggml.add_space_prefix")
+    if kind == "llama" and stated is not None:
+        has_space = "".join(tokenizer.tokenize("a")).startswith(SPACE)
+        if has_space != bool(stated):
+            raise LoadError(
+                f"it states tokenizer.ggml.add_space_prefix = {stated!r:.40}, which transformers "
+                "does not read; take a file in safetensors"
+            )
 
 
 def scale_rotary_pairs(model: PreTrainedModel, file: GgufFile) -> None:
@@ -202,12 +245,16 @@ def _check_number(key: str, value: Any, file: GgufFile) -> None:
             raise _wrong(file, key, f"beyond {MAX_SIZE}")
         if key.endswith(("_count", "_length", "head_count_kv")) and type(each) is not int:
             raise _wrong(file, key, "no whole number")
-        if key.endswith(("epsilon", "freq_base", "factor")) and not (
-            type(each) in (int, float) and each >= 0
-        ):
+        if key.endswith(("epsilon", "factor")) and not _is_at_least(each, 0):
             raise _wrong(file, key, "no number from 0 on")
+        if key.endswith("freq_base") and not _is_at_least(each, 1):
+            raise _wrong(file, key, "no number from 1 on")
     if key.endswith(REQUIRED_KEYS) and not (type(value) is int and value > 0):
         raise _wrong(file, key, "no whole number above 0")
+
+
+def _is_at_least(value: Any, least: int) -> bool:
+    return type(value) in (int, float) and value >= least
 
 
 def _wrong(file: GgufFile, key: str, what: str) -> LoadError:
@@ -216,12 +263,21 @@ def _wrong(file: GgufFile, key: str, what: str) -> LoadError:
     )
 
 
-def _check_vocabulary(config: PreTrainedConfig, file: GgufFile) -> None:
+def _check_sizes(config: PreTrainedConfig, file: GgufFile, stated: Mapping[str, Any]) -> None:
+    """Compares what would be built with what the file holds, before it is built."""
     entry = file.entries.get("token_embd.weight")
     size = config.get_text_config().vocab_size
-    if entry is not None and entry.shape[:1] != (size,):
+    shape = (size, stated["embedding_length"])
+    if entry is not None and entry.shape != shape:
         raise LoadError(
-            f"token_embd.weight has the shape {list(entry.shape)} for {size} tokens; fetch it again"
+            f"token_embd.weight has the shape {list(entry.shape)}, its metadata promise "
+            f"{list(shape)}; fetch it again"
+        )
+    blocks = {name.split(".")[1] for name in file if name.startswith("blk.")}
+    if blocks and len(blocks) != stated["block_count"]:
+        raise LoadError(
+            f"it holds {len(blocks)} blocks, its metadata promise {stated['block_count']}; fetch "
+            "it again"
         )
 
 

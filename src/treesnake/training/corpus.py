@@ -7,12 +7,15 @@ Rows that nothing can be learned from are left out and counted by reason.
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from treesnake.beginnings import encode_text
+from treesnake.chat_templates import bounded
 from treesnake.conversation import check_turns, joined_text
 from treesnake.errors import InvalidInputError, TrainingError
 from treesnake.files import write_text
@@ -208,12 +211,12 @@ def _no_column(stage: CorpusStage, lacking: str, row: Row) -> InvalidInputError:
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Returns a prompt as the target reads it: in its chat template, if it has one."""
     if not tokenizer.chat_template:
-        return list(tokenizer.encode(prompt))
+        return encode_text(tokenizer, prompt)
     messages = [{"role": "user", "content": prompt}]
-    tokens: Any = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    template: Any = partial(
+        tokenizer.apply_chat_template, messages, add_generation_prompt=True, tokenize=False
     )
-    return list(tokens)
+    return list(tokenizer.encode(bounded(template), add_special_tokens=False))
 
 
 def word_runs(text: str) -> set[tuple[str, ...]]:
@@ -384,7 +387,7 @@ def _encoded(
     if exchange.prompt:
         reply = tokenizer.encode(exchange.reply, add_special_tokens=False)
         return [(prompt_tokens(tokenizer, exchange.prompt), [*reply, *ending])]
-    tokens = [*tokenizer.encode(exchange.reply), *ending]
+    tokens = [*encode_text(tokenizer, exchange.reply), *ending]
     parts = [
         tokens[start : start + stage.max_tokens]
         for start in range(0, len(tokens), stage.max_tokens)
