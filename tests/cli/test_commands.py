@@ -49,6 +49,16 @@ def test_what_a_user_can_cause_ends_in_one_message() -> None:
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(("prompt", "standard_input"), [("caf\udce9", ""), ("-", "caf\udce9")])
+def test_text_in_another_encoding_is_told(prompt: str, standard_input: str) -> None:
+    options = {"encoding": "utf-8", "errors": "surrogateescape"}
+    result = treesnake("generate", prompt, input=standard_input, **options)
+    assert "UTF-8" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.returncode == 2
+    assert result.stdout == ""
+
+
 @pytest.mark.parametrize("arguments", [["chat"]], ids=" ".join)
 def test_a_conversation_ends_with_its_input(arguments: list[str]) -> None:
     result = treesnake(*arguments, "-n", "4", input="hello\n/reset\n/help\n\nhello\n")

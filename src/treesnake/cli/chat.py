@@ -69,13 +69,20 @@ def _converse(decoder: SpeculativeDecoder, params: SamplingParams, max_new_token
         except ContextLengthError:
             console.print(f"The conversation fills the context; {RESET} starts anew.", style="red")
             continue
+        except InvalidInputError as error:
+            console.print(f"{error}", style="red", markup=False)
+            continue
         generation = run_stream(stream)
         print_statistics(Comparison(generation))
         messages = [*asked, {"role": "assistant", "content": generation.text}]
 
 
 def _ask(console: Console) -> str | None:
-    """Returns the next line that is not empty, or None at the end."""
+    """Returns the next line that is not empty, or None at the end.
+
+    Raises:
+        InvalidInputError: if standard input is no text.
+    """
     while True:
         try:
             line = console.input("[bold]> [/]" if sys.stdin.isatty() else "").strip()
@@ -86,5 +93,7 @@ def _ask(console: Console) -> str | None:
             if sys.stdin.isatty():
                 console.print()  # what comes next begins on a line of its own
             return None
+        except UnicodeDecodeError as error:
+            raise InvalidInputError(f"standard input is no text in UTF-8: {error}") from error
         if line:
             return line

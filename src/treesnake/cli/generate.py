@@ -11,12 +11,12 @@ from treesnake.cli.statistics import Comparison, print_statistics, statistics
 from treesnake.cli.streaming import run_stream
 from treesnake.cli.target_options import open_decoder
 from treesnake.decoder import DecoderSession, PromptLike, TextStream
-from treesnake.errors import InvalidInputError
 from treesnake.loading.options import LoadOptions
 from treesnake.outcome import FinishReason
 from treesnake.sampling import SamplingParams
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF
+from treesnake.utf8 import decode_text
 
 INTERRUPTED = 130
 """The exit status of what Ctrl-C ended, as shells have it."""
@@ -96,7 +96,4 @@ def _read_standard_input() -> str:
     Raises:
         InvalidInputError: if it is no text.
     """
-    try:
-        return sys.stdin.buffer.read().decode().removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"standard input is no text in UTF-8: {error}") from error
+    return decode_text(sys.stdin.buffer.read(), "standard input").removesuffix("\n")

@@ -1,5 +1,6 @@
 """Comparisons of searches, and the files that they start from."""
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,18 @@ def test_traces_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("content", [None, b"text", b"\x1f\x8b broken"])
+NO_TRACES = (
+    b"[" * 100_000,
+    b"[]",
+    b"{}",
+    b'{"trees": [1], "ranks": []}',
+    b'{"trees": [], "ranks": 1}',
+)
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"text", b"\x1f\x8b broken", *map(gzip.compress, NO_TRACES)]
+)
 def test_what_holds_no_traces_is_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "traces.jsonl.gz"
     if content is not None:

@@ -9,15 +9,17 @@ best-first tree with its probabilities, which contains the smaller trees that de
 """
 
 import gzip
-import json
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import log
 from pathlib import Path
+from typing import Any
 
 from treesnake.errors import LoadError
 from treesnake.files import replacing
+from treesnake.json_lines import Row, json_line, parse_json_lines
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,10 @@ def write_traces(path: Path, traces: Iterable[Trace]) -> None:
     """Writes traces as compressed JSON lines, whole or not at all."""
     with (
         replacing(path) as partial,
-        gzip.open(partial, "wt", encoding="utf-8", compresslevel=5) as file,
+        gzip.open(partial, "wb", compresslevel=5) as file,
     ):
         for trace in traces:
-            file.write(json.dumps(asdict(trace)) + "\n")
+            file.write(json_line(asdict(trace)))
 
 
 def read_traces(paths: Sequence[Path]) -> list[Trace]:
@@ -89,17 +91,17 @@ def read_traces(paths: Sequence[Path]) -> list[Trace]:
     traces: list[Trace] = []
     for path in paths:
         try:
-            with gzip.open(path, "rt", encoding="utf-8") as file:
-                traces += [_trace(line) for line in file]
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            with gzip.open(path, "rb") as file:
+                traces += [_trace(row) for row in parse_json_lines(file, f"{path}")]
+        except (OSError, EOFError, zlib.error, ValueError, TypeError, AttributeError) as error:
             raise LoadError(f"{path} holds no traces: {error}; record them first") from error
     return traces
 
 
-def _trace(line: str) -> Trace:
-    fields = json.loads(line)
+def _trace(row: Row) -> Trace:
     trees = tuple(
         RecordedTree(**{name: tuple(values) for name, values in tree.items()})
-        for tree in fields["trees"]
+        for tree in row.field("trees")
     )
-    return Trace(**(fields | {"ranks": tuple(fields["ranks"]), "trees": trees}))
+    fields: dict[str, Any] = {**row.fields, "ranks": tuple(row.field("ranks")), "trees": trees}
+    return Trace(**fields)
