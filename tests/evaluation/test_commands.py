@@ -10,6 +10,9 @@ from typer.testing import CliRunner
 from treesnake.acceptance.following import follow_target
 from treesnake.cli.app import app
 from treesnake.errors import InvalidInputError
+from treesnake.evaluation.verification import Verdict
+from treesnake.evaluation.verification.page import to_page
+from treesnake.loading.reference import LogitsComparison
 from treesnake.outcome import Acceptance
 from treesnake.tree import TokenTree
 
@@ -94,6 +97,25 @@ def test_a_lossless_pair_is_verified(tiny_folder: Path, tmp_path: Path) -> None:
     assert verdict["is_lossless"] is True
     assert verdict["subject"]["search"] == "2x1"
     assert "64 of 64 tokens" in page.read_text()
+    assert verdict["loading"]["is_passed"] is True
+    assert verdict["loading"]["num_positions"] == 8
+
+
+def test_logits_are_checked_where_a_model_is_described(tiny_folder: Path) -> None:
+    result = RUNNER.invoke(app, ["info", str(tiny_folder), "--check", "--json", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["check"]["error"] < 1e-4
+    result = RUNNER.invoke(app, ["info", "--check"])
+    assert isinstance(result.exception, InvalidInputError)
+
+
+def test_a_fault_of_loading_is_the_headline_of_the_page() -> None:
+    verdict = Verdict({}, None, None, 1.0, LogitsComparison(8, error=1.2, tolerance=1e-3))
+    assert not verdict.is_lossless
+    assert to_page(verdict).startswith("# Not loaded as transformers loads it")
+    missing = Verdict({}, None, None, 1.0, LogitsComparison(reason="no memory"))
+    assert missing.is_lossless
+    assert "not compared with transformers': no memory" in to_page(missing)
 
 
 def test_what_is_not_lossless_has_an_exit_status(

@@ -15,8 +15,13 @@ from rich.text import Text
 from treesnake.cli import options
 from treesnake.cli.target_options import loading
 from treesnake.environment import package_versions
+from treesnake.errors import InvalidInputError
 from treesnake.loading.options import LoadOptions
+from treesnake.loading.reference import find_reference
 from treesnake.targets.load import load_target
+
+DIFFERENT_LOGITS = 1
+"""The exit status of a model that was loaded differently from transformers."""
 
 PACKAGES = (
     "treesnake",
@@ -39,18 +44,38 @@ def info(
     device: options.Device = "auto",
     engine: options.Engine = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Compare the logits of TARGET with transformers' own."),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show this machine, what is installed, and how a model would run."""
+    """Show this machine, what is installed, and how a model would run.
+
+    With --check, the exit status is 1 if the logits differ by more than rounding.
+    """
+    if check and target is None:
+        raise InvalidInputError("--check compares the logits of a model: name it as TARGET")
+    comparison = None
     facts: dict[str, Any] = {"machine": _machine(), "packages": _packages()}
     if target is not None:
         load_options = LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code)
         with loading(target):
+            reference = find_reference(target, load_options) if check else None
             _, loaded = load_target(target, load_options)
+            comparison = reference.compare(loaded.network) if reference else None
         facts["model"] = loaded.description | {"resident_bytes": psutil.Process().memory_info().rss}
     if as_json:
-        print(json.dumps(facts))
-        return
+        print(json.dumps(facts | {"check": comparison.as_json()} if comparison else facts))
+    else:
+        _show(facts)
+    if comparison and not as_json:
+        print(f"\n{comparison.sentence}")
+    if comparison and not comparison.is_passed:
+        raise typer.Exit(DIFFERENT_LOGITS)
+
+
+def _show(facts: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False)
     for index, (title, rows) in enumerate(facts.items()):
         if index:

@@ -10,14 +10,16 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from treesnake.cli import options
-from treesnake.cli.target_options import open_decoder
+from treesnake.cli.target_options import loading, open_decoder
 from treesnake.environment import describe_environment
 from treesnake.evaluation.tasks import load_questions
 from treesnake.evaluation.verification import SamplingPlan, VerifyPlan, verify
 from treesnake.evaluation.verification.page import to_page
 from treesnake.evaluation.verification.verify import PROMPTS
 from treesnake.loading.options import LoadOptions
+from treesnake.loading.reference import find_reference
 from treesnake.sampling import SamplingParams
+from treesnake.targets.network import NetworkTargetModel
 
 NOT_LOSSLESS = 1
 """The exit status of a verdict against it."""
@@ -61,21 +63,21 @@ def verify_command(
 ) -> None:
     """Look for anything that speculation changes.
 
-    Greedy texts are compared with plain decoding token by token, samples with the target's own
-    probabilities. The exit status is 0 if nothing was found and 1 if something was.
+    The target's logits are compared with those of transformers' own model, greedy texts with plain
+    decoding token by token, samples with the target's own probabilities. The exit status is 0 if
+    nothing was found and 1 if something was.
     """
     sampling = None
     if temperature > 0:
         params = SamplingParams(temperature, top_k, top_p, min_p)
         sampling = SamplingPlan(params, num_samples=samples, alpha=alpha, seed=seed)
     questions = load_questions(prompts, per_category=1) if prompts else []
-    decoder = open_decoder(
-        target,
-        drafter,
-        LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code),
-        search=search,
-        threads=threads,
-    )
+    load_options = LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code)
+    with loading(target):
+        reference = find_reference(target, load_options)
+    decoder = open_decoder(target, drafter, load_options, search=search, threads=threads)
+    model = decoder.pair.target
+    assert isinstance(model, NetworkTargetModel)
     facts = describe_environment()
     subject = {
         "target": target,
@@ -102,6 +104,7 @@ def verify_command(
             VerifyPlan(max_new_tokens, sampling),
             subject=subject,
             report=report,
+            loading=reference.compare(model.network),
         )
     text = to_page(verdict, decoder)
     if page is not None:

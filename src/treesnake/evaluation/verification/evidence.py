@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from treesnake.loading.reference import LogitsComparison
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -154,17 +156,19 @@ class Verdict:
         greedy: the evidence at temperature 0, if that was asked for.
         sampling: the evidence above it, if that was asked for.
         seconds: what it took.
+        loading: the target's logits beside those of transformers' own model, if that was asked for.
     """
 
     subject: dict[str, str]
     greedy: GreedyEvidence | None
     sampling: SamplingEvidence | None
     seconds: float
+    loading: LogitsComparison | None = None
 
     @property
     def is_lossless(self) -> bool:
         """Whether nothing that was looked at contradicts it."""
-        parts = [part for part in (self.greedy, self.sampling) if part is not None]
+        parts = [part for part in (self.loading, self.greedy, self.sampling) if part is not None]
         return all(part.is_passed for part in parts)
 
     def as_json(self) -> dict[str, Any]:
@@ -173,6 +177,7 @@ class Verdict:
             "is_lossless": self.is_lossless,
             "subject": self.subject,
             "seconds": self.seconds,
+            "loading": None if self.loading is None else self.loading.as_json(),
             "greedy": None if self.greedy is None else _greedy_json(self.greedy),
             "sampling": None if self.sampling is None else _sampling_json(self.sampling),
         }

@@ -21,8 +21,12 @@ FINDS = (
 def to_page(verdict: Verdict, decoder: SpeculativeDecoder | None = None) -> str:
     """Returns the page; tokens appear as text if the decoder has a tokenizer."""
     headline = "Nothing was found" if verdict.is_lossless else "Not lossless"
+    if verdict.loading is not None and not verdict.loading.is_passed:
+        headline = "Not loaded as transformers loads it"
     subject = " · ".join(f"{name} {value}" for name, value in verdict.subject.items())
     parts = [f"# {headline}", *([subject] if subject else [])]
+    if verdict.loading is not None:
+        parts += ["## Loading", verdict.loading.sentence]
     if verdict.greedy is not None:
         parts += _greedy(verdict.greedy, decoder)
     if verdict.sampling is not None:

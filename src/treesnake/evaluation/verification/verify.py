@@ -9,6 +9,7 @@ from treesnake.errors import InvalidInputError
 from treesnake.evaluation.verification.evidence import Verdict
 from treesnake.evaluation.verification.greedy import Report, verify_greedy
 from treesnake.evaluation.verification.sampling import SamplingPlan, verify_sampling
+from treesnake.loading.reference import LogitsComparison
 
 PROMPTS = (
     "Why is the sky blue?",
@@ -45,6 +46,7 @@ def verify(
     *,
     subject: Mapping[str, str] | None = None,
     report: Report | None = None,
+    loading: LogitsComparison | None = None,
 ) -> Verdict:
     """Looks for anything by which decoding differs from its target's own.
 
@@ -54,6 +56,8 @@ def verify(
         plan: how much is looked at.
         subject: what the verdict says about whom it judges.
         report: is told of the progress.
+        loading: the target's logits beside transformers', which become a part of the verdict; see
+            `treesnake.loading.reference`.
 
     Raises:
         InvalidInputError: if there is nothing to look at.
@@ -70,7 +74,7 @@ def verify(
     if plan.sampling is not None:
         chosen = asked[: plan.num_sampled_prompts]
         sampling = verify_sampling(decoder, chosen, plan.sampling, report=report)
-    return Verdict(dict(subject or {}), greedy, sampling, perf_counter() - started)
+    return Verdict(dict(subject or {}), greedy, sampling, perf_counter() - started, loading)
 
 
 def _as_conversation(decoder: SpeculativeDecoder, prompt: PromptLike) -> PromptLike:
