@@ -22,7 +22,7 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 from transformers.generation import (
     EosTokenCriteria,
     EpsilonLogitsWarper,
@@ -44,7 +44,7 @@ from transformers.generation.streamers import BaseStreamer
 from treesnake.continuation import continue_text
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.errors import InvalidInputError
-from treesnake.models.hf_attention import HfAttention
+from treesnake.models.hf_network import hf_network
 from treesnake.outcome import FinishReason
 from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
@@ -72,8 +72,11 @@ STATEFUL_PROCESSORS = (
 ASKING_PROCESSORS = (PrefixConstrainedLogitsProcessor,)
 """What calls a function of the user's."""
 
+CACHES = ("past_key_values", "cache_params")
+"""How models call their cache; a model without attention has another name for it."""
+
 HANDLED_INPUTS = frozenset(
-    ["attention_mask", "logits_to_keep", "past_key_values", "position_ids", "use_cache"]
+    ["attention_mask", "logits_to_keep", "position_ids", "use_cache", *CACHES]
 )
 """What transformers prepares for every model: checked, and made anew for trees."""
 
@@ -119,7 +122,7 @@ def custom_generate(
     prompt = Prompt.of(input_ids[0].tolist())
     rules = [_CriterionRule(prompt, each, input_ids.device) for each in stopping_criteria]
     params = _sampling_params(logits_processor, sampled=bool(generation_config.do_sample))
-    pair = Pair(NetworkTargetModel(HfAttention(model)), drafter or NgramDrafterModel())
+    pair = Pair(NetworkTargetModel(hf_network(model)), drafter or NgramDrafterModel())
     continuation = continue_text(
         *pair.new_sessions(),
         prompt,
@@ -243,11 +246,21 @@ def _check_inputs(model_kwargs: Mapping[str, object]) -> None:
         range(positions.numel())
     ):
         raise InvalidInputError("treesnake numbers positions from 0 on; leave out position_ids")
-    cache = model_kwargs.get("past_key_values")
-    if isinstance(cache, Cache) and int(cache.get_seq_length()) > 0:
-        raise InvalidInputError(
-            "treesnake keeps a cache of its own; give the whole prompt without past_key_values"
-        )
+    for name in CACHES:
+        cache = model_kwargs.get(name)
+        if isinstance(cache, Cache) and any(map(_holds_text, cache.layers)):
+            raise InvalidInputError(
+                f"treesnake keeps a cache of its own; give the whole prompt without {name}"
+            )
+
+
+def _holds_text(layer: object) -> bool:
+    """Tells whether a layer of a cache has rows or a recurrent state."""
+    has_rows = isinstance(layer, CacheLayerMixin) and int(layer.get_seq_length()) > 0
+    has_state = isinstance(layer, LinearAttentionCacheLayerMixin) and any(
+        layer.has_previous_state.values()
+    )
+    return has_rows or has_state
 
 
 def _sampling_params(processors: LogitsProcessorList, *, sampled: bool) -> SamplingParams:

@@ -23,6 +23,7 @@ from treesnake.errors import InvalidInputError, LoadError
 from treesnake.loading.checkpoint import end_token_ids
 from treesnake.loading.options import LoadOptions
 from treesnake.models.checkpoint import read_network, save_network
+from treesnake.models.hf_hybrid import HfHybrid
 from treesnake.models.state_space_cpu import CpuNetwork
 from treesnake.targets.load import load_target
 
@@ -110,10 +111,23 @@ def test_info_describes_it(folder: Path) -> None:
     described = json.loads(result.output)["model"]
     family = "mamba2" if "mamba2" in folder.name else "mamba"
     assert described["family"] == family
-    assert described["engine"] == f"native (the only one for {family})"
+    assert described["engine"] == f"native (our own for {family})"
     assert described["context"] is None
     result = CliRunner().invoke(app, ["info", str(folder), "--device", "cpu"])
     assert "no limit" in result.output
+
+
+def test_transformers_own_module_runs_it_where_that_is_asked_for(
+    folder: Path, expected: tuple[int, ...]
+) -> None:
+    options = LoadOptions(device="cpu", engine="generic")
+    model, loaded = load_target(str(folder), options)
+    assert isinstance(model.network, HfHybrid)
+    assert (loaded.engine, loaded.why) == ("generic", "as asked")
+    decoder = SpeculativeDecoder.from_pretrained(
+        str(folder), "prompt-lookup", device="cpu", engine="generic", search="3x2x2"
+    )
+    assert decoder.generate(PROMPT, max_new_tokens=NUM_NEW).token_ids == expected
 
 
 def test_texts_end_where_the_config_says(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 *Native* engines are our own: Mamba and Mamba-2 everywhere, and a decoder for the Llama-like
 majority, with kernels of our own on a CPU. *Generic* is the unmodified model of transformers, for
-every family with attention.
+every other family, with attention, recurrent layers or both.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,8 @@ from treesnake.loading.memory import check_memory
 from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
 from treesnake.loading.pretrained import load_checkpoint, resolve_device
 from treesnake.loading.state_space import load_state_space, stored_dtype
-from treesnake.models.hf_attention import HfAttention
+from treesnake.models.hf_network import hf_network
+from treesnake.models.hf_replay import HfReplay
 from treesnake.models.state_space import check_vocabulary
 from treesnake.models.state_space_cpu import CpuNetwork
 from treesnake.models.transformer import Transformer
@@ -90,7 +91,7 @@ def load_network(
             exist, or the checkpoint leaves out embeddings that are not this target's.
     """
     _check_format(checkpoint)
-    if checkpoint.found.architecture is Architecture.STATE_SPACE:
+    if checkpoint.found.architecture is Architecture.STATE_SPACE and options.engine != "generic":
         return _load_state_space(checkpoint, options, draft_vocab, target)
     device = resolve_device(options.device)
     obstacle = _native_obstacle(checkpoint, options, device)
@@ -147,7 +148,7 @@ def _load_state_space(
         checkpoint=checkpoint,
         network=network,
         engine="native",
-        why="as asked" if options.engine == "native" else f"the only one for {family}",
+        why="as asked" if options.engine == "native" else f"our own for {family}",
         dtype=_name(dtype),
         device=str(device),
         num_bytes=num_bytes,
@@ -156,10 +157,8 @@ def _load_state_space(
 
 def _state_space_obstacle(options: LoadOptions, device: torch.device) -> str | None:
     """Returns why our networks cannot run a Mamba as asked, or None."""
-    if options.engine == "generic":
-        return "a Mamba runs in the native engine only; leave the engine at auto"
     if options.device_map is not None:
-        return "a Mamba runs on one device, not on a device_map"
+        return "our Mamba runs on one device, not on a device_map; choose the generic engine"
     if options.dtype == "int8" and device.type != "cpu":
         return f"a Mamba has int8 weights on a CPU only, not on {device}; choose bfloat16"
     return None
@@ -214,11 +213,19 @@ def _load_native(
 
 
 def _load_generic(checkpoint: Checkpoint, options: LoadOptions, why: str) -> LoadedNetwork:
+    if "model_type" not in checkpoint.found.fields and checkpoint.gguf_file is None:
+        raise UnsupportedModelError(
+            f"{checkpoint.name} is in the layout of state-spaces, which transformers does not "
+            "read; leave the engine at auto"
+        )
     pretrained = load_checkpoint(checkpoint, options)
     module = pretrained.model
+    network = hf_network(module)
+    if isinstance(network, HfReplay):
+        why += "; its state is copied for every branch, which is slow"
     return LoadedNetwork(
         checkpoint=checkpoint,
-        network=HfAttention(module),
+        network=network,
         engine="generic",
         why=why,
         dtype=_name(module.dtype),

@@ -18,8 +18,8 @@ class NetworkTargetModel:
     """Makes target sessions over a network.
 
     Attributes:
-        network: the weights, in any engine. A model of transformers becomes one as
-            `treesnake.models.hf_attention.HfAttention`.
+        network: the weights, in any engine. A model of transformers becomes one by
+            `treesnake.models.hf_network.hf_network`.
     """
 
     network: TreeNetwork

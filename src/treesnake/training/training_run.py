@@ -24,7 +24,7 @@ from treesnake.kept_work import Facts, FileDigests, KeptFolder, alone, differenc
 from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_checkpoint
-from treesnake.models.hf_attention import HfAttention
+from treesnake.models.hf_network import hf_network
 from treesnake.training.answers import answer_prompts, read_prompts
 from treesnake.training.checkpoints import find_damage, find_folder, read_record, write_folder
 from treesnake.training.corpus import PROMPTS_FILE, collect_corpus, read_left_out
@@ -187,7 +187,7 @@ class _TrainingRun:
         try:
             with rounded_to_int8(self._target) if self._is_rounded(stage) else nullcontext():
                 answer_prompts(
-                    HfAttention(self._target),
+                    hf_network(self._target),
                     self._checkpoint.tokenizer,
                     prompts,
                     sorted(end_token_ids(self._checkpoint)),

@@ -18,7 +18,7 @@ from treesnake.loading.checkpoint import end_token_ids
 from treesnake.loading.networks import LoadedNetwork
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
-from treesnake.models.hf_attention import HfAttention
+from treesnake.models.hf_network import HfNetwork
 from treesnake.pairs import Pair
 from treesnake.protocols import DrafterModel, TargetModel
 from treesnake.search.by_name import search_by_name
@@ -93,7 +93,7 @@ class PairLoader:
     def _target_module(self, *, is_shared: bool) -> PreTrainedModel:
         """Returns the target as a module of transformers, the one in use where there is one."""
         network = self.loaded.network
-        if is_shared and isinstance(network, HfAttention):
+        if is_shared and isinstance(network, HfNetwork):
             return network.model
         options = self._pair.load_options
         if options.dtype == "int8":
