@@ -178,6 +178,17 @@ def test_a_lock_is_held_by_one_and_free_afterwards(tmp_path: Path) -> None:
         pass
 
 
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(kept_work.FileLock, "acquire", refuse)
+    with pytest.warns(RuntimeWarning, match="has no locks"), alone(tmp_path / "lock", "busy"):
+        pass
+
+
 def test_a_record_is_plain_json(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     WorkRecord({"a": (1, 2)}, {}).write(path)

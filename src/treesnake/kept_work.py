@@ -12,6 +12,7 @@ again. What a run is about to load anyway, as a checkpoint, is read whole every 
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -278,6 +279,12 @@ def alone(path: Path, busy: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise InvalidInputError(busy) from None
+    except NotImplementedError:
+        warnings.warn(
+            f"the file system of {path} has no locks, so nothing keeps a second process out",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ dict of names and one type, a dataclass, or a union of dataclasses that are told
 `kind`.
 """
 
-import math
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -92,7 +92,7 @@ def _check_leaf(value: Any, where: str) -> None:
     if isinstance(value, str):
         _checked(value, "\0" not in value, "text without a NUL", repr(where)[1:-1])
     if isinstance(value, int | float):
-        is_sane = math.isfinite(value) and abs(value) <= LARGEST_NUMBER
+        is_sane = abs(value) <= LARGEST_NUMBER  # not so of nan
         _checked(value, is_sane, f"a finite number of at most {LARGEST_NUMBER}", where)
 
 
@@ -146,7 +146,7 @@ def _read_value(hint: Any, value: Any, where: str) -> Any:
     if is_dataclass(hint):
         _checked(value, isinstance(value, dict), "a table", where)
         return read_table(hint, value, where)  # type: ignore[arg-type]
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     return _checked(value, type(value) is hint, f"of type {hint.__name__}", where)
 

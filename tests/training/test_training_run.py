@@ -168,3 +168,21 @@ def test_short_memory_names_the_setting_that_saves_it(
     monkeypatch.setattr(answers_module, "answer", exhaust)
     with pytest.raises(TrainingError, match="choose a smaller batch_size"):
         train_drafter(recipe, tmp_path / "answering", NoReporter())
+
+
+def test_a_drafter_that_no_memory_holds_is_told_before_it_is_built(
+    distillation: TrainingRecipe, tmp_path: Path
+) -> None:
+    huge = MambaSizes(hidden_size=2**20, num_layers=2**20)
+    with pytest.raises(InvalidInputError, match="GB are free; choose a smaller one"):
+        train_drafter(replace(distillation, drafter=huge), tmp_path, NoReporter())
+
+
+def test_heads_that_cannot_be_rotated_are_told(
+    distillation: TrainingRecipe, tmp_path: Path
+) -> None:
+    odd = TransformerSizes(
+        hidden_size=9, num_layers=1, num_heads=3, num_kv_heads=3, intermediate_size=8
+    )
+    with pytest.raises(InvalidInputError, match="a head of 3 channels"):
+        train_drafter(replace(distillation, drafter=odd), tmp_path, NoReporter())

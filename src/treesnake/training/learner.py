@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import Checkpoint, end_token_ids, locate
+from treesnake.loading.memory import free_bytes
 from treesnake.loading.state_space import read_embeddings
 from treesnake.models.checkpoint import read_network, save_network, shares_embeddings
 from treesnake.models.mamba import Mamba, MambaConfig
@@ -113,8 +114,10 @@ def build_learner(sizes: DrafterSizes, target: Checkpoint, seed: int) -> Learner
     """Returns a network of random weights, or one that was trained before.
 
     Raises:
-        InvalidInputError: if the sizes do not fit each other.
+        InvalidInputError: if the sizes do not fit each other, or into memory.
     """
+    if not isinstance(sizes, TrainedBefore):
+        _check_memory(sizes, target)
     build: dict[type[Any], Callable[[Any, Checkpoint], Learner]] = {
         MambaSizes: _build_mamba,
         Mamba2Sizes: _build_mamba2,
@@ -125,6 +128,25 @@ def build_learner(sizes: DrafterSizes, target: Checkpoint, seed: int) -> Learner
         torch.manual_seed(seed)
         learner = build[type(sizes)](sizes, target)
     return learner.float().train()
+
+
+def _check_memory(sizes: MambaSizes | Mamba2Sizes | TransformerSizes, target: Checkpoint) -> None:
+    """Refuses sizes whose largest matrices alone do not fit, before anything is built."""
+    if isinstance(sizes, MambaSizes):
+        inner = sizes.expand * sizes.hidden_size
+    elif isinstance(sizes, Mamba2Sizes):
+        inner = sizes.num_heads * sizes.head_dim
+    else:
+        inner = sizes.intermediate_size
+    vocab_size = target.config.get_text_config(decoder=True).vocab_size
+    num_weights = sizes.hidden_size * (vocab_size + 3 * inner * sizes.num_layers)
+    needed, free = num_weights * torch.float32.itemsize, free_bytes(torch.device("cpu"))
+    if needed > free:
+        raise InvalidInputError(
+            f"a drafter of {sizes.num_layers} layers of width {sizes.hidden_size} has "
+            f"{num_weights:,} weights and more, which take {needed / 1e9:,.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free; choose a smaller one"
+        )
 
 
 def locate_trained(before: TrainedBefore) -> Path:
@@ -149,6 +171,11 @@ def _build_transformer(sizes: TransformerSizes, target: Checkpoint) -> Learner:
         raise InvalidInputError(
             f"{sizes.num_heads} heads must divide the hidden size {sizes.hidden_size} and be a "
             f"multiple of {sizes.num_kv_heads} heads of keys and values"
+        )
+    if sizes.hidden_size // sizes.num_heads % 2:
+        raise InvalidInputError(
+            f"a head of {sizes.hidden_size // sizes.num_heads} channels has no halves to rotate; "
+            "choose a hidden size that is an even multiple of the number of heads"
         )
     text = target.config.get_text_config(decoder=True)
     tokens = _tokens(target)
