@@ -53,3 +53,7 @@ class TrainingError(TreesnakeError):
             f"{path} cannot be written: {error}; what was written before is whole, so make room "
             "on that disk and run the same command again"
         )
+
+
+class OutputError(TreesnakeError):
+    """A file cannot be written; the message says which, and how the work goes on."""

@@ -1,12 +1,13 @@
 """The `treesnake` command."""
 
 import sys
+import traceback
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
+from typer.core import TyperGroup
 
 from treesnake.cli.bench import bench
 from treesnake.cli.calibrate import calibrate
@@ -17,8 +18,33 @@ from treesnake.cli.report import report
 from treesnake.cli.train import train
 from treesnake.cli.verify import verify_command
 from treesnake.errors import TreesnakeError
+from treesnake.terminal import console, flush_streams, give_up_output, plain, prepare_streams
+
+TOLD, FAULT, CLOSED_PIPE = 2, 70, 141
+"""Exit statuses: what a user can mend, a fault of ours, and a reader that has gone, as shells have
+them. 1 is no error, it is the verdict of verify."""
+
+
+class _ClosedPipeError(Exception):
+    """The reader of the output has gone."""
+
+
+class _Commands(TyperGroup):
+    """The commands; typer itself would end with 1 where a reader has gone."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs a command and writes all that it printed."""
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                flush_streams()
+        except BrokenPipeError as error:
+            raise _ClosedPipeError from error
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,12 +63,28 @@ app.command()(report)
 
 def main() -> None:
     """Runs the command line; what a user can cause ends in one message and exit status 2."""
+    prepare_streams()
     try:
         app()
     except TreesnakeError as error:
-        message = Text.assemble(("error: ", "bold red"), str(error))
-        Console(stderr=True, highlight=False).print(message, soft_wrap=True)
-        sys.exit(2)
+        _tell(str(error))
+        sys.exit(TOLD)
+    except _ClosedPipeError:
+        give_up_output()
+        sys.exit(CLOSED_PIPE)
+    except OSError as error:
+        where = "the output" if error.filename is None else error.filename
+        _tell(f"{where} cannot be read or written: {error.strerror or error}")
+        give_up_output()
+        sys.exit(TOLD)
+    except Exception:  # noqa: BLE001 - Python would end with 1
+        traceback.print_exc()
+        sys.exit(FAULT)
+
+
+def _tell(message: str) -> None:
+    line = Text.assemble(("error: ", "bold red"), plain(message))
+    console(is_error=True).print(line, soft_wrap=True)
 
 
 def _print_version(is_asked: bool) -> bool:

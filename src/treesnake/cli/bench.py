@@ -9,7 +9,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
@@ -29,6 +28,7 @@ from treesnake.evaluation.bench import (
 )
 from treesnake.evaluation.bench.bench_recipe import PairTable, SamplingTable, TaskTable
 from treesnake.evaluation.bench.summary import ALL, Summary, interval
+from treesnake.terminal import OutsideColumn, console, progress_bar
 
 METHODS = ["plain", "transformers", "transformers prompt lookup", "chain(4)"]
 
@@ -96,9 +96,10 @@ def bench(
     files = ResultFiles(output or Path("results") / f"{wanted.name}.json")
     if files.summary.suffix != ".json":
         raise InvalidInputError(f"the output is a .json file, got {files.summary}")
-    console = Console(stderr=True, highlight=False)
+    files.check()
+    errors = console(is_error=True)
     environment = {"before": describe_environment()}
-    with loading("models"), _progress(console) as bar:
+    with loading("models"), _progress(errors) as bar:
         line = bar.add_task("starting", total=None)
 
         def progress(num_done: int, num_runs: int, what: str) -> None:
@@ -107,16 +108,24 @@ def bench(
         try:
             run_recipe(wanted, files.journal, data_folder=data, progress=progress)
         except KeyboardInterrupt:
-            console.print(f"Stopped; the same command goes on from {files.journal}", style="dim")
+            errors.print(
+                f"Stopped; the same command goes on from {files.journal}",
+                style="dim",
+                soft_wrap=True,
+            )
             raise typer.Exit(INTERRUPTED) from None
     summary = write_results(files, environment | {"after": describe_environment()})
     _print(summary)
-    console.print(f"Written to {files.summary}, {files.tables} and {files.journal}", style="dim")
+    errors.print(
+        f"Written to {files.summary}, {files.tables} and {files.journal}",
+        style="dim",
+        soft_wrap=True,
+    )
 
 
 def _print(summary: Summary) -> None:
     """Prints what matters most; the files hold the rest."""
-    console = Console(highlight=False, markup=False)
+    output = console()
     for pair, sampling in dict.fromkeys((row.pair, row.sampling) for row in summary.rows):
         table = Table(title=f"{pair}, {sampling}", box=None, title_justify="left")
         table.add_column("")
@@ -131,19 +140,18 @@ def _print(summary: Summary) -> None:
                     interval(row.measures.speedup),
                     f"{row.measures.tokens_per_step:.2f}",
                 )
-        console.print(table)
-        console.print()
+        output.print(table)
+        output.print()
     for failure in summary.failures:
-        console.print(f"{failure.method} could not run: {failure.error}")
+        output.print(f"{failure.method} could not run: {failure.error}")
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<40.40}"),
+def _progress(shown_on: Console) -> Progress:
+    return progress_bar(
+        shown_on,
+        OutsideColumn("{task.description:<40.40}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=console,
-        transient=True,
     )

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from treesnake.cli import options
@@ -14,10 +13,12 @@ from treesnake.drafters.load import check_drafter_name, load_drafter
 from treesnake.evaluation.calibration import measure_costs
 from treesnake.loading.cost_files import CostKey, write_costs
 from treesnake.loading.options import LoadOptions
+from treesnake.outputs import telling_failure
 from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.search.costs import CostTable
 from treesnake.targets.load import load_target
+from treesnake.terminal import console
 
 BAR_WIDTH = 24
 TEXT = "The quick brown fox jumps over the lazy dog, and then again it does. "
@@ -52,20 +53,21 @@ def calibrate(
         print(json.dumps({"key": asdict(key), "costs": asdict(costs)}))
     else:
         _show(costs)
-    path = write_costs(key, costs)  # last, so that a full disk costs nothing that was measured
+    # Last, so that a full disk costs nothing that was measured.
+    with telling_failure(key.path, "make room, or set TREESNAKE_CACHE to another folder"):
+        path = write_costs(key, costs)
     if not as_json:
-        console = Console(stderr=True, highlight=False)
-        console.print(f"Kept in {path}", style="dim", markup=False, soft_wrap=True)
+        console(is_error=True).print(f"Kept in {path}", style="dim", soft_wrap=True)
 
 
 def _show(costs: CostTable) -> None:
     """Prints both tables, with bars of one scale."""
-    console = Console(highlight=False)
+    output = console()
     longest = max(next(iter(costs.score_s.values())).values())
-    console.print("Scoring, by nodes", style="bold")
-    console.print(_table(costs.score_s, longest))
-    console.print("\nDrafting a level, by nodes expanded", style="bold")
-    console.print(_table(costs.draft_s, longest))
+    output.print("Scoring, by nodes", style="bold")
+    output.print(_table(costs.score_s, longest))
+    output.print("\nDrafting a level, by nodes expanded", style="bold")
+    output.print(_table(costs.draft_s, longest))
 
 
 def _table(costs: Mapping[int, Mapping[int, float]], longest: float) -> Table:

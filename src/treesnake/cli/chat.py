@@ -3,6 +3,7 @@
 import sys
 
 from rich.console import Console
+from rich.text import Text
 
 from treesnake.cli import options
 from treesnake.cli.statistics import Comparison, print_statistics
@@ -13,6 +14,7 @@ from treesnake.decoder import SpeculativeDecoder
 from treesnake.errors import ContextLengthError, InvalidInputError
 from treesnake.loading.options import LoadOptions
 from treesnake.sampling import SamplingParams
+from treesnake.terminal import console
 
 RESET = "/reset"
 
@@ -53,31 +55,31 @@ def chat(
 
 
 def _converse(decoder: SpeculativeDecoder, params: SamplingParams, max_new_tokens: int) -> None:
-    console = Console(stderr=True, highlight=False)
-    console.print(f"Ctrl-C stops an answer, {RESET} starts anew, Ctrl-D ends.", style="dim")
+    notes = console(is_error=True)
+    notes.print(f"Ctrl-C stops an answer, {RESET} starts anew, Ctrl-D ends.", style="dim")
     session = decoder.new_session()
     messages: list[Message] = []
-    while (line := _ask(console)) is not None:
+    while (line := _ask(notes)) is not None:
         if line.startswith("/"):
             messages = [] if line == RESET else messages
             known = "A new conversation." if line == RESET else f"The only command is {RESET}."
-            console.print(known, style="dim")
+            notes.print(known, style="dim")
             continue
         asked: list[Message] = [*messages, {"role": "user", "content": line}]
         try:
             stream = decoder.stream(asked, params, max_new_tokens=max_new_tokens, session=session)
         except ContextLengthError:
-            console.print(f"The conversation fills the context; {RESET} starts anew.", style="red")
+            notes.print(f"The conversation fills the context; {RESET} starts anew.", style="red")
             continue
         except InvalidInputError as error:
-            console.print(f"{error}", style="red", markup=False)
+            notes.print(f"{error}", style="red")
             continue
         generation = run_stream(stream)
         print_statistics(Comparison(generation))
         messages = [*asked, {"role": "assistant", "content": generation.text}]
 
 
-def _ask(console: Console) -> str | None:
+def _ask(notes: Console) -> str | None:
     """Returns the next line that is not empty, or None at the end.
 
     Raises:
@@ -85,13 +87,13 @@ def _ask(console: Console) -> str | None:
     """
     while True:
         try:
-            line = console.input("[bold]> [/]" if sys.stdin.isatty() else "").strip()
+            line = notes.input(Text("> " if sys.stdin.isatty() else "", style="bold")).strip()
         except KeyboardInterrupt:
-            console.print()
+            notes.print()
             continue
         except EOFError:
             if sys.stdin.isatty():
-                console.print()  # what comes next begins on a line of its own
+                notes.print()  # what comes next begins on a line of its own
             return None
         except UnicodeDecodeError as error:
             raise InvalidInputError(f"standard input is no text in UTF-8: {error}") from error

@@ -8,9 +8,7 @@ from typing import Annotated, Any
 import psutil
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from treesnake.cli import options
 from treesnake.cli.target_options import loading
@@ -19,6 +17,7 @@ from treesnake.errors import InvalidInputError
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.reference import find_reference
 from treesnake.targets.load import load_target
+from treesnake.terminal import console
 
 DIFFERENT_LOGITS = 1
 """The exit status of a model that was loaded differently from transformers."""
@@ -70,26 +69,25 @@ def info(
     else:
         _show(facts)
     if comparison and not as_json:
-        print(f"\n{comparison.sentence}")
+        console().print(f"\n{comparison.sentence}", soft_wrap=True)
     if comparison and not comparison.is_passed:
         raise typer.Exit(DIFFERENT_LOGITS)
 
 
 def _show(facts: dict[str, Any]) -> None:
-    console = Console(highlight=False, markup=False)
+    output = console()
     for index, (title, rows) in enumerate(facts.items()):
         if index:
-            console.print()
-        console.print(title.capitalize(), style="bold")
-        console.print(_table(rows))
+            output.print()
+        output.print(title.capitalize(), style="bold")
+        output.print(_table(rows))
 
 
 def _table(rows: dict[str, Any]) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", min_width=14)
     for name, value in rows.items():
-        shown = Text(_readable(name, value))
-        table.add_row(name.removesuffix("_bytes").replace("_", " "), shown)
+        table.add_row(name.removesuffix("_bytes").replace("_", " "), _readable(name, value))
     return table
 
 

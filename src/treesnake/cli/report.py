@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from treesnake.evaluation.report import read_result, save_pictures, to_html
+from treesnake.outputs import check_output, write_output
+from treesnake.terminal import console
 
 
 def report(
@@ -28,12 +29,13 @@ def report(
 
     Steps are shown where the records lie beside the results.
     """
-    read = [read_result(path) for path in results]
     page = output or results[0].with_suffix(".html")
-    page.write_text(to_html(read), "utf-8")
+    read = [read_result(path) for path in results]
+    check_output(page)
+    write_output(page, to_html(read))
     written = [page]
     if pictures is not None:
         for result in read:
             written += save_pictures(result, pictures, suffix=suffix)
     for path in written:
-        Console(highlight=False).print(str(path), soft_wrap=True)
+        console().print(str(path), soft_wrap=True)

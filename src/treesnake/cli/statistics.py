@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from treesnake.outcome import Generation
+from treesnake.terminal import console
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,16 @@ def statistics(comparison: Comparison) -> dict[str, Any]:
 
 def print_statistics(comparison: Comparison) -> None:
     """Prints the numbers to standard error, so that a pipe gets the text alone."""
-    console = Console(stderr=True, highlight=False)
-    if console.is_terminal:
-        console.print()
-    console.print(_summary(comparison.generation), style="dim")
+    notes = console(is_error=True)
+    if notes.is_terminal:
+        notes.print()
+    notes.print(_summary(comparison.generation), style="dim")
     if comparison.plain is None:
         return
-    console.print()
-    console.print(_table(comparison.generation, comparison.plain))
-    console.print()
-    console.print(_verdict(comparison))
+    notes.print()
+    notes.print(_table(comparison.generation, comparison.plain))
+    notes.print()
+    notes.print(_verdict(comparison))
 
 
 def _summary(generation: Generation) -> str:

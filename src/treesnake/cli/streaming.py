@@ -4,6 +4,7 @@ import signal
 
 from treesnake.decoder import TextStream
 from treesnake.outcome import Generation
+from treesnake.terminal import write
 
 
 def run_stream(stream: TextStream, *, is_shown: bool = True) -> Generation:
@@ -21,7 +22,7 @@ def run_stream(stream: TextStream, *, is_shown: bool = True) -> Generation:
     try:
         for piece in stream:
             if is_shown:
-                print(piece, end="", flush=True)
+                write(piece)
     finally:
         signal.signal(signal.SIGINT, before)
         if is_shown:

@@ -7,12 +7,12 @@ import huggingface_hub.utils
 import torch
 import transformers
 from numba.core import event
-from rich.console import Console
 from rich.control import Control
 from rich.segment import ControlType
 
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.loading.options import LoadOptions
+from treesnake.terminal import console
 
 
 def open_decoder(
@@ -35,15 +35,15 @@ def loading(target: str) -> Iterator[None]:
     transformers.logging.disable_progress_bar()
     huggingface_hub.utils.enable_progress_bars()
     event.register("numba:compile", _CompilationNotice())
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
+    notes = console(is_error=True)
+    if not notes.is_terminal:
         yield
         return
-    console.print(f"Loading {target} ...", style="dim", markup=False, end="\r")
+    notes.print(f"Loading {target} ...", style="dim", end="\r", no_wrap=True, overflow="crop")
     try:
         yield
     finally:
-        console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+        notes.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
 
 
 class _CompilationNotice(event.Listener):
@@ -56,7 +56,7 @@ class _CompilationNotice(event.Listener):
         """Takes note of a function that numba begins to compile."""
         if not self._is_given:
             self._is_given = True
-            Console(stderr=True).print(
+            console(is_error=True).print(
                 "Compiling kernels for this machine, once; this takes a minute ...", style="dim"
             )
 

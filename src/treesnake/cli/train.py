@@ -11,6 +11,7 @@ import typer
 
 from treesnake.cli import options
 from treesnake.errors import LoadError
+from treesnake.terminal import console
 from treesnake.training.reporting import TerminalReporter
 from treesnake.training.training_recipe import read_training_recipe
 
@@ -46,4 +47,6 @@ def train(
     folder = train_drafter(
         parsed, output / parsed.name, TerminalReporter(), tensorboard=tensorboard
     )
-    print(folder)
+    if not folder.is_dir():
+        console(is_error=True).print("No stage of the recipe trains a drafter.", style="dim")
+    console().print(str(folder if folder.is_dir() else folder.parent), soft_wrap=True)

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from treesnake.cli import options
 from treesnake.cli.target_options import loading, open_decoder
@@ -18,8 +17,11 @@ from treesnake.evaluation.verification.page import to_page
 from treesnake.evaluation.verification.verify import PROMPTS
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.reference import find_reference
+from treesnake.outputs import check_output, write_output
 from treesnake.sampling import SamplingParams
 from treesnake.targets.network import NetworkTargetModel
+from treesnake.terminal import OutsideColumn, console, progress_bar
+from treesnake.terminal import page as page_of
 
 NOT_LOSSLESS = 1
 """The exit status of a verdict against it."""
@@ -67,6 +69,8 @@ def verify_command(
     decoding token by token, samples with the target's own probabilities. The exit status is 0 if
     nothing was found and 1 if something was.
     """
+    if page is not None:
+        check_output(page)
     sampling = None
     if temperature > 0:
         params = SamplingParams(temperature, top_k, top_p, min_p)
@@ -89,8 +93,7 @@ def verify_command(
         **{name: str(facts[name]) for name in ("processor", "threads", "date", "commit")},
         **{name: number for name, number in facts["versions"].items() if number},
     }
-    console = Console(stderr=True, highlight=False)
-    with _progress(console) as bar:
+    with _progress(console(is_error=True)) as bar:
         lines: dict[str, int] = {}
 
         def report(what: str, num_done: int, num_all: int) -> None:
@@ -107,22 +110,23 @@ def verify_command(
             loading=reference.compare(model.network),
         )
     text = to_page(verdict, decoder)
-    if page is not None:
-        page.write_text(text, "utf-8")
-    if as_json:
-        print(json.dumps(verdict.as_json()))
-    else:
-        Console(highlight=False).print(Markdown(text))
+    try:
+        if as_json:
+            print(json.dumps(verdict.as_json()))
+        else:
+            console().print(page_of(text))
+    finally:
+        if page is not None:
+            write_output(page, text)
     if not verdict.is_lossless:
         raise typer.Exit(NOT_LOSSLESS)
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<20}"),
+def _progress(shown_on: Console) -> Progress:
+    return progress_bar(
+        shown_on,
+        OutsideColumn("{task.description:<20}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=console,
-        transient=True,
     )

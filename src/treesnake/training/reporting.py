@@ -4,16 +4,16 @@ import time
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     TaskID,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from treesnake.terminal import OutsideColumn, console, progress_bar
 
 
 @runtime_checkable
@@ -61,7 +61,7 @@ class TerminalReporter:
     """
 
     def __init__(self, seconds_between: float = 60.0) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = console(is_error=True)
         self._seconds_between = seconds_between
         self._progress: Progress | None = None
         self._task = TaskID(0)
@@ -77,14 +77,15 @@ class TerminalReporter:
         self._last_line_s = time.monotonic()
         if not self._console.is_terminal:
             return
-        self._progress = Progress(
-            TextColumn("{task.description}"),
+        self._progress = progress_bar(
+            self._console,
+            OutsideColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[facts]}"),
-            console=self._console,
+            OutsideColumn("{task.fields[facts]}"),
+            is_kept=True,
         )
         self._task = self._progress.add_task(stage, completed=done, total=total, facts="")
         self._progress.start()
@@ -101,7 +102,7 @@ class TerminalReporter:
 
     def tell(self, message: str) -> None:
         """Prints a line above the bar."""
-        self._console.print(f"{self._stage}: {message}", markup=False, soft_wrap=True)
+        self._console.print(f"{self._stage}: {message}", soft_wrap=True)
 
     def end(self) -> None:
         """Leaves the bar as it stands."""

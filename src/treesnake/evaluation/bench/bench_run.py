@@ -20,6 +20,7 @@ from treesnake.evaluation.bench.record import DrafterRecord, RunRecord, TurnReco
 from treesnake.evaluation.bench.runners import MeasuredTurn, Runner
 from treesnake.evaluation.memory import watch_memory_growth
 from treesnake.evaluation.tasks import Question, load_questions
+from treesnake.outputs import check_output, held_alone
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams
 from treesnake.utf8 import writable
@@ -71,15 +72,18 @@ def run_recipe(
         progress: is told how far it is.
 
     Raises:
-        InvalidInputError: if the journal is another recipe's.
+        InvalidInputError: if the journal is another recipe's, or another process writes it.
+        OutputError: if the journal cannot be written.
         LoadError: if a target or a task cannot be had.
     """
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    journal = Journal(journal_path, recipe.as_json())
-    bench = _Bench(recipe, journal, data_folder, progress)
-    for pair in recipe.pairs:
-        bench.run_pair(pair)
+    check_output(journal_path)
+    with held_alone(journal_path):
+        journal = Journal(journal_path, recipe.as_json())
+        bench = _Bench(recipe, journal, data_folder, progress)
+        for pair in recipe.pairs:
+            bench.run_pair(pair)
     return journal
 
 

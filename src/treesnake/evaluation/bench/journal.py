@@ -1,61 +1,69 @@
 """A file that only grows: every result is on disk before the next run begins."""
 
 import json
+import logging
 import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench.record import DrafterRecord, Record, RunRecord, as_line
-from treesnake.json_lines import json_line, read_json_lines
+from treesnake.json_lines import Row, json_line, parse_json_lines
+from treesnake.outputs import telling_failure
 from treesnake.tables import read_table
+
+logger = logging.getLogger(__name__)
 
 
 class Journal:
     """The records of a recipe so far; a run that was killed continues where it ended.
 
     The first line holds the recipe, each other line a record. A last line that was not finished is
-    dropped.
+    told and passed over; it is cut off where records are to follow. A file that does not begin as
+    a journal does is never changed.
 
     Args:
         path: is made if it does not exist.
-        recipe: as plain data; None takes whatever the file holds.
+        recipe: as plain data, to go on with it; None reads whatever the file holds.
 
     Raises:
-        InvalidInputError: if the file holds the records of another recipe, or is none of ours.
+        InvalidInputError: if the file holds the records of another recipe, or a run twice, or is
+            none of ours.
+        OutputError: if it cannot be written.
     """
 
     def __init__(self, path: Path, recipe: dict[str, Any] | None = None) -> None:
         self.path = path
-        if recipe is not None and not (path.exists() and path.stat().st_size):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._append({"recipe": recipe})
-        self._drop_unfinished_line()
-        lines = self._lines()
-        header = next(lines, None)
-        if header is None or "recipe" not in header:
-            raise InvalidInputError(f"{path} holds no records of a benchmark")
-        self.recipe: dict[str, Any] = header["recipe"]
-        if (
-            recipe is not None
-            and json.loads(json_line({"recipe": recipe}))["recipe"] != self.recipe
-        ):
-            raise InvalidInputError(
-                f"{path} holds the records of another recipe, or of this one before it was "
-                "changed; choose another output, or remove the file"
-            )
-        self.records: list[Record] = [_read(line, f"{path}") for line in lines]
-        self._keys = {record.key for record in self.records}
+        self.records: list[Record] = []
+        self._keys: set[tuple[str, ...]] = set()
+        if recipe is not None:
+            self._begin(json_line({"recipe": recipe}))
+        content = self._content()
+        end = content.rfind(b"\n") + 1
+        try:
+            header, *rows = parse_json_lines(BytesIO(content[:end]), f"{path}")
+            self.recipe: dict[str, Any] = header.fields["recipe"]
+        except (InvalidInputError, ValueError, KeyError) as error:
+            raise self._no_journal(error) from error
+        self._check_recipe(recipe)
+        for row in rows:
+            self._add(_read(row), row.where)
+        if end < len(content):
+            self._pass_over(end, is_cut=recipe is not None)
 
     def __contains__(self, key: tuple[str, ...]) -> bool:
         return key in self._keys
 
     def append(self, record: Record) -> None:
-        """Writes a record to disk, whole."""
-        self._append(as_line(record))
-        self.records.append(record)
-        self._keys.add(record.key)
+        """Writes a record to disk, whole.
+
+        Raises:
+            OutputError: if it cannot be written; what was written before stays.
+        """
+        self._append(json_line(as_line(record)))
+        self._add(record, f"{self.path}")
 
     @property
     def runs(self) -> list[RunRecord]:
@@ -67,32 +75,73 @@ class Journal:
         """The records of drafters."""
         return [record for record in self.records if isinstance(record, DrafterRecord)]
 
-    def _append(self, line: dict[str, Any]) -> None:
-        with self.path.open("ab") as file:
-            file.write(json_line(line))
+    def _begin(self, header: bytes) -> None:
+        """Writes the first line, also where it was not finished the last time."""
+        content = self._content() if self.path.exists() else b""
+        if content.find(b"\n") < 0 and header.startswith(content):
+            with self._telling_failure():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.open("ab").close()
+                os.truncate(self.path, 0)
+            self._append(header)
+
+    def _append(self, line: bytes) -> None:
+        with self._telling_failure(), self.path.open("ab") as file:
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
-    def _lines(self) -> Iterator[dict[str, Any]]:
+    def _telling_failure(self) -> AbstractContextManager[None]:
+        return telling_failure(
+            self.path,
+            f"the {len(self.records)} records in it are kept: make room, and the same command goes "
+            "on behind them",
+        )
+
+    def _content(self) -> bytes:
         try:
-            for row in read_json_lines(self.path):
-                yield dict(row.fields)
-        except InvalidInputError as error:
-            raise InvalidInputError(
-                f"{self.path} holds no records of a benchmark: {error}"
-            ) from error
+            return self.path.read_bytes()
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"the records {self.path} cannot be read: {error}") from error
 
-    def _drop_unfinished_line(self) -> None:
-        """A line is there once its newline is: what follows the last one was cut off."""
-        if not self.path.exists():
+    def _check_recipe(self, recipe: dict[str, Any] | None) -> None:
+        if not isinstance(self.recipe, dict):
+            raise self._no_journal("its recipe is no object")
+        if recipe is None or json.loads(json_line(recipe)) == self.recipe:
             return
-        content = self.path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            with self.path.open("r+b") as file:
-                file.truncate(end)
+        raise InvalidInputError(
+            f"{self.path} holds the records of another recipe, or of this one before it was "
+            "changed; choose another output, or remove the file"
+        )
+
+    def _add(self, record: Record, where: str) -> None:
+        if record.key in self._keys:
+            raise InvalidInputError(
+                f"{where} holds a run that is there already ({', '.join(record.key)}): two "
+                "benchmarks wrote the file at once, and their times are mixed; remove it and run "
+                "again"
+            )
+        self.records.append(record)
+        self._keys.add(record.key)
+
+    def _pass_over(self, end: int, *, is_cut: bool) -> None:
+        """Leaves out what follows the last newline: a line is there once its newline is."""
+        logger.warning(
+            "the last record of %s was cut off while it was written; %s",
+            self.path,
+            "it is made again" if is_cut else "it is left out",
+        )
+        if is_cut:
+            with self._telling_failure():
+                os.truncate(self.path, end)
+
+    def _no_journal(self, reason: object) -> InvalidInputError:
+        return InvalidInputError(
+            f"{self.path} holds no records of a benchmark ({reason}), so it is left as it is; "
+            "choose another output"
+        )
 
 
-def _read(line: dict[str, Any], where: str) -> Record:
-    kind = DrafterRecord if line.get("kind") == "agreement" else RunRecord
-    return read_table(kind, line, where)
+def _read(row: Row) -> Record:
+    kind = DrafterRecord if row.fields.get("kind") == "agreement" else RunRecord
+    return read_table(kind, row.fields, row.where)

@@ -7,7 +7,7 @@ from typing import Any
 
 from treesnake.evaluation.bench.journal import Journal
 from treesnake.evaluation.bench.summary import Summary, summarize, to_markdown
-from treesnake.files import write_text
+from treesnake.outputs import check_output, write_output
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,24 @@ class ResultFiles:
         """The tables, as Markdown."""
         return self.summary.with_suffix(".md")
 
+    def check(self) -> None:
+        """Checks that all of them can be written.
+
+        Raises:
+            InvalidInputError: if not.
+        """
+        for path in (self.summary, self.tables, self.journal):
+            check_output(path)
+
 
 def write_results(files: ResultFiles, environment: dict[str, Any]) -> Summary:
-    """Summarizes a journal, and writes measures and tables beside it, each whole or not at all."""
+    """Summarizes a journal, and writes measures and tables beside it, each whole or not at all.
+
+    Raises:
+        OutputError: if one cannot be written; the journal still holds everything.
+    """
     summary = summarize(Journal(files.journal), environment)
-    write_text(files.summary, json.dumps(summary.as_json(), indent=1) + "\n")
-    write_text(files.tables, to_markdown(summary))
+    hint = f"every run is in {files.journal}: make room, and the same command runs none again"
+    write_output(files.summary, json.dumps(summary.as_json(), indent=1) + "\n", hint)
+    write_output(files.tables, to_markdown(summary), hint)
     return summary

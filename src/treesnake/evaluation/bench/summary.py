@@ -14,6 +14,7 @@ from treesnake.evaluation.bench.measures import (
 )
 from treesnake.evaluation.bench.record import RunRecord
 from treesnake.evaluation.bootstrap import Estimate
+from treesnake.evaluation.markdown import inline, table
 
 ALL = "all"
 
@@ -156,19 +157,23 @@ COLUMNS = (
 def to_markdown(summary: Summary) -> str:
     """Returns the tables of a summary: one for each pair and sampling, then what failed."""
     name, description = summary.recipe["name"], summary.recipe["description"]
-    parts = [f"# {name}", *([description] if description else [])]
+    parts = [f"# {inline(name)}", *([description] if description else [])]
     for pair, sampling in dict.fromkeys((row.pair, row.sampling) for row in summary.rows):
         rows = [
             row
             for row in summary.rows
             if (row.pair, row.sampling, row.category) == (pair, sampling, ALL)
         ]
-        parts += [f"## {pair}, {sampling}", markdown_table(COLUMNS, [cells(row) for row in rows])]
+        parts += [
+            f"## {inline(pair)}, {inline(sampling)}",
+            _number_table(COLUMNS, [cells(row) for row in rows], number_columns=len(COLUMNS) - 1),
+        ]
     if summary.drafters:
         parts += ["## Drafters beside their targets", _drafter_table(summary.drafters)]
     if summary.failures:
         lines = [
-            f"- {failure.pair}, {failure.method}, {failure.num_questions} runs: {failure.error}"
+            f"- {inline(failure.pair)}, {inline(failure.method)}, {failure.num_questions} runs: "
+            f"{inline(failure.error)}"
             for failure in summary.failures
         ]
         parts += ["## What could not run", "\n".join(lines)]
@@ -201,7 +206,7 @@ def interval(estimate: Estimate | None) -> str:
 
 def _drafter_table(rows: Sequence[DrafterRow]) -> str:
     heads = ("drafter", "pair", "positions", "total variation", "same choice", "calibration error")
-    return markdown_table(
+    return _number_table(
         heads,
         [
             [
@@ -214,10 +219,12 @@ def _drafter_table(rows: Sequence[DrafterRow]) -> str:
             ]
             for row in rows
         ],
+        number_columns=len(heads) - 1,
     )
 
 
-def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns rows as a table of Markdown, numbers from the second column on."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _number_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, number_columns: int
+) -> str:
+    escaped = [[inline(cell) for cell in row] for row in rows]
+    return table(heads, escaped, number_columns=number_columns)

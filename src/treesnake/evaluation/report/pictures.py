@@ -1,13 +1,17 @@
 """Pictures for papers, by matplotlib."""
 
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from treesnake.errors import LoadError
+from treesnake.errors import InvalidInputError, LoadError
 from treesnake.evaluation.report.by_length import CURVES
 from treesnake.evaluation.report.results import Result
+from treesnake.outputs import check_output, telling_failure
+
+SUFFIXES = ("svg", "pdf", "png")
 
 Draw = Callable[[Any, Result, str, str], bool]
 """Draws into a figure a pair's results with one way of sampling; tells whether there were any."""
@@ -26,15 +30,19 @@ def save_pictures(result: Result, folder: Path, *, suffix: str = "svg") -> list[
 
     Raises:
         LoadError: if matplotlib is not installed.
+        InvalidInputError: if the folder cannot be, or there are no pictures of that kind.
+        OutputError: if a picture cannot be written.
     """
+    if suffix not in SUFFIXES:
+        raise InvalidInputError(f"pictures are {', '.join(SUFFIXES)}, not {suffix!r}")
     if find_spec("matplotlib") is None:
         raise LoadError("pictures are drawn by matplotlib; install treesnake[evaluation]")
     import matplotlib as mpl  # noqa: PLC0415 - an optional dependency
 
     mpl.use("Agg")
+    mpl.rcParams["text.parse_math"] = False  # a name may have a dollar sign
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     draws: dict[str, Draw] = {
         "speed": _speed,
@@ -48,9 +56,11 @@ def save_pictures(result: Result, folder: Path, *, suffix: str = "svg") -> list[
                 for axes in figure.axes:
                     axes.spines[["top", "right"]].set_visible(False)
                 figure.axes[0].set_title(f"{pair}, {sampling}", fontsize=9, loc="left")
-                name = result.summary.recipe["name"]
+                name = re.sub(r"[^\w.-]+", "-", result.summary.recipe["name"])
                 path = folder / f"{name}-{kind}-{number + 1}.{suffix}"
-                figure.savefig(path, dpi=200)
+                check_output(path)
+                with telling_failure(path, "make room, or choose another folder"):
+                    figure.savefig(path, dpi=200)
                 written.append(path)
             plt.close(figure)
     return written

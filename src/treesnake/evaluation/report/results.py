@@ -1,15 +1,17 @@
 """Reads what a benchmark wrote."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench.journal import Journal
 from treesnake.evaluation.bench.record import RunRecord
 from treesnake.evaluation.bench.result_files import ResultFiles
 from treesnake.evaluation.bench.summary import ALL, Row, Summary
+from treesnake.json_lines import parse_json
 from treesnake.tables import read_table
+from treesnake.utf8 import read_text_file
 
 LENGTH = " tokens"
 """How the categories of long contexts end."""
@@ -59,18 +61,31 @@ class Result:
         )
 
 
+def _is_whole(recipe: dict[str, Any]) -> bool:
+    methods = recipe.get("methods")
+    return (
+        all(isinstance(recipe.get(name), str) for name in ("name", "description"))
+        and isinstance(methods, list)
+        and bool(methods)
+        and all(isinstance(method, str) for method in methods)
+    )
+
+
 def read_result(path: Path) -> Result:
     """Reads the summary of a benchmark, and its journal where that lies beside it.
 
     Raises:
         InvalidInputError: if the file is no such summary.
     """
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"the results {path} cannot be read: {error}") from error
+    data = parse_json(read_text_file(path), f"the file of results {path}")
     if not isinstance(data, dict) or "rows" not in data:
         raise InvalidInputError(f"{path} holds no results of treesnake bench")
+    recipe = data.get("recipe")
+    if not isinstance(recipe, dict) or not _is_whole(recipe):
+        raise InvalidInputError(
+            f"{path} holds no results of treesnake bench: its recipe needs a name, a description "
+            "and methods; make the results again"
+        )
     journal = ResultFiles(path).journal
     runs = Journal(journal).runs if journal.exists() else []
     shown = tuple(run for run in runs if any(turn.shown for turn in run.turns))

@@ -1,8 +1,7 @@
 """A verdict and its evidence on one page, as Markdown."""
 
-from collections.abc import Sequence
-
 from treesnake.decoder import SpeculativeDecoder
+from treesnake.evaluation.markdown import code, inline, table
 from treesnake.evaluation.verification.evidence import (
     Difference,
     FrequencyTest,
@@ -23,10 +22,12 @@ def to_page(verdict: Verdict, decoder: SpeculativeDecoder | None = None) -> str:
     headline = "Nothing was found" if verdict.is_lossless else "Not lossless"
     if verdict.loading is not None and not verdict.loading.is_passed:
         headline = "Not loaded as transformers loads it"
-    subject = " · ".join(f"{name} {value}" for name, value in verdict.subject.items())
+    subject = " · ".join(
+        f"{inline(name)} {inline(value)}" for name, value in verdict.subject.items()
+    )
     parts = [f"# {headline}", *([subject] if subject else [])]
     if verdict.loading is not None:
-        parts += ["## Loading", verdict.loading.sentence]
+        parts += ["## Loading", inline(verdict.loading.sentence)]
     if verdict.greedy is not None:
         parts += _greedy(verdict.greedy, decoder)
     if verdict.sampling is not None:
@@ -46,7 +47,7 @@ def _greedy(evidence: GreedyEvidence, decoder: SpeculativeDecoder | None) -> lis
     shown = [*evidence.errors, *evidence.ties][:MOST_SHOWN]
     if shown:
         heads = ("prompt", "position", "emitted", "plain", "logits", "gap", "rounding", "verdict")
-        parts.append(_table(heads, [_difference(one, decoder) for one in shown]))
+        parts.append(table(heads, [_difference(one, decoder) for one in shown]))
     return parts
 
 
@@ -67,7 +68,7 @@ def _sampling(evidence: SamplingEvidence) -> list[str]:
     parts = [
         f"## Sampling at temperature {evidence.temperature:g}",
         f"Correct sampling fails with a probability of {evidence.alpha:g} at most.",
-        _table(
+        table(
             ("test", "samples", "cells", "p-value", "fails below", "finds", "verdict"),
             [_test(test) for test in evidence.tests],
         ),
@@ -81,14 +82,14 @@ def _sampling(evidence: SamplingEvidence) -> list[str]:
         rows = [
             [
                 "all" if cell.prompt_index is None else str(cell.prompt_index + 1),
-                cell.label.replace("|", "\\|"),
+                inline(cell.label),
                 str(cell.observed),
                 f"{cell.expected:.1f}",
                 f"{cell.deviation:+.1f}",
             ]
             for cell in cells
         ]
-        parts += ["What deviates most:", _table(heads, rows)]
+        parts += ["What deviates most:", table(heads, rows)]
     return parts
 
 
@@ -107,9 +108,4 @@ def _test(test: FrequencyTest) -> list[str]:
 def _token(token: int, decoder: SpeculativeDecoder | None) -> str:
     if decoder is None or decoder.tokenizer is None:
         return str(token)
-    return f"`{decoder.tokenizer.decode([token])!r}`".replace("|", "\\|")
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return code(repr(decoder.tokenizer.decode([token])))
