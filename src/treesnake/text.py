@@ -17,7 +17,7 @@ LONGEST_CHARACTER = 4
 LONGEST_TIDIED = 16
 """Characters at the end of a text that decoders may still rewrite, such as a space before "n't"."""
 
-FEWEST_TOKENS, MOST_TOKENS = 16, 48
+FEWEST_TOKENS, MOST_TOKENS = 8, 24
 """How many of the last tokens are decoded again with each new one."""
 
 Decode = Callable[[Sequence[int]], str]
@@ -128,9 +128,12 @@ class _Window:
         self._tokens = self._prompt_window(prompt)
         self._prompt_text: str | None = decoding.decode(self._tokens)
         self._num_taken = 0
+        self._rest = "", 0
 
     def read(self, token_ids: Sequence[int]) -> tuple[str, int]:
         """Returns what was not taken yet, as new tokens leave it, and how much is settled."""
+        if not token_ids:
+            return self._rest
         tokens = [*self._tokens, *token_ids]
         text = self._decoding.decode(tokens)
         start = self._start(text)
@@ -142,8 +145,10 @@ class _Window:
         text = self._decoding.decode(self._tokens)
         start, end = self._start(text), self._decoding.num_settled(self._tokens, text)
         if self._prompt_text is not None and not start < end and end < len(self._prompt_text):
+            self._rest = text[start:], 0
             return ""  # later tokens may still change the end of the prompt
         self._prompt_text, self._num_taken = None, max(start, end)
+        self._rest = text[self._num_taken :], 0
         if len(self._tokens) > MOST_TOKENS:
             self._forget(text)
         return text[start:end]
