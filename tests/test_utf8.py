@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from treesnake.errors import InvalidInputError
 from treesnake.utf8 import (
+    check_path,
     check_text,
     decode_text,
     described,
@@ -82,6 +83,17 @@ def test_a_file_is_read_without_its_mark_and_a_bad_line_is_named(tmp_path: Path)
         read_text_file(path)
     with pytest.raises(InvalidInputError, match="cannot be read"):
         read_text_file(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-this-name/x", "caf\udce9"])
+def test_a_name_that_no_file_can_have_is_told(name: str) -> None:
+    with pytest.raises(InvalidInputError, match="the name of a task"):
+        check_path(name, "the name of a task")
+
+
+def test_a_name_is_a_path_whether_something_is_there_or_not(tmp_path: Path) -> None:
+    assert check_path(str(tmp_path / "missing"), "it") == tmp_path / "missing"
+    assert check_path("~/x", "it") == Path.home() / "x"
 
 
 @pytest.mark.parametrize(

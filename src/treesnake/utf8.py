@@ -103,6 +103,23 @@ def read_text_file(path: Path) -> str:
     return decode_text(content, f"{path}")
 
 
+def check_path(name: str, where: str) -> Path:
+    """Returns the path that a name is, with the home folder for ~; nothing need be there.
+
+    Raises:
+        InvalidInputError: if the name is no text, or no system can have such a file.
+    """
+    check_text(name, where)
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(
+            f"{where} cannot be the name of a file ({error}), got {described(name)}"
+        ) from error
+    return path
+
+
 def writable(text: str) -> str:
     """Returns a text that can be written in UTF-8, with U+FFFD for what cannot.
 

@@ -48,7 +48,7 @@ def test_of_a_text_without_prompt_all_but_the_first_token_is_learned() -> None:
 
 def test_long_answers_are_cut_and_long_prompts_left_out() -> None:
     texts = Texts([answers()], max_tokens=3)
-    assert len(texts) == 1
+    assert (len(texts), texts.num_left_out) == (1, 1)
     batch = texts.batch([0])
     assert batch.labels.tolist() == [30, 40]
     assert batch.top_ids is not None

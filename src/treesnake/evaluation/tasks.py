@@ -9,7 +9,7 @@ from pathlib import Path
 from treesnake.conversation import check_turns
 from treesnake.errors import InvalidInputError, LoadError
 from treesnake.json_lines import Row, read_json_lines
-from treesnake.utf8 import check_text, described
+from treesnake.utf8 import check_path, check_text, described
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def load_questions(source: str, *, per_category: int | None = None) -> list[Ques
     """
     if per_category is not None and per_category < 1:
         raise InvalidInputError(f"per_category is at least 1, got {per_category}")
-    path = Path(check_text(source, "the name of a task")).expanduser()
+    path = check_path(source, "the name of a task")
     questions = _read_file(path) if path.is_file() else _fetch(source, per_category)
     kept: list[Question] = []
     num_kept: dict[str, int] = {}

@@ -33,7 +33,7 @@ from treesnake.training.chat_data import Exchange, clean_text, read_exchange
 from treesnake.training.reporting import Reporter
 from treesnake.training.shards import keep_whole, read_notes, shard_path, text_shard, write_shard
 from treesnake.training.training_recipe import CorpusStage
-from treesnake.utf8 import decode_text, read_text_file
+from treesnake.utf8 import check_path, decode_text, read_text_file
 
 FORMATS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
 """What `datasets` calls the format of a file."""
@@ -79,7 +79,8 @@ def collect_corpus(
             be used.
         TrainingError: if nothing can be written.
     """
-    excluded = {each for path in stage.exclude for each in excluded_word_runs(Path(path))}
+    excluded_files = [check_path(name, "a file to exclude") for name in stage.exclude]
+    excluded = {run for path in excluded_files for run in excluded_word_runs(path)}
     if stage.content == "prompts":
         _collect_prompts(stage, folder, excluded, reporter)
     else:
@@ -109,7 +110,7 @@ def open_rows(stage: CorpusStage, left_out: LeftOutRows, first_row: int = 0) -> 
     Raises:
         InvalidInputError: if there is no such data set, or it has no such column.
     """
-    path = Path(stage.source).expanduser()
+    path = check_path(stage.source, f'the source of the stage "{stage.name}"')
     kind = FORMATS.get(path.suffix)
     if kind is None and path.is_file():
         raise InvalidInputError(

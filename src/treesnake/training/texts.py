@@ -87,6 +87,11 @@ class Texts:
         return len(self._rows)
 
     @property
+    def num_left_out(self) -> int:
+        """How many texts there are beside these."""
+        return sum(map(len, self._shards)) - len(self)
+
+    @property
     def has_target_probs(self) -> bool:
         """Whether every text comes with the target's probabilities."""
         return all(shard.top_ids is not None for shard in self._shards)

@@ -49,6 +49,7 @@ from treesnake.training.training_recipe import (
     TrainingRecipe,
 )
 from treesnake.training.work_sources import WorkSources
+from treesnake.utf8 import check_path
 
 DRAFTER_FOLDER = "drafter"
 LOGS_FOLDER = "logs"
@@ -217,6 +218,11 @@ class _TrainingRun:
         folders = [self._data_folder(name) for name in stage.data]
         data = self._in_turn(lambda: self._sources.of_data(folders))
         texts = read_texts(folders, stage.max_tokens, self._target_size)
+        if texts.num_left_out:
+            self._reporter.tell(
+                f"{texts.num_left_out} texts left out, for nothing in their first "
+                f"{stage.max_tokens} tokens is learned"
+            )
         self._vocabulary = vocabulary = self._draft_vocabulary(folders, data)
         is_distilled = isinstance(stage, DistilStage)
         is_stored = is_distilled and stage.probabilities == "stored"
@@ -297,12 +303,14 @@ class _TrainingRun:
         )
 
     def _prompts_file(self, name: str) -> Path:
+        path = check_path(name, "a file of prompts")
         collected = self._folder / name / PROMPTS_FILE
-        return collected if collected.exists() else Path(name).expanduser()
+        return collected if collected.exists() else path
 
     def _data_folder(self, name: str) -> Path:
+        path = check_path(name, "a folder of texts")
         made = self._folder / name
-        return made if made.is_dir() else Path(name).expanduser()
+        return made if made.is_dir() else path
 
 
 def _is_made_from(folder: Path, made_from: Facts) -> bool:

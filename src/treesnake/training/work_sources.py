@@ -31,6 +31,7 @@ from treesnake.training.training_recipe import (
     TrainedBefore,
     TrainingRecipe,
 )
+from treesnake.utf8 import check_path
 
 CHANGEABLE = (
     "learning_rate",
@@ -77,12 +78,14 @@ class WorkSources:
         Raises:
             InvalidInputError: if a local source cannot be read.
         """
-        source = Path(stage.source).expanduser()
+        source = check_path(stage.source, f'the source of the stage "{stage.name}"')
         is_local = source.suffix in FORMATS
         return {
             "tokenizer": None if stage.content == "prompts" else self._tokenizer,
             "source": self._file(source) if is_local else stage.source,
-            "exclude": [self._file(Path(each)) for each in stage.exclude],
+            "exclude": [
+                self._file(check_path(each, "a file to exclude")) for each in stage.exclude
+            ],
             "settings": _settings(stage, "source", "exclude"),
         }
 

@@ -23,7 +23,7 @@ from treesnake.evaluation.tasks import Question, load_questions
 from treesnake.outputs import check_output, held_alone
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams
-from treesnake.utf8 import writable
+from treesnake.utf8 import check_path, writable
 
 WARM_UP_TOKENS = 16
 MOST_ASKED = 400
@@ -138,7 +138,7 @@ class _Bench:
                 )
 
     def _load(self, task: TaskTable) -> list[Question]:
-        path = self._data_folder / task.source
+        path = self._data_folder / check_path(task.source, "the source of a task")
         source = str(path) if path.is_file() else task.source
         return load_questions(source, per_category=task.per_category)
 

@@ -6,7 +6,7 @@ from treesnake.decoder import Tokenizer
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench.bench_recipe import LongContextTable
 from treesnake.evaluation.tasks import Question
-from treesnake.utf8 import read_text_file
+from treesnake.utf8 import check_path, read_text_file
 
 
 def long_questions(
@@ -44,5 +44,5 @@ def long_questions(
 
 
 def _read(task: LongContextTable, folder: Path) -> str:
-    paths = [folder / Path(name).expanduser() for name in task.documents]
+    paths = [folder / check_path(name, f"a document of {task.name}") for name in task.documents]
     return "\n\n".join(map(read_text_file, paths))
