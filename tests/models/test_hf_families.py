@@ -1,12 +1,14 @@
 """Every family that is trusted with trees agrees with plain forward passes of the same weights."""
 
+import json
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from treesnake.models.hf_attention import HfAttention
-from treesnake.models.hf_families import VERIFIED_FAMILIES
+from treesnake.models.hf_families import VERIFIED_FAMILIES, LimitedContext, context_length
 from treesnake.models.tree_network import Part
 from treesnake.prompt import Prompt
 
@@ -161,3 +163,27 @@ def test_texts_of_different_lengths_share_a_pass(family, tiny_model):
 
 def test_the_families_tested_here_are_the_trusted_ones():
     assert set(FAMILIES) == VERIFIED_FAMILIES
+
+
+@pytest.mark.parametrize(
+    ("rope", "length", "is_limited"),
+    [
+        ({"rope_type": "default"}, 64, False),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256, False),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, 64, False),
+        ({"rope_type": "linear", "factor": 2.0}, 128, False),
+        ({"rope_type": "dynamic", "factor": 2.0}, 64, True),
+        ({"rope_type": "longrope", "original_max_position_embeddings": 32}, 32, True),
+    ],
+)
+def test_the_context_is_what_rotary_scaling_allows(
+    rope: dict[str, Any], length: int, is_limited: bool
+) -> None:
+    config = LlamaConfig(max_position_embeddings=64)
+    config.rope_parameters = {"rope_theta": 1e4, **rope}
+    found = context_length(config)
+    assert found == length
+    assert isinstance(found, LimitedContext) == is_limited
+    assert f"{found}".startswith(str(length))
+    assert (f"positions of type {rope['rope_type']} change" in f"{found}") == is_limited
+    assert json.dumps(found) == json.dumps(length)

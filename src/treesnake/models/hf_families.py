@@ -58,6 +58,10 @@ LENGTH_BOUND_ROPE = ("dynamic", "longrope")
 """Kinds of rotary positions whose frequencies change for the whole text where it becomes long."""
 
 
+FACTOR_ROPE = ("yarn", "linear")
+"""Kinds of rotary positions that a factor stretches to longer texts."""
+
+
 @dataclass(frozen=True)
 class AttentionLayout:
     """What each layer keeps and how far back it looks.
@@ -103,19 +107,46 @@ def can_share_passes(config: PreTrainedConfig) -> bool:
     return family in VERIFIED_FAMILIES and family not in ROW_COUNTING_FAMILIES
 
 
+class LimitedContext(int):
+    """A number of positions that is smaller than a reader of the config expects, with the reason.
+
+    As text it says the reason, so that messages and tables do.
+    """
+
+    reason: str
+
+    def __new__(cls, length: int, reason: str) -> "LimitedContext":
+        """Returns the length with its reason."""
+        limited = super().__new__(cls, length)
+        limited.reason = reason
+        return limited
+
+    def __str__(self) -> str:
+        return f"{int(self)} ({self.reason})"
+
+
 def context_length(config: PreTrainedConfig) -> int | None:
     """Returns the number of positions that a decoder can tell apart, or None if it does not say.
 
-    Rotary positions that change with the length of the text make what was cached before stale, so
-    such models are run up to the length at which the first change would come.
+    Rotary positions that are scaled by a fixed factor reach that much further. Those that change
+    with the length of the text make what was cached before stale, so such models are run up to the
+    length at which the first change would come.
     """
-    limits = [
-        rope.get("original_max_position_embeddings")
-        for rope in _rope_parameters(config)
-        if rope.get("rope_type") in LENGTH_BOUND_ROPE
-    ]
-    limits.append(getattr(config, "max_position_embeddings", None))
-    return min((limit for limit in limits if limit), default=None)
+    stated = getattr(config, "max_position_embeddings", None)
+    lengths: list[int] = []
+    for rope in _rope_parameters(config):
+        kind, key = rope.get("rope_type"), "original_max_position_embeddings"
+        original = rope.get(key) or getattr(config, key, None)
+        if kind in LENGTH_BOUND_ROPE:
+            length = min(original or stated or 0, stated or original or 0)
+            reason = f"beyond it, rotary positions of type {kind} change for the whole text"
+            lengths += [LimitedContext(length, reason)] if length else []
+        elif kind in FACTOR_ROPE and stated:
+            scaled = int((original or stated) * float(rope.get("factor") or 1))
+            lengths.append(max(stated, scaled))
+        elif stated:
+            lengths.append(stated)
+    return min(lengths, default=stated)
 
 
 def activation_width(config: PreTrainedConfig, num_rows: int) -> int:

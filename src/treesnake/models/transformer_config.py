@@ -9,6 +9,7 @@ import torch
 from transformers import PretrainedConfig
 
 from treesnake.errors import UnsupportedModelError
+from treesnake.models.hf_families import context_length
 
 QueryKeyNorm = Literal["none", "head", "projection"]
 
@@ -74,7 +75,7 @@ class TransformerConfig:
             num_heads=hf_config.num_attention_heads,
             num_kv_heads=hf_config.num_key_value_heads,
             head_dim=head_dim,
-            context_length=hf_config.max_position_embeddings,
+            context_length=context_length(hf_config) or hf_config.max_position_embeddings,
             epsilon=hf_config.rms_norm_eps,
             windows=_windows(hf_config),
             rotates=_rotates(hf_config),
