@@ -7,6 +7,7 @@ its own.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,24 @@ SIZE_KEYS = (
 """Keys of configs that count something of which there is at least one."""
 
 MAX_SIZE = 2**31 - 1
+
+NUMBER = (int, float)
+FIELD_TYPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(["text_config", "rope_parameters", "rope_scaling"], (dict,)),
+    **dict.fromkeys(["auto_map", "quantization_config"], (dict,)),
+    **dict.fromkeys(["layer_types", "no_rope_layers", "architectures"], (list,)),
+    **dict.fromkeys(["hidden_act", "rope_type", "type"], (str,)),
+    **dict.fromkeys(["rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps"], NUMBER),
+    **dict.fromkeys(["rope_theta", "partial_rotary_factor", "factor"], NUMBER),
+    **dict.fromkeys(["attention_factor", "beta_fast", "beta_slow"], NUMBER),
+    **dict.fromkeys(["low_freq_factor", "high_freq_factor"], NUMBER),
+    "original_max_position_embeddings": NUMBER,
+    "sliding_window": (int,),
+    **dict.fromkeys(["tie_word_embeddings", "attention_bias", "mlp_bias"], (bool, int)),
+}
+"""What else is read of a config, by name, and of the part of it that says how positions rotate."""
+
+POSITIVE = ("rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings")
 
 IMPLEMENTATION_KEYS = tuple(
     f"{prefix}{kind}_implementation{suffix}"
@@ -141,6 +160,10 @@ def _check_fields(fields: Mapping[str, Any], path: Path) -> None:
     for part in (fields, text_fields if isinstance(text_fields, dict) else {}):
         for key in SIZE_KEYS:
             _check_size(key, part.get(key), path)
+        _check_types(part, path)
+        for key in ("rope_parameters", "rope_scaling"):
+            for rope in _objects(part.get(key)):
+                _check_types(rope, path)
     for part in _objects(fields):
         for key in IMPLEMENTATION_KEYS:
             _check_implementation(key, part.get(key), path)
@@ -166,6 +189,20 @@ def _check_size(key: str, stated: Any, path: Path) -> None:
                 f"{path} has {key} = {size!r:.40}, which is no whole number from {least} to "
                 f"{MAX_SIZE}; fetch it again"
             )
+
+
+def _check_types(fields: Mapping[str, Any], path: Path) -> None:
+    for key in fields.keys() & FIELD_TYPES.keys():
+        value, types = fields[key], FIELD_TYPES[key]
+        if value is None:
+            continue
+        is_number = type(value) in (int, float)
+        if type(value) not in types or (is_number and not isfinite(value)):
+            wanted = " or ".join(each.__name__ for each in types)
+            raise LoadError(f"{path} has {key} = {value!r:.60}, which should be of type {wanted}")
+        too_small = is_number and (value < 0 or (key in POSITIVE and value == 0))
+        if too_small or (key == "partial_rotary_factor" and value > 1):
+            raise LoadError(f"{path} has {key} = {value!r:.60}, which makes no sense")
 
 
 def _check_implementation(key: str, stated: Any, path: Path) -> None:

@@ -262,7 +262,7 @@ def _open_state_space(found: FoundModel, *, trust_remote_code: bool) -> Checkpoi
     sizes = parse_config(found.fields, found.path / CONFIG_FILE)
     fields = dict(found.fields) if "model_type" in found.fields else hugging_face_fields(sizes)
     try:
-        config = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+        config = _with_text(CONFIG_MAPPING[fields["model_type"]].from_dict(fields))
     except Exception as error:
         raise LoadError(f"the config of {_where(found)} cannot be read: {error}") from error
     generation_config = _read_generation_config(found, config)
@@ -275,7 +275,9 @@ def _open_folder(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
     weights = open_weights(found.path)
     check_sizes(found.fields, weights, str(found.path))
     try:
-        config = AutoConfig.from_pretrained(found.path, trust_remote_code=trust_remote_code)
+        config = _with_text(
+            AutoConfig.from_pretrained(found.path, trust_remote_code=trust_remote_code)
+        )
     except Exception as error:
         raise LoadError(f"the config of {_where(found)} cannot be read: {error}") from error
     generation_config = _read_generation_config(found, config)
@@ -294,6 +296,13 @@ def _open_gguf(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
     generation_config = GenerationConfig.from_model_config(config)
     generation_config.eos_token_id = sorted(gguf_end_ids(weights)) or None
     return Checkpoint(found, config, generation_config, weights, trust_remote_code)
+
+
+def _with_text(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Returns a config whose part for text is a config, too."""
+    if not isinstance(config.get_text_config(), PreTrainedConfig):
+        raise LoadError("its text_config is none of a model that it knows; take it out")
+    return config
 
 
 def _check_kind(path: Path) -> None:

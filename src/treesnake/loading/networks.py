@@ -193,7 +193,7 @@ def _load_native(
     torch_dtype = _native_dtype(checkpoint, options)
     in_memory = exact_dtype(tensors, torch_dtype) if device.type == "cpu" else torch_dtype
     check_memory(checkpoint, in_memory, device)
-    config = TransformerConfig.from_hf(checkpoint.config)
+    config = _read_config(checkpoint)
     where = str(checkpoint.path)
     if draft_vocab is not None:
         check_vocabulary(draft_vocab, config.vocab_size)
@@ -210,6 +210,13 @@ def _load_native(
         device=str(device),
         num_bytes=network.num_bytes,
     )
+
+
+def _read_config(checkpoint: Checkpoint) -> TransformerConfig:
+    try:
+        return TransformerConfig.from_hf(checkpoint.config)
+    except (TypeError, KeyError, ValueError, AttributeError, ArithmeticError) as error:
+        raise LoadError(f"the config of {checkpoint.name} makes no sense: {error!r}") from error
 
 
 def _load_generic(checkpoint: Checkpoint, options: LoadOptions, why: str) -> LoadedNetwork:
