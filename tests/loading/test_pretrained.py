@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -211,3 +212,13 @@ def test_a_model_on_a_gpu_has_its_own_weights(
     for name, parameter in loaded.model.named_parameters():
         assert parameter.device.type == "cuda"
         assert torch.equal(parameter.cpu(), tiny_llama.get_parameter(name))
+
+
+def test_a_layer_that_the_config_leaves_out_is_refused(
+    tiny_llama_folder: Path, edit_config: Callable[..., None]
+) -> None:
+    edit_config(tiny_llama_folder, num_hidden_layers=1)
+    with pytest.raises(LoadError, match=r"more of its network .*model\.layers\.1\."):
+        load_pretrained(str(tiny_llama_folder), LoadOptions(device="cpu"))
+    edit_config(tiny_llama_folder, num_nextn_predict_layers=1)
+    load_pretrained(str(tiny_llama_folder), LoadOptions(device="cpu"))

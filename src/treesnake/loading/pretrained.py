@@ -256,10 +256,19 @@ def _check_report(
     """Refuses what transformers would fill with random numbers, cut or leave out."""
     where = str(checkpoint.path)
     check_shapes([(name, *shapes) for name, *shapes in sorted(report["mismatched_keys"])], where)
-    surplus = () if _is_quantised(checkpoint) else report["unexpected_keys"]
+    surplus = [] if _is_quantised(checkpoint) else _without_extra_layers(checkpoint, report)
     check_names(
         model.state_dict().keys(), report["missing_keys"], surplus, where, checkpoint.weights
     )
+
+
+def _without_extra_layers(checkpoint: Checkpoint, report: Mapping[str, Any]) -> list[str]:
+    """Returns the names that a model has no use for, but for layers that only predict further."""
+    config = checkpoint.config.get_text_config(decoder=True)
+    first = getattr(config, "num_hidden_layers", 0)
+    number = getattr(config, "num_nextn_predict_layers", 0) or 0
+    extra = tuple(f".layers.{layer}." for layer in range(first, first + number))
+    return [name for name in report["unexpected_keys"] if not any(map(name.__contains__, extra))]
 
 
 def _is_quantised(checkpoint: Checkpoint) -> bool:
