@@ -223,6 +223,9 @@ def _check_options(input_ids: Int[Tensor, "batch tokens"], config: GenerationCon
             f"treesnake generates one text at a time, got a batch of {input_ids.shape[0]}; call "
             "generate once for each prompt, and leave num_return_sequences at 1"
         )
+    for name in ("dola_layers", "penalty_alpha"):
+        if getattr(config, name, None):
+            raise InvalidInputError(f"{name} asks for another way to decode; leave it out")
     unsupported = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
     for name in unsupported:
         if getattr(config, name, False):

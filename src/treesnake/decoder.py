@@ -19,6 +19,7 @@ from treesnake.errors import InvalidInputError, LoadError
 from treesnake.lease import note_maker, was_made_by
 from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
 from treesnake.loading.cost_files import CostKey, read_costs
+from treesnake.loading.generation_settings import warn_of_unapplied_settings
 from treesnake.loading.options import (
     DEFAULT_OPTIONS,
     DeviceMap,
@@ -283,6 +284,7 @@ class SpeculativeDecoder(OfOneProcess):
         check_drafter_name(drafter)
         as_search(search)  # a wrong one need not wait for the models
         model, loaded = load_target(target, options)
+        warn_of_unapplied_settings(target, loaded.checkpoint.generation_config)
         drafter_options = LoadOptions(device=options.device)
         drafter_model = load_drafter(drafter, drafter_options, target=loaded.checkpoint)
         if isinstance(search, str):

@@ -1,12 +1,13 @@
 """The methods of transformers, through its own `generate`."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from treesnake.errors import InvalidInputError
@@ -69,14 +70,15 @@ class TransformersRunner:
         ids = torch.tensor([prompt.token_ids], device=self._model.device)
         clock = _Clock()
         started = perf_counter()
-        output = self._model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
-            streamer=clock,
-            **_sampling_options(params),
-            **self._options,
-        )
+        with _without_settings(self._model):
+            output = self._model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                streamer=clock,
+                **_sampling_options(params),
+                **self._options,
+            )
         total_s = perf_counter() - started
         new = output[0, len(prompt) :].tolist()
         return MeasuredTurn(
@@ -108,6 +110,20 @@ class _Clock(BaseStreamer):
 
     def end(self) -> None:
         """Needs nothing at the end."""
+
+
+@contextmanager
+def _without_settings(model: Any) -> Iterator[None]:
+    """Keeps a model's generation config out, whose penalties would make it another model.
+
+    Methods are compared on one distribution: the model's own, as `params` shape it.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _sampling_options(params: SamplingParams) -> dict[str, Any]:
