@@ -1,10 +1,14 @@
 """Shapes as data: what they count, how they are clipped, and how they are written."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from treesnake.errors import InvalidInputError
+from treesnake.search.static import StaticSearch
 from treesnake.shape import (
     OFF,
     BestFirst,
@@ -172,3 +176,16 @@ def test_prices_say_which_nodes_and_levels_pay() -> None:
 
 def test_a_best_first_tree_is_a_priced_one_for_nothing() -> None:
     assert BestFirst(3, 2, 4).as_priced() == Priced(3, (0.0, 0.0), (0.0,) * 4)
+
+
+@pytest.mark.parametrize("length", [1.5, "3", True, None])
+def test_a_chain_has_a_whole_number_of_tokens(length: Any) -> None:
+    """While tests run, types are checked before our own checks are."""
+    with pytest.raises((InvalidInputError, TypeCheckError)):
+        chain(length)
+    with pytest.raises((InvalidInputError, TypeCheckError)):
+        LevelWidths((length,))
+    with pytest.raises((InvalidInputError, TypeCheckError)):
+        BestFirst(length, 2, 3)
+    with pytest.raises((InvalidInputError, TypeCheckError)):
+        StaticSearch(length)

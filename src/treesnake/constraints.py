@@ -98,11 +98,18 @@ class AllowedTokens:
             the vocabulary that may come next; as a tensor, an array or a list.
 
     Raises:
-        InvalidInputError: once it is used, if the mask is longer than the logits, too short for a
-            token of the text, or made of something else than True and False.
+        InvalidInputError: if it is no function; once it is used, if the mask is longer than the
+            logits, too short for a token of the text, or not made of True and False.
     """
 
     allowed_mask: Callable[[Sequence[int]], Bool[Tensor, " vocab"] | np.ndarray | Sequence[bool]]
+
+    def __post_init__(self) -> None:
+        if not callable(self.allowed_mask):
+            raise InvalidInputError(
+                "allowed_mask is a function of the tokens so far, got "
+                f"{type(self.allowed_mask).__name__}; write lambda prefix: mask"
+            )
 
     def __call__(
         self, prefix: Sequence[int], logits: Float[Tensor, " vocab"]

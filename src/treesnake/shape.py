@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, lru_cache
+from numbers import Integral
 
 from treesnake.errors import InvalidInputError
 
@@ -49,8 +50,11 @@ class LevelWidths(_WithoutPrices):
     kind = ShapeKind.LEVEL_WIDTHS
 
     def __post_init__(self) -> None:
-        if any(width < 1 for width in self.widths):
-            raise InvalidInputError(f"level widths must be at least 1, got {self.widths}")
+        widths: object = self.widths
+        if not isinstance(widths, tuple) or not all(_is_whole(width, 1) for width in widths):
+            raise InvalidInputError(
+                f"level widths must be at least 1, as whole numbers in a tuple, got {widths!r}"
+            )
         if not self.widths:  # plain decoding is one shape, not two
             object.__setattr__(self, "sampled", True)
 
@@ -107,10 +111,11 @@ class BestFirst(_WithoutPrices):
     kind = ShapeKind.BEST_FIRST
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.depth < 0 or self.num_drafted < 0:
+        numbers = (self.width, 1), (self.depth, 0), (self.num_drafted, 0)
+        if not all(_is_whole(number, least) for number, least in numbers):
             raise InvalidInputError(
                 "a best-first shape needs a width of at least 1 and neither a negative depth nor "
-                f"a negative number of nodes, got {self}"
+                f"a negative number of nodes, all whole, got {self}"
             )
 
     @property
@@ -294,9 +299,15 @@ OFF = LevelWidths(())
 
 def chain(length: int, *, sampled: bool = True) -> LevelWidths:
     """Returns the shape of `length` tokens in a row."""
-    if length < 0:
-        raise InvalidInputError(f"a chain cannot have a negative length, got {length}")
+    if not _is_whole(length, 0):
+        raise InvalidInputError(
+            f"a chain cannot have a negative length or a broken one, got {length!r}"
+        )
     return LevelWidths((1,) * length, sampled)
+
+
+def _is_whole(number: object, least: int) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool) and int(number) >= least
 
 
 def parse_shape(text: str) -> Shape:

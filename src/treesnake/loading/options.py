@@ -42,6 +42,11 @@ class LoadOptions:
     def __post_init__(self) -> None:
         _check_choice("engine", self.engine, EngineName)
         _check_choice("dtype", self.dtype, DtypeName)
+        if not isinstance(self.device, str) or not isinstance(self.trust_remote_code, bool):
+            raise InvalidInputError(
+                "device is a name such as cpu, and trust_remote_code is True or False, got "
+                f"{self.device!r} and {self.trust_remote_code!r}"
+            )
         if self.engine == "generic" and self.dtype == "int8":
             raise InvalidInputError(
                 "int8 weights are for the native engine; leave the engine at auto"

@@ -26,9 +26,6 @@ from treesnake.states.snapshots import Snapshot
 from treesnake.states.tree_layout import tree_layout
 from treesnake.threads import on_one_thread
 
-PREFILL_CHUNK = 512
-"""Tokens of a prompt that run at once: enough arithmetic per weight, little beside the weights."""
-
 SMALLEST_CAPACITY = 512
 
 
@@ -78,6 +75,11 @@ class Transformer:
     def num_bytes(self) -> int:
         """The bytes of the weights in memory."""
         return self._engine.num_bytes
+
+    @property
+    def prefill_chunk(self) -> int:
+        """How many tokens of a prompt run at once; an interrupt waits for the end of these."""
+        return self._engine.prefill_chunk
 
     def new_state(self) -> "TransformerState":
         """Returns the state of an empty text."""
@@ -182,8 +184,9 @@ class TransformerState:
         check_tokens(prompt.token_ids, self.network.vocab_size)
         self._cut(self.text.num_shared(prompt))
         end = len(prompt) - 1
-        for start in range(self.length, end, PREFILL_CHUNK):
-            chunk = prompt.token_ids[start : min(start + PREFILL_CHUNK, end)]
+        size = self.network.prefill_chunk
+        for start in range(self.length, end, size):
+            chunk = prompt.token_ids[start : min(start + size, end)]
             self._reserve(len(chunk))
             self.network.read(chunk, self._cache)
             self.text.read(chunk)

@@ -55,7 +55,14 @@ CACHE_DTYPES = {
 
 
 class CpuEngine:
-    """Packed weights and buffers. Forward passes of several threads wait for each other."""
+    """Packed weights and buffers. Forward passes of several threads wait for each other.
+
+    Attributes:
+        prefill_chunk: tokens of a prompt to run at once: as fast as with more, and some tenths of a
+            second, so that Ctrl-C need not wait.
+    """
+
+    prefill_chunk = 128
 
     def __init__(
         self, config: TransformerConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype

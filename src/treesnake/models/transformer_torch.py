@@ -120,7 +120,13 @@ class TorchEngine:
 
     Args:
         graphs: where captured passes are kept; another one than for CUDA is for tests.
+
+    Attributes:
+        prefill_chunk: tokens of a prompt to run at once: enough arithmetic per weight, little
+            memory beside the weights.
     """
+
+    prefill_chunk = 512
 
     def __init__(
         self,
