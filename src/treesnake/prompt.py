@@ -96,7 +96,7 @@ class Prompt:
             raise InvalidInputError(
                 "the prompt is empty: give at least one token (a beginning-of-text token will do)"
             )
-        if not all(type(token) is int for token in self.token_ids):
+        if {*map(type, self.token_ids)} != {int}:
             index = next(i for i, token in enumerate(self.token_ids) if type(token) is not int)
             raise InvalidInputError(
                 f"token ids are whole numbers, and number {index + 1} of {len(self)} is "
@@ -127,7 +127,8 @@ class Prompt:
         Raises:
             InvalidInputError: as the class does.
         """
-        return cls(tuple(map(_plain, _items(token_ids))))
+        items = tuple(_items(token_ids))
+        return cls(items if {*map(type, items)} == {int} else tuple(map(_plain, items)))
 
     def __len__(self) -> int:
         return len(self.token_ids)
