@@ -69,7 +69,7 @@ def measure(arguments: Namespace) -> Result:
 
 
 LISTS: dict[str, Sequence[str]] = {
-    "finds": (*FINDS, "fault of the fuzzer"),
+    "finds": FINDS,
     "accepted_alone": (ACCEPTED_ALONE,),
 }
 
