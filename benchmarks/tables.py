@@ -131,6 +131,19 @@ def _two_versions() -> str:
     return _table([*heads, "prefill, x", "equal texts"], rows)
 
 
+def _starts() -> str:
+    result = _read("two_versions")
+    rows = [
+        [
+            f"`{name}`" if "treesnake" in name else name,
+            f"{row['seconds']:.2f}",
+            _interval([row["ratio"], *row["ratio_interval"]], 2),
+        ]
+        for name, row in result["starts"].items()
+    ]
+    return _table(["from start to", "s", f"x {result['other_commit']}"], rows)
+
+
 def _long_context() -> str:
     drafting = _read("long_context_draft")["drafting"]
     rows = []
@@ -357,6 +370,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "equality": _equality,
     "shared_passes": _shared_passes,
     "two_versions": _two_versions,
+    "starts": _starts,
     "long_context": _long_context,
     "long_pair": _long_pair,
     "long_acceptance": _long_acceptance,

@@ -8,6 +8,9 @@ A process of each version loads the default pair once for every method. Then bot
 questions in turns, one at a time, the first one being another at every question. Reported are the
 median ratios of this version's tokens per second to those of the other, with a bootstrap interval
 over questions, and whether the texts are equal.
+
+Before that both start in turns, in processes of their own: until the package is imported, the
+version is printed, and each pair is loaded. Reported are the median seconds and their ratio.
 """
 
 import json
@@ -15,7 +18,9 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,9 @@ METHODS = (
     ("int8", "auto", "self-tuning"),
 )
 NUM_RESAMPLES = 2000
+NUM_STARTS = 9
+IMPORT = "import treesnake"
+PRINT_VERSION = "import sys; sys.argv[1:] = ['--version']; from treesnake.cli import main; main()"
 
 WORKER = """
 import json, sys
@@ -54,12 +62,11 @@ class Version:
     """A process of one checkout, with one pair and search."""
 
     def __init__(self, checkout: Path, arguments: list[Any]) -> None:
-        environment = {**os.environ, "PYTHONPATH": str((checkout / "src").resolve())}
         self._process = subprocess.Popen(
             [sys.executable, "-c", WORKER, json.dumps(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=environment,
+            env=_environment(checkout),
             text=True,
         )
         self._read()
@@ -96,6 +103,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def measure(arguments: Namespace) -> Result:
     """Lets both versions answer in turns, method by method."""
     questions = [question.turns[0] for question in read_questions(arguments)]
+    starts = _compare_starts(arguments)
     rows = {}
     for dtype, drafter, search in METHODS:
         options = [arguments.threads, arguments.target, dtype, drafter, search, arguments.tokens]
@@ -109,11 +117,26 @@ def measure(arguments: Namespace) -> Result:
         "other_commit": _commit(arguments.other),
         "tokens": arguments.tokens,
         "questions": len(questions),
+        "starts": starts,
         "methods": rows,
     }
 
 
 def show(result: Result) -> None:
+    print_table(
+        f"Start-up beside {result['other_commit']}: seconds",
+        ["until", "this", "other", "ratio", "interval"],
+        [
+            [
+                name,
+                f"{row['seconds']:.2f}",
+                f"{row['other_seconds']:.2f}",
+                f"{row['ratio']:.3f}",
+                "{:.3f}-{:.3f}".format(*row["ratio_interval"]),
+            ]
+            for name, row in result["starts"].items()
+        ],
+    )
     print_table(
         f"This version beside {result['other_commit']}: tokens per second, prefill",
         ["method", "decoding", "interval", "prefill", "equal texts"],
@@ -128,6 +151,48 @@ def show(result: Result) -> None:
             for name, row in result["methods"].items()
         ],
     )
+
+
+def _compare_starts(arguments: Namespace) -> Result:
+    """Returns the seconds of either version from the start of a process to what is named."""
+    starts = {
+        IMPORT: lambda checkout: _run(checkout, IMPORT),
+        "treesnake --version": lambda checkout: _run(checkout, PRINT_VERSION),
+    }
+    for dtype in ("float32", "int8"):
+        options = [arguments.threads, arguments.target, dtype, "auto", "self-tuning", 1]
+        starts[f"default pair loaded, {dtype}"] = partial(_load, options)
+    rows = {}
+    for name, start in starts.items():
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for number in range(NUM_STARTS + 1):
+            for index in (0, 1) if number % 2 else (1, 0):
+                started = time.perf_counter()
+                start((ROOT, arguments.other)[index])
+                if number:  # the first start reads files that the others find in memory
+                    seconds[index].append(time.perf_counter() - started)
+        ours, others = (statistics.median(each) for each in seconds)
+        ratios = [our / other for our, other in zip(*seconds, strict=True)]
+        rows[name] = {
+            "seconds": round(ours, 3),
+            "other_seconds": round(others, 3),
+            "ratio": round(statistics.median(ratios), 4),
+            "ratio_interval": _interval(ratios),
+        }
+    return rows
+
+
+def _run(checkout: Path, code: str) -> None:
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, env=_environment(checkout), stdout=subprocess.DEVNULL, check=True)
+
+
+def _load(options: list[Any], checkout: Path) -> None:
+    Version(checkout, options).close()
+
+
+def _environment(checkout: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str((checkout / "src").resolve())}
 
 
 def _compare(versions: list[Version], questions: list[str]) -> Result:
