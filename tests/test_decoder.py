@@ -284,9 +284,9 @@ def test_prompts_of_other_types_are_refused_where_types_are_not_checked(
     message = {"role": "user", "content": "a"}
     texts: list[tuple[Any, str]] = [
         (["a", "b"], "is a list of texts: give one text at a time"),
+        ([("user", "Hi")], "is a list of tuples: a message is {'role': 'user'"),
         (message, "is one message: a conversation is a list, so write"),
         ([message, "b"], "message 2 must be an object with a role and a content"),
-        ([("user", "a")], "number 1 of 1 is a list of 2"),
         ([[message]], "number 1 of 1 is a list of 1"),
         (b"ab", "is of type bytes"),
         (None, "must be text, a list of token ids or a list of messages, not null"),

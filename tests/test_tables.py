@@ -89,6 +89,7 @@ def test_true_is_no_number() -> None:
 @example(content=b"a = " + b"[" * 100_000)
 @example(content=b"a = " + b"9" * 5000)
 @example(content=b"a = [{b = nan}]")
+@example(content=b"[" + b".".join([b"a"] * 3000) + b"]")
 def test_a_file_of_toml_is_read_or_told(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_bytes(content)

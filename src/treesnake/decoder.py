@@ -400,6 +400,10 @@ class SpeculativeDecoder(OfOneProcess):
             return self._encode_conversation(cast(Sequence[Message], prompt))
         if isinstance(first, str):
             raise InvalidInputError("the prompt is a list of texts: give one text at a time")
+        if isinstance(first, tuple) and first and isinstance(first[0], str):
+            raise InvalidInputError(
+                "the prompt is a list of tuples: a message is {'role': 'user', 'content': 'Hello'}"
+            )
         return Prompt.of(cast(Sequence[int], prompt))
 
     def _encode_conversation(self, messages: Sequence[Message]) -> Prompt:

@@ -41,9 +41,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     text = read_text_file(path)
     try:
         table = tomllib.loads(text)
+        leaves = list(_leaves(table))
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"the recipe {path} cannot be read: {error}") from error
-    for key, value in _leaves(table):
+    for key, value in leaves:
         _check_leaf(value, f"the recipe {path}, {key}")
     return table
 
