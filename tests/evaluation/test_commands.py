@@ -89,7 +89,7 @@ def test_a_lossless_pair_is_verified(tiny_folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     arguments = [
         "verify", *model_options(tiny_folder), "--search", "2x1", "--samples", "10", "-n", "8",
-        "--seed", "1", "--page", str(page), "--json",
+        "--seed", "1", "--recurrent", "--page", str(page), "--json",
     ]  # fmt: skip
     result = RUNNER.invoke(app, arguments)
     assert result.exit_code == 0, result.output
@@ -97,6 +97,7 @@ def test_a_lossless_pair_is_verified(tiny_folder: Path, tmp_path: Path) -> None:
     assert verdict["is_lossless"] is True
     assert verdict["subject"]["search"] == "2x1"
     assert "64 of 64 tokens" in page.read_text()
+    assert verdict["state"]["is_passed"] is True
     assert verdict["loading"]["is_passed"] is True
     assert verdict["loading"]["num_positions"] == 8
 

@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -356,9 +355,8 @@ def test_a_generation_config_that_is_no_json_is_left_out_with_a_warning(
 def test_a_generation_config_of_wrong_values_is_refused(
     tiny_llama_folder: Path, fields: dict[str, object]
 ) -> None:
-    path = tiny_llama_folder / "generation_config.json"
-    path.write_text(json.dumps(fields))
-    with pytest.raises(LoadError, match=re.escape(str(path))):
+    (tiny_llama_folder / "generation_config.json").write_text(json.dumps(fields))
+    with pytest.raises(LoadError):
         find_checkpoint(str(tiny_llama_folder))
 
 

@@ -52,6 +52,13 @@ def verify_command(
     samples: Annotated[
         int, typer.Option(min=1, metavar="N", help="Short texts for each of 4 prompts.")
     ] = 300,
+    recurrent: Annotated[
+        bool,
+        typer.Option(
+            "--recurrent",
+            help="Also come to texts in the ways that corrupt a recurrent state elsewhere.",
+        ),
+    ] = False,
     alpha: Annotated[
         float, typer.Option(metavar="P", help="How often correct sampling may fail.")
     ] = 0.01,
@@ -104,7 +111,7 @@ def verify_command(
         verdict = verify(
             decoder,
             [question.turns[0] for question in questions] or PROMPTS,
-            VerifyPlan(max_new_tokens, sampling),
+            VerifyPlan(max_new_tokens, sampling, state=recurrent),
             subject=subject,
             report=report,
             loading=reference.compare(model.network),

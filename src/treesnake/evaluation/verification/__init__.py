@@ -11,10 +11,13 @@ from treesnake.evaluation.verification.evidence import (
     FrequencyTest,
     GreedyEvidence,
     SamplingEvidence,
+    StateCheck,
+    StateEvidence,
     Verdict,
 )
 from treesnake.evaluation.verification.greedy import verify_greedy
 from treesnake.evaluation.verification.sampling import SamplingPlan, verify_sampling
+from treesnake.evaluation.verification.state import verify_state
 from treesnake.evaluation.verification.verify import VerifyPlan, verify
 
 __all__ = [
@@ -24,9 +27,12 @@ __all__ = [
     "GreedyEvidence",
     "SamplingEvidence",
     "SamplingPlan",
+    "StateCheck",
+    "StateEvidence",
     "Verdict",
     "VerifyPlan",
     "verify",
     "verify_greedy",
     "verify_sampling",
+    "verify_state",
 ]

@@ -148,6 +148,46 @@ class SamplingEvidence:
 
 
 @dataclass(frozen=True)
+class StateCheck:
+    """One way to a text, compared with plain decoding.
+
+    Attributes:
+        name: the way, in words.
+        num_texts: how many texts were looked at.
+        error: the largest difference of logits, relative to how far logits are spread.
+        limit: what rounding explains.
+    """
+
+    name: str
+    num_texts: int
+    error: float
+    limit: float
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether rounding explains the difference."""
+        return self.error <= self.limit
+
+
+@dataclass(frozen=True)
+class StateEvidence:
+    """What a target said after texts that it came to in ways that corrupt states elsewhere.
+
+    Attributes:
+        rounding: the error between a text prefilled at once and the same text step by step.
+        checks: the ways.
+    """
+
+    rounding: float
+    checks: tuple[StateCheck, ...]
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether rounding explains everything."""
+        return all(check.is_passed for check in self.checks)
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Whether decoding was lossless as far as was looked, and the evidence.
 
@@ -157,6 +197,7 @@ class Verdict:
         sampling: the evidence above it, if that was asked for.
         seconds: what it took.
         loading: the target's logits beside those of transformers' own model, if that was asked for.
+        state: the evidence on different ways to texts, if that was asked for.
     """
 
     subject: dict[str, str]
@@ -164,12 +205,13 @@ class Verdict:
     sampling: SamplingEvidence | None
     seconds: float
     loading: LogitsComparison | None = None
+    state: StateEvidence | None = None
 
     @property
     def is_lossless(self) -> bool:
         """Whether nothing that was looked at contradicts it."""
-        parts = [part for part in (self.loading, self.greedy, self.sampling) if part is not None]
-        return all(part.is_passed for part in parts)
+        parts = (self.loading, self.state, self.greedy, self.sampling)
+        return all(part.is_passed for part in parts if part is not None)
 
     def as_json(self) -> dict[str, Any]:
         """Returns everything as plain data, verdicts included."""
@@ -178,9 +220,18 @@ class Verdict:
             "subject": self.subject,
             "seconds": self.seconds,
             "loading": None if self.loading is None else self.loading.as_json(),
+            "state": None if self.state is None else _state_json(self.state),
             "greedy": None if self.greedy is None else _greedy_json(self.greedy),
             "sampling": None if self.sampling is None else _sampling_json(self.sampling),
         }
+
+
+def _state_json(evidence: StateEvidence) -> dict[str, Any]:
+    return {
+        "is_passed": evidence.is_passed,
+        "rounding": evidence.rounding,
+        "checks": [asdict(check) | {"is_passed": check.is_passed} for check in evidence.checks],
+    }
 
 
 def _greedy_json(evidence: GreedyEvidence) -> dict[str, Any]:

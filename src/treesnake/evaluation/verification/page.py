@@ -7,6 +7,7 @@ from treesnake.evaluation.verification.evidence import (
     FrequencyTest,
     GreedyEvidence,
     SamplingEvidence,
+    StateEvidence,
     Verdict,
 )
 
@@ -28,12 +29,32 @@ def to_page(verdict: Verdict, decoder: SpeculativeDecoder | None = None) -> str:
     parts = [f"# {headline}", *([subject] if subject else [])]
     if verdict.loading is not None:
         parts += ["## Loading", inline(verdict.loading.sentence)]
+    if verdict.state is not None:
+        parts += _state(verdict.state)
     if verdict.greedy is not None:
         parts += _greedy(verdict.greedy, decoder)
     if verdict.sampling is not None:
         parts += _sampling(verdict.sampling)
     parts.append(f"It took {verdict.seconds:.0f} s.")
     return "\n\n".join(parts) + "\n"
+
+
+def _state(evidence: StateEvidence) -> list[str]:
+    rows = [
+        [
+            check.name,
+            str(check.num_texts),
+            f"{check.error:.2g}",
+            f"{check.limit:.2g}",
+            "passed" if check.is_passed else "failed",
+        ]
+        for check in evidence.checks
+    ]
+    return [
+        "## The state behind a text",
+        "Each way to a text must end where decoding token by token ends.",
+        table(("way", "texts", "largest error", "fails above", "verdict"), rows),
+    ]
 
 
 def _greedy(evidence: GreedyEvidence, decoder: SpeculativeDecoder | None) -> list[str]:

@@ -9,6 +9,7 @@ from treesnake.errors import InvalidInputError
 from treesnake.evaluation.verification.evidence import Verdict
 from treesnake.evaluation.verification.greedy import Report, verify_greedy
 from treesnake.evaluation.verification.sampling import SamplingPlan, verify_sampling
+from treesnake.evaluation.verification.state import verify_state
 from treesnake.loading.reference import LogitsComparison
 
 PROMPTS = (
@@ -31,11 +32,13 @@ class VerifyPlan:
     Attributes:
         max_new_tokens: of each greedy text; 0 leaves greedy decoding out.
         sampling: None leaves sampling out.
+        state: whether texts are come to in the ways that corrupt a recurrent state.
         num_sampled_prompts: sampling continues so many of the prompts, each many times.
     """
 
     max_new_tokens: int = 64
     sampling: SamplingPlan | None = field(default_factory=SamplingPlan)
+    state: bool = False
     num_sampled_prompts: int = 4
 
 
@@ -63,10 +66,12 @@ def verify(
         InvalidInputError: if there is nothing to look at.
     """
     plan = plan or VerifyPlan()
-    if not prompts or (not plan.max_new_tokens and plan.sampling is None):
+    asks = plan.max_new_tokens or plan.state or plan.sampling is not None
+    if not prompts or not asks:
         raise InvalidInputError("there is nothing to verify: give prompts, and ask for something")
     started = perf_counter()
     asked = [decoder.encode(_as_conversation(decoder, prompt)) for prompt in prompts]
+    state = verify_state(decoder.pair.target, asked, report) if plan.state else None
     greedy = None
     if plan.max_new_tokens:
         greedy = verify_greedy(decoder, asked, max_new_tokens=plan.max_new_tokens, report=report)
@@ -74,7 +79,8 @@ def verify(
     if plan.sampling is not None:
         chosen = asked[: plan.num_sampled_prompts]
         sampling = verify_sampling(decoder, chosen, plan.sampling, report=report)
-    return Verdict(dict(subject or {}), greedy, sampling, perf_counter() - started, loading)
+    seconds = perf_counter() - started
+    return Verdict(dict(subject or {}), greedy, sampling, seconds, loading, state)
 
 
 def _as_conversation(decoder: SpeculativeDecoder, prompt: PromptLike) -> PromptLike:
