@@ -2,14 +2,14 @@
 
     python benchmarks/fuzz.py --seconds 3600 --output results/fuzz.json
 
-Seeded: the number of an input makes it, in every process and on every machine. Each door has its
-share of the time. An input is a small specimen (a model, a recipe, a journal, ...) that was
-changed by chance, and it is opened as a user would, in a process of its own with limits of time
-and memory. It is *right* if the output is that of another reader, or what was meant; *told* if it
-ends in an error of ours that names the file; *accepted alone* if we read it and the other reader
-does not, which is for people to judge. All else is a find: a crash, a hang, memory beyond what the
-files hold, a bare error, an error without a hint, another text. Inputs that show the same are one
-find; `--replay DOOR SEED` makes and judges one input again.
+Seeded: the number of an input makes it, in every process. Each door has its share of the time. An
+input is a small specimen (a model, a recipe, a journal, ...) that was changed by chance. It is
+opened as a user would, in a process of its own with limits of time and memory. It is *right* if the
+output is that of another reader, or what was meant; *told* if it ends in an error of ours that
+names the file; *accepted alone* if we read it and the other reader does not, which is for people to
+judge. All else is a find: a crash, a hang, memory beyond what the files hold, a bare error, an
+error without a hint, another text. Inputs that show the same are one find; `--replay DOOR SEED`
+makes and judges one input again.
 """
 
 import os
@@ -69,7 +69,7 @@ def measure(arguments: Namespace) -> Result:
 
 
 LISTS: dict[str, Sequence[str]] = {
-    "finds": (*FINDS, "fault of the fuzzer"),
+    "finds": FINDS,
     "accepted_alone": (ACCEPTED_ALONE,),
 }
 

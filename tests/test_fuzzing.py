@@ -27,7 +27,7 @@ from fuzzing.mutations import mutate_bytes, mutate_json, mutate_text
 from fuzzing.process import Limits, frame_of
 from fuzzing.recipes import Recipes
 from fuzzing.safetensors_files import mutate_safetensors
-from fuzzing.verdicts import judge
+from fuzzing.verdicts import OWN_FAULT, judge
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "fuzz.py"
 NUM_INPUTS = 3
@@ -131,4 +131,4 @@ def test_every_door_can_be_fuzzed(tmp_path: Path) -> None:
     assert fuzzed["doors"].keys() == DOORS.keys()
     for door in fuzzed["doors"].values():
         assert door["inputs"] >= NUM_INPUTS
-        assert "fault of the fuzzer" not in door["verdicts"], fuzzed["finds"]
+        assert OWN_FAULT not in door["verdicts"], fuzzed["finds"]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fuzzing import models
-from fuzzing.cases import Case, Opened
+from fuzzing.cases import Case, Opened, RefusalError
 from fuzzing.mutations import mutate_file
 
 FORMATS = {
@@ -104,8 +104,19 @@ class GgufFiles:
             meant: Callable[[], Opened] = partial(models.reference, target)
         else:
             open_it = partial(models.generate, path)
-            meant = partial(models.reference, path)
+            meant = partial(_reference, path, parts)
         return Case(specimen, tuple(done), files, open_it, meant, models.differ_in_text)
+
+
+def _reference(path: Path, parts: GgufParts) -> Opened:
+    """Returns what transformers says, which leaves out the scaling of positions.
+
+    Raises:
+        RefusalError: if the file has such a scaling.
+    """
+    if any(key.startswith("llama.rope.scaling") for key, _ in parts.fields):
+        raise RefusalError("transformers leaves out the scaling of positions")
+    return models.reference(path)
 
 
 def _tiny_llama(kind: int) -> GgufParts:

@@ -17,7 +17,7 @@ from typing import Any
 
 from fuzzing.cases import Case, Door
 from fuzzing.process import Limits
-from fuzzing.verdicts import ACCEPTED_ALONE, FINDS, RIGHT, Verdict, judge
+from fuzzing.verdicts import ACCEPTED_ALONE, FINDS, OWN_FAULT, RIGHT, Verdict, judge
 
 MUTATIONS = (1, 1, 1, 1, 2, 2, 3)
 KEPT_SEEDS = 5
@@ -226,7 +226,7 @@ def _fault_of_our_own(error: BaseException) -> Any:
     text = "".join(traceback.format_exception(error))[-600:]
     return [
         {"specimen": "", "mutations": []},
-        asdict(Verdict("fault of the fuzzer", type(error).__name__, "", text)),
+        asdict(Verdict(OWN_FAULT, type(error).__name__, "", text)),
     ]
 
 

@@ -9,7 +9,8 @@ from fuzzing.process import Limits, Outcome, run_apart
 RIGHT, TOLD, ACCEPTED_ALONE = "right", "told", "accepted alone"
 CRASH, HANG, MEMORY = "crash", "hang", "memory"
 BARE_ERROR, NO_HINT, OTHER_TEXT = "bare error", "no hint", "other text"
-FINDS = (CRASH, HANG, MEMORY, BARE_ERROR, NO_HINT, OTHER_TEXT)
+OWN_FAULT = "fault of the fuzzer"
+FINDS = (CRASH, HANG, MEMORY, BARE_ERROR, NO_HINT, OTHER_TEXT, OWN_FAULT)
 
 ALLOWED_BYTES = 96 << 20
 ALLOWED_PER_BYTE = 8
@@ -64,7 +65,10 @@ def judge(case: Case, limits: Limits, usual_bytes: int | None) -> Verdict:
     if meant.kind != "value":
         why = f"the reference says {meant.error}: {meant.message[:300]}"
         return _verdict(ACCEPTED_ALONE, opened, why)
-    found = case.compare(opened.value, meant.value)
+    try:
+        found = case.compare(opened.value, meant.value)
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        found = f"of another kind than what was meant ({error})"
     return _verdict(RIGHT, opened) if found is None else _verdict(OTHER_TEXT, opened, found)
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -355,8 +356,9 @@ def test_a_generation_config_that_is_no_json_is_left_out_with_a_warning(
 def test_a_generation_config_of_wrong_values_is_refused(
     tiny_llama_folder: Path, fields: dict[str, object]
 ) -> None:
-    (tiny_llama_folder / "generation_config.json").write_text(json.dumps(fields))
-    with pytest.raises(LoadError):
+    path = tiny_llama_folder / "generation_config.json"
+    path.write_text(json.dumps(fields))
+    with pytest.raises(LoadError, match=re.escape(str(path))):
         find_checkpoint(str(tiny_llama_folder))
 
 

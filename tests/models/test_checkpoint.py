@@ -185,8 +185,9 @@ def test_other_networks_are_refused_by_name(
     tmp_path: Path, config: dict[str, Any], message: str
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UnsupportedModelError, match=message):
+    with pytest.raises(UnsupportedModelError, match=message) as refusal:
         read_config(tmp_path)
+    assert str(tmp_path / "config.json") in str(refusal.value)
 
 
 def test_broken_folders_say_what_is_wrong(tmp_path: Path) -> None:

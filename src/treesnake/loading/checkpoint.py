@@ -229,9 +229,9 @@ def end_token_ids(checkpoint: Checkpoint) -> frozenset[int]:
     """
     tokenizer = checkpoint.tokenizer
     ids = (
-        token_ids_in(checkpoint.generation_config.eos_token_id)
-        or token_ids_in(_stated_ends(checkpoint.found))
-        or token_ids_in(tokenizer.eos_token_id)
+        token_ids_in(checkpoint.generation_config.eos_token_id, checkpoint.path)
+        or token_ids_in(_stated_ends(checkpoint.found), checkpoint.path)
+        or token_ids_in(tokenizer.eos_token_id, checkpoint.path)
     )
     template = str(tokenizer.chat_template or "")
     vocabulary = tokenizer.get_vocab()
@@ -241,8 +241,12 @@ def end_token_ids(checkpoint: Checkpoint) -> frozenset[int]:
     return ids | {vocabulary[end] for end in TURN_ENDS if end in template and end in vocabulary}
 
 
-def token_ids_in(stated: object) -> frozenset[int]:
+def token_ids_in(stated: object, path: Path) -> frozenset[int]:
     """Returns the token ids that a config states: none, one or a list of them.
+
+    Args:
+        stated: what the config states.
+        path: of the config or its model, for messages.
 
     Raises:
         LoadError: if it states something else.
@@ -250,7 +254,7 @@ def token_ids_in(stated: object) -> frozenset[int]:
     listed: list[Any] = stated if isinstance(stated, list) else [] if stated is None else [stated]
     if not all(type(index) is int for index in listed):
         raise LoadError(
-            f"a config names {stated!r:.60} as the token that ends a text; token ids are whole "
+            f"{path} names {stated!r:.60} as the token that ends a text; token ids are whole "
             "numbers: correct its eos_token_id"
         )
     return frozenset(listed)
@@ -390,7 +394,7 @@ def _read_generation_config(found: FoundModel, config: PreTrainedConfig) -> Gene
         generation_config = GenerationConfig.from_model_config(config)
         generation_config.eos_token_id = _stated_ends(found)  # not what a class fills in
         return generation_config
-    token_ids_in(fields.get("eos_token_id"))
+    token_ids_in(fields.get("eos_token_id"), path)
     try:
         return GenerationConfig.from_dict(fields)
     except Exception as error:

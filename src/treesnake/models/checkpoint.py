@@ -178,6 +178,8 @@ def parse_config(fields: Mapping[str, Any], path: Path) -> NetworkConfig:
             return _read_hugging_face(fields, model_type)
         if model_type is None and "d_model" in fields:
             return _read_original(fields)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{path} cannot be used: {error}") from error
     except ValueError as error:
         raise LoadError(f"{path} makes no sense: {error}") from error
     except (TypeError, KeyError, AttributeError, ArithmeticError) as error:
