@@ -13,12 +13,14 @@ from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space_cpu import CpuMamba, CpuMamba2, to_cpu
 from treesnake.models.state_space_state import StateSpaceState
 from treesnake.prompt import Prompt
-from treesnake.states.branching import PathSums, StateCopies
+from treesnake.states.branching import PathSums, ReplayedPaths, StateCopies
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import check_target
 
 VOCAB = 50
 ARCHITECTURES = ["mamba", "mamba2"]
-BRANCHINGS = [StateCopies, PathSums]
-Branching = type[StateCopies] | type[PathSums]
+BRANCHINGS = [StateCopies, PathSums, ReplayedPaths]
+Branching = type[StateCopies] | type[PathSums] | type[ReplayedPaths]
 
 each_way = pytest.mark.parametrize("branching", BRANCHINGS)
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -148,7 +150,12 @@ def test_a_node_has_the_same_bits_however_many_are_run_with_it(
 
 @pytest.mark.parametrize(
     ("architecture", "branching"),
-    [("mamba", StateCopies), ("mamba", PathSums), ("mamba2", StateCopies)],
+    [
+        ("mamba", StateCopies),
+        ("mamba", PathSums),
+        ("mamba2", StateCopies),
+        ("mamba2", ReplayedPaths),
+    ],
 )
 def test_a_text_leaves_the_same_bits_however_it_was_run(
     architecture: str, branching: Branching
@@ -181,6 +188,37 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         results.append(torch.cat(logits))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@each_architecture
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (torch.bfloat16, torch.int8)),
+    ],
+)
+def test_as_a_target_it_scores_with_the_bits_of_plain_decoding(
+    architecture: str, dtype: torch.dtype
+) -> None:
+    target = NetworkTargetModel(compiled(architecture, dtype))
+    check_target(target, tolerance=0)
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_nodes_have_the_bits_of_the_texts_that_they_end(num_threads: int) -> None:
+    network = compiled("mamba2")
+    parents = [-1, 0, 0, 1, 1, 2, 3, 3, 6, 5, 5]
+    tokens, before = text(len(parents), seed=3), text(30, seed=4)
+    torch.set_num_threads(num_threads)
+    try:
+        logits = held(network, before, ReplayedPaths).extend(tokens, parents)
+        for node, expected in enumerate(logits):
+            path = [tokens[step] for step in path_to(node, parents)]
+            plain = held(network, [*before, *path[:-1]], StateCopies).extend([path[-1]], [-1])
+            assert torch.equal(plain[0], expected)
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.slow

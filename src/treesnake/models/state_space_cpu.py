@@ -21,6 +21,7 @@ from treesnake.kernels.cpu.state_space import (
     COPIES,
     MEMORIES,
     PART,
+    REPLAY,
     SUMS,
     TEXT,
     MemoryShape,
@@ -35,7 +36,13 @@ from treesnake.models.state_space import StateSpaceNetwork
 from treesnake.models.state_space_packing import pack_mamba, pack_mamba2
 from treesnake.models.state_space_state import GrownTree, StateSpaceState, extend_states
 from treesnake.models.tree_network import Part
-from treesnake.states.branching import BranchingKind, PathSums, StateCopies, StateShape
+from treesnake.states.branching import (
+    BranchingKind,
+    PathSums,
+    ReplayedPaths,
+    StateCopies,
+    StateShape,
+)
 from treesnake.states.ssm import SsmBank, SsmState
 from treesnake.threads import new_lock
 
@@ -59,6 +66,9 @@ class CpuNetwork(ABC):
 
     context_length: int | None = None
     """None: the memory of a text has one size, however long the text."""
+
+    _replay_task = SUMS
+    """What runs `ReplayedPaths`; the sums of a Mamba are replayed anyhow."""
 
     def __init__(
         self,
@@ -144,7 +154,7 @@ class CpuNetwork(ABC):
         self, token_ids: Sequence[int], trees: Sequence[GrownTree]
     ) -> Sequence[Float[Tensor, "_ vocab"]]:
         """Runs the new nodes of trees that branch in one way."""
-        task = _task_of(trees[0])
+        task = _task_of(trees[0], self._replay_task)
         needed = [_needed_nodes(tree) for tree in trees] if task == SUMS else [NOTHING] * len(trees)
         fields: list[tuple[int, ...]] = []
         first_row = 0
@@ -264,11 +274,16 @@ class CpuMamba(CpuNetwork):
 class CpuMamba2(CpuNetwork):
     """Mamba-2 for inference on a CPU.
 
+    Trees are summed in another order than texts unless their states are replayed, which targets
+    ask for: then a token's logits have the same bits in a prompt, in a chain and in any tree.
+
     Args:
         network: where the weights come from; it is not kept.
         dtype: what weights are rounded to: float32, float16, bfloat16 or int8.
         draft_vocab: tokens that there are logits of, in this order; None for all.
     """
+
+    _replay_task = REPLAY
 
     def __init__(
         self,
@@ -313,7 +328,12 @@ class CpuMamba2(CpuNetwork):
             ),
             C=_zeros(groups, rows, state_dim),
             scores=_zeros(groups, rows, num_nodes),
+            scratch=_zeros(torch.get_num_threads(), num_nodes * shape.state[1], state_dim),
         )
+
+    def new_exact_state(self) -> StateSpaceState[SsmState]:
+        """Returns the state of an empty text, with a way to branch that has the bits of a text."""
+        return self.new_state(ReplayedPaths)
 
     def _call(self, run: StateSpaceRun) -> None:
         TEAM.run(mamba2_kernels.run_mamba2, mamba2_kernels.count_steps(self._shape.num_layers), run)
@@ -336,8 +356,11 @@ def to_cpu(
 NOTHING = np.empty(0, dtype=bool)
 
 
-def _task_of(tree: GrownTree) -> int:
-    return SUMS if isinstance(tree.memory.bank.branching, PathSums) else COPIES
+def _task_of(tree: GrownTree, replay_task: int) -> int:
+    branching = tree.memory.bank.branching
+    if isinstance(branching, ReplayedPaths):
+        return replay_task
+    return SUMS if isinstance(branching, PathSums) else COPIES
 
 
 def _needed_nodes(tree: GrownTree) -> np.ndarray:

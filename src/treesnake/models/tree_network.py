@@ -136,6 +136,15 @@ class TreeNetwork(Protocol):
         ...
 
 
+@runtime_checkable
+class ExactNetwork(Protocol):
+    """A network whose fastest way to branch gives other bits than a text; it has another way."""
+
+    def new_exact_state(self) -> TreeState:
+        """Returns the state of an empty text where a node has the bits that a text gives it."""
+        ...
+
+
 State = TypeVar("State")
 
 

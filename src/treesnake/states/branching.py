@@ -1,8 +1,9 @@
-"""Two ways to let a recurrent state branch: keep every node's state, or every node's inputs.
+"""Ways to let a recurrent state branch: keep every node's state, or every node's inputs.
 
-Both give the same outputs and the same committed states. *State copies* (Choi et al. 2025) cost a
+They give the same outputs and the same committed states. *State copies* (Choi et al. 2025) cost a
 state for each node and the work of plain stepping. *Path sums* cost a node's inputs only, a
-hundredth of that for Mamba-2, and work that grows with the depth of the tree.
+hundredth of that for Mamba-2, and work that grows with the depth of the tree. *Replayed paths* cost
+the same memory and the work of plain stepping, and have its bits.
 """
 
 from collections.abc import Callable, Sequence
@@ -173,6 +174,14 @@ class PathSums:
         commit_sums(x, dt, B, committed)
 
 
+class ReplayedPaths(PathSums):
+    """Keeps the inputs of every node, and makes the states of a tree again wherever it is run.
+
+    The states of one head or layer at a time are enough. A node's output has the bits that stepping
+    gives it, whatever the tree; a kernel that has no such form takes the sums.
+    """
+
+
 @on_one_thread
 def _chosen(
     rows: Float[Tensor, " layers nodes *axes"], nodes: Sequence[int]
@@ -182,7 +191,7 @@ def _chosen(
 
 Branching = StateCopies | PathSums
 
-BranchingKind = type[StateCopies] | type[PathSums]
+BranchingKind = type[StateCopies] | type[PathSums] | type[ReplayedPaths]
 """How the state of a network is to branch."""
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.errors import ContextLengthError, InvalidInputError
-from treesnake.models.tree_network import TreeNetwork, TreeState
+from treesnake.models.tree_network import ExactNetwork, TreeNetwork, TreeState
 from treesnake.prompt import Prompt
 from treesnake.sampling import all_finite
 from treesnake.tree import TokenTree
@@ -26,16 +26,17 @@ class NetworkTargetModel:
 
     def new_session(self) -> "NetworkTarget":
         """Returns a session with an empty state."""
-        return NetworkTarget(self.network, self.network.new_state())
+        network = self.network
+        exact = isinstance(network, ExactNetwork)
+        return NetworkTarget(network, network.new_exact_state() if exact else network.new_state())
 
 
 class NetworkTarget:
     """A target session: a network and its state of one text.
 
-    On a CPU our own decoder and Mamba give a node the same bits however many nodes are scored with
-    it, so that greedy decoding by trees equals plain decoding in every dtype, to the last tie. A
-    Mamba-2 sums in another order along a tree: there it is equal within rounding, as in other
-    engines.
+    On a CPU our own decoder, Mamba and Mamba-2 give a node the same bits however many nodes are
+    scored with it, so that greedy decoding by trees equals plain decoding in every dtype, to the
+    last tie. In other engines it is equal within rounding.
     """
 
     def __init__(self, network: TreeNetwork, state: TreeState) -> None:

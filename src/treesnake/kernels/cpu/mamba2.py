@@ -18,8 +18,16 @@ from treesnake.kernels.cpu.activations import skip_gate_range, soften_range
 from treesnake.kernels.cpu.conv import copy_range
 from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
 from treesnake.kernels.cpu.norm import inverse_rms, scale_range
-from treesnake.kernels.cpu.ssd import SsdSelection, run_path, run_rows, run_sums, score_row
+from treesnake.kernels.cpu.ssd import (
+    SsdSelection,
+    run_path,
+    run_replayed,
+    run_rows,
+    run_sums,
+    score_row,
+)
 from treesnake.kernels.cpu.state_space import (
+    REPLAY,
     SUMS,
     TEXT,
     StackWeights,
@@ -56,11 +64,15 @@ class Mamba2Weights(NamedTuple):
 
 
 class Mamba2Workspace(NamedTuple):
-    """Activations: C is (groups, rows, state_dim), `scores` (groups, rows, nodes)."""
+    """Activations: C is (groups, rows, state_dim), `scores` (groups, rows, nodes).
+
+    `scratch` (threads, nodes * head_dim, state_dim) is for states of one head.
+    """
 
     stack: StackWorkspace
     C: np.ndarray
     scores: np.ndarray
+    scratch: np.ndarray
 
 
 def count_steps(num_layers: int) -> int:
@@ -71,7 +83,7 @@ def count_steps(num_layers: int) -> int:
 @entry_point
 def run_mamba2(barrier, run):
     """Runs the rows: changes what is remembered, and writes the logits of the last ones."""
-    enter(barrier)
+    thread = enter(barrier)
     num_gates = run.work.stack.y.shape[1]
     step = embed_tokens(barrier, run)
     for layer in range(run.weights.stack.norm.shape[0]):
@@ -80,7 +92,7 @@ def run_mamba2(barrier, run):
         step = _select(barrier, step, run, layer)
         if run.rows.task == SUMS:
             step = _score(barrier, step, run, layer)
-        step = _recur(barrier, step, run, layer)
+        step = _recur(barrier, step, run, layer, thread)
         step = _gate(barrier, step, run, layer)
         step = project_out(barrier, step, run, layer)
     write_logits(barrier, step, run)
@@ -121,7 +133,7 @@ def _select(barrier, step, run, layer):
     row = next_unit(barrier, step)
     while row < num_rows:
         part = rows.parts[_part_of(rows.parts, row)]
-        if rows.task == SUMS:
+        if rows.task == SUMS or rows.task == REPLAY:
             node = part.num_nodes - part.num_rows + row - part.first_row
             x = node_x_of(part, run.shape, layer)
             copy_range(stack.convolved, row, 0, x.shape[1], x, node, 0)
@@ -169,19 +181,19 @@ def _score(barrier, step, run, layer):
 
 
 @inlined
-def _recur(barrier, step, run, layer):
+def _recur(barrier, step, run, layer, thread):
     """Runs the recurrence, a head a unit."""
     num_heads = run.weights.stack.A.shape[1]
     head = next_unit(barrier, step)
     while head < num_heads:
         for number in range(run.rows.parts.shape[0]):
-            _recur_head(run, layer, run.rows.parts[number], head)
+            _recur_head(run, layer, run.rows.parts[number], head, thread)
         head = finish_unit(barrier, step)
     return wait(barrier, step, num_heads)
 
 
 @inlined
-def _recur_head(run, layer, part, head):
+def _recur_head(run, layer, part, head, thread):
     work, stack, shape = run.work, run.work.stack, run.shape
     num_rows, first_row, A = part.num_rows, part.first_row, run.weights.stack.A[layer]
     committed = committed_of(part, shape, layer)
@@ -190,6 +202,11 @@ def _recur_head(run, layer, part, head):
         B, mask = node_b_of(part, shape, layer), ancestor_mask_of(part)
         selection = SsdSelection(A, dt, x, B, work.C, stack.y, first_row)
         run_sums(selection, num_rows, committed, mask, work.scores, head)
+    elif run.rows.task == REPLAY:
+        dt, x = node_dt_of(part, shape, layer), node_x_of(part, shape, layer)
+        B, parents = node_b_of(part, shape, layer), parents_of(part)
+        selection = SsdSelection(A, dt, x, B, work.C, stack.y, first_row)
+        run_replayed(selection, num_rows, committed, parents, work.scratch[thread], head)
     else:
         dt, x = stack.dt[first_row:], stack.convolved[first_row:]
         B = stack.B[first_row * shape.num_groups :]

@@ -188,6 +188,36 @@ def run_rows(selection, num_rows, committed, states, parents, head):
 
 
 @kernel
+def run_replayed(selection, num_new, committed, parents, scratch, head):
+    """Runs a head of the newest nodes, each from its parent's state, as a text would run it.
+
+    `selection` has inputs of all nodes. States are made in `scratch` (nodes * head_dim, state_dim),
+    those of earlier nodes again, and are needed no longer afterwards.
+    """
+    num_nodes, num_groups = parents.shape[0], selection.C.shape[0]
+    head_dim = committed.shape[0] // selection.A.shape[0]
+    channel = head * head_dim
+    whole = channel + head_dim - head_dim % CELLS_AT_ONCE
+    for node in range(num_nodes):
+        source, old, new = committed, 0, node * head_dim - channel
+        if parents[node] >= 0:
+            source, old = scratch, parents[node] * head_dim - channel
+        number = node - (num_nodes - num_new)
+        read_row = selection.first_row + max(number, 0)
+        step = _head_step(selection, num_groups, node, read_row, head)
+        if number < 0:
+            for at in range(channel, whole, CELLS_AT_ONCE):
+                _advance_silently(selection, step, at, source, old + at, scratch, new + at)
+            for at in range(whole, channel + head_dim):
+                _advance_one_silently(selection, step, at, source, old + at, scratch, new + at)
+        else:
+            for at in range(channel, whole, CELLS_AT_ONCE):
+                _advance(selection, step, at, source, old + at, scratch, new + at)
+            for at in range(whole, channel + head_dim):
+                _advance_one(selection, step, at, source, old + at, scratch, new + at)
+
+
+@kernel
 def run_path(selection, num_groups, state, head):
     """Moves a head's state along a path, without outputs."""
     head_dim = state.shape[0] // selection.A.shape[0]

@@ -22,8 +22,8 @@ from treesnake.kernels.cpu.jit import inlined
 from treesnake.kernels.cpu.steps import add_projection, block_size, embed, norm, project
 from treesnake.kernels.cpu.team import finish_unit, next_unit, wait
 
-TEXT, COPIES, SUMS = 0, 1, 2
-"""What a pass runs: a text, or nodes with either way to branch."""
+TEXT, COPIES, SUMS, REPLAY = 0, 1, 2, 3
+"""What a pass runs: a text, or nodes with one of the ways to branch."""
 
 MEMORIES = ("history", "recurrent", "conv_inputs", "node_states", "node_x", "node_dt", "node_B")
 """What a text's memory is made of: stacks of layers, each with the address of the first layer and,
