@@ -1,5 +1,6 @@
 """Recurrent and hybrid models of transformers: trees, commits and prompts equal plain stepping."""
 
+import math
 import random
 from copy import deepcopy
 from typing import Any
@@ -37,7 +38,12 @@ def hybrid(tiny_model):
 
     def make(family: str) -> HfHybrid:
         if family not in networks:
-            networks[family] = HfHybrid(tiny_model(family, **RECURRENT_FAMILIES[family]))
+            torch.manual_seed(0)  # of what is no matrix
+            model = tiny_model(family, **RECURRENT_FAMILIES[family])
+            for module in model.modules():  # Zamba2 limits them in prompts and not in steps
+                if hasattr(module, "time_step_limit"):
+                    module.time_step_limit = (0.0, math.inf)
+            networks[family] = HfHybrid(model)
         return networks[family]
 
     return make
@@ -164,17 +170,38 @@ def test_what_parts_from_the_text_goes_on_from_a_snapshot(family, hybrid):
     close(state.extend([4], [-1]), filled(network, [*TEXT[:5], 7]).extend([4], [-1]))
 
 
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "lfm2"])
+def test_a_long_prompt_leaves_no_more_in_memory_than_a_short_one(family, hybrid):
+    network = hybrid(family)
+
+    def kept(length):
+        state = filled(network, [3] * length)
+        layers = state.memory.layers.values()
+        tensors = [
+            each for layer in layers for each in (*layer.histories.values(), *layer.states.values())
+        ]
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+    assert kept(60) == kept(6)
+
+
 @pytest.mark.parametrize("family", ["mamba2", "nemotron_h", "zamba2", "bamba"])
-def test_step_sizes_are_not_limited_as_they_are_not_in_steps(family, tiny_model):
-    settings, limit = RECURRENT_FAMILIES[family], {"time_step_limit": (0.0, 0.05)}
-    free, limited = tiny_model(family, **settings), tiny_model(family, **settings, **limit)
+def test_step_sizes_are_not_limited_as_they_are_not_in_steps(family, tiny_model, caplog):
+    free, limited = (tiny_model(family, **RECURRENT_FAMILIES[family]) for _ in range(2))
     limited.load_state_dict(free.state_dict())
+    for model, limit in ((free, math.inf), (limited, 0.05)):
+        for module in model.modules():
+            if hasattr(module, "time_step_limit"):
+                module.time_step_limit = (0.0, limit)
+    HfHybrid(free)
+    assert "limits the step sizes" not in caplog.text
     cache = Stepping(free).cache_of(TEXT)
     close(Stepping(limited).step(deepcopy(cache), 7, len(TEXT)), Stepping(free).step(cache, 7, 9))
     close(
         filled(HfHybrid(limited)).extend(TOKENS, PARENTS),
         filled(HfHybrid(free)).extend(TOKENS, PARENTS),
     )
+    assert "limits the step sizes of a prompt to 0 ... 0.05" in caplog.text
 
 
 @pytest.mark.parametrize("family", KINDS)

@@ -6,7 +6,10 @@ they remember lies in memories of ours. The value that is computed is that of pl
 the model gives when it decodes token by token.
 """
 
+import logging
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,6 +30,8 @@ from treesnake.models.state_space_state import StateSpaceState
 from treesnake.models.tree_network import Part, own_states
 from treesnake.states.hybrid import HybridMemory
 from treesnake.states.shared_kv import SharedKvCache
+
+logger = logging.getLogger(__name__)
 
 HybridState = StateSpaceState[HybridMemory]
 
@@ -53,6 +58,7 @@ class HfHybrid:
         check_decoder(model)
         self.layout = read_hybrid_layout(self.config)
         hf_dispatch.install(model)
+        _tell_of_limits(model)
         self.passes = HfPasses(model, self.layout.spans, self.layout.recurrent_kinds)
         self.vocab_size: int = self.config.vocab_size
         self.context_length = context_length(self.config) if any(self.layout.has_rows) else None
@@ -123,3 +129,19 @@ class HfHybrid:
             layer for layer in rows.layers if isinstance(layer, (CacheLayerMixin, DummyLayer))
         ]
         return mixer_cache(layers, self.layout.num_convolutions)
+
+
+def _tell_of_limits(model: PreTrainedModel) -> None:
+    """Warns of a model that reads prompts in another way than it reads its own tokens."""
+    stated: list[Any] = [getattr(module, "time_step_limit", None) for module in model.modules()]
+    limits: set[tuple[float, float]] = {tuple(each) for each in stated if each is not None}
+    for low, high in limits:
+        if low > 0 or high < math.inf:
+            logger.warning(
+                "%s limits the step sizes of a prompt to %g ... %g, and not those of decoding; "
+                "treesnake reads prompts as the model decodes, so that its text may differ from "
+                "that of generate()",
+                type(model).__name__,
+                low,
+                high,
+            )

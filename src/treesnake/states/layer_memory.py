@@ -62,7 +62,8 @@ class LayerMemory:
             self.histories[number] = inputs.new_zeros(width - 1, channels)
         history = self.histories[number]
         if grown is None:
-            self.histories[number] = next_history(inputs, history)
+            # Of a long text only the end: a view would keep all of it in memory.
+            self.histories[number] = next_history(inputs[-max(len(history), 1) :], history)
             return causal_filter(inputs, weight, bias, history)
         before = self._conv_nodes.get(number)
         nodes = self._conv_nodes[number] = _with_new(before, inputs, grown)
@@ -90,7 +91,8 @@ class LayerMemory:
             self.states[number] = recurrence.zero_state(moving)
         state = self.states[number]
         if grown is None:
-            outputs, self.states[number] = recurrence.scan(moving, reading, state)
+            outputs, after = recurrence.scan(moving, reading, state)
+            self.states[number] = after.clone()  # it may be a view of the states of a chunk
             return outputs
         before = self._moving.get(number, (None,) * len(moving))
         nodes = tuple(_with_new(old, new, grown) for old, new in zip(before, moving, strict=True))
