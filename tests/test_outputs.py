@@ -23,7 +23,9 @@ def test_missing_folders_are_made_and_nothing_else(tmp_path: Path) -> None:
 
 def test_outputs_that_cannot_be_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "circle").symlink_to("circle")
     wrong = (
+        (tmp_path / "circle", "cannot be written"),
         (tmp_path, "is a folder"),
         (tmp_path / "file" / "page.html", "cannot be written"),
         (tmp_path / ("x" * 250 + ".html"), "cannot be written"),

@@ -24,6 +24,10 @@ DOORS: Mapping[str, Door] = {
 }
 
 
+DTYPES = ("float32", "float16", "bfloat16", "int8")
+"""Of targets and drafters; each has kernels of its own."""
+
+
 def warm_up() -> None:
     """Compiles and imports, once, what every input would compile and import for itself."""
     import_module("datasets")
@@ -32,5 +36,6 @@ def warm_up() -> None:
         for kind in models.CONFIGS:
             path = Path(folder) / kind
             models.save_model(kind, path)
-            models.generate(path)
             models.reference(path)
+            for dtype in DTYPES:
+                models.generate(path, path, dtype=dtype)

@@ -89,7 +89,10 @@ class Journals:
 
 def _mutate(folder: Path, random: Random) -> str:
     files = (path for path in folder.iterdir() if not path.is_dir())
-    path = random.choice(sorted(path for path in files if not path.name.startswith(".")))
+    known = sorted(path for path in files if not path.name.startswith("."))
+    if not known:
+        return "no file is left"
+    path = random.choice(known)
     if path.name == JOURNAL:
         return mutate_file(path, random, _mutate_journal)
     return mutate_file(path, random, mutate_json if path.suffix == ".json" else mutate_bytes)

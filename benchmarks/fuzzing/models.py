@@ -98,10 +98,16 @@ def save_model(kind: str, folder: Path, *, shard_size: str = "1GB") -> PreTraine
     return model
 
 
-def generate(target: Path | str, drafter: Path | str = "none", **options: Any) -> list[int]:
+def generate(
+    target: Path | str,
+    drafter: Path | str = "none",
+    *,
+    dtype: str = "float32",
+    engine: str = "auto",
+) -> list[int]:
     """Loads a pair and generates greedily; returns the prompt and the new tokens."""
     decoder = SpeculativeDecoder.from_pretrained(
-        str(target), str(drafter), dtype="float32", device="cpu", search="chain(3)", **options
+        str(target), str(drafter), dtype=dtype, device="cpu", engine=engine, search="chain(3)"
     )
     made = decoder.generate(PROMPT, max_new_tokens=NEW_TOKENS)
     return [*decoder.encode(PROMPT).token_ids, *made.token_ids]

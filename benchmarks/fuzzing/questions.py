@@ -190,8 +190,10 @@ def _rows(text: str) -> Iterator[Any]:
         try:
             value, position = decoder.raw_decode(text, position)
             yield value
-        except (ValueError, RecursionError):
+        except ValueError:
             position += 1
+        except RecursionError:  # from the next brace on it would be as deep
+            position = text.find("\n", position) % (len(text) + 1)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -19,6 +19,8 @@ def check_output(path: Path) -> None:
             made, or if nothing may be written there.
     """
     try:
+        with suppress(FileNotFoundError):
+            path.stat()  # a link that leads to itself is neither there nor missing
         if path.is_dir():
             raise InvalidInputError(f"the output {path} is a folder; name a file in it")
         if _is_stream(path):
