@@ -94,6 +94,11 @@ def _is_tidying(tokenizer: PreTrainedTokenizerFast) -> bool:
     return bool(tokenizer.clean_up_tokenization_spaces) and (is_forced or not is_byte_pairs)
 
 
+def decoder_parts(tokenizer: PreTrainedTokenizerFast) -> Iterator[Mapping[str, Any]]:
+    """Returns the parts of a tokenizer's decoder, in their order, as plain data."""
+    return _parts(_decoder(tokenizer))
+
+
 def _decoder(tokenizer: PreTrainedTokenizerFast) -> Mapping[str, Any]:
     """Returns the decoder as plain data; without one, tokens are joined by spaces."""
     decoder = tokenizer.backend_tokenizer.decoder

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from treesnake.drafters.spelling import METASPACE, from_byte_level, from_sentencepiece
 from treesnake.errors import InvalidInputError, LoadError
 from treesnake.models.json_files import read_json
 from treesnake.threads import on_one_thread
@@ -25,7 +26,7 @@ from treesnake.threads import on_one_thread
 DRAFT_VOCABULARY_FILE = "draft_vocabulary.json"
 """A list of token ids beside a network, in the order in which it is to compute their logits."""
 
-SPACES = {"byte_level": "\u0120", "sentencepiece": "\u2581"}
+SPACES = {"byte_level": "\u0120", "sentencepiece": METASPACE}
 """How a space is written in the tokens of a vocabulary, by its kind."""
 
 
@@ -284,33 +285,8 @@ def _spellings(tokenizer: PreTrainedTokenizerBase) -> dict[int, str | bytes]:
         kind: sum(token.startswith(space) for token in vocabulary) for kind, space in SPACES.items()
     }
     kind = max(counts, key=lambda kind: counts[kind])
-    spell = _from_byte_level if kind == "byte_level" else _from_sentencepiece
+    spell = from_byte_level if kind == "byte_level" else from_sentencepiece
     return {index: token if index in added else spell(token) for token, index in vocabulary.items()}
-
-
-def _from_byte_level(token: str) -> bytes:
-    """Returns what a token of GPT-2's kind spells: each of its characters stands for a byte."""
-    if all(char in BYTE_OF for char in token):
-        return bytes(BYTE_OF[char] for char in token)
-    return token.encode()
-
-
-def _from_sentencepiece(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes.fromhex(token[3:5])
-    return token.replace(SPACES["sentencepiece"], " ").encode()
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Returns the byte for each of GPT-2's 256 characters: printable Latin-1 is itself."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + rank): byte for rank, byte in enumerate(others)
-    }
-
-
-BYTE_OF = _byte_alphabet()
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:

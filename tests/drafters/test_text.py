@@ -1,0 +1,195 @@
+"""Drafting in text: what is drafted, and that it stays exact whatever the two tokenizers are."""
+
+import random
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from treesnake import SamplingParams, SpeculativeDecoder
+from treesnake.drafters.composite import CompositeDrafterModel
+from treesnake.drafters.network import NetworkDrafterModel
+from treesnake.drafters.ngram import NgramDrafterModel
+from treesnake.drafters.text import TextDrafter, TextDrafterModel, Translation
+from treesnake.models.mamba import Mamba, MambaConfig
+from treesnake.models.mamba2 import Mamba2, Mamba2Config
+from treesnake.models.tree_network import TreeNetwork
+from treesnake.pairs import Pair
+from treesnake.prompt import Prompt
+from treesnake.sampling import TorchRng
+from treesnake.search.by_name import search_by_name
+from treesnake.shape import BestFirst, LevelWidths, Priced, Shape, chain
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing import AttentionModel, RecurrentModel, TableModel, TinyNetwork, check_drafter
+from treesnake.testing.tokenizers import KINDS
+
+PAIRS = [
+    ("byte-level", "byte-level as in Llama 3"),
+    ("byte-level, digit by digit", "sentence pieces"),
+    ("sentence pieces", "unigram"),
+    ("unigram, first word alone", "word pieces"),
+    ("word pieces", "byte-level with a space in front"),
+    ("byte-level as in Llama 3", "byte-level"),
+]
+SEARCHES = ["chain(3)", "3x2", "self-tuning"]
+
+
+@cache
+def tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    return KINDS[kind]()
+
+
+def translation(drafter: str, target: str) -> Translation:
+    ours, theirs = tokenizer(drafter), tokenizer(target)
+    return Translation(ours, theirs, {ours.eos_token_id}, {theirs.eos_token_id})
+
+
+def mamba(size: int) -> TreeNetwork:
+    torch.manual_seed(1)
+    return Mamba(MambaConfig(vocab_size=size, hidden_size=8, num_layers=1, state_dim=4)).eval()
+
+
+def mamba2(size: int) -> TreeNetwork:
+    torch.manual_seed(1)
+    sizes = {"vocab_size": size, "hidden_size": 8, "num_layers": 1, "state_dim": 8}
+    return Mamba2(Mamba2Config(**sizes, num_heads=2, head_dim=8)).eval()
+
+
+NETWORKS = {
+    "table": lambda size: TinyNetwork(TableModel(size, seed=3)),
+    "recurrent": lambda size: TinyNetwork(RecurrentModel(size, seed=3)),
+    "attention": lambda size: TinyNetwork(AttentionModel(size, seed=3), context_length=64),
+    "mamba": mamba,
+    "mamba2": mamba2,
+}
+
+
+def drafter(pair: tuple[str, str], network: str = "recurrent") -> TextDrafterModel:
+    own = NetworkDrafterModel(NETWORKS[network](len(tokenizer(pair[0]))))
+    return TextDrafterModel(own, translation(*pair))
+
+
+def target(kind: str, seed: int = 0) -> NetworkTargetModel:
+    return NetworkTargetModel(TinyNetwork(RecurrentModel(len(tokenizer(kind)), seed=seed)))
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_it_is_a_drafter(pair: tuple[str, str]) -> None:
+    check_drafter(drafter(pair), len(tokenizer(pair[1])), num_steps=1)
+
+
+@pytest.mark.parametrize("network", ["attention", "mamba2"])
+def test_it_is_one_with_any_network(network: str) -> None:
+    check_drafter(drafter(PAIRS[0], network), len(tokenizer(PAIRS[0][1])), num_steps=1)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_state_holds_whole_pieces_alone(pair: tuple[str, str]) -> None:
+    chance = random.Random(5)
+    theirs = tokenizer(pair[1])
+    text = theirs.encode("The snake reads 1234 news, doesn't it?", add_special_tokens=False)
+    session = drafter(pair).new_session()
+    assert isinstance(session, TextDrafter)
+    session.prefill(Prompt.of(text))
+    for _ in range(20):
+        draft = session.draft(text[-1], LevelWidths((2, 2)), SamplingParams(), TorchRng(0))
+        grown = draft.tree.path_tokens(chance.randrange(len(draft.tree)))
+        session.commit(grown)
+        text += [*grown[1:], chance.randrange(len(theirs))]
+        reader = translation(*pair).reader
+        expected = tokenizer(pair[0]).backend_tokenizer.encode(
+            reader.text(text[:-1]), add_special_tokens=False
+        )
+        assert [*session.held, *session.open_tokens] == expected.ids
+
+
+@pytest.mark.parametrize(("search", "pair"), [*zip(SEARCHES * 2, PAIRS, strict=True)])
+def test_greedy_output_is_the_targets_own(pair: tuple[str, str], search: str) -> None:
+    model = target(pair[1])
+    prompt = tokenizer(pair[1]).encode("The tree prints", add_special_tokens=False)
+    plain = SpeculativeDecoder(Pair(model, drafter(pair)), search="off")
+    for drafts in (drafter(pair), CompositeDrafterModel(drafter(pair), NgramDrafterModel())):
+        decoder = SpeculativeDecoder(Pair(model, drafts), search=search_by_name(search))
+        made = decoder.generate(prompt, max_new_tokens=24).token_ids
+        assert made == plain.generate(prompt, max_new_tokens=24).token_ids
+
+
+def test_sessions_continue_and_turns_are_edited() -> None:
+    pair = PAIRS[0]
+    theirs = tokenizer(pair[1])
+    model = target(pair[1])
+    decoder = SpeculativeDecoder(Pair(model, drafter(pair)), search="3x2")
+    plain = SpeculativeDecoder(Pair(model, drafter(pair)), search="off")
+    session = decoder.new_session()
+    first = theirs.encode("The snake reads", add_special_tokens=False)
+    made = decoder.generate(first, max_new_tokens=9, session=session).token_ids
+    more = theirs.encode(" and the tree", add_special_tokens=False)
+    edited = theirs.encode("The snake prints", add_special_tokens=False)
+    for prompt in ([*first, *made, *more], [*first, *made[:4], *more], edited, first):
+        stream = decoder.stream(prompt, max_new_tokens=5, session=session)
+        next(iter(stream), None)  # interrupted after a step
+        stream.cancel()
+        again = decoder.generate(prompt, max_new_tokens=12, session=session).token_ids
+        assert again == plain.generate(prompt, max_new_tokens=12).token_ids
+
+
+def test_a_long_text_is_seen_through_a_window() -> None:
+    pair = PAIRS[0]
+    theirs = tokenizer(pair[1])
+    model = target(pair[1])
+    decoder = SpeculativeDecoder(Pair(model, drafter(pair, "attention")), search="chain(3)")
+    plain = SpeculativeDecoder(Pair(model, drafter(pair)), search="off")
+    prompt = theirs.encode("The snake reads the news. " * 9, add_special_tokens=False)
+    made = decoder.generate(prompt, max_new_tokens=40).token_ids
+    assert made == plain.generate(prompt, max_new_tokens=40).token_ids
+
+
+def draft_with(
+    pair: tuple[str, str], logits_of: dict[str, str], text: str, shape: Shape
+) -> list[str]:
+    """Drafts behind a text, where after some pieces the drafter is sure of others."""
+    ours, theirs = tokenizer(pair[0]), tokenizer(pair[1])
+    table = TableModel(len(ours))
+    table._table.zero_()
+    for before, after in logits_of.items():
+        row = [ours.encode(each, add_special_tokens=False)[-1] for each in (before, after)]
+        table._table[row[0], row[1]] = 9.0
+    model = TextDrafterModel(NetworkDrafterModel(TinyNetwork(table)), translation(*pair))
+    session = model.new_session()
+    tokens = theirs.encode(text, add_special_tokens=False)
+    session.prefill(Prompt.of(tokens))
+    draft = session.draft(tokens[-1], shape, SamplingParams(), TorchRng(0))
+    return [theirs.decode([token]) for token in draft.tree.tokens[1:]]
+
+
+def test_the_drafters_end_proposes_the_targets() -> None:
+    pair = ("byte-level", "byte-level as in Llama 3")
+    ended = draft_with(pair, {" news": "<|end|>"}, "reads the news", chain(3))
+    assert ended[-1:] == ["<|end|>"]
+
+
+@pytest.mark.parametrize("shape", [chain(2), BestFirst(1, 2, 4), Priced(1, (0.1, 0.1), (0.5,) * 8)])
+def test_what_it_is_sure_of_is_drafted_in_the_targets_tokens(shape: Shape) -> None:
+    pair = ("byte-level", "byte-level as in Llama 3")
+    assert draft_with(pair, {" the": "s", "s": ","}, "it reads the", shape)[:2] == ["s", ","]
+
+
+@settings(max_examples=30)
+@given(
+    st.integers(0, 10**4), st.sampled_from(PAIRS), st.sampled_from([chain(3), BestFirst(3, 3, 9)])
+)
+def test_probabilities_fall_along_paths_and_stay_below_one(
+    seed: int, pair: tuple[str, str], shape: Shape
+) -> None:
+    chance = random.Random(seed)
+    text = [chance.randrange(len(tokenizer(pair[1]))) for _ in range(6)]
+    session = drafter(pair).new_session()
+    session.prefill(Prompt.of(text))
+    draft = session.draft(text[-1], shape, SamplingParams(), TorchRng(0))
+    assert draft.is_chosen
+    if draft.node_probs is not None:
+        pairs = zip(draft.tree.parents[1:], draft.node_probs[1:], strict=True)
+        assert all(0 <= prob <= draft.node_probs[parent] <= 1 for parent, prob in pairs)
