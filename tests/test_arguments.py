@@ -8,7 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from treesnake.arguments import as_count, as_number, as_seed, as_texts, as_token_ids
+from treesnake.arguments import (
+    as_count,
+    as_num_threads,
+    as_number,
+    as_seed,
+    as_texts,
+    as_token_ids,
+)
 from treesnake.errors import InvalidInputError
 
 ANYTHING = st.one_of(
@@ -115,6 +122,21 @@ def test_texts_are_strings_or_are_refused(value: Any) -> None:
     else:
         assert "stop is a list of strings" in told
         assert len(told) < 200
+
+
+@given(st.integers() | st.floats() | st.booleans() | st.none() | st.text())
+@example(0)
+@example(1024)
+@example(1025)
+@example(10**15)
+def test_threads_are_so_many_that_a_process_can_start_or_are_refused(value: Any) -> None:
+    is_right = type(value) is int and 1 <= value <= 1024
+    try:
+        assert as_num_threads(value) == value
+        is_taken = True
+    except InvalidInputError:
+        is_taken = False
+    assert is_taken == is_right
 
 
 def test_no_list_of_texts_is_an_empty_one() -> None:

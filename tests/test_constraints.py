@@ -218,13 +218,24 @@ def test_a_constraint_that_returns_no_logits_is_named(value: float) -> None:
         constrain(torch.zeros(1, 7), SHORT, PREFIX, [Odd()])
 
 
-@pytest.mark.parametrize("row", [None, [0.0] * 7, torch.zeros(6), torch.zeros(1, 7)])
+@pytest.mark.parametrize(
+    "row",
+    [None, [0.0] * 7, torch.zeros(6), torch.zeros(1, 7), torch.zeros(7, device="meta")],
+)
 def test_a_constraint_that_returns_another_shape_is_named(row: Any) -> None:
     def odd(prefix: Sequence[int], logits: Tensor) -> Any:
         return row
 
     with pytest.raises(InvalidInputError, match="a logit for each of 7 tokens"):
         constrain(torch.zeros(1, 7), SHORT, PREFIX, [odd])
+
+
+def test_a_constraint_may_return_logits_that_know_their_gradients() -> None:
+    def learned(prefix: Sequence[int], logits: Tensor) -> Tensor:
+        return logits.clone().requires_grad_()
+
+    logits, _ = constrain(torch.zeros(1, 7), SHORT, PREFIX, [learned])
+    assert not logits.requires_grad
 
 
 def test_a_constraint_may_write_into_what_it_is_given() -> None:

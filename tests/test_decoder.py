@@ -384,7 +384,7 @@ def test_a_search_of_ones_own_in_a_session_is_used_for_seeded_samples_too() -> N
 
 
 def test_a_wrong_search_is_refused_before_anything_is_loaded() -> None:
-    with pytest.raises(InvalidInputError, match="no search and no shape"):
+    with pytest.raises(InvalidInputError, match="none of the searches self-tuning"):
         SpeculativeDecoder.from_pretrained("there/is-none", search="magic")
 
 
@@ -400,7 +400,7 @@ def test_models_come_as_a_pair() -> None:
 
 def test_a_search_is_named_or_given() -> None:
     assert decoder(search="chain(3)").search == StaticSearch(LevelWidths((1, 1, 1)))
-    with pytest.raises(InvalidInputError, match="no search and no shape"):
+    with pytest.raises(InvalidInputError, match="none of the searches self-tuning"):
         decoder(search="")
     with pytest.raises((InvalidInputError, TypeCheckError)):
         decoder(search=LevelWidths((1, 1)))

@@ -1,5 +1,6 @@
 """Prompts: what is refused, and what a session that holds some tokens still lacks."""
 
+from enum import IntEnum
 from typing import Any
 
 import jaxtyping
@@ -62,6 +63,42 @@ def test_what_is_no_token_is_refused(
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
     with pytest.raises(InvalidInputError, match=message):
         Prompt.of(token_ids)
+
+
+WRONG_PARTS: list[tuple[dict[str, Any], str]] = [
+    ({"token_ids": 5}, "not 5"),
+    ({"token_ids": torch.zeros(2, dtype=torch.long, device="meta")}, "cannot be read"),
+    ({"token_ids": torch.tensor([0, 5]).to_sparse()}, "cannot be read"),
+    ({"borders": None}, "borders are a tuple"),
+    ({"borders": (1.5,)}, "borders are a tuple"),
+    ({"borders": ("a",)}, "borders are a tuple"),
+    ({"inputs": None}, "a tuple of PromptInput, got null"),
+    ({"inputs": (5,)}, "a tuple of PromptInput"),
+]
+
+
+@pytest.mark.parametrize(("parts", "message"), WRONG_PARTS)
+def test_parts_of_other_types_are_refused(
+    parts: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    with pytest.raises(InvalidInputError, match=message):
+        Prompt(**({"token_ids": (1, 2)} | parts))
+
+
+@pytest.mark.parametrize(
+    "parts", [(None, 0, 1), ({"a": 5}, 0, 1), ({"a": torch.ones(1)}, None, 1), ({}, 0, 1)]
+)
+def test_an_input_is_tensors_and_a_place(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    with pytest.raises(InvalidInputError, match="an input of a prompt needs"):
+        PromptInput(*parts)
+
+
+def test_whole_numbers_of_other_classes_are_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    prompt = Prompt(np.array([3, 1]))  # type: ignore[arg-type]
+    assert prompt == Prompt.of([IntEnum("Token", {"A": 3})(3), 1]) == Prompt((3, 1))
 
 
 @given(st.lists(st.none() | st.booleans() | st.integers() | st.floats() | st.text()))
@@ -144,5 +181,5 @@ def test_a_model_that_reads_text_says_what_it_cannot_read() -> None:
 
 @pytest.mark.parametrize("border", [-1, 3])
 def test_borders_lie_in_the_prompt(border: int) -> None:
-    with pytest.raises(InvalidInputError, match="borders are numbers of tokens from 0 to 2"):
+    with pytest.raises(InvalidInputError, match="numbers of tokens from 0 to 2"):
         Prompt((1, 2), borders=(border,))

@@ -132,6 +132,21 @@ def test_impossible_best_first_shapes_are_refused(width: int, depth: int, num_dr
         BestFirst(width, depth, num_drafted)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "chain(100000000)",
+        f"chain({10**30})",
+        "99999x99999",
+        "2" + 20 * "x2",
+        "best_first(2, 9, 99999)",
+    ],
+)
+def test_shapes_that_no_memory_holds_are_refused_before_they_are_made(text: str) -> None:
+    with pytest.raises(InvalidInputError, match="at most 4096 nodes"):
+        parse_shape(text)
+
+
 def test_chains_of_negative_length_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="negative length"):
         chain(-1)

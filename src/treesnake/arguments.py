@@ -15,6 +15,9 @@ LONGEST_SHOWN = 60
 NUM_SEEDS = 2**63
 """Seeds go from 0 to one less than this."""
 
+MOST_THREADS = 1024
+"""Many more threads than this end a process before it can say why."""
+
 
 def as_count(name: str, value: object, *, least: int = 1) -> int:
     """Returns a whole number that is large enough.
@@ -42,6 +45,21 @@ def as_number(name: str, value: object) -> float:
         raise InvalidInputError(
             f"{name} must be a finite number, got one that is too large for a float"
         ) from None
+
+
+def as_num_threads(value: object) -> int:
+    """Returns a number of threads that torch can be given.
+
+    Raises:
+        InvalidInputError: if it is no whole number from 1 to 1024.
+    """
+    number = as_count("threads", value)
+    if number > MOST_THREADS:
+        raise InvalidInputError(
+            f"threads must be at most {MOST_THREADS}, got {_shown(value)}; more than there are "
+            "cores make nothing faster"
+        )
+    return number
 
 
 def as_seed(value: object) -> int:

@@ -255,17 +255,28 @@ def _constrain_row(
     return row
 
 
+def _is_row(row: object, vocab_size: int) -> TypeGuard[Tensor]:
+    """Tells whether a constraint returned one number for each token."""
+    return (
+        isinstance(row, Tensor)
+        and row.shape == (vocab_size,)
+        and row.is_floating_point()
+        and row.device.type != "meta"
+    )
+
+
 def _checked_row(
     row: object, logits: Float[Tensor, " vocab"], constraint: Constraint
 ) -> Float[Tensor, " vocab"]:
     """Returns what a constraint made of logits, if it is logits; -inf may be among them."""
     name = type(constraint).__name__
-    if not isinstance(row, Tensor) or row.shape != logits.shape or not row.is_floating_point():
+    if not _is_row(row, len(logits)):
         form = f" of {row.dtype} and shape {tuple(row.shape)}" if isinstance(row, Tensor) else ""
         raise InvalidInputError(
             f"the constraint {name} must return a logit for each of {len(logits)} tokens, got "
             f"{type(row).__name__}{form}"
         )
+    row = row.detach()
     top = float(row.amax())
     if not top < float("inf"):
         raise InvalidInputError(

@@ -391,7 +391,7 @@ class SpeculativeDecoder(OfOneProcess):
         if isinstance(prompt, str):
             tokenizer = self._tokenizer_for("a prompt of text")
             return Prompt.of(_encoded(tokenizer, prompt, is_whole=False))
-        if isinstance(prompt, Mapping):
+        if isinstance(prompt, Mapping) and "role" in prompt:
             raise InvalidInputError(
                 "the prompt is one message: a conversation is a list, so write [message]"
             )

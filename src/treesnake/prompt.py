@@ -39,11 +39,23 @@ class PromptInput:
     num_placeholders: int
 
     def __post_init__(self) -> None:
-        if not self.tensors or self.start < 0 or self.num_placeholders < 1:
+        tensors: object = self.tensors
+        if (
+            not isinstance(tensors, Mapping)
+            or not tensors
+            or not all(isinstance(tensor, Tensor) for tensor in tensors.values())
+        ):
             raise InvalidInputError(
-                "an input of a prompt needs tensors, a first placeholder at token 0 or later, and "
-                f"at least one placeholder; got {sorted(self.tensors)}, start {self.start} and "
-                f"{self.num_placeholders} placeholders"
+                "an input of a prompt needs tensors by the names of the model's arguments, such as "
+                f"{{'pixel_values': tensor}}, got {described(tensors)}"
+            )
+        if not _are_whole([self.start, self.num_placeholders]) or not (
+            self.start >= 0 and self.num_placeholders >= 1
+        ):
+            raise InvalidInputError(
+                "an input of a prompt needs a first placeholder at token 0 or later, and at least "
+                f"one placeholder; got start {described(self.start)} and "
+                f"{described(self.num_placeholders)} placeholders"
             )
 
     @cached_property
@@ -92,11 +104,18 @@ class Prompt:
     borders: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.token_ids, tuple):
+            object.__setattr__(self, "token_ids", _plain_ids(self.token_ids))
+        self._check_tokens()
+        self._check_borders()
+        self._check_inputs()
+
+    def _check_tokens(self) -> None:
         if not self.token_ids:
             raise InvalidInputError(
                 "the prompt is empty: give at least one token (a beginning-of-text token will do)"
             )
-        if {*map(type, self.token_ids)} != {int}:
+        if not _are_whole(self.token_ids):
             index = next(i for i, token in enumerate(self.token_ids) if type(token) is not int)
             raise InvalidInputError(
                 f"token ids are whole numbers, and number {index + 1} of {len(self)} is "
@@ -106,9 +125,23 @@ class Prompt:
             raise InvalidInputError(
                 f"token ids cannot be negative, got {described(min(self.token_ids))}"
             )
-        if any(not 0 <= border <= len(self) for border in self.borders):
+
+    def _check_borders(self) -> None:
+        borders: object = self.borders
+        if (
+            not isinstance(borders, tuple)
+            or not _are_whole(borders)
+            or not all(0 <= border <= len(self) for border in borders)
+        ):
             raise InvalidInputError(
-                f"borders are numbers of tokens from 0 to {len(self)}, got {list(self.borders)}"
+                f"borders are a tuple of numbers of tokens from 0 to {len(self)}, got {borders!r}"
+            )
+
+    def _check_inputs(self) -> None:
+        inputs: object = self.inputs
+        if not isinstance(inputs, tuple) or not all(isinstance(x, PromptInput) for x in inputs):
+            raise InvalidInputError(
+                f"the inputs of a prompt are a tuple of PromptInput, got {described(inputs)}"
             )
         reached = 0
         for each in self.inputs:
@@ -127,8 +160,7 @@ class Prompt:
         Raises:
             InvalidInputError: as the class does.
         """
-        items = tuple(_items(token_ids))
-        return cls(items if {*map(type, items)} == {int} else tuple(map(_plain, items)))
+        return cls(_plain_ids(token_ids))
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -179,9 +211,23 @@ class Prompt:
             )
 
 
+def _are_whole(numbers: Iterable[object]) -> bool:
+    """Tells whether all are of the type int, which bool is not."""
+    return {*map(type, numbers)} <= {int}
+
+
+def _plain_ids(token_ids: object) -> tuple[Any, ...]:
+    """Returns token ids as a tuple of Python's own numbers, as far as they are numbers."""
+    items = tuple(_items(token_ids))
+    return items if _are_whole(items) else tuple(map(_plain, items))
+
+
 def _items(token_ids: object) -> Iterable[Any]:
     """Returns what a prompt is made of; arrays as Python's own numbers."""
-    items = token_ids.tolist() if isinstance(token_ids, (Tensor, ndarray)) else token_ids
+    try:
+        items = token_ids.tolist() if isinstance(token_ids, (Tensor, ndarray)) else token_ids
+    except RuntimeError as error:  # a tensor without memory, such as a sparse one
+        raise InvalidInputError(f"the token ids of the prompt cannot be read: {error}") from error
     if isinstance(items, (str, bytes, bytearray, memoryview, Mapping, Set)):
         kind = type(items).__name__
         raise InvalidInputError(
@@ -196,8 +242,10 @@ def _items(token_ids: object) -> Iterable[Any]:
 
 
 def _plain(token: Any) -> Any:
-    """Returns a number of numpy or torch as Python's own."""
-    return token.tolist() if isinstance(token, (Tensor, generic)) else token
+    """Returns a number of numpy or torch, or of a class of the caller's, as Python's own."""
+    if isinstance(token, (Tensor, generic)):
+        return token.tolist()
+    return int(token) if isinstance(token, int) and not isinstance(token, bool) else token
 
 
 def num_shared(first: Sequence[Key], second: Sequence[Key]) -> int:

@@ -8,6 +8,14 @@ from numbers import Integral
 
 from treesnake.errors import InvalidInputError
 
+MOST_NODES = 1 << 12
+"""A tree of more drafted nodes takes more memory than any pass over it could be worth."""
+
+
+def _check_size(num_nodes: int) -> None:
+    if num_nodes > MOST_NODES:
+        raise InvalidInputError(f"a shape may have at most {MOST_NODES} nodes")
+
 
 class ShapeKind(StrEnum):
     """What decides the form of a tree."""
@@ -55,6 +63,7 @@ class LevelWidths(_WithoutPrices):
             raise InvalidInputError(
                 f"level widths must be at least 1, as whole numbers in a tuple, got {widths!r}"
             )
+        _check_size(self.num_drafted)
         if not self.widths:  # plain decoding is one shape, not two
             object.__setattr__(self, "sampled", True)
 
@@ -117,6 +126,7 @@ class BestFirst(_WithoutPrices):
                 "a best-first shape needs a width of at least 1 and neither a negative depth nor "
                 f"a negative number of nodes, all whole, got {self}"
             )
+        _check_size(max(self.width, self.depth, self.num_drafted))
 
     @property
     def widest(self) -> int:
@@ -303,6 +313,7 @@ def chain(length: int, *, sampled: bool = True) -> LevelWidths:
         raise InvalidInputError(
             f"a chain cannot have a negative length or a broken one, got {length!r}"
         )
+    _check_size(length)
     return LevelWidths((1,) * length, sampled)
 
 
@@ -336,8 +347,10 @@ def parse_shape(text: str) -> Shape:
             return FixedTree(_integers(levels[len("tree(") : -1].split(",")), sampled)
         return LevelWidths(_integers(levels.split("x")), sampled)
     except (TypeError, ValueError) as error:
+        reason = f" ({error})" if isinstance(error, InvalidInputError) else ""
         raise InvalidInputError(
-            f'"{text}" is no shape of a tree; write off, chain(4), 3x2x2x1 or best_first(4, 6, 24)'
+            f'"{text}" is no shape of a tree{reason}; write off, chain(4), 3x2x2x1 or '
+            "best_first(4, 6, 24)"
         ) from error
 
 

@@ -44,7 +44,7 @@ def test_json_is_one_object_also_with_a_comparison_and_the_generic_engine() -> N
 def test_what_a_user_can_cause_ends_in_one_message() -> None:
     result = treesnake("generate", "hello", "--search", "[bold]")
     assert result.returncode == 2
-    assert result.stderr.startswith('error: "[bold]" is no search and no shape of a tree; write')
+    assert result.stderr.startswith('error: "[bold]" is none of the searches self-tuning, ucb')
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
 

@@ -73,6 +73,15 @@ def test_one_text_is_one_turn_and_ends_of_lines_are_text(tmp_path: Path) -> None
     assert question == Question("1", "a\u0085b", ("Why\u2028now?",))
 
 
+def test_the_category_of_all_questions_is_no_category_of_one(tmp_path: Path) -> None:
+    path = tmp_path / "all.jsonl"
+    path.write_text('{"turns": ["Why?"]}\n')
+    assert [question.category for question in load_questions(str(path))] == ["all.jsonl"]
+    path.write_text('{"turns": ["Why?"], "category": "all"}\n')
+    with pytest.raises(InvalidInputError, match="stands for all questions"):
+        load_questions(str(path))
+
+
 def test_questions_without_an_id_have_the_number_of_their_line(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text('{"turns": "a"}\n\n{"turns": "b", "question_id": null, "category": null}\n')

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import torch
 from rich.table import Table
 
+from treesnake.arguments import as_num_threads
 from treesnake.cli import options
 from treesnake.cli.target_options import loading
 from treesnake.drafters.load import check_drafter_name, load_drafter
@@ -41,7 +42,7 @@ def calibrate(
     """
     check_drafter_name(drafter)
     if threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(as_num_threads(threads))
     load_options = LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code)
     with loading(target):
         target_model, loaded = load_target(target, load_options)

@@ -10,6 +10,7 @@ from numba.core import event
 from rich.control import Control
 from rich.segment import ControlType
 
+from treesnake.arguments import as_num_threads
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.loading.options import LoadOptions
 from treesnake.terminal import console
@@ -20,7 +21,7 @@ def open_decoder(
 ) -> SpeculativeDecoder:
     """Loads what a command needs; the options are checked before anything is loaded."""
     if threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(as_num_threads(threads))
     with loading(target):
         return SpeculativeDecoder.load(target, drafter, options, search=search)
 

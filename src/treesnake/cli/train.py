@@ -9,6 +9,7 @@ import torch
 import transformers
 import typer
 
+from treesnake.arguments import as_num_threads
 from treesnake.cli import options
 from treesnake.errors import LoadError
 from treesnake.terminal import console
@@ -40,7 +41,7 @@ def train(
     if not torch.cuda.is_available():
         keep_memory()
     if threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(as_num_threads(threads))
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)

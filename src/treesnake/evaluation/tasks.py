@@ -60,6 +60,9 @@ def _take(name: str) -> Callable[[Row], tuple[str, ...]]:
     return lambda row: check_turns(row.field(name), f'"{name}" of {row.where}')
 
 
+ALL = "all"
+"""The category of tables that takes all questions, so no question has it."""
+
 SUMMARIZE = "Summarize the following article in a few sentences.\n\n{}"
 SPEC_BENCH = (
     "https://raw.githubusercontent.com/hemingkx/Spec-Bench/main/data/spec_bench/question.jsonl"
@@ -116,7 +119,8 @@ def load_questions(source: str, *, per_category: int | None = None) -> list[Ques
 
 
 def _read_file(path: Path) -> Iterator[Question]:
-    return _questions(read_json_lines(path), _take("turns"), path.stem)
+    category = path.name if path.stem == ALL else path.stem
+    return _questions(read_json_lines(path), _take("turns"), category)
 
 
 def _questions(
@@ -137,6 +141,11 @@ def _questions(
         found[name] = row.where
         kind = row.fields.get("category")
         kind = category if kind is None else _label(kind, f"the category of {row.where}")
+        if kind == ALL:
+            raise InvalidInputError(
+                f'the category of {row.where} is "{ALL}", which stands for all questions in '
+                "tables; leave it out or give it another name"
+            )
         yield Question(name, kind, turns(row))
 
 

@@ -44,9 +44,8 @@ def search_by_name(name: str, costs: CostTable | None = None) -> SharedSearch:
         return StaticSearch(parse_shape(name))
     except InvalidInputError as error:
         raise InvalidInputError(
-            f'"{name}" is no search and no shape of a tree; write '
-            f"{', '.join((SELF_TUNING, *SEARCHES))}, or chain(4), 3x2x2x1, best_first(4, 6, 24) or "
-            "off"
+            f'"{name}" is none of the searches {", ".join((SELF_TUNING, *SEARCHES))}, nor can it '
+            f"be one shape for all: {error}"
         ) from error
 
 

@@ -44,7 +44,7 @@ def test_a_recipe_is_read_and_named_for_its_file(tmp_path: Path) -> None:
     ("before", "after", "message"),
     [
         ("per_category", "per_kind", "unknown key"),
-        ("chain(4)", "chane(4)", "no search and no shape"),
+        ("chain(4)", "chane(4)", "none of the searches self-tuning"),
         ('"plain", ', '"plain", "plain", ', "listed twice"),
         ("[[tasks]]", "[[long_context]]", "unknown key"),
         ("temperature = 1", "temperature = -1", "temperature must be"),

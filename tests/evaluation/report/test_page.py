@@ -97,6 +97,24 @@ def test_results_without_records_have_a_page_without_steps(result_path: Path) ->
     assert "times as fast" in page
 
 
+@pytest.mark.parametrize("category", ["\u00b2 tokens", " tokens", "-1 tokens", "x tokens"])
+def test_a_category_that_only_looks_like_a_length_is_a_name(
+    result_path: Path, category: str
+) -> None:
+    journal = Journal(ResultFiles(result_path).journal)
+    journal.append(run("plain", "odd", category, 1.0))
+    write_results(ResultFiles(result_path), ENVIRONMENT)
+    assert read_result(result_path).lengths("pair", "greedy") == [1024, 4096]
+
+
+def test_a_category_that_is_named_for_all_questions_has_no_second_row(result_path: Path) -> None:
+    journal = Journal(ResultFiles(result_path).journal)
+    journal.append(run("plain", "odd", "all", 1.0))
+    write_results(ResultFiles(result_path), ENVIRONMENT)
+    rows = read_result(result_path).rows("pair", "greedy")
+    assert [row.method for row in rows] == list(METHODS)
+
+
 def test_another_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text("{}")

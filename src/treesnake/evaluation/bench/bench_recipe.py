@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from treesnake.arguments import as_num_threads
 from treesnake.drafters.load import AUTO
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench.methods import Method, parse_method
@@ -170,6 +171,8 @@ class BenchRecipe:
             )
         for part in (self, *self.tasks, *self.long_context, *self.drafters.values()):
             _check_counts(part)
+        if self.threads is not None:
+            as_num_threads(self.threads)
         if len({*self.methods}) < len(self.methods):
             raise InvalidInputError("a method is listed twice")
         for text in self.methods:

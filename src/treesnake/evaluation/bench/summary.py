@@ -15,8 +15,7 @@ from treesnake.evaluation.bench.measures import (
 from treesnake.evaluation.bench.record import RunRecord
 from treesnake.evaluation.bootstrap import Estimate
 from treesnake.evaluation.markdown import inline, table
-
-ALL = "all"
+from treesnake.evaluation.tasks import ALL
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def summarize(journal: Journal, environment: dict[str, Any]) -> Summary:
     for pair in dict.fromkeys(run.pair for run in good):
         for sampling in dict.fromkeys(run.sampling for run in good):
             part = [run for run in good if run.pair == pair and run.sampling == sampling]
-            for category in (ALL, *dict.fromkeys(run.category for run in part)):
+            for category in dict.fromkeys((ALL, *(run.category for run in part))):
                 rows += _rows(part, pair, sampling, category, methods, journal.recipe["methods"][0])
     return Summary(
         recipe=journal.recipe,

@@ -57,7 +57,7 @@ class Result:
         return sorted(
             int(name.removesuffix(LENGTH))
             for name in names
-            if name.endswith(LENGTH) and name.removesuffix(LENGTH).isdigit()
+            if name.endswith(LENGTH) and name.removesuffix(LENGTH).isdecimal()
         )
 
 
