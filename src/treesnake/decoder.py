@@ -246,7 +246,7 @@ class SpeculativeDecoder(OfOneProcess):
             target: a name on the hub, a folder, a GGUF file, or "smollm2", which is a package. A
                 path is a folder or a file.
             drafter: "auto" for the best that comes with the package, "prompt-lookup", "none" for
-                plain decoding, or a model by name or folder that has the target's tokenizer; see
+                plain decoding, or a model by name or folder; see
                 `treesnake.drafters.load.load_drafter`.
             dtype: of the target's weights; see `treesnake.loading.options.LoadOptions`.
             device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is.

@@ -15,6 +15,7 @@ from treesnake.drafters.load import load_drafter
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
+from treesnake.drafters.text import TextDrafterModel
 from treesnake.drafters.vocabulary import save_draft_vocabulary
 from treesnake.errors import InvalidInputError, TreesnakeError, UnsupportedModelError
 from treesnake.loading.checkpoint import Checkpoint, find_checkpoint
@@ -27,6 +28,7 @@ from treesnake.protocols import DrafterModel
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.shape import LevelWidths, chain
 from treesnake.testing import check_drafter
+from treesnake.testing.tokenizers import KINDS
 
 
 def test_names_give_drafters() -> None:
@@ -185,3 +187,64 @@ def test_a_head_is_told_before_anything_of_it_is_loaded(target: Checkpoint) -> N
 def test_what_can_be_no_name_of_a_drafter_is_told(name: str) -> None:
     with pytest.raises(TreesnakeError):
         load_drafter(name)
+
+
+def with_tokenizer(folder: Path, kind: str) -> int:
+    tokenizer = KINDS[kind]()
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+@pytest.fixture
+def byte_level_mamba(tmp_path: Path) -> Path:
+    folder = tmp_path / "drafter"
+    folder.mkdir()
+    size = with_tokenizer(folder, "byte-level")
+    torch.manual_seed(0)
+    network = Mamba(MambaConfig(vocab_size=size, hidden_size=16, num_layers=1, state_dim=4))
+    save_network(network, folder)
+    return folder
+
+
+@pytest.fixture
+def word_piece_target(tmp_path: Path) -> Checkpoint:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    size = with_tokenizer(folder, "word pieces")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = LlamaConfig(
+        vocab_size=size, **sizes, num_attention_heads=2, bos_token_id=None, eos_token_id=None
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return find_checkpoint(str(folder))
+
+
+def test_a_drafter_with_another_tokenizer_drafts_in_text(
+    byte_level_mamba: Path, word_piece_target: Checkpoint
+) -> None:
+    options = LoadOptions(device="cpu")
+    model = load_drafter(str(byte_level_mamba), options, target=word_piece_target)
+    assert isinstance(model, TextDrafterModel)
+    check_drafter(model, word_piece_target.config.vocab_size, num_steps=1)
+    shared = load_drafter(str(byte_level_mamba), options, target=word_piece_target, tokens="shared")
+    assert isinstance(shared, NetworkDrafterModel)
+
+
+def test_the_same_tokens_can_be_asked_for(
+    byte_level_mamba: Path, word_piece_target: Checkpoint
+) -> None:
+    with pytest.raises(InvalidInputError, match='in text with tokens="text"'):
+        load_drafter(str(byte_level_mamba), target=word_piece_target, tokens="same")
+
+
+def test_the_drafter_of_the_package_drafts_in_text_for_any_target(
+    word_piece_target: Checkpoint,
+) -> None:
+    model = load_drafter("treesnake-smol", LoadOptions(device="cpu"), target=word_piece_target)
+    assert isinstance(model, TextDrafterModel)
+    theirs = word_piece_target.tokenizer
+    session = model.new_session()
+    tokens = theirs.encode("the snake reads the", add_special_tokens=False)
+    session.prefill(Prompt.of(tokens))
+    draft = session.draft(tokens[-1], chain(3), SamplingParams(), TorchRng(0))
+    assert 0 < draft.tree.num_drafted <= 3

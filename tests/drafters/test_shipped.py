@@ -8,6 +8,9 @@ from treesnake.drafters.load import SHIPPED_FOLDER, SHIPPED_FOR, load_drafter
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.loading.checkpoint import DEFAULT_MODEL, find_checkpoint
+from treesnake.prompt import Prompt
+from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.shape import chain
 
 FOLDER = SHIPPED_FOLDER / "treesnake-smol"
 MOST_BYTES = 25e6
@@ -31,9 +34,37 @@ def test_the_target_accepts_much_of_what_it_drafts() -> None:
     assert generation.mean_tokens_per_step > 1.4
 
 
+def test_embeddings_of_its_own_draft_as_those_of_its_target_do() -> None:
+    target = find_checkpoint(DEFAULT_MODEL)
+    messages = [
+        {"role": "user", "content": "What is a tree in computer science?"},
+        {
+            "role": "assistant",
+            "content": "A tree is a data structure that consists of nodes. Each node has a value "
+            "and a list of references to other nodes, which are called its children. The first "
+            "node is the root of the tree, and nodes without children are called leaves.",
+        },
+    ]
+    text = target.tokenizer.apply_chat_template(messages, tokenize=False)
+    tokens = target.tokenizer.encode(text, add_special_tokens=False)
+    drafted = []
+    for ways in ("same", "text"):
+        session = load_drafter(FOLDER.name, target=target, tokens=ways).new_session()
+        session.prefill(Prompt.of(tokens[:-40]))
+        firsts = []
+        for token in tokens[-41:-1]:
+            draft = session.draft(token, chain(1), SamplingParams(), TorchRng(0))
+            firsts.append(draft.tree.tokens[1:])
+            session.commit([token])
+        drafted.append(firsts)
+    num_alike = sum(ours == theirs for ours, theirs in zip(*drafted, strict=True))
+    assert num_alike >= 30
+
+
 def test_it_is_small_and_says_where_it_comes_from() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= MOST_BYTES
     run = json.loads((FOLDER / "provenance.json").read_text())
+    assert run["standing_alone"]["embeddings_of"] == DEFAULT_MODEL
     names = []
     while run is not None:
         names.append(run["recipe"]["name"])

@@ -14,11 +14,13 @@ from treesnake.drafters.heads import check_config_is_of_a_model, check_tensors_a
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
+from treesnake.drafters.text import TextDrafterModel, Translation
 from treesnake.drafters.vocabulary import (
     DraftVocabulary,
     PaddedVocabulary,
     VocabularyMap,
     check_same_tokens,
+    has_same_tokens,
     read_draft_vocabulary,
     share_tokens,
 )
@@ -27,6 +29,7 @@ from treesnake.loading.architecture import Architecture, FoundModel, identify
 from treesnake.loading.checkpoint import (
     DEFAULT_MODEL,
     Checkpoint,
+    end_token_ids,
     local_path,
     locate,
     open_checkpoint,
@@ -55,9 +58,9 @@ WEIGHTLESS: dict[str, Callable[[], DrafterModel]] = {
     NO_DRAFTER: NoDrafterModel,
 }
 
-Tokens = Literal["same", "shared"]
-"""Which of the drafter's tokens may be drafted: all, for they are the target's; or those that both
-tokenizers have in common."""
+Tokens = Literal["auto", "same", "text", "shared"]
+"""How the drafter's tokens become the target's: they are the same; the drafter writes text, which
+the target's tokenizer encodes; or only those are drafted that both tokenizers have in common."""
 
 
 def load_drafter(
@@ -66,7 +69,7 @@ def load_drafter(
     *,
     target: Checkpoint | None = None,
     window: int | None = None,
-    tokens: Tokens = "same",
+    tokens: Tokens = "auto",
 ) -> DrafterModel:
     """Returns a drafter.
 
@@ -79,16 +82,18 @@ def load_drafter(
             speed; the text does not.
         target: what it drafts for; without it the drafter's tokens are taken for the target's.
         window: how many tokens a Transformer sees at most; others have no use for it.
-        tokens: "same" checks that the tokenizer is the target's; "shared" drafts what two different
-            ones have in common, at a low acceptance.
+        tokens: "same" checks that the tokenizer is the target's; "text" drafts text for a target
+            with another one; "shared" drafts the tokens that two different ones have in common, at
+            a low acceptance. "auto" is the first where the tokenizers agree, else the second.
 
     Raises:
         LoadError: if there is no such drafter, or its files are broken.
         UnsupportedModelError: if it is of a kind that cannot draft.
-        InvalidInputError: for options that do not exist, and for another tokenizer.
+        InvalidInputError: for options that do not exist, and for a tokenizer that does not serve.
     """
     if tokens not in get_args(Tokens):
-        raise InvalidInputError(f'unknown tokens {tokens!r}; choose "same" or "shared"')
+        choice = ", ".join(get_args(Tokens))
+        raise InvalidInputError(f"unknown tokens {tokens!r}; choose one of {choice}")
     check_drafter_name(name)
     load = partial(_load_model, options=options, target=target, window=window, tokens=tokens)
     parts = [
@@ -142,7 +147,7 @@ def _load_model(
     target: Checkpoint | None,
     window: int | None,
     tokens: Tokens,
-) -> NetworkDrafterModel:
+) -> NetworkDrafterModel | TextDrafterModel:
     is_shipped = name in SHIPPED_FOR.values()
     found = identify(name, SHIPPED_FOLDER / name if is_shipped else locate(name, options))
     is_recurrent = found.architecture is Architecture.STATE_SPACE
@@ -155,12 +160,46 @@ def _load_model(
         check_tensors_are_of_a_model(name, open_tensors(found.path))
     checkpoint = open_checkpoint(found, options)
     check_tensors_are_of_a_model(name, checkpoint.weights)
-    kept = read_draft_vocabulary(found.path) if tokens == "same" else None
-    vocabulary = _vocabulary(checkpoint, target, tokens, kept)
+    way = _way(checkpoint, target, tokens)
+    kept = None if way == "shared" else read_draft_vocabulary(found.path)
+    of_target = target if way == "same" else None
+    vocabulary = _vocabulary(checkpoint, of_target, kept)
+    if way == "shared" and target is not None:
+        vocabulary = share_tokens(checkpoint.tokenizer, target.tokenizer, _vocab_size(target))
     if is_recurrent:
         options = _drafting_options(options)
-    loaded = load_network(checkpoint, options, draft_vocab=kept, target=target)
-    return NetworkDrafterModel(loaded.network, vocabulary, window)
+    loaded = load_network(
+        checkpoint, options, draft_vocab=kept, target=None if way == "text" else target
+    )
+    drafter = NetworkDrafterModel(loaded.network, vocabulary, window)
+    if way == "text" and target is not None:
+        return TextDrafterModel(drafter, _translation(checkpoint, target))
+    return drafter
+
+
+def _way(
+    drafter: Checkpoint, target: Checkpoint | None, tokens: Tokens
+) -> Literal["same", "text", "shared"]:
+    """Returns how a drafter drafts for a target.
+
+    A drafter without a tokenizer is taken to have the target's.
+    """
+    if target is None or not _has_tokenizer(drafter.found):
+        return "same"
+    if tokens not in ("auto", "same"):
+        return tokens
+    if SHIPPED_FOR.get(target.name) == drafter.name:  # two tokenizers need not be read for this
+        return "same"
+    if tokens == "same":
+        check_same_tokens(drafter.tokenizer, target.tokenizer)
+        return "same"
+    return "same" if has_same_tokens(drafter.tokenizer, target.tokenizer) else "text"
+
+
+def _translation(drafter: Checkpoint, target: Checkpoint) -> Translation:
+    return Translation(
+        drafter.tokenizer, target.tokenizer, end_token_ids(drafter), end_token_ids(target)
+    )
 
 
 def _has_pickle_only(folder: Path) -> bool:
@@ -179,22 +218,15 @@ def _drafting_options(options: LoadOptions) -> LoadOptions:
 
 
 def _vocabulary(
-    drafter: Checkpoint,
-    target: Checkpoint | None,
-    tokens: Tokens,
-    kept: Int[Tensor, " kept"] | None,
+    drafter: Checkpoint, target: Checkpoint | None, kept: Int[Tensor, " kept"] | None
 ) -> VocabularyMap | None:
-    """Returns how a drafter's tokens relate to the target's; None if they are the same.
+    """Returns how a drafter's tokens relate to those of a target that has the same; None if alike.
 
-    A Mamba without a tokenizer is taken to have the target's, if it has about as many tokens.
+    Without a target they are its own.
     """
     network_size = _vocab_size(drafter)
     target_size = network_size if target is None else _vocab_size(target)
-    if target is not None and _has_tokenizer(drafter.found):
-        if tokens == "shared":
-            return share_tokens(drafter.tokenizer, target.tokenizer, target_size)
-        check_same_tokens(drafter.tokenizer, target.tokenizer)
-    elif abs(network_size - target_size) > MAX_PADDING:
+    if not _has_tokenizer(drafter.found) and abs(network_size - target_size) > MAX_PADDING:
         raise InvalidInputError(
             f"{drafter.name} has {network_size} tokens and no tokenizer, the target has "
             f"{target_size} tokens: that is another vocabulary; choose a drafter with the target's "

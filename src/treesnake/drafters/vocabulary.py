@@ -224,16 +224,29 @@ def check_same_tokens(drafter: PreTrainedTokenizerBase, target: PreTrainedTokeni
     Raises:
         InvalidInputError: naming both, and the first token that differs.
     """
+    index = _first_difference(drafter, target)
+    if index is not None:
+        ours, theirs = (each.convert_ids_to_tokens(index) for each in (drafter, target))
+        raise InvalidInputError(
+            f"drafter and target have different tokenizers: token {index} is {ours!r} in "
+            f"{_name(drafter)} and {theirs!r} in {_name(target)}; choose a drafter with the "
+            'target\'s tokenizer, or let it draft in text with tokens="text"'
+        )
+
+
+def has_same_tokens(drafter: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> bool:
+    """Tells whether two tokenizers agree on every id that both have; see `check_same_tokens`."""
+    return _first_difference(drafter, target) is None
+
+
+def _first_difference(
+    drafter: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase
+) -> int | None:
     spared = {*drafter.added_tokens_decoder, *target.added_tokens_decoder}
     theirs = {index: token for token, index in target.get_vocab().items()}
-    for index, token in sorted((index, token) for token, index in drafter.get_vocab().items()):
-        if index not in spared and theirs.get(index, token) != token:
-            raise InvalidInputError(
-                f"drafter and target have different tokenizers: token {index} is {token!r} in "
-                f"{_name(drafter)} and {theirs[index]!r} in {_name(target)}; choose a drafter with "
-                'the target\'s tokenizer, or draft only the tokens in common with tokens="shared", '
-                "at a low acceptance"
-            )
+    ours = ((index, token) for token, index in drafter.get_vocab().items())
+    differing = (i for i, token in ours if i not in spared and theirs.get(i, token) != token)
+    return min(differing, default=None)
 
 
 def share_tokens(

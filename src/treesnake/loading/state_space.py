@@ -40,7 +40,7 @@ def load_state_space(
         dtype: what weights are rounded to; int8 on a CPU only.
         device: where it runs.
         draft_vocab: tokens that it gives logits of, in this order; None for all.
-        target: whose embeddings it may share.
+        target: whose embeddings it may share; None for one that cannot have the same.
 
     Raises:
         LoadError: if files are broken.

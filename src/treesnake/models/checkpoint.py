@@ -26,6 +26,7 @@ from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
 from treesnake.models.json_files import read_json_object
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
+from treesnake.models.rounded_weights import unrounded
 from treesnake.models.weight_gate import Promise, Shape, Tie, admit
 from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, Weights, open_weights
 
@@ -227,12 +228,13 @@ def build_network(
         weights: what `open_tensors` returns.
         dtype: of the weights.
         device: where they go.
-        target_embeddings: used if the folder leaves them out.
+        target_embeddings: used if the folder leaves them out, or has the same in fewer bits.
 
     Raises:
         LoadError: if a file is broken, or tensors do not fit the config.
         InvalidInputError: if embeddings are left out, and the target's are missing or others.
     """
+    weights = _with_one_embedding(unrounded(weights, str(folder)), target_embeddings)
     promise = promised_tensors(config)
     is_shared = SAMPLED_EMBEDDINGS in weights
     if is_shared:
@@ -259,6 +261,18 @@ def build_network(
     if config.tie_embeddings:
         network.tie_embeddings()
     return network.eval()
+
+
+def _with_one_embedding(
+    weights: Mapping[str, Tensor], target_embeddings: Float[Tensor, "vocab hidden"] | None
+) -> Mapping[str, Tensor]:
+    """Returns the weights without those embeddings that are not used, if there are two."""
+    if SAMPLED_EMBEDDINGS not in weights or EMBEDDINGS not in weights:
+        return weights
+    sampled = weights[SAMPLED_EMBEDDINGS]
+    is_targets = target_embeddings is not None and _are_same(sampled, target_embeddings)
+    unused = EMBEDDINGS if is_targets else SAMPLED_EMBEDDINGS
+    return {name: weights[name] for name in weights if name != unused}
 
 
 def promised_tensors(config: NetworkConfig) -> Promise:
@@ -391,12 +405,21 @@ def _check_embeddings(
             f"{folder.name} shares embeddings of shape {list(shape)} with the target that it was "
             f"trained for; this target has {list(embeddings.shape)}: choose another drafter"
         )
-    cosines = F.cosine_similarity(_sampled_embeddings(embeddings).float(), sampled.float())
-    if cosines.median() < SAME_EMBEDDINGS:
+    if not _are_same(sampled, embeddings):
         raise InvalidInputError(
             f"{folder.name} shares the embeddings of the target that it was trained for, and this "
             "target has others: choose another drafter, or train one for it"
         )
+
+
+def _are_same(
+    sampled: Float[Tensor, "sampled hidden"], embeddings: Float[Tensor, "some_vocab some_hidden"]
+) -> bool:
+    """Tells whether sampled rows are those of embeddings, but for rounding."""
+    if embeddings.shape[1] != sampled.shape[1]:
+        return False
+    cosines = F.cosine_similarity(_sampled_embeddings(embeddings).float(), sampled.float())
+    return bool(cosines.median() >= SAME_EMBEDDINGS)
 
 
 def _read_hugging_face(config: Mapping[str, Any], model_type: str) -> NetworkConfig:
