@@ -16,6 +16,10 @@ IN_A_MACRO = (
     "{% macro again(n) %}{% for a in range(9999) %}{{ n }}{% endfor %}{% endmacro %}"
     "{% for a in range(9999) %}{% set unused = again(a) %}{% endfor %}"
 )
+DOUBLES = "{% set ns = namespace(x='abc') %}{% for a in range(9) %}{% for b in range(9) %}"
+DOUBLES += "{% set ns.x = ns.x ~ ns.x %}{% endfor %}{% endfor %}"
+DOUBLES_A_LIST = DOUBLES.replace("'abc'", "[1]").replace("~", "+")
+SQUARES = DOUBLES.replace("'abc'", "3").replace("~", "*")
 HONEST = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
 
 
@@ -31,6 +35,15 @@ def test_a_template_without_an_end_is_ended(source: str, monkeypatch: pytest.Mon
     with pytest.raises(InvalidInputError, match="the chat template does not end within"):
         rendered(source)
     assert sys.gettrace() is before
+
+
+@pytest.mark.parametrize("source", [DOUBLES, DOUBLES_A_LIST, SQUARES])
+def test_a_template_that_doubles_what_it_holds_is_ended(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_templates, "MAX_CHARACTERS", 10_000)
+    with pytest.raises(InvalidInputError, match="and 10000 characters"):
+        rendered(source)
 
 
 def test_a_long_conversation_is_far_below_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,14 @@ from treesnake.errors import InvalidInputError
 TEMPLATE_FILE = "<template>"
 """What jinja2 calls the code that it makes of a template."""
 
+NAMESPACE, ATTRIBUTES = "Namespace", "_Namespace__attrs"
+"""What jinja2 calls the objects whose attributes a template may set, and where it keeps these."""
+
 MAX_STEPS = 2_000_000
 """Lines of that code; a turn of a conversation takes some dozens."""
 
 MAX_CHARACTERS = 1 << 26
-"""What all parts of a template write together."""
+"""What all parts of a template write together, and what any one of its variables holds."""
 
 
 def bounded(render: Callable[[], str]) -> str:
@@ -50,11 +53,23 @@ class _Tracer:
 
     def count(self, frame: FrameType, event: str, value: object) -> Callable[..., Any]:
         self._num_steps += 1
+        held = max(map(_size, frame.f_locals.values()), default=0)
         if event == "return" and isinstance(value, str):  # also where a part of it is yielded
             self._num_characters += len(value)
-        if self._num_steps > MAX_STEPS or self._num_characters > MAX_CHARACTERS:
+        if self._num_steps > MAX_STEPS or max(self._num_characters, held) > MAX_CHARACTERS:
             raise InvalidInputError(
                 f"the chat template does not end within {MAX_STEPS} steps and {MAX_CHARACTERS} "
                 "characters; correct chat_template in the model's folder"
             )
         return self.count
+
+
+def _size(value: object) -> int:
+    """Returns how long a text, list or number is that a template makes: a loop may double it."""
+    if isinstance(value, (str, list, tuple)):
+        return len(value)
+    if isinstance(value, int):
+        return value.bit_length() // 8
+    if type(value).__name__ == NAMESPACE:
+        return max(map(_size, getattr(value, ATTRIBUTES).values()), default=0)
+    return 0

@@ -57,3 +57,13 @@ class TrainingError(TreesnakeError):
 
 class OutputError(TreesnakeError):
     """A file cannot be written; the message says which, and how the work goes on."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns what an error of another library says, in one line, for a message of ours."""
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyError) and error.args:
+        text = " ".join(str(error.args[0]).split())
+        if " " not in text:  # only the key
+            return f"{text!r:.80} is missing, or not known to it"
+    return f"{text or type(error).__name__:.600}"

@@ -203,3 +203,19 @@ def test_a_space_before_texts_is_as_the_file_says(
         return
     with pytest.raises(LoadError, match="add_space_prefix = False"):
         check_tokenizer(tokenizer, file)
+
+
+def test_tensors_of_other_shapes_are_told_by_the_names_in_the_file(
+    tmp_path: Path, write_tiny_gguf: Write
+) -> None:
+    path = write_tiny_gguf(tmp_path / "a.gguf", **{"llama.feed_forward_length": 48})
+    with pytest.raises(LoadError, match=r"blk\.0\.ffn_down\.weight has shape \[64, 96\], the"):
+        load_pretrained(str(path))
+
+
+def test_metadata_of_a_larger_model_are_told_before_it_is_built(
+    tmp_path: Path, write_tiny_gguf: Write
+) -> None:
+    path = write_tiny_gguf(tmp_path / "a.gguf", **{"llama.feed_forward_length": 10**9})
+    with pytest.raises(LoadError, match=r"the metadata of .* describe a model of \d+ numbers"):
+        load_pretrained(str(path))

@@ -107,7 +107,7 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / SINGLE_FILE).write_bytes(b"version https://git-lfs.github.com/spec/v1\n" * 3)
+    (tmp_path / SINGLE_FILE).write_bytes(b"a text that somebody put here\n" * 3)
     with pytest.raises(LoadError, match="is no safetensors file"):
         open_weights(tmp_path)
 
@@ -144,11 +144,24 @@ def test_an_index_that_promises_more_than_its_shards_is_refused(sharded: Path) -
         open_weights(sharded)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
+@pytest.mark.parametrize("text", ["{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
 def test_a_broken_index_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / INDEX_FILE).write_text(text)
     with pytest.raises(LoadError, match="no index of shards"):
         open_weights(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"weight_map": {"a": "x", "a": "y"}}'])
+def test_an_index_is_one_json_object(tmp_path: Path, text: str) -> None:
+    (tmp_path / INDEX_FILE).write_text(text)
+    with pytest.raises(LoadError, match="is no JSON object"):
+        open_weights(tmp_path)
+
+
+def test_shards_without_an_index_are_told(sharded: Path) -> None:
+    (sharded / INDEX_FILE).unlink()
+    with pytest.raises(LoadError, match=r"such as model-00001-of-00002\.safetensors: fetch their"):
+        open_weights(sharded)
 
 
 @pytest.mark.parametrize(
@@ -263,5 +276,5 @@ def test_headers_and_indices_without_an_end_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="broken safetensors header"):
         open_weights(tmp_path)
     (tmp_path / INDEX_FILE).write_bytes(deep)
-    with pytest.raises(LoadError, match="no index of shards"):
+    with pytest.raises(LoadError, match="nested more than"):
         open_weights(tmp_path)

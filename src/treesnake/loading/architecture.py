@@ -53,7 +53,10 @@ FIELD_TYPES: Mapping[str, tuple[type, ...]] = {
 }
 """What else is read of a config, by name, and of the part of it that says how positions rotate."""
 
-POSITIVE = ("rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings")
+POSITIVE = (
+    *("rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings"),
+    "sliding_window",
+)
 
 IMPLEMENTATION_KEYS = tuple(
     f"{prefix}{kind}_implementation{suffix}"

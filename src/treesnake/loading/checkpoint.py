@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from treesnake.errors import InvalidInputError, LoadError
+from treesnake.errors import InvalidInputError, LoadError, reason_of
 from treesnake.loading.architecture import (
     Architecture,
     FoundModel,
@@ -38,8 +38,9 @@ from treesnake.loading.smollm import smollm_folder
 from treesnake.models.checkpoint import CONFIG_FILE, hugging_face_fields, open_tensors, parse_config
 from treesnake.models.gguf import GgufFile, is_gguf
 from treesnake.models.json_files import read_json_object
+from treesnake.models.pointers import check_no_pointer
 from treesnake.models.weight_gate import check_sizes
-from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, open_weights
+from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, open_weights, without_index
 
 DEFAULT_MODEL = "smollm2"
 
@@ -48,6 +49,7 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
+TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TOKENIZER_FIELDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(
@@ -136,9 +138,15 @@ class Checkpoint:
             return _read_tokenizer(
                 self.path, config=self.config, trust_remote_code=self.trust_remote_code
             )
-        except Exception as error:
+        except LoadError as error:
             raise LoadError(
-                f"the tokenizer of {self.name} in {self.path} cannot be loaded: {error}"
+                f"the tokenizer of {_where(self.found)} cannot be loaded: {error}"
+            ) from error
+        except Exception as error:
+            _check_tokenizer_json(self.path)
+            raise LoadError(
+                f"the tokenizer of {_where(self.found)} cannot be loaded: {reason_of(error)}; "
+                "fetch its files again"
             ) from error
 
 
@@ -268,7 +276,9 @@ def _open_state_space(found: FoundModel, *, trust_remote_code: bool) -> Checkpoi
     try:
         config = _with_text(CONFIG_MAPPING[fields["model_type"]].from_dict(fields))
     except Exception as error:
-        raise LoadError(f"the config of {_where(found)} cannot be read: {error}") from error
+        raise LoadError(
+            f"the config of {_where(found)} cannot be read: {reason_of(error)}"
+        ) from error
     generation_config = _read_generation_config(found, config)
     return Checkpoint(found, config, generation_config, weights, trust_remote_code)
 
@@ -283,7 +293,9 @@ def _open_folder(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
             AutoConfig.from_pretrained(found.path, trust_remote_code=trust_remote_code)
         )
     except Exception as error:
-        raise LoadError(f"the config of {_where(found)} cannot be read: {error}") from error
+        raise LoadError(
+            f"the config of {_where(found)} cannot be read: {reason_of(error)}"
+        ) from error
     generation_config = _read_generation_config(found, config)
     return Checkpoint(found, config, generation_config, weights, trust_remote_code)
 
@@ -319,6 +331,7 @@ def _check_kind(path: Path) -> None:
     if not path.is_file():
         raise LoadError(f"{path} is a device, a pipe or a socket; name the folder of a model")
     if not path.name.lower().endswith(GGUF_SUFFIX) and not is_gguf(path):
+        check_no_pointer(path)
         raise LoadError(f"{path} is a file; name the folder of a model, a GGUF file or a hub model")
 
 
@@ -332,9 +345,8 @@ def _check_weights(folder: Path) -> None:
             f"the weights in {folder} are pickled ({pickles[0]}), and a pickle can run any code; "
             "save them as safetensors with transformers' save_pretrained, if you trust them"
         )
-    raise LoadError(
-        f"{folder} has no {SINGLE_FILE}, and no other format is loaded; it holds {names_in(folder)}"
-    )
+    hint = without_index(folder) or f"; it holds {names_in(folder)}"
+    raise LoadError(f"{folder} has no {SINGLE_FILE}, and no other format is loaded{hint}")
 
 
 def _check_model_type(found: FoundModel, trust_remote_code: bool) -> None:
@@ -353,7 +365,8 @@ def _check_model_type(found: FoundModel, trust_remote_code: bool) -> None:
 
 
 def _where(found: FoundModel) -> str:
-    return f"{found.name} in {found.path}"
+    is_path = found.name == str(found.path)
+    return found.name if is_path else f"{found.name} in {found.path}"
 
 
 def _read_tokenizer(folder: Path, **arguments: Any) -> PreTrainedTokenizerBase:
@@ -363,6 +376,13 @@ def _read_tokenizer(folder: Path, **arguments: Any) -> PreTrainedTokenizerBase:
         # Transformers makes some tokenizers out of nothing.
         raise LoadError("it knows special tokens only; its files are missing")
     return tokenizer
+
+
+def _check_tokenizer_json(folder: Path) -> None:
+    """Says what is wrong with the file that most tokenizers are; transformers says less."""
+    path = folder / TOKENIZER_FILE
+    if os.path.lexists(path):
+        read_json_object(path)
 
 
 def _check_tokenizer_files(folder: Path) -> None:
@@ -398,7 +418,7 @@ def _read_generation_config(found: FoundModel, config: PreTrainedConfig) -> Gene
     try:
         return GenerationConfig.from_dict(fields)
     except Exception as error:
-        raise LoadError(f"{path} cannot be used: {error}") from error
+        raise LoadError(f"{path} cannot be used: {reason_of(error)}") from error
 
 
 def _stated_ends(found: FoundModel) -> Any:

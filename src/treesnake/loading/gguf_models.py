@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from treesnake.errors import LoadError
+from treesnake.errors import LoadError, reason_of
 from treesnake.models.gguf import GgufFile
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -80,7 +80,9 @@ def read_gguf_config(file: GgufFile, *, trust_remote_code: bool = False) -> PreT
             file.path.parent, gguf_file=file.path.name, trust_remote_code=trust_remote_code
         )
     except Exception as error:
-        raise LoadError(f"transformers cannot use the GGUF file {file.path}: {error}") from error
+        raise LoadError(
+            f"transformers cannot use the GGUF file {file.path}: {reason_of(error)}"
+        ) from error
     stated = {
         key.removeprefix(f"{architecture}."): value
         for key, value in file.metadata.items()
@@ -158,11 +160,10 @@ def scale_rotary_pairs(model: PreTrainedModel, file: GgufFile) -> None:
         )
 
 
-def check_all_read(model: PreTrainedModel, file: GgufFile) -> None:
-    """Refuses a file with tensors that transformers has passed over, such as unknown biases.
+def names_in_file(model: PreTrainedModel, file: GgufFile) -> Mapping[str, str]:
+    """Returns what each tensor that a GGUF file may hold of a model is called in the model.
 
-    Raises:
-        LoadError: naming the first of them.
+    It is empty for an architecture that transformers reads by rules instead of names.
     """
     from transformers.integrations.gguf import GGUF_ARCHS  # noqa: PLC0415
     from transformers.modeling_gguf_pytorch_utils import (  # noqa: PLC0415
@@ -173,15 +174,27 @@ def check_all_read(model: PreTrainedModel, file: GgufFile) -> None:
 
     architecture = file.metadata["general.architecture"]
     if architecture in GGUF_ARCHS:  # whose unknown tensors are reported as unexpected
-        return
+        return {}
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)()
-    known = get_gguf_hf_weights_map(model, processor)
-    unread = sorted(file.entries.keys() - known.keys() - {ROPE_FACTORS})
-    if unread:
+    return get_gguf_hf_weights_map(model, processor)
+
+
+def check_all_read(names: Mapping[str, str], file: GgufFile) -> None:
+    """Refuses a file with tensors that transformers has passed over, such as unknown biases.
+
+    Args:
+        names: what `names_in_file` returns.
+        file: the file.
+
+    Raises:
+        LoadError: naming the first of them.
+    """
+    unread = sorted(file.entries.keys() - {*names, ROPE_FACTORS})
+    if names and unread:
         raise LoadError(
             f"{file.path} holds {len(unread)} tensors that transformers does not read, {unread[0]} "
-            f"first: it would run another model of the architecture {architecture}; take a file "
-            "in safetensors"
+            f"first: it would run another model of the architecture "
+            f"{file.metadata['general.architecture']}; take a file in safetensors"
         )
 
 

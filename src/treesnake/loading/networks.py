@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from treesnake.errors import LoadError, UnsupportedModelError
+from treesnake.errors import LoadError, TreesnakeError, UnsupportedModelError, reason_of
 from treesnake.loading.architecture import Architecture
 from treesnake.loading.checkpoint import Checkpoint
 from treesnake.loading.memory import check_memory
@@ -227,7 +227,15 @@ def _load_generic(checkpoint: Checkpoint, options: LoadOptions, why: str) -> Loa
         )
     pretrained = load_checkpoint(checkpoint, options)
     module = pretrained.model
-    network = hf_network(module)
+    try:
+        network = hf_network(module)
+    except TreesnakeError:
+        raise
+    except Exception as error:
+        raise LoadError(
+            f"the config of {checkpoint.name} is not one that its {type(module).__name__} can run: "
+            f"{reason_of(error)}; fetch it again"
+        ) from error
     if isinstance(network, HfReplay):
         why += "; its state is copied for every branch, which is slow"
     return LoadedNetwork(

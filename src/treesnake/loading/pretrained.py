@@ -18,13 +18,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
+from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError, reason_of
 from treesnake.loading.checkpoint import DEFAULT_MODEL, Checkpoint, find_checkpoint
-from treesnake.loading.gguf_models import check_all_read, scale_rotary_pairs
+from treesnake.loading.gguf_models import check_all_read, names_in_file, scale_rotary_pairs
 from treesnake.loading.memory import check_memory
 from treesnake.loading.options import DEFAULT_OPTIONS, DtypeName, LoadOptions, has_accelerate
 from treesnake.models.gguf import GgufFile
-from treesnake.models.weight_gate import check_names, check_shapes, count_values, stored_shapes
+from treesnake.models.weight_gate import (
+    check_dtypes,
+    check_names,
+    check_shapes,
+    count_values,
+    stored_shapes,
+)
+from treesnake.models.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -90,11 +97,15 @@ def load_checkpoint(checkpoint: Checkpoint, options: LoadOptions = DEFAULT_OPTIO
     except LoadError:
         raise
     except Exception as error:
-        raise LoadError(f"transformers cannot load {checkpoint.name}: {error}") from error
-    _check_report(checkpoint, model, report)
-    if isinstance(checkpoint.weights, GgufFile):
-        check_all_read(model, checkpoint.weights)
-        scale_rotary_pairs(model, checkpoint.weights)
+        raise LoadError(
+            f"transformers cannot load {checkpoint.name}: {reason_of(error)}"
+        ) from error
+    file = checkpoint.weights if isinstance(checkpoint.weights, GgufFile) else None
+    names: Mapping[str, str] = {} if file is None else names_in_file(model, file)
+    _check_report(checkpoint, model, report, {name: own for own, name in names.items()})
+    if file is not None:
+        check_all_read(names, file)
+        scale_rotary_pairs(model, file)
     if device_map is None:
         model.to(found_device)
     model.config.name_or_path = str(checkpoint.path)
@@ -226,10 +237,18 @@ def _check_size(checkpoint: Checkpoint, model_class: Any) -> None:
         with torch.device("meta"):
             model = model_class(copy.deepcopy(checkpoint.config))
     except Exception as error:
-        raise LoadError(f"transformers cannot build {checkpoint.name}: {error}") from error
+        raise LoadError(
+            f"transformers cannot build {checkpoint.name}: {reason_of(error)}"
+        ) from error
     num_stored = count_values(checkpoint.weights)
     if model.num_parameters() <= num_stored:
         return
+    if isinstance(checkpoint.weights, GgufFile):
+        raise LoadError(
+            f"the metadata of {checkpoint.path} do not belong to its tensors: they describe a "
+            f"model of {model.num_parameters()} numbers, and the file holds {num_stored}; fetch it "
+            "again"
+        )
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     stored = stored_shapes(checkpoint.weights)
     where = str(checkpoint.path)
@@ -251,15 +270,28 @@ def _check_size(checkpoint: Checkpoint, model_class: Any) -> None:
 
 
 def _check_report(
-    checkpoint: Checkpoint, model: PreTrainedModel, report: Mapping[str, Any]
+    checkpoint: Checkpoint,
+    model: PreTrainedModel,
+    report: Mapping[str, Any],
+    names: Mapping[str, str],
 ) -> None:
-    """Refuses what transformers would fill with random numbers, cut or leave out."""
+    """Refuses what transformers would fill with random numbers, cut, leave out or round.
+
+    `names` are those in the file, where they differ from those of the model.
+    """
     where = str(checkpoint.path)
-    check_shapes([(name, *shapes) for name, *shapes in sorted(report["mismatched_keys"])], where)
-    surplus = [] if _is_quantised(checkpoint) else _without_extra_layers(checkpoint, report)
-    check_names(
-        model.state_dict().keys(), report["missing_keys"], surplus, where, checkpoint.weights
+    check_shapes(
+        [(names.get(name, name), *shapes) for name, *shapes in sorted(report["mismatched_keys"])],
+        where,
     )
+    surplus = [] if _is_quantised(checkpoint) else _without_extra_layers(checkpoint, report)
+    missing = {names.get(name, name) for name in report["missing_keys"]}
+    promised = {names.get(name, name) for name in model.state_dict()}
+    check_names(promised, missing, surplus, where, checkpoint.weights)
+    if isinstance(checkpoint.weights, Weights) and not _is_quantised(checkpoint):
+        parameters = dict(model.named_parameters())
+        entries = checkpoint.weights.entries
+        check_dtypes({name: entries[name].dtype for name in parameters if name in entries}, where)
 
 
 def _without_extra_layers(checkpoint: Checkpoint, report: Mapping[str, Any]) -> list[str]:

@@ -26,9 +26,10 @@ from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
 from treesnake.models.json_files import read_json_object
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
+from treesnake.models.pointers import check_no_pointer
 from treesnake.models.rounded_weights import unrounded
 from treesnake.models.weight_gate import Promise, Shape, Tie, admit
-from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, Weights, open_weights
+from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, Weights, open_weights, without_index
 
 CONFIG_FILE = "config.json"
 PICKLE_FILE = "pytorch_model.bin"
@@ -325,7 +326,9 @@ def open_tensors(folder: Path) -> Mapping[str, Tensor]:
     if (folder / PICKLE_FILE).is_file():
         tensors = _read_pickle(folder / PICKLE_FILE)
         return {_renamed(name): tensor for name, tensor in tensors.items()}
-    raise LoadError(f"{folder} holds no weights: neither {SINGLE_FILE} nor {PICKLE_FILE}")
+    raise LoadError(
+        f"{folder} holds no weights: neither {SINGLE_FILE} nor {PICKLE_FILE}{without_index(folder)}"
+    )
 
 
 def save_network(
@@ -540,12 +543,17 @@ def _read_pickle(path: Path) -> Mapping[str, Tensor]:
     Raises:
         LoadError: if it holds anything but named tensors with a number of its own for every value.
     """
+    check_no_pointer(path)
     try:
         stored = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except Exception as error:
-        raise LoadError(f"{path} holds more than tensors or is broken: {error}") from error
+        # What torch says of it advises to run the code in the file.
+        raise LoadError(
+            f"{path} holds more than tensors, or is broken; fetch it again, or save the network's "
+            "state_dict alone, as transformers' save_pretrained does"
+        ) from error
     if not isinstance(stored, Mapping):
         raise LoadError(f"{path} holds a {type(stored).__name__} and not tensors by name")
     for name, tensor in stored.items():

@@ -23,6 +23,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from treesnake.errors import LoadError
+from treesnake.models.pointers import check_no_pointer
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -124,6 +125,7 @@ class GgufFile(Mapping[str, Tensor]):
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            check_no_pointer(path)
             with path.open("rb") as stream:
                 self.metadata, self.entries = _HeaderReader(stream, path).read()
         except OSError as error:

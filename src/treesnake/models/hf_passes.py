@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from treesnake.errors import TreesnakeError, UnsupportedModelError, reason_of
 from treesnake.models.hf_families import activation_width
 from treesnake.models.hf_masks import PaddedTrees, Span, tree_mask
 from treesnake.models.tree_network import Part, check_tokens
@@ -28,6 +29,10 @@ PREFILL_BYTES = 64 * 2**20
 
 Masks = Tensor | dict[str, Tensor | None] | None
 """One mask for all layers, one for each kind of layers, or the model's own causal ones."""
+
+MISFITS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a model raises that is given masks, positions or caches that it does not know, or whose
+config does not belong to it."""
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 """How models call the cache that they are given."""
@@ -146,6 +151,9 @@ class HfPasses:
             positions: where in its text each stands.
             masks: what they may see; by default each sees all before it.
             skip_logits: whether the logits of all tokens but the last may be left out.
+
+        Raises:
+            UnsupportedModelError: if the model fails on them.
         """
         device = self.model.device
         options: dict[str, Any] = {self._cache_argument: cache}
@@ -153,13 +161,20 @@ class HfPasses:
             options["logits_to_keep"] = 1
         if self._takes_positions:
             options["position_ids"] = positions.to(device)
-        outputs = self.model(
-            input_ids=torch.tensor(token_ids, device=device),
-            attention_mask=masks,
-            use_cache=True,
-            **options,
-        )
-        return outputs.logits
+        try:
+            outputs = self.model(
+                input_ids=torch.tensor(token_ids, device=device),
+                attention_mask=masks,
+                use_cache=True,
+                **options,
+            )
+            return outputs.logits
+        except (TreesnakeError, torch.OutOfMemoryError):
+            raise
+        except MISFITS as error:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} cannot score a token tree: {reason_of(error)}"
+            ) from error
 
     def part_size(self, num_tokens: int) -> int:
         """Returns how many tokens of a prompt to run at once, so that memory stays flat."""

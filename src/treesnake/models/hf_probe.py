@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from treesnake.errors import TreesnakeError, UnsupportedModelError
+from treesnake.models.hf_passes import MISFITS
 from treesnake.models.tree_network import TreeState
 from treesnake.prompt import Prompt
 
@@ -19,9 +20,6 @@ LEAF = 6
 _PASSED: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 """The attention with which each living model passed: `generate` of transformers may be called often
 with one model, each time without knowing what was found out before."""
-
-MISFITS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What code raises that is given masks, positions or caches that it does not know."""
 
 
 def check_scores_once(model: PreTrainedModel, state: TreeState) -> None:

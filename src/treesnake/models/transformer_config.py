@@ -95,16 +95,17 @@ class _Family:
     fused_projections: bool = False
     qkv_bias: bool = False
     query_key_norm: QueryKeyNorm = "none"
+    has_windows: bool = False
 
 
 _FAMILIES = {
     "llama": _Family(),
-    "mistral": _Family(),
+    "mistral": _Family(has_windows=True),
     "olmo2": _Family(norms_outputs=True, query_key_norm="projection"),
-    "phi3": _Family(fused_projections=True),
-    "qwen2": _Family(qkv_bias=True),
-    "qwen3": _Family(query_key_norm="head"),
-    "smollm3": _Family(),
+    "phi3": _Family(fused_projections=True, has_windows=True),
+    "qwen2": _Family(qkv_bias=True, has_windows=True),
+    "qwen3": _Family(query_key_norm="head", has_windows=True),
+    "smollm3": _Family(has_windows=True),
 }
 
 
@@ -136,6 +137,8 @@ def _head_dim(hf_config: PretrainedConfig) -> int:
 
 def _windows(hf_config: PretrainedConfig) -> tuple[int | None, ...]:
     window = getattr(hf_config, "sliding_window", None)
+    if not _FAMILIES[hf_config.model_type].has_windows:
+        window = None  # the key says nothing to a family whose layers never look at it
     kinds = getattr(hf_config, "layer_types", None)
     if kinds is None:
         return (window,) * hf_config.num_hidden_layers

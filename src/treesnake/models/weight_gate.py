@@ -124,12 +124,7 @@ def admit(promise: Promise, stored: Mapping[str, Tensor], where: str) -> Admitte
         ],
         where,
     )
-    for name, own in names.items():
-        if not kinds[name][1].is_floating_point:
-            raise LoadError(
-                f"the weights in {where} do not fit its config: {own} holds {kinds[name][1]}, which"
-                " are no floating-point numbers, and the config says nothing of quantisation"
-            )
+    check_dtypes({own: kinds[name][1] for name, own in names.items()}, where)
     is_tied = promise.tie is not None and _is_one(stored, names, promise.tie, where)
     if is_tied and promise.tie is not None:
         del names[promise.tie.head]
@@ -251,6 +246,24 @@ def stored_shapes(weights: Mapping[str, Tensor]) -> dict[str, Shape]:
     if isinstance(weights, Weights | GgufFile):
         return {name: entry.shape for name, entry in weights.entries.items()}
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def check_dtypes(kinds: Mapping[str, torch.dtype], where: str) -> None:
+    """Refuses tensors of other numbers than a network that is not quantised has.
+
+    Args:
+        kinds: the dtype of each tensor that the network uses, by its name in the files.
+        where: the folder, for messages.
+
+    Raises:
+        LoadError: naming one that holds no floating-point numbers.
+    """
+    for name, dtype in kinds.items():
+        if not dtype.is_floating_point:
+            raise LoadError(
+                f"the weights in {where} do not fit its config: {name} holds {dtype}, which are no "
+                "floating-point numbers, and the config says nothing of quantisation"
+            )
 
 
 def _names_in_files(promise: Promise, stored: Mapping[str, Tensor], where: str) -> dict[str, str]:

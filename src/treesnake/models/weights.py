@@ -17,6 +17,8 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from treesnake.errors import LoadError
+from treesnake.models.json_files import read_json_object
+from treesnake.models.pointers import check_no_pointer
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -129,7 +131,7 @@ def open_weights(folder: Path) -> Weights:
         return Weights(_sharded_entries(folder))
     if (folder / SINGLE_FILE).is_file():
         return Weights(read_header(folder / SINGLE_FILE))
-    raise LoadError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}")
+    raise LoadError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}{without_index(folder)}")
 
 
 def read_blocks(
@@ -166,6 +168,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         LoadError: if the header makes no sense, or its tensors do not lie one behind the other from
             the first byte of the data to the last of the file.
     """
+    check_no_pointer(path)
     file_bytes = path.stat().st_size
     with path.open("rb") as stream:
         header_bytes = int.from_bytes(stream.read(8), "little")
@@ -231,11 +234,13 @@ def _entry(path: Path, data_start: int, field: Mapping[str, Any]) -> TensorEntry
 
 def _sharded_entries(folder: Path) -> dict[str, TensorEntry]:
     index = folder / INDEX_FILE
-    try:
-        files: dict[str, str] = json.loads(index.read_text("utf-8"))["weight_map"]
-        shards = sorted({Path(file).as_posix() for file in files.values()})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise LoadError(f"{index} is no index of shards ({error!r}); fetch it again") from error
+    files = read_json_object(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise LoadError(
+            f"{index} is no index of shards: its weight_map should name a file for every tensor; "
+            "fetch it again"
+        )
+    shards = sorted({Path(file).as_posix() for file in files.values()})
     # A shard is a plain file name: an index must not reach outside of its folder.
     missing = [
         shard for shard in shards if Path(shard).name != shard or not (folder / shard).is_file()
@@ -261,6 +266,12 @@ def _sharded_entries(folder: Path) -> dict[str, TensorEntry]:
             "fetch it again"
         )
     return entries
+
+
+def without_index(folder: Path) -> str:
+    """Returns a hint at shards that lie in a folder without the file that says what is in them."""
+    shard = next(iter(sorted(folder.glob("*-of-*.safetensors"))), None)
+    return f"; it holds shards such as {shard.name}: fetch their {INDEX_FILE}, too" if shard else ""
 
 
 def _read_tensor(name: str, entry: TensorEntry) -> Tensor:
