@@ -203,7 +203,7 @@ def _replace_file(path: Path, random: Random) -> str:
             path.symlink_to("nowhere")
             return "a link to nowhere"
         case _:
-            shutil.copytree(path.parent, path.with_name("copy"), symlinks=True)
+            shutil.copytree(path.parent, path.with_name("copy"), symlinks=True, dirs_exist_ok=True)
             path.write_bytes(content)
             return "a copy of all files beside it"
 

@@ -159,6 +159,9 @@ def _collect(content: Any, path: Path, tokenizer_folder: Path, made: Path) -> Op
     return texts
 
 
+LONG = 1000
+"""Characters of a text that a corpus may cut."""
+
 _READERS: Mapping[str, Callable[..., Opened]] = {
     "questions": _read_questions,
     "prompts": _read_prompts,
@@ -174,7 +177,7 @@ def _said(path: Path, is_text: bool) -> Opened:
     """Returns every string of a file, and the runs of words of each."""
     text = path.read_bytes().decode("utf-8-sig", "replace")
     if is_text:
-        strings = text.splitlines()
+        strings = text.split("\n")
     else:
         strings = [each for row in _rows(text) for each in _strings(row)]
     stripped = {each.strip() for each in strings} | {*strings}
@@ -208,9 +211,11 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _invented(opened: Sequence[str], said: Sequence[str], *, is_whole: bool) -> str | None:
-    """Returns a text that was read and does not stand in the file."""
+    """Returns a text that was read and stands nowhere in the file, not even in a long one."""
     known = {*said}
+    long_texts = [text for text in said if len(text) > LONG]
     for text in opened:
-        if text not in known and text.strip() not in known:
+        is_known = text in known or text.strip() in known
+        if not is_known and not any(text in each for each in long_texts):
             return f"{text[:100]!r} stands nowhere in the file"
     return "nothing was read" if is_whole and not opened else None
