@@ -66,11 +66,18 @@ def test_a_function_has_one_thread_and_its_caller_the_former_number() -> None:
     assert torch.get_num_threads() == 2
 
 
+@pytest.fixture(scope="module")
+def loaded() -> SpeculativeDecoder:
+    return SpeculativeDecoder.from_pretrained(dtype="int8")
+
+
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("shape", ["off", "chain(3)", "2x2x1", "best_first(2, 3, 6)"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_no_step_wakes_the_threads_of_torch(shape: str, temperature: float) -> None:
-    decoder = SpeculativeDecoder.from_pretrained(dtype="int8", search=shape)
+def test_no_step_wakes_the_threads_of_torch(
+    shape: str, temperature: float, loaded: SpeculativeDecoder
+) -> None:
+    decoder = SpeculativeDecoder(loaded.pair, tokenizer=loaded.tokenizer, search=shape)
     params = SamplingParams(temperature=temperature, top_k=50, top_p=0.9, seed=0)
     stream = decoder.stream("The sky is blue because", params, max_new_tokens=12)
     next(stream)

@@ -91,5 +91,6 @@ def flush_streams() -> None:
 def give_up_output() -> None:
     """Lets what cannot be written go nowhere, so that Python's own end does not fail by it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -83,8 +84,10 @@ def main() -> None:
 
 
 def _tell(message: str) -> None:
+    """Prints an error, unless standard error is what cannot be written."""
     line = Text.assemble(("error: ", "bold red"), plain(message))
-    console(is_error=True).print(line, soft_wrap=True)
+    with suppress(OSError):
+        console(is_error=True).print(line, soft_wrap=True)
 
 
 def _print_version(is_asked: bool) -> bool:

@@ -11,6 +11,7 @@ from treesnake.cli.statistics import Comparison, print_statistics, statistics
 from treesnake.cli.streaming import run_stream
 from treesnake.cli.target_options import open_decoder
 from treesnake.decoder import DecoderSession, PromptLike, TextStream
+from treesnake.errors import InvalidInputError
 from treesnake.loading.options import LoadOptions
 from treesnake.outcome import FinishReason
 from treesnake.sampling import SamplingParams
@@ -94,6 +95,9 @@ def _read_standard_input() -> str:
     """Returns the whole of it without the newline at the end, which is the shell's and not meant.
 
     Raises:
-        InvalidInputError: if it is no text.
+        InvalidInputError: if it is no text, or empty.
     """
-    return decode_text(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
+    text = decode_text(sys.stdin.buffer.read(), "standard input").removesuffix("\n")
+    if not text:
+        raise InvalidInputError("standard input is empty: pipe the prompt in, or write it out")
+    return text
