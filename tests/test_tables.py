@@ -151,5 +151,5 @@ def test_other_names_are_taken(name: str) -> None:
 
 
 def test_a_number_that_no_float_holds_is_told() -> None:
-    with pytest.raises(InvalidInputError, match="radius must be of type float"):
+    with pytest.raises(InvalidInputError, match="radius must be a number that a float holds"):
         read_table(Circle, {"radius": 10**400}, "circle")

@@ -147,7 +147,9 @@ def _read_value(hint: Any, value: Any, where: str) -> Any:
     if is_dataclass(hint):
         _checked(value, isinstance(value, dict), "a table", where)
         return read_table(hint, value, where)  # type: ignore[arg-type]
-    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
+    if type(value) is int:
+        _checked(value, abs(value) <= sys.float_info.max, "a number that a float holds", where)
+    if hint is float and type(value) is int:
         return float(value)
     return _checked(value, type(value) is hint, f"of type {hint.__name__}", where)
 

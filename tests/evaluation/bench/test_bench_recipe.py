@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from treesnake.errors import InvalidInputError
-from treesnake.evaluation.bench.bench_recipe import SamplingTable, read_bench_recipe
+from treesnake.evaluation.bench.bench_recipe import (
+    BenchRecipe,
+    LongContextTable,
+    PairTable,
+    SamplingTable,
+    TaskTable,
+    read_bench_recipe,
+)
 from treesnake.evaluation.bench.methods import Peer, parse_method
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -63,6 +70,19 @@ def test_what_a_recipe_may_not_say_is_an_error(
 ) -> None:
     with pytest.raises(InvalidInputError, match=message):
         read(tmp_path, RECIPE.replace(before, after, 1))
+
+
+def test_nothing_of_one_name_is_left_out_without_a_word() -> None:
+    pairs, methods, tasks = {"p": PairTable("t")}, ("plain",), (TaskTable("q.jsonl"),)
+    near = (SamplingTable(1.0), SamplingTable(1.0000001))
+    with pytest.raises(InvalidInputError, match=r"sampling is listed twice.*'temperature 1'"):
+        BenchRecipe("r", pairs, methods, tasks=tasks, sampling=near)
+    with pytest.raises(InvalidInputError, match="task is listed twice"):
+        BenchRecipe("r", pairs, methods, tasks=(*tasks, TaskTable("x", "q.jsonl")))
+    with pytest.raises(InvalidInputError, match="a length twice"):
+        BenchRecipe("r", pairs, methods, long_context=(LongContextTable(("d",), (8, 8)),))
+    with pytest.raises(InvalidInputError, match="at least one sampling"):
+        BenchRecipe("r", pairs, methods, tasks=tasks, sampling=())
 
 
 def test_a_recipe_needs_a_task(tmp_path: Path) -> None:

@@ -115,6 +115,16 @@ def test_a_category_that_is_named_for_all_questions_has_no_second_row(result_pat
     assert [row.method for row in rows] == list(METHODS)
 
 
+@pytest.mark.parametrize(("number", "message"), [("NaN", "no numbers"), ("9" * 400, "weights_")])
+def test_measures_that_are_no_numbers_are_told(
+    result_path: Path, number: str, message: str
+) -> None:
+    text = re.sub(r'"weights_bytes": \w+', f'"weights_bytes": {number}', result_path.read_text())
+    result_path.write_text(text)
+    with pytest.raises(InvalidInputError, match=message):
+        read_result(result_path)
+
+
 def test_another_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text("{}")

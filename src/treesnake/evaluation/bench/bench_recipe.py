@@ -12,6 +12,7 @@ from treesnake.loading.checkpoint import DEFAULT_MODEL
 from treesnake.loading.options import DtypeName, EngineName, LoadOptions
 from treesnake.sampling import SamplingParams
 from treesnake.tables import check_file_name, read_table, read_toml
+from treesnake.utf8 import described
 
 GREEDY = "greedy"
 
@@ -173,12 +174,31 @@ class BenchRecipe:
             _check_counts(part)
         if self.threads is not None:
             as_num_threads(self.threads)
-        if len({*self.methods}) < len(self.methods):
-            raise InvalidInputError("a method is listed twice")
+        self._check_names()
         for text in self.methods:
             parse_method(text)
         for sampling in self.sampling:
             sampling.params(self.seed)
+
+    def _check_names(self) -> None:
+        """Checks that records of one name are of one thing, or some would never be made."""
+        tasks = [task.name or task.source for task in self.tasks]
+        names = {
+            "method": self.methods,
+            "sampling": [sampling.name for sampling in self.sampling],
+            "task": [*tasks, *(task.name for task in self.long_context)],
+        }
+        for kind, given in names.items():
+            if not given:
+                raise InvalidInputError(f"the recipe {self.name} needs at least one {kind}")
+            if twice := next((name for name in given if list(given).count(name) > 1), None):
+                raise InvalidInputError(
+                    f"a {kind} is listed twice, or two have the name {described(twice)} in tables; "
+                    "leave one out or name them differently"
+                )
+        for task in self.long_context:
+            if len({*task.lengths}) < len(task.lengths):
+                raise InvalidInputError(f"the task {task.name} lists a length twice")
 
     @property
     def parsed_methods(self) -> dict[str, Method]:

@@ -1,6 +1,7 @@
 """Reads what a benchmark wrote."""
 
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,14 @@ def _is_whole(recipe: dict[str, Any]) -> bool:
     )
 
 
+def _has_nan(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_nan, value.values()))
+    if isinstance(value, list):
+        return any(map(_has_nan, value))
+    return isinstance(value, float) and isnan(value)
+
+
 def read_result(path: Path) -> Result:
     """Reads the summary of a benchmark, and its journal where that lies beside it.
 
@@ -85,6 +94,10 @@ def read_result(path: Path) -> Result:
         raise InvalidInputError(
             f"{path} holds no results of treesnake bench: its recipe needs a name, a description "
             "and methods; make the results again"
+        )
+    if _has_nan(data["rows"]):
+        raise InvalidInputError(
+            f"{path} holds measures that are no numbers; make the results again"
         )
     journal = ResultFiles(path).journal
     runs = Journal(journal).runs if journal.exists() else []
