@@ -11,14 +11,16 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from treesnake.drafters.load import load_drafter
+from treesnake.drafters.composite import CompositeDrafterModel
+from treesnake.drafters.load import describe_default, load_drafter
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.drafters.text import TextDrafterModel
 from treesnake.drafters.vocabulary import save_draft_vocabulary
 from treesnake.errors import InvalidInputError, TreesnakeError, UnsupportedModelError
-from treesnake.loading.checkpoint import Checkpoint, find_checkpoint
+from treesnake.loading.architecture import identify
+from treesnake.loading.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from treesnake.loading.options import LoadOptions
 from treesnake.models.checkpoint import save_network
 from treesnake.models.mamba import Mamba, MambaConfig
@@ -41,7 +43,7 @@ def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
         load_drafter("oracle")
 
 
-def test_auto_is_prompt_lookup_where_no_drafter_was_trained_for_the_target() -> None:
+def test_auto_is_prompt_lookup_alone_where_there_is_no_target() -> None:
     assert isinstance(load_drafter("auto"), NgramDrafterModel)
     assert isinstance(load_drafter("auto+prompt-lookup"), NgramDrafterModel)
 
@@ -235,6 +237,21 @@ def test_the_same_tokens_can_be_asked_for(
 ) -> None:
     with pytest.raises(InvalidInputError, match='in text with tokens="text"'):
         load_drafter(str(byte_level_mamba), target=word_piece_target, tokens="same")
+
+
+def test_auto_drafts_in_text_beside_prompt_lookup_for_any_target(
+    word_piece_target: Checkpoint, mamba_folder: Path
+) -> None:
+    model = load_drafter("auto", LoadOptions(device="cpu"), target=word_piece_target)
+    assert isinstance(model, CompositeDrafterModel)
+    assert isinstance(model.first, TextDrafterModel)
+    assert isinstance(model.second, NgramDrafterModel)
+    described = "treesnake-smol in text, and prompt-lookup"
+    assert describe_default(word_piece_target) == described
+    default = find_checkpoint()
+    assert describe_default(default) == described.replace("in text", "in the target's tokens")
+    bare = open_checkpoint(identify("bare", mamba_folder))
+    assert describe_default(bare) == "prompt-lookup"
 
 
 def test_the_drafter_of_the_package_drafts_in_text_for_any_target(

@@ -19,6 +19,7 @@ from treesnake.drafters.vocabulary import (
     SharedTokens,
     VocabularyMap,
     check_same_tokens,
+    has_same_tokens,
     read_draft_vocabulary,
     save_draft_vocabulary,
     share_tokens,
@@ -217,3 +218,10 @@ def test_tokens_are_shared_by_what_they_spell():
 def test_tokenizers_without_a_common_token_are_refused():
     with pytest.raises(InvalidInputError, match="a and b have no token in common"):
         share_tokens(tokenizer(["x"], "a"), tokenizer(["y"], "b"), target_size=1)
+
+
+def test_a_few_tokens_in_common_are_no_common_vocabulary() -> None:
+    ours = tokenizer(["<end>", *"abcdefgh"], "drafter", ("<end>",))
+    assert has_same_tokens(ours, tokenizer(["<turn>", *"abcdefgh"], "target", ("<turn>",)))
+    assert not has_same_tokens(ours, tokenizer(["<turn>"], "target", ("<turn>",)))
+    assert not has_same_tokens(ours, tokenizer(["<end>", *"abcdefgx"], "target", ("<end>",)))

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from treesnake.cli import options
 from treesnake.cli.target_options import loading
+from treesnake.drafters.load import describe_default
 from treesnake.environment import package_versions
 from treesnake.errors import InvalidInputError
 from treesnake.loading.options import LoadOptions
@@ -63,7 +64,10 @@ def info(
             reference = find_reference(target, load_options) if check else None
             _, loaded = load_target(target, load_options)
             comparison = reference.compare(loaded.network) if reference else None
-        facts["model"] = loaded.description | {"resident_bytes": psutil.Process().memory_info().rss}
+        facts["model"] = loaded.description | {
+            "drafter": describe_default(loaded.checkpoint),
+            "resident_bytes": psutil.Process().memory_info().rss,
+        }
     if as_json:
         print(json.dumps(facts | {"check": comparison.as_json()} if comparison else facts))
     else:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from jaxtyping import Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.heads import check_config_is_of_a_model, check_tensors_are_of_a_model
@@ -24,7 +25,7 @@ from treesnake.drafters.vocabulary import (
     read_draft_vocabulary,
     share_tokens,
 )
-from treesnake.errors import InvalidInputError
+from treesnake.errors import InvalidInputError, LoadError
 from treesnake.loading.architecture import Architecture, FoundModel, identify
 from treesnake.loading.checkpoint import (
     DEFAULT_MODEL,
@@ -53,6 +54,9 @@ SHIPPED_FOR = dict.fromkeys(
 )
 """The trained drafters that come with the package, by the targets that they were trained for."""
 
+SHIPPED_FOR_OTHERS = "treesnake-smol"
+"""What drafts in text for all other targets."""
+
 WEIGHTLESS: dict[str, Callable[[], DrafterModel]] = {
     PROMPT_LOOKUP: NgramDrafterModel,
     NO_DRAFTER: NoDrafterModel,
@@ -74,10 +78,11 @@ def load_drafter(
     """Returns a drafter.
 
     Args:
-        name: "auto", prompt lookup, beside a trained drafter if one comes with the package for this
-            target; "prompt-lookup"; "none", which never drafts anything; a folder, a GGUF file or a
-            name at the hub, of a Mamba, Mamba-2 or Transformer; or one of these and prompt lookup,
-            as in "state-spaces/mamba-130m-hf+prompt-lookup".
+        name: "auto", prompt lookup beside the drafter that comes with the package, which drafts in
+            text for targets that it was not trained for; "prompt-lookup"; "none", which never
+            drafts anything; a folder, a GGUF file or a name at the hub, of a Mamba, Mamba-2 or
+            Transformer; or one of these and prompt lookup, as in
+            "state-spaces/mamba-130m-hf+prompt-lookup".
         options: how its model is loaded. What is drafted depends on the dtype, and so does the
             speed; the text does not.
         target: what it drafts for; without it the drafter's tokens are taken for the target's.
@@ -109,9 +114,34 @@ def load_drafter(
 
 
 def default_drafters(target: Checkpoint | None) -> tuple[str, ...]:
-    """Returns what "auto" stands for: prompt lookup, beside a drafter that ships for the target."""
-    name = target.name if target is not None else ""
-    return (SHIPPED_FOR[name], PROMPT_LOOKUP) if name in SHIPPED_FOR else (PROMPT_LOOKUP,)
+    """Returns what "auto" stands for: prompt lookup, beside a drafter that comes with the package.
+
+    Without a target, or one whose tokenizer is none of the package tokenizers, it is alone.
+    """
+    if target is None:
+        return (PROMPT_LOOKUP,)
+    if target.name in SHIPPED_FOR:
+        return SHIPPED_FOR[target.name], PROMPT_LOOKUP
+    return (SHIPPED_FOR_OTHERS, PROMPT_LOOKUP) if _can_be_read(target) else (PROMPT_LOOKUP,)
+
+
+def describe_default(target: Checkpoint) -> str:
+    """Says what "auto" stands for, and how it drafts for a target."""
+    name, *others = default_drafters(target)
+    if not others:
+        return name
+    found = identify(name, SHIPPED_FOLDER / name)
+    is_text = _way(open_checkpoint(found), target, "auto") == "text"
+    way = "in text" if is_text else "in the target's tokens"
+    return f"{name} {way}, and {', '.join(others)}"
+
+
+def _can_be_read(target: Checkpoint) -> bool:
+    """Tells whether the tokens of a target can be read as text."""
+    try:
+        return isinstance(target.tokenizer, PreTrainedTokenizerFast)
+    except LoadError:
+        return False  # it has no tokenizer, and is given token ids
 
 
 def check_drafter_name(name: str) -> None:

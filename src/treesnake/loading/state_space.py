@@ -8,11 +8,13 @@ from treesnake.errors import UnsupportedModelError
 from treesnake.loading.checkpoint import Checkpoint
 from treesnake.models.checkpoint import (
     CONFIG_FILE,
+    EMBEDDINGS,
     SAMPLED_EMBEDDINGS,
     Network,
     build_network,
     parse_config,
 )
+from treesnake.models.rounded_weights import unrounded
 from treesnake.models.state_space_cpu import CpuNetwork, to_cpu
 
 EMBEDDING_NAMES = (
@@ -50,7 +52,7 @@ def load_state_space(
     on_cpu = device.type == "cpu"
     shared = None
     if target is not None and SAMPLED_EMBEDDINGS in checkpoint.weights:
-        shared = read_embeddings(target)
+        shared = _shared_embeddings(checkpoint, target)
     network = build_network(
         checkpoint.path,
         parse_config(checkpoint.found.fields, checkpoint.path / CONFIG_FILE),
@@ -69,6 +71,18 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """Returns what a checkpoint's weights are stored in; if it does not say, that is float32."""
     stored = checkpoint.config.get_text_config().dtype
     return stored if isinstance(stored, torch.dtype) else torch.float32
+
+
+def _shared_embeddings(
+    drafter: Checkpoint, target: Checkpoint
+) -> Float[Tensor, "vocab hidden"] | None:
+    """Returns the target's embeddings; None if they are not found, and the drafter has its own."""
+    try:
+        return read_embeddings(target)
+    except UnsupportedModelError:
+        if EMBEDDINGS in unrounded(drafter.weights, str(drafter.path)):
+            return None
+        raise
 
 
 def read_embeddings(target: Checkpoint) -> Float[Tensor, "vocab hidden"]:

@@ -97,6 +97,9 @@ class UnroundedWeights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._ending_of or any(name == own for own in self)
+
     def _read(self, name: str, ending: str) -> Float[Tensor, "rows width"]:
         values, scales = self._stored[name + ending], self._stored[name + SCALES]
         per_byte = 2 if ending == FOUR_BITS else 1
