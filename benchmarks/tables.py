@@ -24,6 +24,9 @@ PAGES = (
     "docs/guides/searches.md",
     "docs/guides/train-a-drafter.md",
 )
+JUDGED = ("right", "told", "accepted alone")
+"""What comes of an input of the fuzzer that is no find."""
+
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -129,6 +132,16 @@ def _two_versions() -> str:
     ]
     heads = ["dtype, drafter, search", f"tokens/s, x {result['other_commit']}"]
     return _table([*heads, "prefill, x", "equal texts"], rows)
+
+
+def _fuzz() -> str:
+    rows = []
+    for door, report in _read("fuzz")["doors"].items():
+        verdicts = report["verdicts"]
+        others = sum(verdicts.values()) - sum(verdicts.get(each, 0) for each in JUDGED)
+        counts = [report["inputs"], *(verdicts.get(each, 0) for each in JUDGED), others]
+        rows.append([f"`{door}`", *map(str, counts)])
+    return _table(["door", "inputs", *JUDGED, "finds"], rows)
 
 
 def _starts() -> str:
@@ -371,6 +384,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "shared_passes": _shared_passes,
     "two_versions": _two_versions,
     "starts": _starts,
+    "fuzz": _fuzz,
     "long_context": _long_context,
     "long_pair": _long_pair,
     "long_acceptance": _long_acceptance,

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+import sysconfig
 import tempfile
 import time
 import traceback
@@ -24,6 +25,8 @@ KEPT_SEEDS = 5
 """Seeds that are kept of each find."""
 
 NUMBER = re.compile(r"\d+|'[^']*'|`[^`]*`")
+
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 UNCHANGED = -1
 """The seed of specimens as they are."""
@@ -140,7 +143,7 @@ class Session:
             case = self._doors[name].case(self._folder / name, specimen, work, random, count)
             verdict = judge(case, self._limits, usual_bytes)
             # The folder has another name each time.
-            detail = verdict.detail.replace(f"{work}/", "")
+            detail = verdict.detail.replace(f"{work}/", "").replace(f"{STANDARD_LIBRARY}/", "")
             return _described(case), replace(verdict, detail=detail)
         finally:
             shutil.rmtree(work, ignore_errors=True)
