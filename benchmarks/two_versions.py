@@ -37,7 +37,6 @@ METHODS = (
     ("int8", "auto", "self-tuning"),
 )
 NUM_RESAMPLES = 2000
-NUM_STARTS = 9
 IMPORT = "import treesnake"
 PRINT_VERSION = "import sys; sys.argv[1:] = ['--version']; from treesnake.cli import main; main()"
 
@@ -97,6 +96,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--other", type=Path, required=True, help="a checkout of another version")
     parser.add_argument("--target", default="smollm2")
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--starts", type=int, default=9, help="how often each version starts")
     add_questions(parser, 13)
 
 
@@ -165,7 +165,7 @@ def _compare_starts(arguments: Namespace) -> Result:
     rows = {}
     for name, start in starts.items():
         seconds: tuple[list[float], list[float]] = ([], [])
-        for number in range(NUM_STARTS + 1):
+        for number in range(arguments.starts + 1):
             for index in (0, 1) if number % 2 else (1, 0):
                 started = time.perf_counter()
                 start((ROOT, arguments.other)[index])
