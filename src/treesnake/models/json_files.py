@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from treesnake.errors import LoadError
-from treesnake.models.pointers import check_no_pointer
+from treesnake.models.pointers import check_content
 
 MAX_BYTES = 64 * 1024**2
 """An index of the largest models takes a tenth of it."""
@@ -58,7 +58,7 @@ def parse_json(content: bytes, path: Path) -> Any:
     except RecursionError as error:
         raise LoadError(_too_deep(path)) from error
     except (ValueError, MemoryError) as error:
-        check_no_pointer(path)
+        check_content(content, path)
         raise LoadError(f"{path} is no JSON object ({error}); fetch it again") from error
     _check_values(value, path)
     return value

@@ -14,8 +14,12 @@ def check_no_pointer(path: Path) -> None:
         LoadError: if it is one.
     """
     with path.open("rb") as stream:
-        is_pointer = stream.read(len(BEGINNING)) == BEGINNING
-    if is_pointer:
+        check_content(stream.read(len(BEGINNING)), path)
+
+
+def check_content(content: bytes, path: Path) -> None:
+    """Checks what a file begins with, as `check_no_pointer` does."""
+    if content.startswith(BEGINNING):
         raise LoadError(
             f"{path} is a Git LFS pointer and not the file itself; fetch that with `git lfs pull`, "
             "or from the hub"
