@@ -110,9 +110,10 @@ class Interrupting:
     def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
         if not frame.f_code.co_filename.startswith(SOURCE):
             return None
-        # Between the body of a `with` and its end a tracer can interrupt and a signal cannot.
+        # At a `try`, and between the body of a `with` and its end, a tracer can interrupt and a
+        # signal cannot; what surrounds these lines does not hear of it.
         code = getline(frame.f_code.co_filename, frame.f_lineno).lstrip()
-        if event == "line" and not code.startswith("with "):
+        if event == "line" and not code.startswith(("with ", "try:")):
             self.num_lines += 1
             if self.num_lines == self._line:
                 raise KeyboardInterrupt

@@ -1,9 +1,10 @@
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -186,13 +187,14 @@ def test_float32_matrices_are_left_in_half_precision_if_all_are_of_one(
 
 
 @given(header=st.binary(max_size=60), data=st.binary(max_size=20))
+@example(header=b"{}", data=b"")
 def test_random_bytes_never_raise_anything_but_a_load_error(
     tmp_path_factory: pytest.TempPathFactory, header: bytes, data: bytes
 ) -> None:
     path = tmp_path_factory.mktemp("random") / SINGLE_FILE
     path.write_bytes(len(header).to_bytes(8, "little") + header + data)
-    with pytest.raises(LoadError):
-        read_header(path)
+    with suppress(LoadError):
+        assert not any(entry.num_bytes > len(data) for entry in read_header(path).values())
 
 
 @pytest.mark.parametrize(
