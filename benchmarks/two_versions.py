@@ -18,6 +18,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from argparse import ArgumentParser, Namespace
 from functools import partial
@@ -192,7 +193,10 @@ def _load(options: list[Any], checkout: Path) -> None:
 
 
 def _environment(checkout: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str((checkout / "src").resolve())}
+    """Returns variables that give a version a cache of its own: others' caches may not suit it."""
+    cache = Path(tempfile.gettempdir()) / f"treesnake-{_commit(checkout)}"
+    source = (checkout / "src").resolve()
+    return {**os.environ, "PYTHONPATH": str(source), "TREESNAKE_CACHE": str(cache)}
 
 
 def _compare(versions: list[Version], questions: list[str]) -> Result:
