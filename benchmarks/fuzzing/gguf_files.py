@@ -17,23 +17,17 @@ import numpy as np
 from fuzzing import models
 from fuzzing.cases import Case, Opened, RefusalError
 from fuzzing.mutations import mutate_file
+from treesnake.models.gguf import (
+    ARRAY_KIND,
+    DEFAULT_ALIGNMENT,
+    F32,
+    MAGIC,
+    NUMBER_FORMATS,
+    Q8_0,
+    STRING_KIND,
+)
 
-FORMATS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
-TEXT, LIST = 8, 9
-F32, F16, Q8_0 = 0, 1, 8
-ALIGNMENT = 32
+F16 = 1
 
 Value = tuple[int, Any]
 """The number of a type, and what is of it; for a list a pair of the items' type and the items."""
@@ -64,7 +58,7 @@ class GgufParts:
         """Returns the bytes of the file."""
         count = len(self.tensors) if self.num_tensors is None else self.num_tensors
         num_fields = len(self.fields) if self.num_fields is None else self.num_fields
-        header = b"GGUF" + struct.pack("<IQQ", self.version, count, num_fields)
+        header = MAGIC + struct.pack("<IQQ", self.version, count, num_fields)
         header += b"".join(_text(key) + _value(*value) for key, value in self.fields)
         blob = b""
         for name, tensor in self.tensors:
@@ -186,8 +180,8 @@ def _packed(array: np.ndarray, kind: int) -> bytes:
 def _typed(value: Any) -> Value:
     if isinstance(value, list):
         kind = _typed(value[0])[0] if value else 4
-        return LIST, (kind, value)
-    kinds = {bool: 7, int: 4, float: 6, str: TEXT}
+        return ARRAY_KIND, (kind, value)
+    kinds = {bool: 7, int: 4, float: 6, str: STRING_KIND}
     return kinds[type(value)], value
 
 
@@ -198,13 +192,13 @@ def _value(kind: int, value: Any) -> bytes:
 def _content(kind: int, value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
-    if kind == LIST:
+    if kind == ARRAY_KIND:
         item_kind, items = value
         packed = b"".join(_content(item_kind, item) for item in items)
         return struct.pack("<IQ", item_kind, len(items)) + packed
-    if kind == TEXT:
+    if kind == STRING_KIND:
         return _text(str(value))
-    return struct.pack(f"<{FORMATS[kind]}", value)
+    return struct.pack(f"<{NUMBER_FORMATS[kind]}", value)
 
 
 def _text(text: str) -> bytes:
@@ -213,7 +207,7 @@ def _text(text: str) -> bytes:
 
 
 def _padded(content: bytes) -> bytes:
-    return content + b"\0" * (-len(content) % ALIGNMENT)
+    return content + b"\0" * (-len(content) % DEFAULT_ALIGNMENT)
 
 
 def _nothing_structural(content: bytes, random: Random) -> tuple[bytes, str]:
@@ -234,13 +228,13 @@ ODD_FIELDS: tuple[tuple[str, Value], ...] = (
     ("general.alignment", (4, 1)),
     ("general.alignment", (4, 64)),
     ("general.alignment", (4, 2**31)),
-    ("general.alignment", (TEXT, "32")),
+    ("general.alignment", (STRING_KIND, "32")),
     ("general.alignment", (6, float("nan"))),
-    ("general.architecture", (TEXT, "gemma")),
-    ("general.architecture", (TEXT, "mamba")),
+    ("general.architecture", (STRING_KIND, "gemma")),
+    ("general.architecture", (STRING_KIND, "mamba")),
     ("general.architecture", (4, 7)),
-    ("llama.rope.scaling.type", (TEXT, "linear")),
-    ("llama.rope.scaling.type", (TEXT, "yarn")),
+    ("llama.rope.scaling.type", (STRING_KIND, "linear")),
+    ("llama.rope.scaling.type", (STRING_KIND, "yarn")),
     ("llama.rope.scaling.factor", (6, 4.0)),
     ("llama.rope.dimension_count", (4, 4)),
     ("llama.vocab_size", (4, 280)),
@@ -252,22 +246,25 @@ ODD_FIELDS: tuple[tuple[str, Value], ...] = (
     ("llama.logit_scale", (6, 0.5)),
     ("tokenizer.ggml.add_bos_token", (7, True)),
     ("tokenizer.ggml.add_space_prefix", (7, True)),
-    ("tokenizer.ggml.model", (TEXT, "llama")),
-    ("tokenizer.ggml.pre", (TEXT, "llama-bpe")),
+    ("tokenizer.ggml.model", (STRING_KIND, "llama")),
+    ("tokenizer.ggml.pre", (STRING_KIND, "llama-bpe")),
     ("tokenizer.ggml.eos_token_id", (4, 5)),
     ("tokenizer.ggml.eos_token_id", (4, 10**6)),
     ("tokenizer.ggml.eot_token_id", (4, 100)),
-    ("tokenizer.chat_template", (TEXT, "{% for x in range(10**9) %}a{% endfor %}")),
-    ("tokenizer.chat_template", (TEXT, "{{ 1 / 0 }}")),
-    ("tokenizer.chat_template", (TEXT, "{% if")),
+    ("tokenizer.chat_template", (STRING_KIND, "{% for x in range(10**9) %}a{% endfor %}")),
+    ("tokenizer.chat_template", (STRING_KIND, "{{ 1 / 0 }}")),
+    ("tokenizer.chat_template", (STRING_KIND, "{% if")),
     ("split.count", (2, 2)),
-    ("a.list", (LIST, (LIST, [(4, [1, 2])]))),
-    ("a.list", (LIST, (99, []))),
-    ("a.list", (LIST, b"\x04\0\0\0" + b"\xff" * 8)),
-    ("a.text", (TEXT, b"\xff\xff\xff\xff\xff\xff\xff\x7f")),
-    ("a.text", (TEXT, b"\x02\0\0\0\0\0\0\0\xff\xfe")),
-    ("nested", (LIST, struct.pack("<IQ", LIST, 1) * 10_000 + struct.pack("<IQ", 4, 0))),
-    ("nested", (LIST, struct.pack("<IQ", LIST, 300_000) + struct.pack("<IQ", 4, 0) * 300_000)),
+    ("a.list", (ARRAY_KIND, (ARRAY_KIND, [(4, [1, 2])]))),
+    ("a.list", (ARRAY_KIND, (99, []))),
+    ("a.list", (ARRAY_KIND, b"\x04\0\0\0" + b"\xff" * 8)),
+    ("a.text", (STRING_KIND, b"\xff\xff\xff\xff\xff\xff\xff\x7f")),
+    ("a.text", (STRING_KIND, b"\x02\0\0\0\0\0\0\0\xff\xfe")),
+    ("nested", (ARRAY_KIND, struct.pack("<IQ", ARRAY_KIND, 1) * 10_000 + struct.pack("<IQ", 4, 0))),
+    (
+        "nested",
+        (ARRAY_KIND, struct.pack("<IQ", ARRAY_KIND, 300_000) + struct.pack("<IQ", 4, 0) * 300_000),
+    ),
 )
 NUMBERS = (0, 1, 2, 3, 5, 7, 16, 33, 2**16, 2**31, 2**32 - 1)
 
@@ -288,9 +285,12 @@ def _change_field(parts: GgufParts, random: Random) -> str:
             del parts.fields[index]
             return f"{key}: dropped"
         case 1:
-            parts.fields[index] = (key, random.choice(((TEXT, "x"), (7, True), (6, 0.5), (5, -1))))
-        case 2 if kind == LIST and not isinstance(value, bytes):
-            parts.fields[index] = (key, (LIST, _other_list(*value, random)))
+            parts.fields[index] = (
+                key,
+                random.choice(((STRING_KIND, "x"), (7, True), (6, 0.5), (5, -1))),
+            )
+        case 2 if kind == ARRAY_KIND and not isinstance(value, bytes):
+            parts.fields[index] = (key, (ARRAY_KIND, _other_list(*value, random)))
         case 3:
             parts.fields[index] = (key, (random.choice((13, 255, 2**32 - 1)), b""))
         case _:
@@ -305,7 +305,7 @@ def _other_list(kind: int, items: Sequence[Any], random: Random) -> Any:
         (kind, [*items, *items]),
         (kind, items[::-1]),
         (4, [1, 2, 3]),
-        (TEXT, ["a"]),
+        (STRING_KIND, ["a"]),
         (kind, [items[0]] * len(items)) if items else (kind, []),
     )
     return random.choice(lists)

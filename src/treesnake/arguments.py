@@ -27,7 +27,7 @@ def as_count(name: str, value: object, *, least: int = 1) -> int:
     """
     number = _whole(name, value)
     if number < least:
-        raise InvalidInputError(f"{name} must be at least {least}, got {_shown(value)}")
+        raise InvalidInputError(f"{name} must be at least {least}, got {shown(value)}")
     return number
 
 
@@ -38,7 +38,7 @@ def as_number(name: str, value: object) -> float:
         InvalidInputError: naming the argument, if it is no number, or too large for a float.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise InvalidInputError(f"{name} must be a number, got {_shown(value)}")
+        raise InvalidInputError(f"{name} must be a number, got {shown(value)}")
     try:
         return float(value)
     except OverflowError:
@@ -56,7 +56,7 @@ def as_num_threads(value: object) -> int:
     number = as_count("threads", value)
     if number > MOST_THREADS:
         raise InvalidInputError(
-            f"threads must be at most {MOST_THREADS}, got {_shown(value)}; more than there are "
+            f"threads must be at most {MOST_THREADS}, got {shown(value)}; more than there are "
             "cores make nothing faster"
         )
     return number
@@ -70,7 +70,7 @@ def as_seed(value: object) -> int:
     """
     seed = _whole("a seed", value)
     if not 0 <= seed < NUM_SEEDS:
-        raise InvalidInputError(f"a seed must be in [0, 2^63), got {_shown(value)}")
+        raise InvalidInputError(f"a seed must be in [0, 2^63), got {shown(value)}")
     return seed
 
 
@@ -81,7 +81,7 @@ def as_token_ids(name: str, value: object) -> frozenset[int]:
         InvalidInputError: naming the argument, if it is no collection of whole numbers.
     """
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise InvalidInputError(f"{name} must be a list of token ids, got {_shown(value)}")
+        raise InvalidInputError(f"{name} must be a list of token ids, got {shown(value)}")
     return frozenset(_whole(f"a token id in {name}", token) for token in value)
 
 
@@ -94,24 +94,24 @@ def as_texts(name: str, value: object) -> tuple[str, ...]:
     if value is None:
         return ()
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise InvalidInputError(f"{name} is a list of strings: write {name}=[{_shown(value)}]")
+        raise InvalidInputError(f"{name} is a list of strings: write {name}=[{shown(value)}]")
     texts = tuple(value)
     for text in texts:
         if not isinstance(text, str):
-            raise InvalidInputError(f"{name} is a list of strings, got {_shown(text)} in it")
+            raise InvalidInputError(f"{name} is a list of strings, got {shown(text)} in it")
     return texts
+
+
+def shown(value: object, most: int = LONGEST_SHOWN) -> str:
+    """Returns how a value is written, for a message, cut after so many characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or a list too deep
+        text = f"a very large {type(value).__name__}"
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _whole(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InvalidInputError(f"{name} must be a whole number, got {_shown(value)}")
+        raise InvalidInputError(f"{name} must be a whole number, got {shown(value)}")
     return int(value)
-
-
-def _shown(value: object) -> str:
-    """Returns how a value is written, cut where it is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python refuses to write numbers of thousands of digits
-        text = f"a very large {type(value).__name__}"
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"

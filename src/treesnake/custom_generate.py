@@ -45,6 +45,7 @@ from treesnake.continuation import continue_text
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.errors import InvalidInputError
 from treesnake.models.hf_network import hf_network
+from treesnake.models.hf_passes import CACHE_ARGUMENTS
 from treesnake.outcome import FinishReason
 from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
@@ -72,11 +73,8 @@ STATEFUL_PROCESSORS = (
 ASKING_PROCESSORS = (PrefixConstrainedLogitsProcessor,)
 """What calls a function of the user's."""
 
-CACHES = ("past_key_values", "cache_params")
-"""How models call their cache; a model without attention has another name for it."""
-
 HANDLED_INPUTS = frozenset(
-    ["attention_mask", "logits_to_keep", "position_ids", "use_cache", *CACHES]
+    ["attention_mask", "logits_to_keep", "position_ids", "use_cache", *CACHE_ARGUMENTS]
 )
 """What transformers prepares for every model: checked, and made anew for trees."""
 
@@ -249,7 +247,7 @@ def _check_inputs(model_kwargs: Mapping[str, object]) -> None:
         range(positions.numel())
     ):
         raise InvalidInputError("treesnake numbers positions from 0 on; leave out position_ids")
-    for name in CACHES:
+    for name in CACHE_ARGUMENTS:
         cache = model_kwargs.get(name)
         if isinstance(cache, Cache) and any(map(_holds_text, cache.layers)):
             raise InvalidInputError(

@@ -209,15 +209,16 @@ class KeptFolder:
             InvalidInputError: if what is there was made from something else, or nobody knows from
                 what, or a file is there that does not belong to it.
         """
-        if self._names():
+        if names := self._names():
             advice = f"delete {self.folder} to make it anew, or give the stage another name"
-            if self.made_from is None:
+            then = self.made_from
+            if then is None:
                 raise InvalidInputError(
-                    f"{self.folder} holds {min(self._names())}, and what that was made from is not "
+                    f"{self.folder} holds {min(names)}, and what that was made from is not "
                     f"known, for {BEGUN_FILE} is lost or of another version; put it back, or "
                     "move the folder away, and the stage begins anew"
                 )
-            check_same(self.made_from, made_from, self.folder, advice)
+            check_same(then, made_from, self.folder, advice)
         begun = WorkRecord.read(self._begun)
         if begun is None or differences(begun.made_from, made_from):
             WorkRecord(made_from, {}).write(self._begun)
@@ -240,10 +241,10 @@ class KeptFolder:
         return found[0] if found else None
 
     def _is_whole(self, made_from: Facts, tell: Callable[[str], None]) -> bool:
-        record = WorkRecord.read(self._done)
-        if record is None or differences(record.made_from, made_from) or not self._names():
+        record, names = WorkRecord.read(self._done), self._names()
+        if record is None or differences(record.made_from, made_from) or not names:
             return False
-        if strangers := sorted(self._names() - record.files.keys()):
+        if strangers := sorted(names - record.files.keys()):
             raise InvalidInputError(
                 f"{self.folder / strangers[0]} does not belong to what was made there; take it "
                 "out, or name its own folder in the recipe"

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from treesnake.arguments import shown
 from treesnake.errors import InvalidInputError
 from treesnake.utf8 import read_text_file
 
@@ -23,6 +24,9 @@ KIND = "kind"
 
 LARGEST_NUMBER = 2**53
 """No number in a recipe is larger: it counts tokens, texts or seconds."""
+
+MOST_SHOWN = 100
+"""Characters of a wrong value that a message repeats."""
 
 LONGEST_NAME = 100
 """Characters of a name that becomes a file's or a folder's."""
@@ -170,16 +174,8 @@ def _read_union(members: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _checked(value: Any, is_right: bool, expected: str, where: str) -> Any:
     if not is_right:
-        raise InvalidInputError(f"{where} must be {expected}, not {_shortened(value)}")
+        raise InvalidInputError(f"{where} must be {expected}, not {shown(value, MOST_SHOWN)}")
     return value
-
-
-def _shortened(value: Any) -> str:
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a number of more digits than Python writes
-        return f"this {type(value).__name__}"
-    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}..."
 
 
 def _listed(items: Any) -> str:

@@ -54,7 +54,10 @@ FIELD_TYPES: Mapping[str, tuple[type, ...]] = {
 """What else is read of a config, by name, and of the part of it that says how positions rotate."""
 
 POSITIVE = (
-    *("rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings"),
+    "rope_theta",
+    "partial_rotary_factor",
+    "factor",
+    "original_max_position_embeddings",
     "sliding_window",
 )
 

@@ -6,7 +6,7 @@ networks read `Checkpoint.weights` one tensor at a time.
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -273,12 +273,7 @@ def _open_state_space(found: FoundModel, *, trust_remote_code: bool) -> Checkpoi
     check_sizes(found.fields, weights, str(found.path))
     sizes = parse_config(found.fields, found.path / CONFIG_FILE)
     fields = dict(found.fields) if "model_type" in found.fields else hugging_face_fields(sizes)
-    try:
-        config = _with_text(CONFIG_MAPPING[fields["model_type"]].from_dict(fields))
-    except Exception as error:
-        raise LoadError(
-            f"the config of {_where(found)} cannot be read: {reason_of(error)}"
-        ) from error
+    config = _read_config(found, lambda: CONFIG_MAPPING[fields["model_type"]].from_dict(fields))
     generation_config = _read_generation_config(found, config)
     return Checkpoint(found, config, generation_config, weights, trust_remote_code)
 
@@ -288,14 +283,10 @@ def _open_folder(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
     _check_model_type(found, trust_remote_code)
     weights = open_weights(found.path)
     check_sizes(found.fields, weights, str(found.path))
-    try:
-        config = _with_text(
-            AutoConfig.from_pretrained(found.path, trust_remote_code=trust_remote_code)
-        )
-    except Exception as error:
-        raise LoadError(
-            f"the config of {_where(found)} cannot be read: {reason_of(error)}"
-        ) from error
+    config = _read_config(
+        found,
+        lambda: AutoConfig.from_pretrained(found.path, trust_remote_code=trust_remote_code),
+    )
     generation_config = _read_generation_config(found, config)
     return Checkpoint(found, config, generation_config, weights, trust_remote_code)
 
@@ -314,10 +305,16 @@ def _open_gguf(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
     return Checkpoint(found, config, generation_config, weights, trust_remote_code)
 
 
-def _with_text(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Returns a config whose part for text is a config, too."""
-    if not isinstance(config.get_text_config(), PreTrainedConfig):
-        raise LoadError("its text_config is none of a model that it knows; take it out")
+def _read_config(found: FoundModel, read: Callable[[], PreTrainedConfig]) -> PreTrainedConfig:
+    """Reads a config whose part for text is a config, too."""
+    try:
+        config = read()
+        if not isinstance(config.get_text_config(), PreTrainedConfig):
+            raise LoadError("its text_config is none of a model that it knows; take it out")
+    except Exception as error:
+        raise LoadError(
+            f"the config of {_where(found)} cannot be read: {reason_of(error)}"
+        ) from error
     return config
 
 

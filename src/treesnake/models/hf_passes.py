@@ -35,7 +35,7 @@ MISFITS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 config does not belong to it."""
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")
-"""How models call the cache that they are given."""
+"""How models call their cache; a model without attention has another name for it."""
 
 
 @dataclass(frozen=True)

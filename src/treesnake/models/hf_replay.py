@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from treesnake.errors import BrokenModelError, UnsupportedModelError
 from treesnake.models.hf_diagnosis import broken_model_error
 from treesnake.models.hf_families import check_decoder, context_length
+from treesnake.models.hf_passes import CACHE_ARGUMENTS
 from treesnake.models.hf_probe import check_scores
 from treesnake.models.tree_network import Part, check_tokens, own_states
 from treesnake.prompt import Prompt
@@ -31,7 +32,7 @@ from treesnake.states.snapshots import KeptSnapshots, Snapshot
 
 logger = logging.getLogger(__name__)
 
-CACHES = ("past_key_values", "cache_params", "state")
+STATES = (*CACHE_ARGUMENTS, "state")
 """How models call the state that they are given and return."""
 
 _CONTINUES_AT_ONCE: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
@@ -55,11 +56,11 @@ class HfReplay:
     def __init__(self, model: PreTrainedModel) -> None:
         check_decoder(model)
         arguments = inspect.signature(model.forward).parameters
-        named = [name for name in CACHES if name in arguments]
+        named = [name for name in STATES if name in arguments]
         if not named:
             raise UnsupportedModelError(
                 f"{type(model).__name__} takes no state to go on from, under any of the names "
-                f"{', '.join(CACHES)}"
+                f"{', '.join(STATES)}"
             )
         self.model = model
         self.config = model.config.get_text_config(decoder=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from treesnake.errors import LoadError
 from treesnake.models.pointers import check_content
+from treesnake.utf8 import is_text
 
 MAX_BYTES = 64 * 1024**2
 """An index of the largest models takes a tenth of it."""
@@ -101,7 +102,7 @@ def _check_values(value: Any, path: Path) -> None:
     level = [value]
     for _ in range(MAX_DEPTH):
         for text in level:
-            if isinstance(text, str) and not _is_writable(text):
+            if isinstance(text, str) and not is_text(text):
                 raise LoadError(f"{path} holds half a character, {text!r:.40}; fetch it again")
         level = [inner for outer in level for inner in _contents(outer)]
         if not level:
@@ -113,10 +114,6 @@ def _contents(value: Any) -> Sequence[Any]:
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
     return value if isinstance(value, list) else ()
-
-
-def _is_writable(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _too_deep(path: Path) -> str:

@@ -73,6 +73,9 @@ class UnroundedWeights(Mapping[str, Tensor]):
             for ending in DTYPES
             if name.endswith(ending)
         }
+        scales = {name + SCALES for name in self._ending_of}
+        others = (name for name in stored if not name.endswith((*DTYPES,)) and name not in scales)
+        self._names = dict.fromkeys((*self._ending_of, *others))
 
     def __getitem__(self, name: str) -> Tensor:
         """Returns a tensor; what was rounded is float16.
@@ -88,17 +91,13 @@ class UnroundedWeights(Mapping[str, Tensor]):
         return self._read(name, ending)
 
     def __iter__(self) -> Iterator[str]:
-        parts = {name + SCALES for name in self._ending_of}
-        yield from self._ending_of
-        yield from (
-            name for name in self._stored if not name.endswith((*DTYPES,)) and name not in parts
-        )
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self._names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._ending_of or any(name == own for own in self)
+        return name in self._names
 
     def _read(self, name: str, ending: str) -> Float[Tensor, "rows width"]:
         values, scales = self._stored[name + ending], self._stored[name + SCALES]

@@ -32,16 +32,23 @@ ROWS_COMPARED = 4096
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 SIZES = (
-    *("vocab_size", "hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "head_dim"),
-    *(
-        "num_attention_heads",
-        "n_head",
-        "num_key_value_heads",
-        "num_heads",
-        "state_size",
-        "n_groups",
-    ),
-    *("conv_kernel", "num_local_experts", "num_experts", "n_routed_experts"),
+    "vocab_size",
+    "hidden_size",
+    "n_embd",
+    "d_model",
+    "intermediate_size",
+    "n_inner",
+    "head_dim",
+    "num_attention_heads",
+    "n_head",
+    "num_key_value_heads",
+    "num_heads",
+    "state_size",
+    "n_groups",
+    "conv_kernel",
+    "num_local_experts",
+    "num_experts",
+    "n_routed_experts",
 )
 """Keys of configs that are an axis of some tensor, or divide one."""
 

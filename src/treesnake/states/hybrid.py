@@ -60,9 +60,7 @@ class HybridMemory:
         """Makes the text its own beginning of a length, given what `mark` returned there."""
         self.length = length
         self.rows.keep(length)
-        rest = list(marked)
-        for layer in self.layers.values():
-            del rest[: layer.restore(rest)]
+        self._restore_layers(marked)
 
     def copy(self) -> tuple[Shaped[Tensor, "..."], ...]:
         """Returns a copy of all of the text's part, for `restore` here or elsewhere."""
@@ -70,8 +68,14 @@ class HybridMemory:
 
     def restore(self, length: int, copied: Sequence[Shaped[Tensor, "..."]]) -> None:
         """Makes the text that of a length whose `copy` this is."""
-        rest = list(copied)
+        self.rows.restore(self._restore_layers(copied))
+        self.length = length
+
+    def _restore_layers(
+        self, tensors: Sequence[Shaped[Tensor, "..."]]
+    ) -> list[Shaped[Tensor, "..."]]:
+        """Gives each layer what its `copy` returned, and returns what is behind all of that."""
+        rest = list(tensors)
         for layer in self.layers.values():
             del rest[: layer.restore(rest)]
-        self.rows.restore(rest)
-        self.length = length
+        return rest
