@@ -1,0 +1,122 @@
+"""Matrices of 4- or 8-bit integers in groups, each with a scale of its own: quantised weights.
+
+Files of quantised models hold such numbers, and `int8` and `int4` make them of floats. The type
+here is plain and readable, one byte a number. Kernels read a packed form of it
+(`treesnake.kernels.cpu.grouped`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float16, Int8
+from torch import Tensor
+
+GROUP = 32
+"""Numbers that share a scale."""
+
+HALF_GROUP = 16
+"""The smaller group that 8-bit weights without minimums may have."""
+
+RANGES = {4: (0, 15), 8: (-128, 127)}
+"""The smallest and the largest number of each width."""
+
+LARGEST_BYTE = 127
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedWeight:
+    """A matrix (outputs, inputs) of `scale * value + minimum`, with one of each for every group.
+
+    Groups are consecutive inputs of one output: 32, or 16 in 8-bit weights without minimums. Fewer
+    inputs than whole groups are padded by whoever makes this.
+
+    Attributes:
+        bits: 4 for values from 0 to 15, 8 for values from -128 to 127.
+        values: the integers, one a byte.
+        scales: what the values of a group are multiplied with.
+        minimums: what is added to each product, or None for nothing.
+    """
+
+    bits: int
+    values: Int8[np.ndarray, "outputs inputs"]
+    scales: Float16[np.ndarray, "outputs groups"]
+    minimums: Float16[np.ndarray, "outputs groups"] | None = None
+
+    def __post_init__(self) -> None:
+        outputs, inputs = self.values.shape
+        size = self.group_size
+        assert self.scales.shape == (outputs, inputs // size), "groups do not fit the values"
+        assert size == GROUP or (size == HALF_GROUP and self.bits == 8 and self.minimums is None)
+        assert inputs % GROUP == 0, "inputs are whole groups"
+        assert self.minimums is None or self.minimums.shape == self.scales.shape
+
+    @property
+    def group_size(self) -> int:
+        """The number of values that share a scale."""
+        return self.values.shape[1] // self.scales.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "GroupedWeight":
+        """Returns some outputs."""
+        minimums = None if self.minimums is None else self.minimums[rows]
+        return GroupedWeight(self.bits, self.values[rows], self.scales[rows], minimums)
+
+    def to_floats(self) -> Float[np.ndarray, "outputs inputs"]:
+        """Returns the matrix that this stands for, in float32."""
+        outputs, inputs = self.values.shape
+        groups = self.values.reshape(outputs, -1, self.group_size).astype(np.float32)
+        groups *= self.scales.astype(np.float32)[:, :, None]
+        if self.minimums is not None:
+            groups += self.minimums.astype(np.float32)[:, :, None]
+        return groups.reshape(outputs, inputs)
+
+
+def padded_to_groups(inputs: int) -> int:
+    """Returns the inputs of a grouped weight for so many inputs."""
+    return -(-inputs // GROUP) * GROUP
+
+
+def round_to_groups(weight: Float[Tensor, "outputs inputs"], bits: int) -> GroupedWeight:
+    """Rounds a float matrix to groups of 32, padded with zeros to whole groups.
+
+    8 bits are symmetric: the largest magnitude of a group becomes 127. 4 bits reach from the
+    smallest value of a group to its largest. Groups with a value that is no finite number get such
+    a scale, so that it stays visible.
+    """
+    outputs, inputs = weight.shape
+    spacious = torch.zeros(outputs, padded_to_groups(inputs))
+    spacious[:, :inputs] = weight
+    groups = spacious.unflatten(1, (-1, GROUP))
+    lowest, highest = RANGES[bits]
+    minimums = None
+    if bits == 8:
+        scales = (groups.abs().amax(2) / LARGEST_BYTE).half()
+        lowest = -highest
+    else:
+        minimums = groups.amin(2).half()
+        scales = ((groups.amax(2) - minimums) / highest).half()
+        groups = groups - minimums[:, :, None]
+    divisors = torch.where(scales == 0, torch.ones_like(scales), scales).float()
+    values = (groups / divisors[:, :, None]).nan_to_num_(0).round_().clamp_(lowest, highest)
+    return GroupedWeight(
+        bits,
+        values.to(torch.int8).flatten(1).numpy(),
+        scales.numpy(),
+        None if minimums is None else minimums.numpy(),
+    )
+
+
+def pad_outputs(weight: GroupedWeight, outputs: int) -> GroupedWeight:
+    """Adds outputs of zeros, up to so many."""
+    missing = outputs - len(weight)
+    if missing == 0:
+        return weight
+
+    def pad(array: np.ndarray) -> np.ndarray:
+        return np.concatenate([array, np.zeros((missing, array.shape[1]), array.dtype)])
+
+    minimums = None if weight.minimums is None else pad(weight.minimums)
+    return GroupedWeight(weight.bits, pad(weight.values), pad(weight.scales), minimums)
