@@ -20,7 +20,7 @@ from transformers import (
 
 from fuzzing.cases import RefusalError
 from treesnake import SpeculativeDecoder
-from treesnake.loading.conversion import build_tokenizer
+from treesnake.loading.gguf_tokenizer import build_tokenizer
 from treesnake.outcome import FinishReason
 
 PROMPT = "Once upon a time"

@@ -13,7 +13,7 @@ from fuzzing import models
 from fuzzing.cases import Case, Opened
 from fuzzing.mutations import ODD_VALUES, mutate_bytes, mutate_file, mutate_value, to_json
 from treesnake.evaluation.tasks import load_questions
-from treesnake.loading.conversion import build_tokenizer
+from treesnake.loading.gguf_tokenizer import build_tokenizer
 from treesnake.training.answers import read_prompts
 from treesnake.training.corpus import PROMPTS_FILE, collect_corpus, excluded_word_runs, word_runs
 from treesnake.training.reporting import NoReporter

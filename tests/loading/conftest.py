@@ -13,7 +13,7 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from treesnake.loading.conversion import build_tokenizer
+from treesnake.loading.gguf_tokenizer import build_tokenizer
 
 VOCAB_SIZE = 288
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -16,10 +14,10 @@ from transformers import (
 from treesnake.errors import LoadError
 from treesnake.loading.conversion import (
     build_config,
-    build_tokenizer,
     convert_gguf,
     hugging_face_name,
 )
+from treesnake.loading.gguf_tokenizer import build_tokenizer
 from treesnake.models.gguf import GgufFile
 from treesnake.models.weights import open_weights
 
@@ -73,29 +71,6 @@ def test_a_converted_tokenizer_is_the_one_that_was_built(
     text = loaded.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert text == "<|im_start|>user\nthe hell<|im_end|>\n<|im_start|>assistant\n"
     assert loaded(text).input_ids.count(1) == 2
-
-
-@given(text=st.text(max_size=40))
-def test_any_text_comes_back_from_its_tokens(tokenizer_metadata: dict[str, Any], text: str) -> None:
-    tokenizer = build_tokenizer(tokenizer_metadata)
-    ids = tokenizer(text).input_ids
-    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
-
-
-@pytest.mark.parametrize(
-    ("text", "tokens"),
-    [
-        ("a the hell", ["a", "Ġthe", "Ġ", "he", "ll"]),
-        ("12", ["1", "2"]),
-        ("a  1", ["a", "Ġ", "Ġ", "1"]),
-        ("<|im_end|>the", ["<|im_end|>", "t", "he"]),
-        ("", []),
-    ],
-)
-def test_digits_stand_alone_and_special_tokens_stay_whole(
-    tokenizer_metadata: dict[str, Any], text: str, tokens: list[str]
-) -> None:
-    assert build_tokenizer(tokenizer_metadata).tokenize(text) == tokens
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,16 @@
 """What a GGUF file states of a model is what runs, or the file is refused."""
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from treesnake.errors import LoadError
 from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
-from treesnake.loading.gguf_models import check_tokenizer
 from treesnake.loading.pretrained import load_pretrained
-from treesnake.models.gguf import GgufFile
 
 pytest.importorskip("gguf")
 
@@ -173,36 +169,6 @@ def test_a_folder_of_a_file_in_capitals_says_how_to_name_it(tmp_path: Path) -> N
     (tmp_path / "M.GGUF").touch()
     with pytest.raises(LoadError, match=r"to load a GGUF file, name it: .*M\.GGUF"):
         find_checkpoint(str(tmp_path))
-
-
-@pytest.mark.parametrize(("split", "is_known"), [("llama-bpe", True), ("unheard of", False)])
-def test_a_way_to_split_words_that_nobody_knows_is_warned_of(
-    tmp_path: Path, write_tiny_gguf: Write, split: str, is_known: bool
-) -> None:
-    path = write_tiny_gguf(tmp_path / "m.gguf", **{"tokenizer.ggml.pre": split})
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        find_checkpoint(str(path))
-    assert any("splits words as" in str(each.message) for each in told) != is_known
-
-
-@pytest.mark.parametrize("has_space", [True, False])
-def test_a_space_before_texts_is_as_the_file_says(
-    tmp_path: Path, write_tiny_gguf: Write, has_space: bool
-) -> None:
-    file = GgufFile(
-        write_tiny_gguf(
-            tmp_path / "m.gguf",
-            **{"tokenizer.ggml.model": "llama", "tokenizer.ggml.add_space_prefix": has_space},
-        )
-    )
-    tokenizer = Mock(spec=PreTrainedTokenizerBase)
-    tokenizer.tokenize.return_value = ["\u2581a"]
-    if has_space:
-        check_tokenizer(tokenizer, file)
-        return
-    with pytest.raises(LoadError, match="add_space_prefix = False"):
-        check_tokenizer(tokenizer, file)
 
 
 def test_tensors_of_other_shapes_are_told_by_the_names_in_the_file(

@@ -11,7 +11,7 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from treesnake.loading.conversion import build_tokenizer
+from treesnake.loading.gguf_tokenizer import build_tokenizer
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
 from treesnake.models.hf_attention import HfAttention

@@ -31,7 +31,8 @@ from treesnake.loading.architecture import (
     identify,
     names_in,
 )
-from treesnake.loading.gguf_models import check_tokenizer, gguf_end_ids, read_gguf_config
+from treesnake.loading.gguf_models import gguf_end_ids, read_gguf_config
+from treesnake.loading.gguf_tokenizer import read_gguf_tokenizer
 from treesnake.loading.hub import fetch_model
 from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
 from treesnake.loading.smollm import smollm_folder
@@ -127,14 +128,8 @@ class Checkpoint:
         """
         try:
             if self.gguf_file is not None:
-                tokenizer = _read_tokenizer(
-                    self.path.parent,
-                    gguf_file=self.path.name,
-                    trust_remote_code=self.trust_remote_code,
-                )
                 assert isinstance(self.weights, GgufFile)
-                check_tokenizer(tokenizer, self.weights)
-                return tokenizer
+                return read_gguf_tokenizer(self.weights)
             return _read_tokenizer(
                 self.path, config=self.config, trust_remote_code=self.trust_remote_code
             )

@@ -3,28 +3,20 @@
 Matrices are stored in float16: half the size of float32, with a rounding of one part in 2048, far
 below the one part in 15 that Q4_1 left of a block's range. Norm vectors stay in float32, as in the
 source. So a float32 and a half-precision engine that load the folder have the same matrices.
-
-The tokenizer is built directly from the metadata. It splits digits one by one before anything else,
-as SmolLM2's own tokenizer does, and llama.cpp for the pre-tokenizer "smollm"; the GGUF reader of
-transformers 5.23 leaves that step out, so that "a  1" gets other tokens there.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
 from torch import Tensor
-from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig
 
 from treesnake.errors import LoadError
+from treesnake.loading.gguf_tokenizer import build_tokenizer
 from treesnake.models.gguf import GgufFile
 from treesnake.models.weights import SINGLE_FILE
-
-CONTROL_TOKEN = 3  # a token type of GGUF
 
 # What this conversion was compared for; with other values it would silently give another model.
 SUPPORTED = {
@@ -127,39 +119,6 @@ def hugging_face_name(name: str) -> str:
         case ["blk", layer, part, "weight"] if part in LAYER_NAMES:
             return f"model.layers.{layer}.{LAYER_NAMES[part]}.weight"
     raise LoadError(f"the GGUF file holds a tensor {name!r}, which a Llama model does not have")
-
-
-def build_tokenizer(metadata: dict[str, Any]) -> PreTrainedTokenizerFast:
-    """Builds SmolLM2's byte-level tokenizer from the tokens and merges of GGUF metadata."""
-    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
-    backend = Tokenizer(
-        BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges)
-    )
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    kinds = metadata["tokenizer.ggml.token_type"]
-    control_tokens = [
-        token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL_TOKEN
-    ]
-    backend.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in control_tokens]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=tokens[metadata["tokenizer.ggml.bos_token_id"]],
-        eos_token=tokens[metadata["tokenizer.ggml.eos_token_id"]],
-        unk_token=tokens[metadata["tokenizer.ggml.unknown_token_id"]],
-        pad_token=tokens[metadata["tokenizer.ggml.padding_token_id"]],
-        model_max_length=metadata["llama.context_length"],
-        clean_up_tokenization_spaces=False,
-        chat_template=metadata["tokenizer.chat_template"],
-    )
 
 
 def _check_supported(gguf: GgufFile) -> None:

@@ -9,7 +9,6 @@ nothing about what the model computes.
 
 import math
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +17,6 @@ from transformers import (
     AutoConfig,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from treesnake.errors import LoadError, reason_of
@@ -33,11 +31,6 @@ END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 """The ends of a text, a turn and a message; llama.cpp stops at each of them."""
 
 MAX_SIZE = 2**31 - 1
-
-SPACE = "\u2581"
-"""How a sentencepiece tokenizer writes a space."""
-
-GPT2_SPLITS = ("gpt-2", "gpt2", "default")
 
 REQUIRED_KEYS = ("block_count", "embedding_length", "context_length")
 
@@ -103,38 +96,6 @@ def gguf_end_ids(file: GgufFile) -> frozenset[int]:
     """Returns the tokens after which a model has finished, as llama.cpp takes them."""
     stated = (file.metadata.get(f"tokenizer.ggml.{key}") for key in END_KEYS)
     return frozenset(index for index in stated if index is not None)
-
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, file: GgufFile) -> None:
-    """Checks that a tokenizer made of a GGUF file splits texts as the file says.
-
-    It warns where transformers does not know how words are split.
-
-    Raises:
-        LoadError: if one puts a space before texts, and the other does not.
-    """
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import (  # noqa: PLC0415
-        GGUF_PRE_TOKENIZER_SPLITS,
-    )
-
-    metadata = file.metadata
-    kind = metadata.get("tokenizer.ggml.model")
-    split = metadata.get("tokenizer.ggml.pre")
-    if kind == "gpt2" and split not in (*GGUF_PRE_TOKENIZER_SPLITS, *GPT2_SPLITS):
-        warnings.warn(
-            f"{file.path} splits words as {split!r}, which transformers does not know: it splits "
-            "them as GPT-2 does, so that some texts get other tokens; a file in safetensors has "
-            "them right",
-            stacklevel=2,
-        )
-    stated = metadata.get("tokenizer.ggml.add_space_prefix")
-    if kind == "llama" and stated is not None:
-        has_space = "".join(tokenizer.tokenize("a")).startswith(SPACE)
-        if has_space != bool(stated):
-            raise LoadError(
-                f"it states tokenizer.ggml.add_space_prefix = {stated!r:.40}, which transformers "
-                "does not read; take a file in safetensors"
-            )
 
 
 def scale_rotary_pairs(model: PreTrainedModel, file: GgufFile) -> None:
