@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from treesnake.arguments import as_num_threads
-from treesnake.drafters.load import AUTO
+from treesnake.drafters.load import AUTO, Tokens
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench.methods import Method, parse_method
 from treesnake.loading.checkpoint import DEFAULT_MODEL
@@ -59,11 +59,13 @@ class DrafterTable:
         model: as in `load_drafter`.
         dtype: of its weights.
         window: how many tokens a Transformer sees at most.
+        tokens: how its tokens become the target's, as in `load_drafter`.
     """
 
     model: str
     dtype: DtypeName = "auto"
     window: int | None = None
+    tokens: Tokens = "auto"
 
 
 @dataclass(frozen=True)

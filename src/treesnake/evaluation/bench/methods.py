@@ -13,12 +13,13 @@ JOIN = "+"
 
 
 class Peer(StrEnum):
-    """Methods of transformers."""
+    """Methods of others: of transformers, and llama.cpp on the target's own GGUF file."""
 
     GENERATE = "transformers"
     COMPILED = "transformers compiled"
     ASSISTED = "transformers assisted"
     PROMPT_LOOKUP = "transformers prompt lookup"
+    LLAMA_CPP = "llama.cpp"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Method:
 
     Attributes:
         name: as it was written.
-        peer: the method of transformers, or None for our own.
+        peer: the method of others, or None for our own.
         drafter: by name; None is that of the pair.
         search: of our own, by name.
     """
@@ -50,9 +51,9 @@ def parse_method(text: str) -> Method:
     """Reads a method.
 
     One of "plain"; "transformers", "transformers compiled", "transformers assisted" and
-    "transformers prompt lookup"; or a search or a shape, such as "chain(4)", with the pair's
-    drafter; or "DRAFTER@SEARCH" with another. A drafter "+prompt-lookup" is the pair's joined with
-    that.
+    "transformers prompt lookup"; "llama.cpp"; or a search or a shape, such as "chain(4)", with the
+    pair's drafter; or "DRAFTER@SEARCH" with another. A drafter "+prompt-lookup" is the pair's
+    joined with that.
 
     Raises:
         InvalidInputError: if there is no such search.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
@@ -10,14 +11,17 @@ from transformers import PreTrainedModel
 from treesnake.decoder import SpeculativeDecoder, Tokenizer
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.load import load_drafter
+from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench.bench_recipe import DrafterTable, PairTable
+from treesnake.evaluation.bench.llama_cpp import LlamaCppRunner
 from treesnake.evaluation.bench.methods import JOIN, Method, Peer
 from treesnake.evaluation.bench.peers import TransformersRunner
 from treesnake.evaluation.bench.runners import Runner, SpeculativeRunner
-from treesnake.loading.checkpoint import end_token_ids
+from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
 from treesnake.loading.networks import LoadedNetwork
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
+from treesnake.loading.smollm import find_gguf
 from treesnake.models.hf_network import HfNetwork
 from treesnake.pairs import Pair
 from treesnake.protocols import DrafterModel, TargetModel
@@ -78,7 +82,9 @@ class PairLoader:
             self._decoder(self.drafter_name(method)), search_by_name(method.search)
         )
 
-    def _make_peer(self, peer: Peer) -> TransformersRunner:
+    def _make_peer(self, peer: Peer) -> TransformersRunner | LlamaCppRunner:
+        if peer is Peer.LLAMA_CPP:
+            return LlamaCppRunner(self._target_file(), self.decoder.end_token_ids)
         name = self._pair.assisted_by
         drafter = None
         if peer is Peer.ASSISTED and name is not None:
@@ -99,6 +105,17 @@ class PairLoader:
         if options.dtype == "int8":
             options = replace(options, dtype="auto")
         return load_pretrained(self._pair.target, options).model
+
+    def _target_file(self) -> Path:
+        """Returns the GGUF file of the target, which the default target comes from, too."""
+        if self._pair.target == DEFAULT_MODEL:
+            return find_gguf()
+        path = self.loaded.checkpoint.gguf_file
+        if path is None:
+            raise InvalidInputError(
+                f"llama.cpp runs GGUF files, and the target {self._pair.target} is none"
+            )
+        return path
 
     def _target(self) -> tuple[TargetModel, LoadedNetwork]:
         pair = self._pair
@@ -122,6 +139,7 @@ class PairLoader:
             LoadOptions(table.dtype, self._pair.device),
             target=self.loaded.checkpoint,
             window=table.window,
+            tokens=table.tokens,
         )
 
     def _once(self, name: str, make: Callable[[], Loaded]) -> Loaded:
