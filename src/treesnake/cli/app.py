@@ -16,6 +16,7 @@ from treesnake.cli.chat import chat
 from treesnake.cli.generate import generate
 from treesnake.cli.info import info
 from treesnake.cli.report import report
+from treesnake.cli.scene import scene
 from treesnake.cli.train import train
 from treesnake.cli.verify import verify_command
 from treesnake.errors import TreesnakeError
@@ -60,6 +61,7 @@ app.command()(train)
 app.command()(bench)
 app.command("verify")(verify_command)
 app.command()(report)
+app.command()(scene)
 
 
 def main() -> None:
