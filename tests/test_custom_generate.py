@@ -20,10 +20,15 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from treesnake import StaticSearch, custom_generate
+from treesnake import StaticSearch, chain, custom_generate, drafter_for
+from treesnake.drafters.composite import CompositeDrafterModel
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.none import NoDrafterModel
+from treesnake.drafters.text import TextDrafterModel
 from treesnake.errors import InvalidInputError
+from treesnake.loading.checkpoint import DEFAULT_MODEL, find_checkpoint
 from treesnake.shape import LevelWidths
+from treesnake.testing.tokenizers import KINDS
 
 VOCAB_SIZE = 24
 PROMPT = torch.tensor([[3, 5, 3, 5, 7, 3, 5]])
@@ -321,3 +326,43 @@ def test_a_processor_is_asked_once_for_each_sampled_token(model: PreTrainedModel
     processor = Alternating()
     ours_alone(model, do_sample=True, logits_processor=LogitsProcessorList([processor]))
     assert processor.lengths == list(range(PROMPT.shape[1], PROMPT.shape[1] + NUM_NEW))
+
+
+@pytest.mark.parametrize("kind", ["byte-level as in Llama 3", "sentence pieces", "word pieces"])
+def test_the_shipped_drafter_drafts_in_text_for_a_model_with_another_tokenizer(
+    kind: str,
+) -> None:
+    tokenizer = KINDS[kind]()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=[tokenizer.eos_token_id],
+        pad_token_id=0,
+    )
+    model = randomized(LlamaForCausalLM(config))
+    drafter = drafter_for(model, tokenizer)
+    assert isinstance(drafter, CompositeDrafterModel)
+    assert isinstance(drafter.first, TextDrafterModel)
+    prompt = tokenizer("the snake reads the international news", return_tensors="pt").input_ids
+    options: dict[str, Any] = {"max_new_tokens": NUM_NEW, "do_sample": False}
+    search = StaticSearch(chain(4))
+    ours: Any = model.generate(
+        prompt, custom_generate=custom_generate, drafter=drafter, search=search, **options
+    )
+    theirs: Any = model.generate(prompt, **options)
+    assert ours[0].tolist() == theirs[0].tolist()
+
+
+def test_for_a_model_with_its_tokenizer_the_shipped_drafter_drafts_tokens() -> None:
+    target = find_checkpoint(DEFAULT_MODEL)
+    padded = LlamaConfig(
+        vocab_size=49280, hidden_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    drafter = drafter_for(LlamaForCausalLM(padded), target.tokenizer)
+    assert isinstance(drafter, CompositeDrafterModel)
+    assert isinstance(drafter.first, NetworkDrafterModel)

@@ -3,6 +3,7 @@
 from treesnake.constraints import AllowedTokens, BannedTokens, Constraint, RepetitionPenalty
 from treesnake.custom_generate import custom_generate
 from treesnake.decoder import DecoderSession, SpeculativeDecoder, TextStream
+from treesnake.drafters.load import drafter_for
 from treesnake.errors import TreesnakeError
 from treesnake.generate import generate
 from treesnake.outcome import FinishReason, Generation, Step
@@ -35,5 +36,6 @@ __all__ = [
     "TreesnakeError",
     "chain",
     "custom_generate",
+    "drafter_for",
     "generate",
 ]

@@ -1,6 +1,7 @@
 """The trained drafter that comes with the package."""
 
 import json
+from dataclasses import replace
 
 from treesnake import SpeculativeDecoder
 from treesnake.drafters.composite import CompositeDrafterModel
@@ -59,6 +60,22 @@ def test_embeddings_of_its_own_draft_as_those_of_its_target_do() -> None:
         drafted.append(firsts)
     num_alike = sum(ours == theirs for ours, theirs in zip(*drafted, strict=True))
     assert num_alike >= 30
+
+
+def test_it_reads_its_own_embeddings_where_those_of_its_target_have_an_unknown_name() -> None:
+    target = find_checkpoint(DEFAULT_MODEL)
+    renamed = {name.replace("embed", "rows"): target.weights[name] for name in target.weights}
+    tokens = target.tokenizer.encode("The capital of France is")
+    drafted = []
+    for drafter in (
+        load_drafter(FOLDER.name, target=replace(target, weights=renamed)),
+        load_drafter(FOLDER.name, target=target, tokens="text"),
+    ):
+        session = drafter.new_session()
+        session.prefill(Prompt.of(tokens))
+        draft = session.draft(tokens[-1], chain(1), SamplingParams(), TorchRng(0))
+        drafted.append(draft.tree.tokens)
+    assert drafted[0] == drafted[1]
 
 
 def test_it_is_small_and_says_where_it_comes_from() -> None:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.heads import check_config_is_of_a_model, check_tensors_are_of_a_model
@@ -29,11 +29,13 @@ from treesnake.errors import InvalidInputError, LoadError
 from treesnake.loading.architecture import Architecture, FoundModel, identify
 from treesnake.loading.checkpoint import (
     DEFAULT_MODEL,
+    GENERATION_CONFIG_FILE,
     Checkpoint,
     end_token_ids,
     local_path,
     locate,
     open_checkpoint,
+    token_ids_in,
 )
 from treesnake.loading.networks import load_network
 from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
@@ -111,6 +113,32 @@ def load_drafter(
     # The model comes first: its nodes are drawn, and what is drawn must precede what is chosen.
     drafters = [*map(load, models), *(WEIGHTLESS[part]() for part in parts if part in WEIGHTLESS)]
     return reduce(CompositeDrafterModel, drafters)
+
+
+def drafter_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> DrafterModel:
+    """Returns what "auto" stands for, for a model of transformers that is loaded already.
+
+    Args:
+        model: the target.
+        tokenizer: the target's.
+
+    Raises:
+        InvalidInputError: if the tokenizer is none of the package tokenizers.
+    """
+    options = LoadOptions(device=str(model.device))
+    shipped = open_checkpoint(identify(SHIPPED_FOR_OTHERS, SHIPPED_FOLDER / SHIPPED_FOR_OTHERS))
+    kept = read_draft_vocabulary(shipped.path)
+    network = load_network(shipped, _drafting_options(options), draft_vocab=kept).network
+    if has_same_tokens(shipped.tokenizer, tokenizer):
+        size = model.config.get_text_config(decoder=True).vocab_size
+        drafter: DrafterModel = NetworkDrafterModel(network, _vocabulary(shipped, size, kept))
+    else:
+        own = NetworkDrafterModel(network, _vocabulary(shipped, _vocab_size(shipped), kept))
+        stated = getattr(model.generation_config, "eos_token_id", None)
+        ends = token_ids_in(stated, Path(GENERATION_CONFIG_FILE))
+        translation = Translation(shipped.tokenizer, tokenizer, end_token_ids(shipped), ends)
+        drafter = TextDrafterModel(own, translation)
+    return CompositeDrafterModel(drafter, NgramDrafterModel())
 
 
 def default_drafters(target: Checkpoint | None) -> tuple[str, ...]:
@@ -192,8 +220,8 @@ def _load_model(
     check_tensors_are_of_a_model(name, checkpoint.weights)
     way = _way(checkpoint, target, tokens)
     kept = None if way == "shared" else read_draft_vocabulary(found.path)
-    of_target = target if way == "same" else None
-    vocabulary = _vocabulary(checkpoint, of_target, kept)
+    of_target = target if way == "same" else checkpoint
+    vocabulary = _vocabulary(checkpoint, _vocab_size(of_target or checkpoint), kept)
     if way == "shared" and target is not None:
         vocabulary = share_tokens(checkpoint.tokenizer, target.tokenizer, _vocab_size(target))
     if is_recurrent:
@@ -248,14 +276,13 @@ def _drafting_options(options: LoadOptions) -> LoadOptions:
 
 
 def _vocabulary(
-    drafter: Checkpoint, target: Checkpoint | None, kept: Int[Tensor, " kept"] | None
+    drafter: Checkpoint, target_size: int, kept: Int[Tensor, " kept"] | None
 ) -> VocabularyMap | None:
     """Returns how a drafter's tokens relate to those of a target that has the same; None if alike.
 
-    Without a target they are its own.
+    A drafter in text is its own target.
     """
     network_size = _vocab_size(drafter)
-    target_size = network_size if target is None else _vocab_size(target)
     if not _has_tokenizer(drafter.found) and abs(network_size - target_size) > MAX_PADDING:
         raise InvalidInputError(
             f"{drafter.name} has {network_size} tokens and no tokenizer, the target has "
