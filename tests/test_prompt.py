@@ -156,6 +156,18 @@ def test_prompts_are_equal_if_their_inputs_are() -> None:
     assert Prompt(tokens, (pixels(0.5),)) != Prompt(tokens)
 
 
+def test_a_prompt_without_inputs_has_no_placeholders() -> None:
+    prompt = Prompt((4, 9, 9, 5, 9, 7, 8), (pixels(0.5), pixels(0.2, 4, 1)), borders=(1, 4, 6))
+    assert prompt.without_inputs() == Prompt((4, 5, 7, 8), borders=(1, 2, 3))
+    assert prompt.without_inputs().without_inputs() == prompt.without_inputs()
+
+
+def test_the_end_of_a_prompt_keeps_what_belongs_to_it() -> None:
+    prompt = Prompt((4, 9, 9, 5, 9, 7, 8), (pixels(0.5), pixels(0.2, 4, 1)), borders=(1, 4, 6))
+    assert prompt.behind(3) == Prompt((5, 9, 7, 8), (pixels(0.2, 1, 1),), borders=(1, 3))
+    assert prompt.behind(0) == prompt
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.bool, torch.float64])
 def test_inputs_of_any_dtype_have_a_digest(dtype: torch.dtype) -> None:
     digests = {

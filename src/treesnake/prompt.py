@@ -1,8 +1,9 @@
 """What a sequence begins with."""
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import itemgetter
 from typing import Any, SupportsIndex
@@ -178,6 +179,32 @@ class Prompt:
                 (each.digest, number) for number in range(each.num_placeholders)
             ]
         return tuple(key)
+
+    def without_inputs(self) -> "Prompt":
+        """Returns the prompt as text alone, for models that read nothing else.
+
+        Placeholders are left out: without what they stand for they say nothing.
+        """
+        if not self.inputs:
+            return self
+        placeholders = {index for each in self.inputs for index in range(each.start, each.end)}
+        kept = [index for index in range(len(self)) if index not in placeholders]
+        return Prompt(
+            tuple(self.token_ids[index] for index in kept),
+            borders=tuple(bisect_left(kept, border) for border in self.borders),
+        )
+
+    def behind(self, start: int) -> "Prompt":
+        """Returns the prompt from a token on, which stands in no input, as a text of its own."""
+        return Prompt(
+            self.token_ids[start:],
+            tuple(
+                replace(each, start=each.start - start)
+                for each in self.inputs
+                if each.start >= start
+            ),
+            tuple(border - start for border in self.borders if border > start),
+        )
 
     def check(self, vocab_size: int, context_length: int | None) -> None:
         """Checks that a model with this vocabulary and context can continue the prompt.

@@ -15,7 +15,7 @@ from treesnake.drafters.growing import GrownDraft, grow
 from treesnake.drafters.vocabulary import SameVocabulary, VocabularyMap
 from treesnake.drafters.window import WindowedDrafter
 from treesnake.errors import InvalidInputError
-from treesnake.models.tree_network import TreeNetwork, TreeState
+from treesnake.models.tree_network import TreeNetwork, TreeState, reads_inputs
 from treesnake.prompt import Prompt
 from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import Shape
@@ -75,9 +75,12 @@ class NetworkDrafterModel:
 
     def new_session(self) -> "NetworkDrafter | WindowedDrafter":
         """Returns a session with an empty state."""
-        drafter = NetworkDrafter(self.network.new_state(), self.vocabulary, self.max_depth)
+        sees = reads_inputs(self.network)
+        drafter = NetworkDrafter(
+            self.network.new_state(), self.vocabulary, self.max_depth, reads_inputs=sees
+        )
         window = self.window or self.largest_window
-        return drafter if window is None else WindowedDrafter(drafter, window)
+        return drafter if window is None else WindowedDrafter(drafter, window, reads_inputs=sees)
 
 
 class NetworkDrafter:
@@ -91,6 +94,7 @@ class NetworkDrafter:
         state: the state of an empty text.
         vocabulary: how the network's tokens relate to the target's; None if they are the same.
         max_depth: no tree becomes deeper.
+        reads_inputs: whether the network reads what prompts bring beside tokens, such as images.
     """
 
     def __init__(
@@ -98,10 +102,13 @@ class NetworkDrafter:
         state: TreeState,
         vocabulary: VocabularyMap | None = None,
         max_depth: int | None = None,
+        *,
+        reads_inputs: bool = False,
     ) -> None:
         self._state = state
         self._vocabulary = vocabulary or SameVocabulary()
         self._max_depth = max_depth
+        self._reads_inputs = reads_inputs
         self._behind: list[int] = []
         self._num_before_anchor = 0
         self._grown: GrownDraft | None = None
@@ -112,11 +119,15 @@ class NetworkDrafter:
         return self._state.num_bytes
 
     def prefill(self, prompt: Prompt) -> None:
-        """Makes the state hold every token of the prompt but the last; it reads text alone."""
+        """Makes the state hold every token of the prompt but the last.
+
+        A network that reads text alone is given the text without placeholders.
+        """
         self._forget_draft()
         self._behind = []
-        tokens = self._vocabulary.express(prompt.token_ids)
-        self._state.prefill(Prompt(tuple(tokens), borders=prompt.borders))
+        read = prompt if self._reads_inputs else prompt.without_inputs()
+        tokens = self._vocabulary.express(read.token_ids)
+        self._state.prefill(Prompt(tuple(tokens), read.inputs, read.borders))
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Grows a tree over `anchor`; see `treesnake.drafters.growing.grow`."""

@@ -174,6 +174,7 @@ class TextDrafter:
     def prefill(self, prompt: Prompt) -> None:
         """Makes the session hold every token of the prompt but the last; it reads text alone."""
         self._forget_draft()
+        prompt = prompt.without_inputs()
         wanted = prompt.token_ids[:-1]
         num_kept = num_shared(self._tokens, wanted)
         if num_kept < len(self._tokens):

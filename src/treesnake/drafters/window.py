@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from treesnake.draft import Draft, Scored
 from treesnake.errors import InvalidInputError
-from treesnake.prompt import Prompt
+from treesnake.prompt import Prompt, PromptInput
 from treesnake.protocols import Drafter
 from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import Shape
@@ -20,29 +20,33 @@ class WindowedDrafter:
     hold what is forgotten. It costs a prefill of `window` / 2 tokens every `window` / 2 tokens.
 
     What is seen depends on the length of the text alone, not on how it came about.
+
+    Args:
+        drafter: what sees the window.
+        window: how many tokens it sees at most.
+        reads_inputs: whether it reads what prompts bring beside tokens. An image that the edge of
+            the window would cut is left out.
     """
 
-    def __init__(self, drafter: Drafter, window: int) -> None:
+    def __init__(self, drafter: Drafter, window: int, *, reads_inputs: bool = False) -> None:
         if window < 2:
             raise InvalidInputError(f"a window has at least 2 tokens, got {window}")
         self._drafter = drafter
         self._window = window
+        self._reads_inputs = reads_inputs
         self._start = 0
         self._seen: list[int] = []
+        self._inputs: tuple[PromptInput, ...] = ()
 
     def prefill(self, prompt: Prompt) -> None:
         """Makes the drafter hold the last tokens of the prompt but the very last."""
-        self._start = first_seen(len(prompt) - 1, self._window)
-        self._seen = list(prompt.token_ids[self._start : -1])
-        self._drafter.prefill(_from_token(prompt, self._start))
+        self._start = 0
+        self._see(prompt if self._reads_inputs else prompt.without_inputs())
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Drafts a tree, after having moved the window if the text outgrew it."""
-        num_outgrown = first_seen(self._start + len(self._seen), self._window) - self._start
-        if num_outgrown:
-            del self._seen[:num_outgrown]
-            self._start += num_outgrown
-            self._drafter.prefill(Prompt.of([*self._seen, anchor]))
+        if first_seen(self._start + len(self._seen), self._window) > self._start:
+            self._see(Prompt((*self._seen, anchor), self._inputs))
         return self._drafter.draft(anchor, shape, params, rng)
 
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
@@ -50,14 +54,17 @@ class WindowedDrafter:
         self._drafter.commit(token_ids, scored)
         self._seen += token_ids
 
+    def _see(self, prompt: Prompt) -> None:
+        """Moves the window to the end of a prompt, which begins where the window did."""
+        start = first_seen(self._start + len(prompt) - 1, self._window) - self._start
+        cut = (each.end for each in prompt.inputs if each.start < start < each.end)
+        seen = prompt.behind(next(cut, start))
+        self._start += len(prompt) - len(seen)
+        self._seen, self._inputs = list(seen.token_ids[:-1]), seen.inputs
+        self._drafter.prefill(seen)
+
 
 def first_seen(num_tokens: int, window: int) -> int:
     """Returns the first token that is seen of so many; it moves by half a window at a time."""
     stride = -(-window // 2)
     return max(-(-(num_tokens - window) // stride) * stride, 0)
-
-
-def _from_token(prompt: Prompt, start: int) -> Prompt:
-    """Returns the prompt from a token on, as a text of its own."""
-    borders = tuple(border - start for border in prompt.borders if border > start)
-    return Prompt(prompt.token_ids[start:], borders=borders)

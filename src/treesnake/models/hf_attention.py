@@ -5,6 +5,7 @@ committed path are kept.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,16 +14,17 @@ from transformers import PreTrainedModel
 from treesnake.errors import BrokenModelError
 from treesnake.models.hf_diagnosis import broken_model_error
 from treesnake.models.hf_families import (
+    ROW_COUNTING_FAMILIES,
     VERIFIED_FAMILIES,
-    can_share_passes,
     check_supported,
     context_length,
     read_layout,
 )
+from treesnake.models.hf_images import HfImages, num_whole, pieces, sees_images
 from treesnake.models.hf_passes import Growth, HfPasses, checked_growth, new_rows
-from treesnake.models.hf_probe import check_scores_once
+from treesnake.models.hf_probe import check_images_once, check_scores_once
 from treesnake.models.tree_network import Part, check_tokens, own_states
-from treesnake.prompt import Prompt
+from treesnake.prompt import Prompt, PromptInput
 from treesnake.states.held_text import HeldText
 from treesnake.states.kv import KvCache
 from treesnake.states.shared_kv import SharedKvCache
@@ -32,8 +34,9 @@ from treesnake.states.snapshots import Snapshot
 class HfAttention:
     """The weights of a transformers model, shared by the states of many texts.
 
-    A model of a family that is not among `VERIFIED_FAMILIES` runs one small tree first, once, and
-    is refused if the result is not that of its own plain forward passes.
+    A model of a family that the tests do not have runs one small tree first, once, and is refused
+    if the result is not that of its own plain forward passes. One that sees images does so again
+    with the first image that it is given.
 
     Args:
         model: a decoder with a language-model head, in evaluation mode, that attends with "sdpa" or
@@ -52,9 +55,42 @@ class HfAttention:
         self.passes = HfPasses(model, self.layout.spans)
         self.vocab_size: int = self.config.vocab_size
         self.context_length = context_length(self.config)
-        self._can_share_passes = can_share_passes(self.config)
-        if self.config.model_type not in VERIFIED_FAMILIES:
+        self.images = HfImages(model) if sees_images(model) else None
+        is_verified = self.config.model_type in VERIFIED_FAMILIES
+        if self.images is not None:
+            is_verified = self.images.is_verified
+        # Nobody knows of other families whether they read masks and positions and nothing else.
+        self._can_share_passes = is_verified and self.config.model_type not in ROW_COUNTING_FAMILIES
+        if not is_verified:
             check_scores_once(model, self.new_state())
+
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether prompts may bring images."""
+        return self.images is not None
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Checks that the model can read a prompt, and what comes with it.
+
+        Raises:
+            InvalidInputError: if it cannot.
+            UnsupportedModelError: if it reads images otherwise than trees need, with the reason.
+        """
+        check_tokens(prompt.token_ids, self.vocab_size)
+        if self.images is None or not prompt.inputs:
+            prompt.check_text_only()
+            return
+        self.images.check_prompt(prompt)
+        if not self.images.is_verified:
+            self.images.check_supported()
+            check_images_once(self.model, self.images, self._score_unchecked, prompt)
+
+    def _score_unchecked(
+        self, prompt: Prompt, token_ids: Sequence[int], parents: Sequence[int]
+    ) -> Float[Tensor, "nodes vocab"]:
+        state = self.new_state()
+        state.fill(prompt)
+        return state.extend(token_ids, parents)
 
     def new_state(self) -> "HfAttentionState":
         """Returns the state of an empty text."""
@@ -90,6 +126,7 @@ class HfAttentionState:
     Attributes:
         network: the weights.
         text: the tokens held, and the tree so far.
+        shift: what to add to a number of tokens for the position of the next.
         cache: their rows, and rows of nodes that an interrupted pass did not append; these are
             dropped by the next call.
     """
@@ -98,11 +135,18 @@ class HfAttentionState:
         self.network = network
         self.text = HeldText()
         self.cache = KvCache(network.layout.has_rows)
+        self._images: list[HeldImage] = []
 
     @property
     def length(self) -> int:
         """The number of tokens in the text."""
         return self.text.length
+
+    @property
+    def shift(self) -> int:
+        """What to add to a number of tokens for the position of the next."""
+        held = (each.shift for each in reversed(self._images) if each.end <= self.length)
+        return next(held, 0)
 
     @property
     def num_bytes(self) -> int:
@@ -115,19 +159,26 @@ class HfAttentionState:
         The part of the text that the prompt begins with is kept. A long prompt runs part by part,
         and if that is interrupted, the state holds the parts that were finished.
 
+        An image runs whole, in a pass of its own.
+
         Raises:
-            InvalidInputError: if the prompt brings inputs.
+            InvalidInputError: if the prompt brings inputs that the model cannot read.
+            UnsupportedModelError: if it reads images otherwise than trees need, with the reason.
         """
-        prompt.check_text_only()
-        check_tokens(prompt.token_ids, self.network.vocab_size)
-        self._cut(self.text.num_shared(prompt))
-        num_tokens = len(prompt) - 1
-        passes = self.network.passes
-        size = passes.part_size(num_tokens)
-        for start in range(self.text.length, num_tokens, size):
-            end = min(start + size, num_tokens)
-            passes.read(self.cache, prompt.token_ids[start:end], start)
-            self.text.read(prompt.key[start:end])
+        self.network.check_prompt(prompt)
+        self.fill(prompt)
+
+    def fill(self, prompt: Prompt) -> None:
+        """Does what `prefill` does with a prompt that was checked."""
+        self._cut(num_whole(prompt, self.text.num_shared(prompt)))
+        size = self.network.passes.part_size(len(prompt) - 1)
+        for piece in pieces(prompt, self.text.length, size):
+            token_ids = prompt.token_ids[piece.start : piece.end]
+            if piece.image is None:
+                self.network.passes.read(self.cache, token_ids, piece.start + self.shift)
+            else:
+                self._read_image(piece.image, token_ids)
+            self.text.read(prompt.key[piece.start : piece.end])
 
     def extend(
         self, token_ids: Sequence[int], parents: Sequence[int]
@@ -141,7 +192,7 @@ class HfAttentionState:
         Raises:
             InvalidInputError: if the tree cannot grow so, or a token does not exist.
         """
-        growth = checked_growth(self.text, part, self.network.vocab_size)
+        growth = checked_growth(self.text, part, self.network.vocab_size, self.shift)
         self.cache.keep(self.text.length + growth.nodes.num_before)
         return growth
 
@@ -156,13 +207,17 @@ class HfAttentionState:
         self.text.commit(path)
 
     def snapshot(self) -> Snapshot:
-        """Returns copies of the text's rows."""
-        return Snapshot(self.network, tuple(self.text.key), self.cache.copy(self.text.length))
+        """Returns copies of the text's rows, and where the positions of its images end."""
+        rows = self.cache.copy(self.text.length)
+        key = tuple(self.text.key)
+        return HfSnapshot(self.network, key, rows, tuple(self._images))
 
     def restore(self, snapshot: Snapshot) -> None:
         """Makes the text that of a snapshot, which this or another state of the network took."""
         snapshot.check_network(self.network)
+        assert isinstance(snapshot, HfSnapshot)
         self._cut(0)
+        self._images = list(snapshot.images)
         self.cache.restore(snapshot.tensors)
         self.text.read(snapshot.key)
 
@@ -183,3 +238,38 @@ class HfAttentionState:
         """Forgets the tree, and the text from a length on."""
         self.text.cut(length)
         self.cache.keep(length)
+        self._images = [each for each in self._images if each.end <= length]
+
+    def _read_image(self, image: PromptInput, token_ids: Sequence[int]) -> None:
+        images, before = self.network.images, self.shift
+        assert images is not None, "prompts are checked before"
+        positions = images.positions(image)
+        self.network.passes.read_input(
+            self.cache,
+            token_ids,
+            positions + image.start + before,
+            image.tensors,
+            num_held=image.start if images.is_two_way else None,
+        )
+        shift = before + int(positions.max()) + 1 - image.num_placeholders
+        self._images.append(HeldImage(image.end, shift))
+
+
+@dataclass(frozen=True)
+class HeldImage:
+    """An image in a text.
+
+    Attributes:
+        end: the number of tokens up to its last placeholder.
+        shift: what to add to a number of tokens behind it for the position of the next.
+    """
+
+    end: int
+    shift: int
+
+
+@dataclass(frozen=True, eq=False)
+class HfSnapshot(Snapshot):
+    """The rows of a text, and its images."""
+
+    images: tuple[HeldImage, ...]

@@ -97,16 +97,6 @@ def read_layout(config: PreTrainedConfig) -> AttentionLayout:
     return AttentionLayout(tuple(kind != ROWLESS for kind in kinds), spans)
 
 
-def can_share_passes(config: PreTrainedConfig) -> bool:
-    """Tells whether the rows of several texts may lie side by side in one pass of a decoder.
-
-    It takes a family that reads masks and positions and nothing else. Nobody knows that of one that
-    is not verified.
-    """
-    family = config.model_type
-    return family in VERIFIED_FAMILIES and family not in ROW_COUNTING_FAMILIES
-
-
 class LimitedContext(int):
     """A number of positions that is smaller than a reader of the config expects, with the reason.
 

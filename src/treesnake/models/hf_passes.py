@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from treesnake.errors import TreesnakeError, UnsupportedModelError, reason_of
+from treesnake.errors import (
+    InvalidInputError,
+    TreesnakeError,
+    UnsupportedModelError,
+    reason_of,
+)
 from treesnake.models.hf_families import activation_width
 from treesnake.models.hf_masks import PaddedTrees, Span, tree_mask
 from treesnake.models.tree_network import Part, check_tokens
@@ -46,11 +51,13 @@ class Growth:
         num_held: the number of tokens in the text.
         token_ids: those of the new nodes.
         nodes: the tree with the new nodes.
+        shift: what to add to a number of tokens for the position of the next; see `HfImages`.
     """
 
     num_held: int
     token_ids: Sequence[int]
     nodes: GrownNodes
+    shift: int = 0
 
     def padded_token_ids(self, num_tokens: int) -> list[int]:
         """Returns the new tokens, and copies of the last for as many as are missing."""
@@ -58,8 +65,14 @@ class Growth:
         return [*self.token_ids, *[self.token_ids[-1]] * missing]
 
 
-def checked_growth(text: HeldText, part: Part, vocab_size: int) -> Growth:
+def checked_growth(text: HeldText, part: Part, vocab_size: int, shift: int = 0) -> Growth:
     """Returns what a part adds to a pass.
+
+    Args:
+        text: which text it continues.
+        part: the new nodes.
+        vocab_size: the number of tokens that exist.
+        shift: of positions behind the text.
 
     Raises:
         InvalidInputError: if the tree cannot grow so, or a token does not exist.
@@ -67,7 +80,7 @@ def checked_growth(text: HeldText, part: Part, vocab_size: int) -> Growth:
     text.check_growth(part.token_ids, part.parents)
     check_tokens(part.token_ids, vocab_size)
     nodes = GrownNodes((*text.parents, *part.parents), len(part.parents))
-    return Growth(text.length, part.token_ids, nodes)
+    return Growth(text.length, part.token_ids, nodes, shift)
 
 
 def new_rows(growths: Sequence[Growth]) -> NewRows:
@@ -97,16 +110,54 @@ class HfPasses:
         self._takes_positions = "position_ids" in arguments
         self._can_skip_logits = "logits_to_keep" in arguments
 
-    def read(self, cache: Cache, token_ids: Sequence[int], start: int) -> None:
-        """Runs tokens of a text, of which the cache holds those before `start`."""
-        positions = torch.arange(start, start + len(token_ids))[None]
+    def read(self, cache: Cache, token_ids: Sequence[int], position: int) -> None:
+        """Runs tokens that continue the text in the cache, the first of them at a position."""
+        positions = torch.arange(position, position + len(token_ids))[None]
         self.forward(cache, [token_ids], positions, skip_logits=True)
+
+    def read_input(
+        self,
+        cache: Cache,
+        token_ids: Sequence[int],
+        positions: Int[Tensor, "*rows 1 new"],
+        tensors: Mapping[str, Shaped[Tensor, "..."]],
+        num_held: int | None,
+    ) -> None:
+        """Runs the placeholders of an input, and with them what they stand for.
+
+        Args:
+            cache: the text before it.
+            token_ids: the placeholders.
+            positions: where each stands.
+            tensors: of the input.
+            num_held: None where a placeholder sees those before it; where it sees all of the
+                input, the number of tokens in the text.
+
+        Raises:
+            InvalidInputError: if the model cannot read it.
+        """
+        masks: Masks = None
+        if num_held is not None:
+            size = len(token_ids)
+            visible = torch.ones(size, size, dtype=torch.bool, device=self.model.device)
+            depths = torch.arange(size, device=self.model.device)
+            masks = self._masks(
+                lambda span: tree_mask(visible, depths, num_held, span, self.model.dtype)
+            )
+        try:
+            self.forward(cache, [token_ids], positions, masks, tensors, skip_logits=True)
+        except UnsupportedModelError as error:
+            raise InvalidInputError(
+                f"an input of the prompt with {len(token_ids)} placeholders cannot be read: "
+                f"{reason_of(error.__cause__ or error)}; prepare it with the processor of the "
+                "model itself"
+            ) from error
 
     def grow(self, cache: Cache, growth: Growth) -> Float[Tensor, "new vocab"]:
         """Runs the new nodes of one tree."""
         device, nodes = self.model.device, growth.nodes
         tree = nodes.layout(device)
-        positions = growth.num_held + tree.depths[-nodes.num_new :]
+        positions = growth.num_held + growth.shift + tree.depths[-nodes.num_new :]
         masks: Masks = None
         if not nodes.is_chain:  # for which the model has masks
             visible = tree.ancestor_mask[-nodes.num_new :]
@@ -130,7 +181,8 @@ class HfPasses:
         )
         token_ids = [growth.padded_token_ids(max(num_new)) for growth in growths]
         masks = self._masks(lambda span: trees.mask(span, self.model.dtype))
-        logits = self.forward(cache, token_ids, trees.positions, masks)
+        shifts = torch.tensor([growth.shift for growth in growths], device=self.model.device)
+        logits = self.forward(cache, token_ids, trees.positions + shifts[:, None], masks)
         return [logits[text, :new] for text, new in enumerate(num_new)]
 
     @torch.no_grad()
@@ -138,8 +190,9 @@ class HfPasses:
         self,
         cache: Cache,
         token_ids: Sequence[Sequence[int]],
-        positions: Int[Tensor, "texts new"],
+        positions: Int[Tensor, "*rows texts new"],
         masks: Masks = None,
+        tensors: Mapping[str, Shaped[Tensor, "..."]] | None = None,
         *,
         skip_logits: bool = False,
     ) -> Float[Tensor, "texts scored vocab"]:
@@ -148,8 +201,9 @@ class HfPasses:
         Args:
             cache: what the tokens continue.
             token_ids: the new tokens of each text, equally many.
-            positions: where in its text each stands.
+            positions: where in its text each stands; some models have several rows of them.
             masks: what they may see; by default each sees all before it.
+            tensors: what some tokens stand for, by the names of the model's arguments.
             skip_logits: whether the logits of all tokens but the last may be left out.
 
         Raises:
@@ -157,6 +211,10 @@ class HfPasses:
         """
         device = self.model.device
         options: dict[str, Any] = {self._cache_argument: cache}
+        for name, tensor in (tensors or {}).items():
+            options[name] = tensor.to(
+                device, self.model.dtype if tensor.is_floating_point() else None
+            )
         if skip_logits and self._can_skip_logits:
             options["logits_to_keep"] = 1
         if self._takes_positions:

@@ -1,13 +1,17 @@
 """A test that a model can be put through before it is trusted with trees."""
 
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from treesnake.errors import TreesnakeError, UnsupportedModelError
+from treesnake.errors import InvalidInputError, TreesnakeError, UnsupportedModelError
+from treesnake.models.hf_images import HfImages
 from treesnake.models.hf_passes import MISFITS
 from treesnake.models.tree_network import TreeState
 from treesnake.prompt import Prompt
@@ -17,9 +21,17 @@ PARENTS = (-1, 0, 0, 1, 1, 2, 4)
 
 LEAF = 6
 
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+
 _PASSED: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 """The attention with which each living model passed: `generate` of transformers may be called often
 with one model, each time without knowing what was found out before."""
+
+_PASSED_WITH_IMAGE: WeakSet[PreTrainedModel] = WeakSet()
+"""The living models that passed behind an image."""
+
+TreeScore = Callable[[Prompt, Sequence[int], Sequence[int]], Float[Tensor, "nodes vocab"]]
+"""Returns the logits after the nodes of a tree that continues a prompt without its last token."""
 
 
 def check_scores_once(model: PreTrainedModel, state: TreeState) -> None:
@@ -28,6 +40,48 @@ def check_scores_once(model: PreTrainedModel, state: TreeState) -> None:
     if _PASSED.get(model) != attention:
         check_scores(model, state)
         _PASSED[model] = attention
+
+
+def check_images_once(
+    model: PreTrainedModel, images: HfImages, score: TreeScore, prompt: Prompt
+) -> None:
+    """Compares the scores of a tree behind an image with the model's own passes over its paths.
+
+    The reference runs a prompt up to its first image, and a path behind that, at once: with no
+    cache, no mask and no positions from us. The first image that a model is given decides.
+
+    Args:
+        model: what is tried, once.
+        images: how it reads them.
+        score: our way.
+        prompt: one with an image.
+
+    Raises:
+        UnsupportedModelError: if the scores differ, or the model fails.
+    """
+    if model in _PASSED_WITH_IMAGE:
+        return
+    image = prompt.inputs[0]
+    text = prompt.token_ids[: image.end]
+    nodes = _scattered_tokens(_vocab_size(model), len(PARENTS))
+    try:
+        logits = score(Prompt((*text, nodes[0]), inputs=(image,)), nodes, PARENTS)
+        errors = []
+        for node in (3, 5, LEAF):
+            whole = Prompt((*text, *(nodes[step] for step in _path(node))), inputs=(image,))
+            tensors = {**image.tensors, **images.token_types(whole)}
+            errors.append(_relative_error(logits[node], _plain_logits(model, whole, tensors)))
+    except (InvalidInputError, *MISFITS) as reason:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot score a token tree behind an image: {reason}"
+        ) from reason
+    if not max(errors) < _tolerance(model.dtype):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} scores a token tree behind an image differently from its "
+            f"paths, with a relative error of {max(errors):.2g}: it does not read an image as "
+            "one part of the text; give it text only"
+        )
+    _PASSED_WITH_IMAGE.add(model)
 
 
 def check_scores(model: PreTrainedModel, state: TreeState) -> None:
@@ -57,12 +111,11 @@ def check_scores(model: PreTrainedModel, state: TreeState) -> None:
 
 
 def _largest_error(model: PreTrainedModel, state: TreeState) -> float:
-    vocab_size = model.config.get_text_config(decoder=True).vocab_size
-    token_ids = _scattered_tokens(vocab_size, 5 + len(PARENTS))
+    token_ids = _scattered_tokens(_vocab_size(model), 5 + len(PARENTS))
     text, nodes = token_ids[:5], token_ids[5:]
 
-    def text_to(node: int) -> list[int]:
-        return text + [nodes[step] for step in _path(node)]
+    def text_to(node: int) -> Prompt:
+        return Prompt((*text, *(nodes[step] for step in _path(node))))
 
     state.prefill(Prompt.of([*text, nodes[0]]))
     logits = state.extend(nodes, PARENTS)
@@ -72,7 +125,7 @@ def _largest_error(model: PreTrainedModel, state: TreeState) -> float:
     state.commit(_path(LEAF))
     following = text[:1]
     logits = state.extend(following, [-1])
-    whole = text_to(LEAF) + following
+    whole = Prompt((*text_to(LEAF).token_ids, *following))
     return max(*errors, _relative_error(logits[0], _plain_logits(model, whole)))
 
 
@@ -82,9 +135,19 @@ def _path(node: int) -> list[int]:
 
 
 @torch.no_grad()
-def _plain_logits(model: PreTrainedModel, token_ids: list[int]) -> Float[Tensor, " vocab"]:
-    input_ids = torch.tensor([token_ids], device=model.device)
-    return model(input_ids=input_ids, use_cache=False).logits[0, -1]
+def _plain_logits(
+    model: PreTrainedModel, text: Prompt, tensors: Mapping[str, Tensor] = NOTHING
+) -> Float[Tensor, " vocab"]:
+    input_ids = torch.tensor([text.token_ids], device=model.device)
+    options: dict[str, Any] = {
+        name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
+        for name, tensor in tensors.items()
+    }
+    return model(input_ids=input_ids, use_cache=False, **options).logits[0, -1]
+
+
+def _vocab_size(model: PreTrainedModel) -> int:
+    return model.config.get_text_config(decoder=True).vocab_size
 
 
 def _relative_error(actual: Float[Tensor, " vocab"], expected: Float[Tensor, " vocab"]) -> float:

@@ -145,6 +145,21 @@ class ExactNetwork(Protocol):
         ...
 
 
+@runtime_checkable
+class InputNetwork(Protocol):
+    """A network that may read what prompts bring beside tokens, such as images."""
+
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether it does."""
+        ...
+
+
+def reads_inputs(network: TreeNetwork) -> bool:
+    """Tells whether a network reads the inputs of prompts; one that does not refuses them."""
+    return isinstance(network, InputNetwork) and network.reads_inputs
+
+
 State = TypeVar("State")
 
 

@@ -125,10 +125,12 @@ class TinyNetwork:
     Attributes:
         model: the language model as one function.
         context_length: the number of tokens that fit, or None if there is no limit.
+        reads_inputs: whether it plays a model that sees images.
     """
 
     model: TinyModel
     context_length: int | None = None
+    reads_inputs: bool = True
 
     @property
     def vocab_size(self) -> int:
