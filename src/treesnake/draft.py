@@ -1,5 +1,6 @@
 """What a drafter proposes: a token tree, and how its nodes came about."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -27,6 +28,7 @@ class Draft:
             it has none, or None if it has none at all. A search may learn from it; no rule looks.
         num_expanded: how many nodes of each level were run to find those below, which is what
             drafting takes, or None if those are all nodes with children.
+        stream_weights: what each stream of a mixture counted for, by name; None if it is none.
     """
 
     tree: TokenTree
@@ -34,6 +36,7 @@ class Draft:
     sampled_mask: tuple[bool, ...]
     node_probs: tuple[float, ...] | None = None
     num_expanded: tuple[int, ...] | None = None
+    stream_weights: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if len(self.sampled_mask) != len(self.tree) or self.sampled_mask[0]:

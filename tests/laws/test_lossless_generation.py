@@ -14,10 +14,12 @@ from treesnake.acceptance.rejection import rejection
 from treesnake.acceptance.traversal import traversal
 from treesnake.acceptance.tree_rejection import tree_rejection
 from treesnake.constraints import BannedTokens, Constraint, RepetitionPenalty
+from treesnake.drafters.mixture import MixtureDrafterModel, Stream
 from treesnake.drafters.network import NetworkDrafterModel
+from treesnake.drafters.weight_rules import ExpectationMaximization, MatchingGrid, WeightRule
 from treesnake.generate import generate
 from treesnake.prompt import Prompt
-from treesnake.protocols import AcceptanceRule
+from treesnake.protocols import AcceptanceRule, DrafterModel
 from treesnake.sampling import Rng, SamplingParams, TorchRng, to_probs
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, FixedTree, LevelWidths, Priced, Shape, chain
@@ -49,10 +51,12 @@ def new_text(
     accept: AcceptanceRule | None = None,
     constraints: Sequence[Constraint] = (),
     stop_rules: Sequence[StopRule] = (),
+    drafter: DrafterModel | None = None,
 ) -> tuple[int, ...]:
+    drafter = drafter or NetworkDrafterModel(TinyNetwork(models[1]))
     steps = generate(
         NetworkTargetModel(TinyNetwork(models[0])).new_session(),
-        NetworkDrafterModel(TinyNetwork(models[1])).new_session(),
+        drafter.new_session(),
         PROMPT,
         search=StaticSearch(shape),
         params=params,
@@ -129,6 +133,24 @@ def test_every_kind_of_state_keeps_the_distribution(kind: type) -> None:
     """A state that went wrong on the way would change the later tokens."""
     models = kind(2, seed=3), kind(2, seed=4)
     law = enumerate_outcomes(lambda rng: new_text(models, chain(2), rng, 4))
+    assert total_variation(law, own_law(models[0], 4)) < 1e-5
+
+
+@pytest.mark.parametrize("rule", [ExpectationMaximization(), MatchingGrid()], ids=str)
+@pytest.mark.parametrize(
+    "shape", [chain(2), LevelWidths((2,)), LevelWidths((1, 2)), BestFirst(2, 2, 3)], ids=str
+)
+def test_mixtures_whose_weights_move_keep_the_distribution(rule: WeightRule, shape: Shape) -> None:
+    """Two networks and two readings of a prompt; steps move the weights, and streams leave."""
+    models = RecurrentModel(2, seed=3), RecurrentModel(2, seed=4)
+    first, second = TinyNetwork(models[1]), TinyNetwork(TableModel(2, seed=5))
+    streams = (
+        Stream("whole", first),
+        Stream("end", first, lambda prompt: Prompt(prompt.token_ids[-1:])),
+        Stream("table", second),
+    )
+    mixture = MixtureDrafterModel(streams, rule, least_weight=0.3)
+    law = enumerate_outcomes(lambda rng: new_text(models, shape, rng, 4, drafter=mixture))
     assert total_variation(law, own_law(models[0], 4)) < 1e-5
 
 

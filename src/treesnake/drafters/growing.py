@@ -33,6 +33,15 @@ class GrownDraft:
     draft: Draft
     grown_nodes: tuple[int, ...]
 
+    def seen(self, token_ids: Sequence[int]) -> list[int]:
+        """Returns the model's nodes for the first tokens of a text, the anchor's first.
+
+        They end where the text leaves the tree, or before a leaf that the model never saw.
+        """
+        path = self.draft.tree.follow(token_ids)
+        assert path, "the first token to commit is the anchor of the draft"
+        return [node for node in (self.grown_nodes[step] for step in path) if node >= 0]
+
 
 def grow(
     anchor: int,

@@ -7,10 +7,8 @@ Transformer's cache grows with the text; a window keeps it small.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor
-
 from treesnake.draft import Draft, Scored
+from treesnake.drafters.draft_state import DraftState
 from treesnake.drafters.growing import GrownDraft, grow
 from treesnake.drafters.vocabulary import SameVocabulary, VocabularyMap
 from treesnake.drafters.window import WindowedDrafter
@@ -19,9 +17,6 @@ from treesnake.models.tree_network import TreeNetwork, TreeState, reads_inputs
 from treesnake.prompt import Prompt
 from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import Shape
-
-MOST_BEHIND = 32
-"""Tokens behind that run in one pass with the next tree; more of them become text before."""
 
 MOST_ROOM = 64
 """Positions of a context that are kept free for trees, if it is long enough."""
@@ -86,10 +81,6 @@ class NetworkDrafterModel:
 class NetworkDrafter:
     """A drafter session: a network's state of one text, on which trees grow.
 
-    An accepted leaf was drafted without the network having seen it. The state is *behind* by such
-    tokens; they run in one pass with the next anchor, so that nothing is computed twice or in vain.
-    While nothing is drafted the network is not run at all.
-
     Args:
         state: the state of an empty text.
         vocabulary: how the network's tokens relate to the target's; None if they are the same.
@@ -105,75 +96,38 @@ class NetworkDrafter:
         *,
         reads_inputs: bool = False,
     ) -> None:
-        self._state = state
         self._vocabulary = vocabulary or SameVocabulary()
+        self._text = DraftState(state, self._vocabulary)
         self._max_depth = max_depth
         self._reads_inputs = reads_inputs
-        self._behind: list[int] = []
-        self._num_before_anchor = 0
         self._grown: GrownDraft | None = None
 
     @property
     def num_bytes(self) -> int:
         """What the text takes in memory."""
-        return self._state.num_bytes
+        return self._text.num_bytes
 
     def prefill(self, prompt: Prompt) -> None:
         """Makes the state hold every token of the prompt but the last.
 
         A network that reads text alone is given the text without placeholders.
         """
-        self._forget_draft()
-        self._behind = []
-        read = prompt if self._reads_inputs else prompt.without_inputs()
-        tokens = self._vocabulary.express(read.token_ids)
-        self._state.prefill(Prompt(tuple(tokens), read.inputs, read.borders))
+        self._grown = None
+        self._text.prefill(prompt if self._reads_inputs else prompt.without_inputs())
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Grows a tree over `anchor`; see `treesnake.drafters.growing.grow`."""
-        self._forget_draft()
+        self._grown = None
+        self._text.forget_tree()
         if self._max_depth is not None:
             shape = shape.clipped(self._max_depth)
         if shape.depth > 0:
-            self._catch_up()
-        self._num_before_anchor = len(self._behind)
-        self._grown = grow(anchor, shape, params, rng, self._extend, self._vocabulary)
+            self._text.catch_up()
+        self._grown = grow(anchor, shape, params, rng, self._text.extend, self._vocabulary)
         return self._grown.draft
 
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Takes tokens into the state, which is behind by those that it has not seen."""
         assert self._grown is not None, "commit comes after draft"
-        path = self._grown.draft.tree.follow(token_ids)
-        assert path, "the first token to commit is the anchor of the draft"
-        seen = [node for node in (self._grown.grown_nodes[step] for step in path) if node >= 0]
-        if seen:
-            before = self._num_before_anchor
-            self._state.commit([*range(before), *(before + node for node in seen)])
-            self._behind = []
-        self._behind += token_ids[len(seen) :]
-        self._grown = None
-
-    def _extend(
-        self, token_ids: Sequence[int], parents: Sequence[int]
-    ) -> Float[Tensor, "new_nodes network_logits"]:
-        """Appends nodes numbered from the anchor; the tokens behind go in before it."""
-        express, before = self._vocabulary.express, self._num_before_anchor
-        if parents[0] >= 0:
-            return self._state.extend(express(token_ids), [before + parent for parent in parents])
-        logits = self._state.extend(
-            express([*self._behind, *token_ids]), [*range(-1, before - 1), before - 1]
-        )
-        return logits[before:]
-
-    def _catch_up(self) -> None:
-        """Runs tokens behind as text until few enough are left."""
-        while len(self._behind) > MOST_BEHIND:
-            tokens = self._vocabulary.express(self._behind[:MOST_BEHIND])
-            self._state.extend(tokens, range(-1, MOST_BEHIND - 1))
-            self._state.commit(range(MOST_BEHIND))
-            del self._behind[:MOST_BEHIND]
-
-    def _forget_draft(self) -> None:
-        """Empties the tree, also what was grown of it before an interruption."""
-        self._state.commit(())
+        self._text.commit(self._grown.seen(token_ids), token_ids)
         self._grown = None

@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from treesnake.draft import Draft, Scored
+from treesnake.drafters.draft_state import MOST_BEHIND
 from treesnake.drafters.growing import GrownDraft, grow
-from treesnake.drafters.network import MOST_BEHIND, NetworkDrafterModel
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.pieces import OpenPiece, PieceEncoder, PieceReader
 from treesnake.drafters.re_encoding import PathEncoder, PathTree, WrittenPath
 from treesnake.drafters.spelling import Spelling

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, exp
 
+from treesnake.drafters.draft_state import MOST_BEHIND
 from treesnake.drafters.growing import grow_best
-from treesnake.drafters.network import MOST_BEHIND
 from treesnake.evaluation.simulation.trace import RecordedTree, Trace
 from treesnake.outcome import Acceptance, Step, StepSeconds
 from treesnake.protocols import TreeSearch

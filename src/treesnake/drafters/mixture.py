@@ -1,0 +1,296 @@
+"""Several readings of one request, drafted from as one: an ensemble of streams.
+
+A *stream* is a network and a *view*, which is how it reads the prompt: with its pictures, as text
+alone, with captions in their place. All streams go on with the same drafted tokens, and a token
+comes from the weighted sum of their distributions. The weights follow what the target says (TABED,
+Lee et al. 2026).
+
+Each stream's distribution has the temperature that is sampled with, 1 where that is 0; top-k, top-p
+and min-p apply to the mixture.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from treesnake.draft import Draft, Scored
+from treesnake.drafters.draft_state import DraftState
+from treesnake.drafters.growing import GrownDraft, grow
+from treesnake.drafters.vocabulary import SameVocabulary, VocabularyMap
+from treesnake.drafters.weight_rules import Evidence, ExpectationMaximization, WeightRule
+from treesnake.errors import InvalidInputError
+from treesnake.models.tree_network import TreeNetwork
+from treesnake.prompt import Prompt
+from treesnake.sampling import Rng, SamplingParams, to_probs
+from treesnake.shape import OFF, Shape
+from treesnake.threads import on_one_thread
+
+LEAST_WEIGHT = 0.05
+"""A stream that counts for less is left out: it takes more time than it brings tokens."""
+
+RETRY_STEPS = 64
+"""After so many steps with streams left out, all weights begin anew."""
+
+TRIAL_STEPS = 4
+"""For so many steps after each beginning, no stream is left out."""
+
+View = Callable[[Prompt], Prompt]
+"""How a stream reads a prompt. A longer prompt should be read as the same and more."""
+
+
+def as_it_is(prompt: Prompt) -> Prompt:
+    """Returns the prompt."""
+    return prompt
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A way to read a request.
+
+    Attributes:
+        name: what it is called in reports.
+        network: the weights, which streams may share.
+        view: makes its prompt of the target's.
+        vocabulary: how the network's tokens relate to the target's; None if they are the same.
+    """
+
+    name: str
+    network: TreeNetwork
+    view: View = as_it_is
+    vocabulary: VocabularyMap = field(default_factory=SameVocabulary)
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureDrafterModel:
+    """Makes sessions of streams that draft together.
+
+    The streams of one network share each of its passes. A stream whose text outgrows the context of
+    its network is left out.
+
+    Attributes:
+        streams: one or more, with names that differ.
+        rule: how much each stream counts; the first step of a text has the rule's first weights.
+        least_weight: a stream that counts for less is left out, until all begin anew.
+
+    Raises:
+        InvalidInputError: if there is no stream, two have one name, or the rule is for another
+            number of streams.
+    """
+
+    streams: tuple[Stream, ...]
+    rule: WeightRule = field(default_factory=ExpectationMaximization)
+    least_weight: float = LEAST_WEIGHT
+
+    def __post_init__(self) -> None:
+        names = [stream.name for stream in self.streams]
+        if not names or len({*names}) < len(names):
+            raise InvalidInputError(
+                f"a mixture needs streams with names of their own, got {names or 'none'}"
+            )
+        if not 0 <= self.least_weight < 1:
+            raise InvalidInputError(
+                f"the least weight of a stream is at least 0 and below 1, got {self.least_weight}"
+            )
+        self.rule.start(len(names))
+
+    def new_session(self) -> "MixtureDrafter":
+        """Returns a session with empty states."""
+        return MixtureDrafter(self)
+
+
+class MixtureDrafter:
+    """A session: the streams' states of one text, and the weights as they are.
+
+    Weights begin anew with each prompt, so that a text does not depend on what was read before.
+
+    Args:
+        model: the streams and the rule.
+    """
+
+    def __init__(self, model: MixtureDrafterModel) -> None:
+        self._model = model
+        self._texts = tuple(
+            DraftState(stream.network.new_state(), stream.vocabulary) for stream in model.streams
+        )
+        self._forget_text()
+
+    @property
+    def num_bytes(self) -> int:
+        """What the texts of all streams take in memory."""
+        return sum(text.num_bytes for text in self._texts)
+
+    def prefill(self, prompt: Prompt) -> None:
+        """Makes each stream hold every token of its view of the prompt but the last."""
+        self._forget_text()
+        for index, (stream, text) in enumerate(zip(self._model.streams, self._texts, strict=True)):
+            view = stream.view(prompt)
+            limit = stream.network.context_length
+            if limit is None or len(view) <= limit:
+                text.prefill(view)
+                self._readable += (index,)
+
+    def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
+        """Grows a tree over `anchor` from the mixture; see `treesnake.drafters.growing.grow`."""
+        self._forget_draft()
+        members = self._members(shape)
+        if not members:
+            self._grown = grow(anchor, OFF, params, rng, _nothing)
+            return self._grown.draft
+        for member in members:
+            self._texts[member].catch_up()
+        temperature = 1.0 if params.is_greedy else params.temperature
+        self._mixing = _Mixing(
+            self._model, self._texts, members, self._shares(members), temperature
+        )
+        if not params.is_greedy:
+            params = replace(params, temperature=1.0)  # the streams have it already
+        self._grown = grow(anchor, shape, params, rng, self._mixing.extend)
+        return replace(self._grown.draft, stream_weights=self._mixing.weights)
+
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
+        """Takes tokens into all streams, and moves the weights by what the target said."""
+        assert self._grown is not None, "commit comes after draft"
+        seen = self._grown.seen(token_ids)
+        mixing = self._mixing
+        for index in self._readable:
+            was_run = mixing is not None and index in mixing.members
+            self._texts[index].commit(seen if was_run else (), token_ids)
+        if mixing is not None and scored is not None and seen:
+            rows = scored.target_probs[list(scored.path[: len(seen)])]
+            evidence = Evidence(mixing.seen_probs(seen).numpy(force=True), rows.numpy(force=True))
+            self._weighing = self._model.rule.update(self._weighing, evidence)
+            self._count_step()
+        self._mixing = self._grown = None
+
+    def _count_step(self) -> None:
+        """Lets all weights begin anew, if streams were left out for long enough."""
+        self._num_steps += 1
+        weights = self._weighing.weights[list(self._readable)]
+        if self._num_steps >= RETRY_STEPS and weights.min() < self._model.least_weight:
+            self._begin_weights()
+
+    def _begin_weights(self) -> None:
+        self._weighing = self._model.rule.start(len(self._texts))
+        self._num_steps = 0
+
+    def _members(self, shape: Shape) -> tuple[int, ...]:
+        """Returns the streams that draft a tree of the shape."""
+        if shape.depth == 0:
+            return ()
+        is_trial = self._num_steps < TRIAL_STEPS
+        return tuple(
+            index
+            for index in self._readable
+            if (is_trial or self._weighing.weights[index] >= self._model.least_weight)
+            and self._has_room(index, shape.depth)
+        )
+
+    def _has_room(self, index: int, depth: int) -> bool:
+        limit = self._model.streams[index].network.context_length
+        return limit is None or self._texts[index].length + depth <= limit
+
+    def _shares(self, members: Sequence[int]) -> Float[np.ndarray, " members"]:
+        """Returns the weights of those that draft; alike if the others have all the weight."""
+        weights = self._weighing.weights[list(members)]
+        return (
+            weights / weights.sum()
+            if weights.sum() > 0
+            else np.full(len(members), 1 / len(members))
+        )
+
+    def _forget_text(self) -> None:
+        self._forget_draft()
+        self._begin_weights()
+        self._readable: tuple[int, ...] = ()
+
+    def _forget_draft(self) -> None:
+        """Empties the trees, also what was grown of them before an interruption."""
+        self._grown: GrownDraft | None = None
+        self._mixing: _Mixing | None = None
+        for text in self._texts:
+            text.forget_tree()
+
+
+class _Mixing:
+    """One draft: which streams run, with what weights, and what they said at each node.
+
+    Args:
+        model: all streams.
+        texts: their states.
+        members: those that run.
+        shares: their weights.
+        temperature: that of each stream's distribution.
+    """
+
+    def __init__(
+        self,
+        model: MixtureDrafterModel,
+        texts: Sequence[DraftState],
+        members: tuple[int, ...],
+        shares: Float[np.ndarray, " members"],
+        temperature: float,
+    ) -> None:
+        self.members = members
+        self._streams = model.streams
+        self._texts = texts
+        self._shares = torch.from_numpy(shares).float()
+        self._params = SamplingParams(temperature=temperature)
+        self._rows: list[Float[Tensor, "members vocab"]] = []
+        members_of: dict[int, list[int]] = {}
+        for member in members:
+            members_of.setdefault(id(model.streams[member].network), []).append(member)
+        self._passes = tuple(members_of.values())
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each stream by name, 0 for those that do not run."""
+        shares = dict(zip(self.members, self._shares.tolist(), strict=True))
+        return {each.name: shares.get(index, 0.0) for index, each in enumerate(self._streams)}
+
+    def extend(
+        self, token_ids: Sequence[int], parents: Sequence[int]
+    ) -> Float[Tensor, "new_nodes vocab"]:
+        """Appends nodes to the tree of each stream, and returns the mixture's log-probabilities."""
+        logits: dict[int, Float[Tensor, "new_nodes network_logits"]] = {}
+        for members in self._passes:
+            network = self._streams[members[0]].network
+            parts = [self._texts[member].part(token_ids, parents) for member in members]
+            for member, rows in zip(members, network.extend_all(parts), strict=True):
+                logits[member] = rows[-len(token_ids) :]
+        return self._mixed([logits[member] for member in self.members])
+
+    @on_one_thread
+    def seen_probs(self, nodes: Sequence[int]) -> Float[Tensor, "streams nodes vocab"]:
+        """Returns what each stream said after some nodes.
+
+        One that did not run is taken to have said what the mixture said: then it neither gains nor
+        loses by a step that it has no part in.
+        """
+        said = torch.stack([self._rows[node] for node in nodes], 1)
+        mixture = torch.tensordot(self._shares, said, 1)
+        own = dict(zip(self.members, said, strict=True))
+        return torch.stack([own.get(index, mixture) for index in range(len(self._streams))])
+
+    @on_one_thread
+    def _mixed(
+        self, logits: Sequence[Float[Tensor, "new_nodes _"]]
+    ) -> Float[Tensor, "new_nodes vocab"]:
+        device = logits[0].device
+        self._shares = self._shares.to(device)
+        vocabularies = [self._streams[member].vocabulary for member in self.members]
+        probs = torch.stack(
+            [
+                to_probs(vocabulary.translate(rows), self._params).to(device)
+                for vocabulary, rows in zip(vocabularies, logits, strict=True)
+            ]
+        )
+        self._rows += probs.unbind(1)
+        return torch.tensordot(self._shares, probs, 1).log()
+
+
+def _nothing(token_ids: Sequence[int], parents: Sequence[int]) -> Float[Tensor, "_ vocab"]:
+    raise AssertionError("a tree of the anchor alone runs no network")
