@@ -13,11 +13,13 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.load import describe_default, load_drafter
+from treesnake.drafters.mixture import MixtureDrafterModel
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.drafters.text import TextDrafterModel
 from treesnake.drafters.vocabulary import save_draft_vocabulary
+from treesnake.drafters.weight_rules import FixedWeights
 from treesnake.errors import InvalidInputError, TreesnakeError, UnsupportedModelError
 from treesnake.loading.architecture import identify
 from treesnake.loading.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
@@ -92,6 +94,22 @@ def num_bytes(model: DrafterModel) -> int:
     assert isinstance(model, NetworkDrafterModel)
     assert isinstance(model.network, CpuMamba)
     return model.network.num_bytes
+
+
+def test_models_joined_by_a_plus_draft_as_a_mixture(mamba_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    torch.manual_seed(1)
+    save_network(
+        Mamba(MambaConfig(vocab_size=61, hidden_size=16, num_layers=2, state_dim=4)), other
+    )
+    name = f"{mamba_folder}+{other}:uniform+prompt-lookup"
+    model = load_drafter(name, LoadOptions(device="cpu"))
+    assert isinstance(model, CompositeDrafterModel)
+    assert isinstance(model.first, MixtureDrafterModel)
+    assert [stream.name for stream in model.first.streams] == [str(mamba_folder), str(other)]
+    assert model.first.rule == FixedWeights()
+    check_drafter(model, vocab_size=61, num_steps=1)
 
 
 def test_a_window_is_not_for_a_mamba(mamba_folder: Path) -> None:
@@ -252,6 +270,8 @@ def test_auto_drafts_in_text_beside_prompt_lookup_for_any_target(
     assert describe_default(default) == described.replace("in text", "in the target's tokens")
     bare = open_checkpoint(identify("bare", mamba_folder))
     assert describe_default(bare) == "prompt-lookup"
+    word_piece_target.config.image_token_id = 7
+    assert describe_default(word_piece_target) == f"{described}; they see no images"
 
 
 def test_the_drafter_of_the_package_drafts_in_text_for_any_target(

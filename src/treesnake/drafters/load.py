@@ -15,7 +15,9 @@ from treesnake.drafters.heads import check_config_is_of_a_model, check_tensors_a
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
+from treesnake.drafters.streams import StreamSpec, join_models
 from treesnake.drafters.text import TextDrafterModel, Translation
+from treesnake.drafters.views import Caption, Views
 from treesnake.drafters.vocabulary import (
     DraftVocabulary,
     PaddedVocabulary,
@@ -76,6 +78,7 @@ def load_drafter(
     target: Checkpoint | None = None,
     window: int | None = None,
     tokens: Tokens = "auto",
+    caption: Caption | None = None,
 ) -> DrafterModel:
     """Returns a drafter.
 
@@ -84,7 +87,10 @@ def load_drafter(
             text for targets that it was not trained for; "prompt-lookup"; "none", which never
             drafts anything; a folder, a GGUF file or a name at the hub, of a Mamba, Mamba-2 or
             Transformer; or one of these and prompt lookup, as in
-            "state-spaces/mamba-130m-hf+prompt-lookup".
+            "state-spaces/mamba-130m-hf+prompt-lookup". Several models, joined by "+", draft as a
+            mixture. So does one that sees images for a target that does: "owner/name:MTC" says how
+            it reads them (M with images, T text alone, C captions; "MT" if nothing is said), and
+            "owner/name:MT:grid" which rule moves the weights, see `weight_rules`.
         options: how its model is loaded. What is drafted depends on the dtype, and so does the
             speed; the text does not.
         target: what it drafts for; without it the drafter's tokens are taken for the target's.
@@ -92,6 +98,7 @@ def load_drafter(
         tokens: "same" checks that the tokenizer is the target's; "text" drafts text for a target
             with another one; "shared" drafts the tokens that two different ones have in common, at
             a low acceptance. "auto" is the first where the tokenizers agree, else the second.
+        caption: says in words what an image shows, for streams C.
 
     Raises:
         LoadError: if there is no such drafter, or its files are broken.
@@ -109,10 +116,24 @@ def load_drafter(
         for known in (default_drafters(target) if part == AUTO else (part,))
     ]
     parts = list(dict.fromkeys(parts))
-    models = [part for part in parts if part not in WEIGHTLESS]
-    # The model comes first: its nodes are drawn, and what is drawn must precede what is chosen.
-    drafters = [*map(load, models), *(WEIGHTLESS[part]() for part in parts if part in WEIGHTLESS)]
+    specs = [StreamSpec.parse(part) for part in parts if part not in WEIGHTLESS]
+    drafters = [WEIGHTLESS[part]() for part in parts if part in WEIGHTLESS]
+    if specs:
+        models = [load(spec.model) for spec in specs]
+        # Models come first: their nodes are drawn, and what is drawn precedes what is chosen.
+        drafters.insert(0, join_models(specs, models, _views(target, caption)))
     return reduce(CompositeDrafterModel, drafters)
+
+
+def _views(target: Checkpoint | None, caption: Caption | None) -> Views | None:
+    """Returns the views of a target's prompts, if it sees images."""
+    if target is None or not _sees_images(target):
+        return None
+    return Views(target.tokenizer, caption)
+
+
+def _sees_images(target: Checkpoint) -> bool:
+    return getattr(target.config, "image_token_id", None) is not None
 
 
 def drafter_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> DrafterModel:
@@ -161,7 +182,8 @@ def describe_default(target: Checkpoint) -> str:
     found = identify(name, SHIPPED_FOLDER / name)
     is_text = _way(open_checkpoint(found), target, "auto") == "text"
     way = "in text" if is_text else "in the target's tokens"
-    return f"{name} {way}, and {', '.join(others)}"
+    blind = "; they see no images" if _sees_images(target) else ""
+    return f"{name} {way}, and {', '.join(others)}{blind}"
 
 
 def _can_be_read(target: Checkpoint) -> bool:
@@ -178,7 +200,7 @@ def check_drafter_name(name: str) -> None:
     Raises:
         InvalidInputError: if it can be no drafter.
     """
-    models = [part for part in _parts(name) if part not in WEIGHTLESS]
+    models = [StreamSpec.parse(part).model for part in _parts(name) if part not in WEIGHTLESS]
     known = {AUTO, DEFAULT_MODEL, *SHIPPED_FOR.values()}
     for model in models:
         if model not in known and "/" not in model and not local_path(model).exists():
@@ -187,11 +209,6 @@ def check_drafter_name(name: str) -> None:
                 f"there is no drafter {model!r}; choose one of {choice}, a folder, or a model at "
                 "the hub as owner/name"
             )
-    if len(models) > 1:
-        raise InvalidInputError(
-            f"{name!r} joins {len(models)} models; join one with {PROMPT_LOOKUP}, whose tokens are "
-            "not drawn by chance"
-        )
 
 
 def _parts(name: str) -> list[str]:

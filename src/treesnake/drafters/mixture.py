@@ -9,7 +9,7 @@ Each stream's distribution has the temperature that is sampled with, 1 where tha
 and min-p apply to the mixture.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,11 +20,12 @@ from torch import Tensor
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.draft_state import DraftState
 from treesnake.drafters.growing import GrownDraft, grow
+from treesnake.drafters.views import View, natural_view
 from treesnake.drafters.vocabulary import SameVocabulary, VocabularyMap
 from treesnake.drafters.weight_rules import Evidence, ExpectationMaximization, WeightRule
 from treesnake.errors import InvalidInputError
 from treesnake.models.tree_network import TreeNetwork
-from treesnake.prompt import Prompt
+from treesnake.prompt import Key, Prompt
 from treesnake.sampling import Rng, SamplingParams, to_probs
 from treesnake.shape import OFF, Shape
 from treesnake.threads import on_one_thread
@@ -38,14 +39,6 @@ RETRY_STEPS = 64
 TRIAL_STEPS = 4
 """For so many steps after each beginning, no stream is left out."""
 
-View = Callable[[Prompt], Prompt]
-"""How a stream reads a prompt. A longer prompt should be read as the same and more."""
-
-
-def as_it_is(prompt: Prompt) -> Prompt:
-    """Returns the prompt."""
-    return prompt
-
 
 @dataclass(frozen=True, eq=False)
 class Stream:
@@ -54,13 +47,13 @@ class Stream:
     Attributes:
         name: what it is called in reports.
         network: the weights, which streams may share.
-        view: makes its prompt of the target's.
+        view: makes its prompt of the target's; None for what suits the network.
         vocabulary: how the network's tokens relate to the target's; None if they are the same.
     """
 
     name: str
     network: TreeNetwork
-    view: View = as_it_is
+    view: View | None = None
     vocabulary: VocabularyMap = field(default_factory=SameVocabulary)
 
 
@@ -124,14 +117,20 @@ class MixtureDrafter:
         return sum(text.num_bytes for text in self._texts)
 
     def prefill(self, prompt: Prompt) -> None:
-        """Makes each stream hold every token of its view of the prompt but the last."""
+        """Makes each stream hold every token of its view of the prompt but the last.
+
+        Of two streams that read the same, one is enough: a prompt without images has one view.
+        """
         self._forget_text()
+        readings: set[tuple[int, tuple[Key, ...]]] = set()
         for index, (stream, text) in enumerate(zip(self._model.streams, self._texts, strict=True)):
-            view = stream.view(prompt)
+            view = (stream.view or natural_view(stream.network))(prompt)
+            reading = id(stream.network), view.key
             limit = stream.network.context_length
-            if limit is None or len(view) <= limit:
+            if reading not in readings and (limit is None or len(view) <= limit):
                 text.prefill(view)
                 self._readable += (index,)
+                readings.add(reading)
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Grows a tree over `anchor` from the mixture; see `treesnake.drafters.growing.grow`."""

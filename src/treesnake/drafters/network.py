@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.draft_state import DraftState
 from treesnake.drafters.growing import GrownDraft, grow
+from treesnake.drafters.views import View, as_it_is, natural_view
 from treesnake.drafters.vocabulary import SameVocabulary, VocabularyMap
 from treesnake.drafters.window import WindowedDrafter
 from treesnake.errors import InvalidInputError
-from treesnake.models.tree_network import TreeNetwork, TreeState, reads_inputs
+from treesnake.models.tree_network import TreeNetwork, TreeState
 from treesnake.prompt import Prompt
 from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import Shape
@@ -34,6 +35,7 @@ class NetworkDrafterModel:
         vocabulary: how its tokens relate to the target's; None if they are the same.
         window: how many tokens before the anchor it sees at most; None is all that its context
             holds. A network without a limit to its context needs none.
+        view: how it reads prompts with images; None is whole if it sees them, else without them.
 
     Raises:
         InvalidInputError: if the window is too small, or larger than the context.
@@ -42,6 +44,7 @@ class NetworkDrafterModel:
     network: TreeNetwork
     vocabulary: VocabularyMap | None = None
     window: int | None = None
+    view: View | None = None
 
     def __post_init__(self) -> None:
         if self.window is None:
@@ -70,12 +73,13 @@ class NetworkDrafterModel:
 
     def new_session(self) -> "NetworkDrafter | WindowedDrafter":
         """Returns a session with an empty state."""
-        sees = reads_inputs(self.network)
-        drafter = NetworkDrafter(
-            self.network.new_state(), self.vocabulary, self.max_depth, reads_inputs=sees
-        )
+        view = self.view or natural_view(self.network)
+        state = self.network.new_state()
         window = self.window or self.largest_window
-        return drafter if window is None else WindowedDrafter(drafter, window, reads_inputs=sees)
+        if window is None:
+            return NetworkDrafter(state, self.vocabulary, self.max_depth, view)
+        drafter = NetworkDrafter(state, self.vocabulary, self.max_depth)
+        return WindowedDrafter(drafter, window, view)
 
 
 class NetworkDrafter:
@@ -85,7 +89,7 @@ class NetworkDrafter:
         state: the state of an empty text.
         vocabulary: how the network's tokens relate to the target's; None if they are the same.
         max_depth: no tree becomes deeper.
-        reads_inputs: whether the network reads what prompts bring beside tokens, such as images.
+        view: how prompts with images are read.
     """
 
     def __init__(
@@ -93,13 +97,12 @@ class NetworkDrafter:
         state: TreeState,
         vocabulary: VocabularyMap | None = None,
         max_depth: int | None = None,
-        *,
-        reads_inputs: bool = False,
+        view: View = as_it_is,
     ) -> None:
         self._vocabulary = vocabulary or SameVocabulary()
         self._text = DraftState(state, self._vocabulary)
         self._max_depth = max_depth
-        self._reads_inputs = reads_inputs
+        self._view = view
         self._grown: GrownDraft | None = None
 
     @property
@@ -108,12 +111,9 @@ class NetworkDrafter:
         return self._text.num_bytes
 
     def prefill(self, prompt: Prompt) -> None:
-        """Makes the state hold every token of the prompt but the last.
-
-        A network that reads text alone is given the text without placeholders.
-        """
+        """Makes the state hold every token of its view of the prompt but the last."""
         self._grown = None
-        self._text.prefill(prompt if self._reads_inputs else prompt.without_inputs())
+        self._text.prefill(self._view(prompt))
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Grows a tree over `anchor`; see `treesnake.drafters.growing.grow`."""

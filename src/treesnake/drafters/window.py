@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from treesnake.draft import Draft, Scored
+from treesnake.drafters.views import View
 from treesnake.errors import InvalidInputError
 from treesnake.prompt import Prompt, PromptInput
 from treesnake.protocols import Drafter
@@ -24,16 +25,16 @@ class WindowedDrafter:
     Args:
         drafter: what sees the window.
         window: how many tokens it sees at most.
-        reads_inputs: whether it reads what prompts bring beside tokens. An image that the edge of
-            the window would cut is left out.
+        view: how prompts with images are read. An image that the edge of the window would cut is
+            left out.
     """
 
-    def __init__(self, drafter: Drafter, window: int, *, reads_inputs: bool = False) -> None:
+    def __init__(self, drafter: Drafter, window: int, view: View = Prompt.without_inputs) -> None:
         if window < 2:
             raise InvalidInputError(f"a window has at least 2 tokens, got {window}")
         self._drafter = drafter
         self._window = window
-        self._reads_inputs = reads_inputs
+        self._view = view
         self._start = 0
         self._seen: list[int] = []
         self._inputs: tuple[PromptInput, ...] = ()
@@ -41,7 +42,7 @@ class WindowedDrafter:
     def prefill(self, prompt: Prompt) -> None:
         """Makes the drafter hold the last tokens of the prompt but the very last."""
         self._start = 0
-        self._see(prompt if self._reads_inputs else prompt.without_inputs())
+        self._see(self._view(prompt))
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Drafts a tree, after having moved the window if the text outgrew it."""
