@@ -268,16 +268,6 @@ def test_code_beside_a_known_model_type_does_not_run_unasked(
     assert not (model_with_code / "ran").exists()
 
 
-def test_a_gguf_file_without_the_packages_for_it_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "m.gguf"
-    path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
-    monkeypatch.setattr(checkpoint_module, "find_spec", lambda _name: None)
-    with pytest.raises(LoadError, match="needs gguf and accelerate; install treesnake"):
-        find_checkpoint(str(path))
-
-
 def test_a_broken_gguf_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"<html>")
     with pytest.raises(LoadError, match="is no GGUF file"):

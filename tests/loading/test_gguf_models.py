@@ -9,8 +9,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from treesnake.errors import LoadError
+from treesnake.loading import gguf_models
 from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
 from treesnake.loading.pretrained import load_pretrained
+from treesnake.models.gguf import GgufFile
 
 pytest.importorskip("gguf")
 
@@ -90,23 +92,28 @@ def test_factors_of_another_number_are_refused(tmp_path: Path, write_tiny_gguf: 
         load_pretrained(str(path))
 
 
-def test_tensors_that_transformers_passes_over_are_refused(
+def test_tensors_that_a_family_does_not_have_are_refused(
     tmp_path: Path, write_tiny_gguf: Write
 ) -> None:
     path = write_tiny_gguf(tmp_path / "m.gguf", {"blk.0.attn_q.bias": np.ones(64, np.float32)})
-    with pytest.raises(LoadError, match=r"1 tensors .* does not read, blk\.0\.attn_q\.bias first"):
+    with pytest.raises(
+        LoadError, match=r"more of its network .*layers\.0\.self_attn\.q_proj\.bias"
+    ):
         load_pretrained(str(path))
+    path = write_tiny_gguf(tmp_path / "n.gguf", {"blk.0.ffn_gate_inp": np.ones(64, np.float32)})
+    with pytest.raises(LoadError, match=r"1 tensors that no llama model has, blk\.0\.ffn_gate_inp"):
+        find_checkpoint(str(path))
 
 
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
         ("llama.rope.scaling.type", "longrope", "scaled by 'longrope'"),
-        ("llama.expert_count", 4, "expert_count = 4, where transformers would run"),
+        ("llama.expert_count", 4, "expert_count = 4, where a model with None"),
         ("llama.attention.sliding_window", 64, "sliding_window = 64, where"),
-        ("llama.attention.key_length", 32, "key_length = 32, where .* with 16"),
+        ("llama.attention.key_length", 32, "dimension_count = 16, where .* with 32"),
         ("llama.rope.dimension_count", 0, "rope.dimension_count = 0"),
-        ("llama.unheard_of", 64, "unheard_of = 64, which transformers does not read"),
+        ("llama.unheard_of", 64, "unheard_of = 64, which is not known here"),
         ("llama.vocab_size", 300, r"shape \[288, 64\], .* promise \[300, 64\]"),
         ("llama.context_length", "long", "context_length = 'long'"),
         ("llama.context_length", -5, "context_length = -5"),
@@ -126,7 +133,7 @@ def test_tensors_that_transformers_passes_over_are_refused(
         ("tokenizer.ggml.bos_token_id", -1, "bos_token_id = -1"),
         ("tokenizer.ggml.model", 7, "tokenizer.ggml.model = 7"),
         ("tokenizer.chat_template", 7, "chat_template = 7"),
-        ("split.count", 2, "part 1 of 2 parts of a split model; join them first"),
+        ("split.count", 2, "one of 2 parts of a split model, which are known by their names"),
     ],
 )
 def test_what_would_be_passed_over_or_makes_no_sense_is_refused(
@@ -171,11 +178,9 @@ def test_a_folder_of_a_file_in_capitals_says_how_to_name_it(tmp_path: Path) -> N
         find_checkpoint(str(tmp_path))
 
 
-def test_tensors_of_other_shapes_are_told_by_the_names_in_the_file(
-    tmp_path: Path, write_tiny_gguf: Write
-) -> None:
+def test_tensors_of_other_shapes_are_told(tmp_path: Path, write_tiny_gguf: Write) -> None:
     path = write_tiny_gguf(tmp_path / "a.gguf", **{"llama.feed_forward_length": 48})
-    with pytest.raises(LoadError, match=r"blk\.0\.ffn_down\.weight has shape \[64, 96\], the"):
+    with pytest.raises(LoadError, match=r"0\.mlp\.gate_proj\.weight has shape \[96, 64\], the"):
         load_pretrained(str(path))
 
 
@@ -183,5 +188,22 @@ def test_metadata_of_a_larger_model_are_told_before_it_is_built(
     tmp_path: Path, write_tiny_gguf: Write
 ) -> None:
     path = write_tiny_gguf(tmp_path / "a.gguf", **{"llama.feed_forward_length": 10**9})
-    with pytest.raises(LoadError, match=r"the metadata of .* describe a model of \d+ numbers"):
+    with pytest.raises(LoadError, match=r"has shape \[96, 64\], the config promises \[1000000000"):
         load_pretrained(str(path))
+
+
+def test_a_file_that_transformers_must_read_needs_its_packages_and_is_whole(
+    tmp_path: Path, write_tiny_gguf: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = {"general.architecture": "unheard"}
+    foreign |= {f"unheard.{key}": 64 for key in gguf_models.REQUIRED_KEYS}
+    path = write_tiny_gguf(tmp_path / "m.gguf", **foreign)
+    with pytest.raises(LoadError, match="transformers cannot read it"):
+        find_checkpoint(str(path))
+    file = GgufFile(path)
+    file.metadata["split.count"] = 2
+    with pytest.raises(LoadError, match="it is a split model, and transformers"):
+        gguf_models.read_gguf_config(file)
+    monkeypatch.setattr(gguf_models, "find_spec", lambda _name: None)
+    with pytest.raises(LoadError, match="'unheard' need gguf and accelerate; install treesnake"):
+        find_checkpoint(str(path))

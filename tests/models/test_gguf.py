@@ -1,6 +1,7 @@
 import math
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,94 @@ def test_sizes_are_those_of_unpacked_tensors(tmp_path: Path, values: np.ndarray)
     assert len(file) == 2
 
 
-def test_a_tensor_of_another_type_is_refused_when_it_is_read(
+@pytest.mark.parametrize("kind", ["IQ1_S", "IQ3_XXS", "TQ1_0"])
+def test_codebooks_are_read_by_ggmls_own_package(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ggml_type = gguf.GGMLQuantizationType[kind]
+    _, block_bytes = BLOCKS[ggml_type]
+    raw = np.random.default_rng(0).integers(0, 60, (2, 3 * block_bytes), np.uint8)
+    data = gguf_bytes([], [("w", GgufTensor((768, 2), int(ggml_type)))], raw.tobytes())
+    (tmp_path / "a.gguf").write_bytes(data)
+    file = GgufFile(tmp_path / "a.gguf")
+    expected = torch.from_numpy(gguf.quants.dequantize(raw, ggml_type))
+    assert torch.equal(file["w"], expected)
+    rounded = file.tensors["w"].read_grouped("w")
+    assert rounded.bits == 8
+    assert np.abs(rounded.to_floats() - expected.numpy()).max() <= float(expected.abs().max()) / 100
+    monkeypatch.setattr("treesnake.models.gguf.find_spec", lambda name: None)
+    with pytest.raises(LoadError, match=r"w of .* has ggml type \d+, which needs the package gguf"):
+        file["w"]
+
+
+def test_a_format_that_nobody_reads_is_refused(tmp_path: Path) -> None:
+    tensors = [("w", GgufTensor((32, 1), 9))]
+    (tmp_path / "a.gguf").write_bytes(gguf_bytes([], tensors, bytes(40)))
+    with pytest.raises(LoadError, match="ggml type 9, which is not read here"):
+        GgufFile(tmp_path / "a.gguf")["w"]
+
+
+def test_rows_are_read_alone_and_in_another_order(tmp_path: Path, values: np.ndarray) -> None:
+    file = GgufFile(write_gguf(tmp_path / "a.gguf", {}, {"w": (values, "Q8_0")}))
+    assert torch.equal(file.rows("w", 2, 4), file["w"][2:4])
+    assert torch.equal(file.rows("w", 5, 99), file["w"][5:])
+    order = np.array([5, 0, 3, 1, 2, 4])
+    reordered = replace(file.tensors["w"], order=order)
+    assert torch.equal(reordered.read("w"), file["w"][order])
+    assert torch.equal(reordered.rows(2, 4).read("w"), file["w"][[3, 1]])
+    grouped = reordered.rows(2, 4).read_grouped("w").to_floats()
+    assert torch.equal(torch.from_numpy(grouped), file["w"][[3, 1]])
+
+
+def write_parts(
+    folder: Path,
+    values: np.ndarray,
+    *,
+    named: str = "m-{:05}-of-00002.gguf",
+    names: tuple[str, str] = ("first", "second"),
+    promised: int = 2,
+) -> Path:
+    """Writes a model in two parts, of which the first describes it; returns the second."""
+    for number, name in enumerate(names):
+        metadata: list[tuple[str, Any]] = [("split.no", number), ("split.count", 2)]
+        if number == 0:
+            metadata += [("general.name", "snake"), ("split.tensors.count", promised)]
+        tensors = [(name, GgufTensor(values.shape[::-1]))]
+        data = gguf_bytes(metadata, tensors, (values + number).tobytes())
+        (folder / named.format(number + 1)).write_bytes(data)
+    return folder / named.format(2)
+
+
+@pytest.mark.parametrize("named", ["m-{:05}-of-00002.gguf", "M-{:05}-OF-00002.GGUF"])
+def test_any_part_of_a_split_model_is_all_of_it(
+    tmp_path: Path, values: np.ndarray, named: str
+) -> None:
+    file = GgufFile(write_parts(tmp_path, values, named=named))
+    assert file.path.name == named.format(1)
+    assert file.metadata["general.name"] == "snake"
+    assert torch.equal(file["second"], file["first"] + 1)
+
+
+def test_parts_that_are_missing_renamed_or_of_another_model_are_told(
     tmp_path: Path, values: np.ndarray
 ) -> None:
-    file = GgufFile(write_gguf(tmp_path / "a.gguf", {}, {"w": (values, "Q5_0")}))
-    assert file.entries["w"].num_elements == values.size
-    with pytest.raises(LoadError, match=r"w of .* has ggml type 6; only 0"):
-        file["w"]
+    second = write_parts(tmp_path, values)
+    first = second.with_name("m-00001-of-00002.gguf")
+    whole = first.read_bytes()
+    first.unlink()
+    with pytest.raises(LoadError, match=r"lacks 1 of 2 parts .* m-00001-of-00002\.gguf"):
+        GgufFile(second)
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(LoadError, match=r"says that it is part 1 .* against its"):
+        GgufFile(second)
+    first.write_bytes(whole)
+    lone = first.rename(tmp_path / "renamed.gguf")
+    with pytest.raises(LoadError, match=r"one of 2 parts .* give them their names"):
+        GgufFile(lone)
+    with pytest.raises(LoadError, match="holds 'same', and so does an earlier part"):
+        GgufFile(write_parts(tmp_path, values, names=("same", "same")))
+    with pytest.raises(LoadError, match="promises 3 tensors in its 2 parts, which hold 2"):
+        GgufFile(write_parts(tmp_path, values, promised=3))
 
 
 def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:

@@ -154,12 +154,12 @@ class EmptyGguf(GgufFile):
         return 0
 
 
-def test_a_gguf_file_is_not_for_the_native_engine(
+def test_a_gguf_file_that_transformers_must_read_is_not_for_the_native_engine(
     llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = find_checkpoint(llama)
     found = replace(checkpoint.found, architecture=Architecture.GGUF)
     gguf = replace(checkpoint, found=found, weights=EmptyGguf())
     monkeypatch.setattr("treesnake.targets.load.find_checkpoint", lambda *_, **__: gguf)
-    with pytest.raises(UnsupportedModelError, match="it reads safetensors, this is a GGUF file"):
+    with pytest.raises(UnsupportedModelError, match="not know the architecture of this GGUF"):
         load_target(llama, LoadOptions(device="cpu", engine="native"))

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from treesnake.loading.architecture import (
     identify,
     names_in,
 )
+from treesnake.loading.gguf_families import FAMILIES, hugging_face_tensors
 from treesnake.loading.gguf_models import gguf_end_ids, read_gguf_config
 from treesnake.loading.gguf_tokenizer import read_gguf_tokenizer
 from treesnake.loading.hub import fetch_model
@@ -94,8 +94,10 @@ class Checkpoint:
         found: its name, folder or file, and architecture.
         config: that of transformers, also for our own networks.
         generation_config: its own, or what the config says.
-        weights: with the names of the Hugging Face layout, or for a GGUF file those of llama.cpp.
+        weights: with the names of the Hugging Face layout; those of llama.cpp for a GGUF file that
+            transformers must read.
         trust_remote_code: whether code that it brings along may run.
+        gguf: the GGUF file that is all of it, or None for a folder.
     """
 
     found: FoundModel
@@ -103,6 +105,7 @@ class Checkpoint:
     generation_config: GenerationConfig
     weights: Mapping[str, Tensor]
     trust_remote_code: bool
+    gguf: GgufFile | None = None
 
     @property
     def name(self) -> str:
@@ -116,8 +119,8 @@ class Checkpoint:
 
     @property
     def gguf_file(self) -> Path | None:
-        """The GGUF file that holds all of it, or None for a folder."""
-        return self.path if self.found.architecture is Architecture.GGUF else None
+        """Where the GGUF file lies that is all of it, or None for a folder."""
+        return None if self.gguf is None else self.gguf.path
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -127,9 +130,8 @@ class Checkpoint:
             LoadError: if there is none, or it is broken.
         """
         try:
-            if self.gguf_file is not None:
-                assert isinstance(self.weights, GgufFile)
-                return read_gguf_tokenizer(self.weights)
+            if self.gguf is not None:
+                return read_gguf_tokenizer(self.gguf)
             return _read_tokenizer(
                 self.path, config=self.config, trust_remote_code=self.trust_remote_code
             )
@@ -287,17 +289,15 @@ def _open_folder(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
 
 
 def _open_gguf(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
-    weights = GgufFile(found.path)
-    missing = [part for part in ("gguf", "accelerate") if find_spec(part) is None]
-    if missing:
-        raise LoadError(
-            f"{found.path.name} is a GGUF file, which needs {' and '.join(missing)}; install "
-            "treesnake[gguf]"
-        )
-    config = read_gguf_config(weights, trust_remote_code=trust_remote_code)
+    file = GgufFile(found.path)
+    config = read_gguf_config(file, trust_remote_code=trust_remote_code)
     generation_config = GenerationConfig.from_model_config(config)
-    generation_config.eos_token_id = sorted(gguf_end_ids(weights)) or None
-    return Checkpoint(found, config, generation_config, weights, trust_remote_code)
+    generation_config.eos_token_id = sorted(gguf_end_ids(file)) or None
+    weights = file
+    if file.metadata["general.architecture"] in FAMILIES:
+        weights = hugging_face_tensors(file, config)
+        trust_remote_code = False  # there is no code in a file
+    return Checkpoint(found, config, generation_config, weights, trust_remote_code, file)
 
 
 def _read_config(found: FoundModel, read: Callable[[], PreTrainedConfig]) -> PreTrainedConfig:

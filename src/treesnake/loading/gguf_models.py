@@ -1,18 +1,20 @@
-"""What a GGUF file says of a model, against what transformers makes of it.
+"""What a GGUF file says of a model, against the config that was made of it.
 
-Transformers reads the metadata and tensors that it has names for, and passes over all others. A key
-that it passes over may change the model: scaled positions, a window, a second kind of layer. So
-each key of an architecture is compared with the config that transformers made, or known to change
-nothing, or the file is refused. Keys of other kinds (author, licence, how it was quantised) say
-nothing about what the model computes.
+Files of the families in `gguf_families` are read here, others by transformers. Either reads what it
+has names for and passes over the rest. A key that is passed over may change the model: scaled
+positions, a window, a second kind of layer. So each key of an architecture is compared with the
+config that came out, or known to change nothing, or the file is refused. Keys of other kinds
+(author, licence, how it was quantised) say nothing about what the model computes.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
-import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
@@ -20,12 +22,8 @@ from transformers import (
 )
 
 from treesnake.errors import LoadError, reason_of
+from treesnake.loading.gguf_families import FAMILIES, ROPE_FACTORS, build_config
 from treesnake.models.gguf import GgufFile
-
-ROPE_FACTORS = "rope_freqs.weight"
-"""Divides the frequency of each rotary pair; how llama.cpp stores the scaling of Llama 3."""
-
-LONG_ROPE_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
 
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 """The ends of a text, a turn and a message; llama.cpp stops at each of them."""
@@ -62,26 +60,21 @@ def read_gguf_config(file: GgufFile, *, trust_remote_code: bool = False) -> PreT
     """Returns transformers' config of a GGUF file, with the scaling of positions that it states.
 
     Raises:
-        LoadError: if the metadata is broken, one part of several, of an architecture that
-            transformers does not know, or states what transformers would pass over.
+        LoadError: if the metadata is broken, of an architecture that nobody here knows, or states
+            what would be passed over; or a package is missing that reads such a file.
     """
-    _check_whole(file)
     _check_types(file)
     architecture = file.metadata["general.architecture"]
-    try:
-        config = AutoConfig.from_pretrained(
-            file.path.parent, gguf_file=file.path.name, trust_remote_code=trust_remote_code
-        )
-    except Exception as error:
-        raise LoadError(
-            f"transformers cannot use the GGUF file {file.path}: {reason_of(error)}"
-        ) from error
     stated = {
         key.removeprefix(f"{architecture}."): value
         for key, value in file.metadata.items()
         if key.startswith(f"{architecture}.")
     }
     try:
+        if architecture in FAMILIES:
+            config = build_config(file, stated)
+        else:
+            config = _read_by_transformers(file, trust_remote_code)
         _check_sizes(config, file, stated)
         _limit_window(config, stated)
         _scale_positions(config, stated)
@@ -98,27 +91,46 @@ def gguf_end_ids(file: GgufFile) -> frozenset[int]:
     return frozenset(index for index in stated if index is not None)
 
 
+def rotary_factors(file: GgufFile) -> Float[Tensor, " pairs"] | None:
+    """Returns what the file divides the frequencies of rotary pairs by, if anything.
+
+    Raises:
+        LoadError: if these are no factors.
+    """
+    if ROPE_FACTORS not in file:
+        return None
+    factors = file[ROPE_FACTORS].float()
+    if not bool((factors.isfinite() & (factors > 0)).all()):
+        raise LoadError(f"{file.path} holds {ROPE_FACTORS} that are no factors; fetch it again")
+    return factors
+
+
 def scale_rotary_pairs(model: PreTrainedModel, file: GgufFile) -> None:
-    """Divides the frequencies of a loaded model by the factors that the file holds as a tensor.
+    """Divides the frequencies of a loaded model by the factors that the file holds.
 
     Raises:
         LoadError: if the model has no frequencies of that number.
     """
-    if ROPE_FACTORS not in file:
+    factors = rotary_factors(file)
+    if factors is None:
         return
-    factors = file[ROPE_FACTORS]
     scaled = 0
     for module in model.modules():
         for name in ("inv_freq", "original_inv_freq"):
             frequencies = getattr(module, name, None)
-            if isinstance(frequencies, torch.Tensor) and frequencies.shape == factors.shape:
+            if isinstance(frequencies, Tensor) and frequencies.shape == factors.shape:
                 setattr(module, name, frequencies / factors.to(frequencies.device))
                 scaled += 1
-    if not scaled or not bool((factors.isfinite() & (factors > 0)).all()):
-        raise LoadError(
-            f"{file.path} holds {ROPE_FACTORS} with {factors.numel()} factors, which are not those "
-            f"of a {model.config.model_type} model; take a file in safetensors"
-        )
+    if not scaled:
+        raise foreign_factors(file, model.config.model_type)
+
+
+def foreign_factors(file: GgufFile, model_type: str) -> LoadError:
+    """Returns the error for factors of another number than a model has rotary pairs."""
+    return LoadError(
+        f"{file.path} holds {ROPE_FACTORS} with {file.tensors[ROPE_FACTORS].num_elements} factors, "
+        f"which are not those of a {model_type} model; take a file in safetensors"
+    )
 
 
 def names_in_file(model: PreTrainedModel, file: GgufFile) -> Mapping[str, str]:
@@ -159,16 +171,24 @@ def check_all_read(names: Mapping[str, str], file: GgufFile) -> None:
         )
 
 
-def _check_whole(file: GgufFile) -> None:
-    count = file.metadata.get("split.count", 1)
-    if count in (0, 1):
-        return
-    number = file.metadata.get("split.no", 0)
-    part = number + 1 if type(number) is int else "a part"
-    raise LoadError(
-        f"{file.path} is part {part} of {count} parts of a split model; join them first: "
-        "llama-gguf-split --merge FIRST_PART WHOLE.gguf"
-    )
+def _read_by_transformers(file: GgufFile, trust_remote_code: bool) -> PreTrainedConfig:
+    missing = [part for part in ("gguf", "accelerate") if find_spec(part) is None]
+    if missing:
+        raise LoadError(
+            f"files of the architecture {file.metadata['general.architecture']!r:.40} need "
+            f"{' and '.join(missing)}; install treesnake[gguf]"
+        )
+    if file.metadata.get("split.count", 1) not in (0, 1):
+        raise LoadError(
+            "it is a split model, and transformers, which reads this architecture, reads whole "
+            "ones; join the parts: llama-gguf-split --merge FIRST_PART WHOLE.gguf"
+        )
+    try:
+        return AutoConfig.from_pretrained(
+            file.path.parent, gguf_file=file.path.name, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:
+        raise LoadError(f"transformers cannot read it: {reason_of(error)}") from error
 
 
 def _check_types(file: GgufFile) -> None:
@@ -299,12 +319,12 @@ def _check_key(key: str, value: Any, config: PreTrainedConfig) -> None:
     if any(each.fullmatch(key) for each in (READ_BY_ITS_NAME, CHANGES_NOTHING, SCALES_POSITIONS)):
         return
     if key not in MEANT_BY:
-        raise LoadError(f"it states {key} = {value!r:.60}, which transformers does not read")
+        raise LoadError(f"it states {key} = {value!r:.60}, which is not known here")
     meant = MEANT_BY[key](config.get_text_config())
     if not all(_equal(each, meant) for each in (value if isinstance(value, list) else [value])):
         raise LoadError(
-            f"it states {key} = {value!r:.60}, where transformers would run a model with "
-            f"{meant!r}; take a file in safetensors"
+            f"it states {key} = {value!r:.60}, where a model with {meant!r} would run; "
+            "take a file in safetensors"
         )
 
 

@@ -63,7 +63,9 @@ def read_gguf_tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
             "in safetensors has them right",
             stacklevel=2,
         )
-    tokenizer: Any = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(
+        file.path.parent, gguf_file=file.path.name, trust_remote_code=False
+    )
     stated = metadata.get("tokenizer.ggml.add_space_prefix")
     if metadata.get("tokenizer.ggml.model") == SENTENCE_PIECES and stated is not None:
         has_space = "".join(tokenizer.tokenize("a")).startswith(SPACE)

@@ -7,7 +7,6 @@ import torch
 
 from treesnake.errors import LoadError
 from treesnake.loading.checkpoint import Checkpoint
-from treesnake.models.gguf import GgufFile
 from treesnake.models.weights import Weights
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -19,7 +18,7 @@ def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     quantised = getattr(checkpoint.config, "quantization_config", None) is not None
     if quantised and isinstance(weights, Weights):
         return weights.num_bytes
-    if isinstance(weights, Weights | GgufFile):
+    if isinstance(weights, Weights):
         return weights.num_bytes_as(dtype)
     return sum(tensor.numel() * dtype.itemsize for tensor in weights.values())
 

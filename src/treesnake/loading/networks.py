@@ -6,7 +6,7 @@ every other family, with attention, recurrent layers or both.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,10 +16,12 @@ from torch import Tensor
 from treesnake.errors import LoadError, TreesnakeError, UnsupportedModelError, reason_of
 from treesnake.loading.architecture import Architecture
 from treesnake.loading.checkpoint import Checkpoint
+from treesnake.loading.gguf_models import foreign_factors, rotary_factors
 from treesnake.loading.memory import check_memory
 from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
 from treesnake.loading.pretrained import load_checkpoint, resolve_device
 from treesnake.loading.state_space import load_state_space, stored_dtype
+from treesnake.models.gguf import GgufFile
 from treesnake.models.hf_network import hf_network
 from treesnake.models.hf_replay import HfReplay
 from treesnake.models.state_space import check_vocabulary
@@ -172,8 +174,8 @@ def _native_obstacle(
         return "it runs on one device, not on a device_map"
     if checkpoint.trust_remote_code:
         return "it does not run code that comes with a model"
-    if checkpoint.gguf_file is not None:
-        return "it reads safetensors, this is a GGUF file"
+    if isinstance(checkpoint.weights, GgufFile):
+        return "it does not know the architecture of this GGUF file"
     if getattr(checkpoint.config, "quantization_config", None) is not None:
         return "it does not read weights that are stored quantised"
     if device.type not in ("cpu", "cuda"):
@@ -214,13 +216,20 @@ def _load_native(
 
 def _read_config(checkpoint: Checkpoint) -> TransformerConfig:
     try:
-        return TransformerConfig.from_hf(checkpoint.config)
+        config = TransformerConfig.from_hf(checkpoint.config)
     except (TypeError, KeyError, ValueError, AttributeError, ArithmeticError) as error:
         raise LoadError(f"the config of {checkpoint.name} makes no sense: {error!r}") from error
+    factors = None if checkpoint.gguf is None else rotary_factors(checkpoint.gguf)
+    if checkpoint.gguf is None or factors is None:
+        return config
+    frequencies = torch.tensor(config.inverse_frequencies)
+    if factors.shape != frequencies.shape:
+        raise foreign_factors(checkpoint.gguf, checkpoint.config.model_type)
+    return replace(config, inverse_frequencies=tuple((frequencies / factors).tolist()))
 
 
 def _load_generic(checkpoint: Checkpoint, options: LoadOptions, why: str) -> LoadedNetwork:
-    if "model_type" not in checkpoint.found.fields and checkpoint.gguf_file is None:
+    if "model_type" not in checkpoint.found.fields and checkpoint.gguf is None:
         raise UnsupportedModelError(
             f"{checkpoint.name} is in the layout of state-spaces, which transformers does not "
             "read; leave the engine at auto"

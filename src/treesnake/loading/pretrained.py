@@ -105,7 +105,8 @@ def load_checkpoint(checkpoint: Checkpoint, options: LoadOptions = DEFAULT_OPTIO
     _check_report(checkpoint, model, report, {name: own for own, name in names.items()})
     if file is not None:
         check_all_read(names, file)
-        scale_rotary_pairs(model, file)
+    if checkpoint.gguf is not None:
+        scale_rotary_pairs(model, checkpoint.gguf)
     if device_map is None:
         model.to(found_device)
     model.config.name_or_path = str(checkpoint.path)
@@ -192,19 +193,19 @@ class _StoredTensor:
 
 def _source(checkpoint: Checkpoint, *, spread: bool) -> dict[str, Any]:
     """Returns the arguments by which transformers reads the weights."""
-    gguf = checkpoint.gguf_file
-    if gguf is not None:
+    weights = checkpoint.weights
+    if isinstance(weights, GgufFile):
         return {
-            "pretrained_model_name_or_path": gguf.parent,
-            "gguf_file": gguf.name,
+            "pretrained_model_name_or_path": weights.path.parent,
+            "gguf_file": weights.path.name,
             "config": checkpoint.config,
         }
-    if _is_quantised(checkpoint) or spread or checkpoint.trust_remote_code:
+    reads_itself = _is_quantised(checkpoint) or spread or checkpoint.trust_remote_code
+    if reads_itself and checkpoint.gguf is None:
         return {
             "pretrained_model_name_or_path": checkpoint.path,
             "use_safetensors": True,
         }
-    weights = checkpoint.weights
     return {
         "pretrained_model_name_or_path": None,
         "config": checkpoint.config,

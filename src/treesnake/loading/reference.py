@@ -15,6 +15,7 @@ from torch import Tensor
 from treesnake.errors import LoadError, TreesnakeError
 from treesnake.loading.architecture import Architecture
 from treesnake.loading.checkpoint import Checkpoint, find_checkpoint
+from treesnake.loading.gguf_models import scale_rotary_pairs
 from treesnake.loading.memory import check_memory
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import find_model_class, resolve_device, resolve_dtype
@@ -153,15 +154,20 @@ def _read_reference(checkpoint: Checkpoint, options: LoadOptions) -> Reference:
         dtype = resolve_dtype(options.dtype, checkpoint, device)
     check_memory(checkpoint, dtype, device)
     model_class = find_model_class(checkpoint)
-    gguf = checkpoint.gguf_file
-    source = {"gguf_file": gguf.name} if gguf else {}
+    gguf, folder = checkpoint.gguf, checkpoint.path
+    source: dict[str, Any] = {}
+    if gguf is not None:
+        folder = gguf.path.parent
+        source = {"gguf_file": gguf.path.name, "config": checkpoint.config}
     try:
         model = model_class.from_pretrained(
-            gguf.parent if gguf else checkpoint.path,
+            folder,
             dtype=dtype,
             trust_remote_code=checkpoint.trust_remote_code,
             **source,
         )
+        if gguf is not None:
+            scale_rotary_pairs(model, gguf)
         return _logits_of(model.to(device).eval(), checkpoint, _rounding(checkpoint, options))
     except TreesnakeError:
         raise

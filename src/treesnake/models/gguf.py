@@ -1,7 +1,8 @@
-"""Reads GGUF, the file format of llama.cpp: metadata, and tensors one at a time as float32.
+"""Reads GGUF, the file format of llama.cpp: metadata, and tensors one at a time.
 
-Versions 2 and 3, little-endian. Metadata and shapes are read of any file, tensors in F32, Q4_1 and
-Q8_0 only: the types of the embedded default model, which therefore needs no other package.
+Versions 2 and 3, little-endian, in one file or in parts. Metadata and shapes are read of any file.
+Tensors are read in every format but the codebooks (IQ1, IQ2, IQ3) and the ternary ones, for which
+ggml's own package is asked.
 
 This is the gate for all readers of a GGUF file, transformers' included. A file is refused before
 anything of the sizes that it claims is allocated, if names occur twice, or tensors reach beyond its
@@ -11,19 +12,24 @@ Source: the GGUF specification (docs/gguf.md of ggml) and the block layouts of g
 """
 
 import math
+import re
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from treesnake.errors import LoadError
+from treesnake.kernels.grouped_weight import GroupedWeight, round_to_groups
+from treesnake.models.gguf_blocks import GROUPED_TYPES, unpack
 from treesnake.models.pointers import check_no_pointer
+from treesnake.models.weights import Weights
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -44,8 +50,17 @@ NUMBER_FORMATS = {
     12: "d",
 }
 
-F32, Q4_1, Q8_0 = 0, 3, 8
-BLOCK_WIDTH = 32  # values that share one scale in Q4_1 and Q8_0
+PLAIN_TYPES = {
+    0: torch.float32,
+    1: torch.float16,
+    24: torch.int8,
+    25: torch.int16,
+    26: torch.int32,
+    27: torch.int64,
+    28: torch.float64,
+    30: torch.bfloat16,
+}
+"""The ggml types whose values stand alone."""
 
 BLOCKS = {
     0: (1, 4),  # F32
@@ -89,13 +104,29 @@ MAX_AXES = 4
 MAX_ALIGNMENT = 1 << 20
 
 
-@dataclass(frozen=True)
-class GgufEntry:
-    """Where one tensor lies: its shape in torch's order, its ggml type and its first byte."""
+PART_NAME = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)", re.IGNORECASE)
+"""How llama.cpp names the files of a split model."""
 
+MAX_PARTS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class GgufTensor:
+    """A tensor in a GGUF file.
+
+    Attributes:
+        path: the file.
+        shape: in torch's order.
+        ggml_type: the format.
+        start: the first byte.
+        order: which stored row each row is, or None for the order of the file.
+    """
+
+    path: Path
     shape: tuple[int, ...]
     ggml_type: int
     start: int
+    order: Int[np.ndarray, " rows"] | None = None
 
     @property
     def num_elements(self) -> int:
@@ -110,84 +141,174 @@ class GgufEntry:
 
     @property
     def end(self) -> int:
-        """The first byte behind it."""
+        """The first byte behind it, where it has its own order."""
         return self.start + self.num_bytes
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That it is read in: its own, or float32 if it is packed."""
+        return PLAIN_TYPES.get(self.ggml_type, torch.float32)
 
-class GgufFile(Mapping[str, Tensor]):
+    @property
+    def is_packed(self) -> bool:
+        """Whether it has fewer bits than a float of its own for each value."""
+        return self.ggml_type not in PLAIN_TYPES
+
+    def rows(self, begin: int, end: int) -> "GgufTensor":
+        """Returns some of the rows, as if they were a tensor of their own."""
+        length, *axes = self.shape
+        begin, end = min(begin, length), min(end, length)
+        shape = (end - begin, *axes)
+        if self.order is not None:
+            return replace(self, shape=shape, order=self.order[begin:end])
+        return replace(self, shape=shape, start=self.start + begin * self.num_bytes // length)
+
+    def read(self, name: str) -> Float[Tensor, "..."]:
+        """Reads it, in the bits that ggml gives its values.
+
+        Raises:
+            LoadError: if the file is cut off, or the format is not known.
+        """
+        raw = self._read_rows(name)
+        if not self.is_packed:
+            return torch.from_numpy(raw).view(self.dtype).reshape(self.shape)
+        if self.ggml_type in GROUPED_TYPES:
+            values = unpack(raw, self.ggml_type).values()
+        else:
+            values = _dequantise(raw, self.ggml_type, f"{name} of {self.path}")
+        return torch.from_numpy(values).reshape(self.shape)
+
+    def read_grouped(self, name: str) -> GroupedWeight:
+        """Reads a packed matrix with the numbers and groups that it has.
+
+        Scales are rounded to half precision. Formats that the groups of a `GroupedWeight` cannot
+        hold are rounded to 8 bits.
+        """
+        if self.ggml_type in GROUPED_TYPES:
+            groups = unpack(self._read_rows(name), self.ggml_type)
+            if groups.fits_weight:
+                return groups.to_weight()
+        return round_to_groups(self.read(name), 8)
+
+    def _read_rows(self, name: str) -> UInt8[np.ndarray, "rows row_bytes"]:
+        num_stored = self.shape[0] if self.shape else 1
+        if self.order is None:
+            return self._read_stored(name, num_stored)
+        last = int(self.order.max(initial=-1))
+        return self._read_stored(name, last + 1)[self.order]
+
+    def _read_stored(self, name: str, num_rows: int) -> UInt8[np.ndarray, "rows row_bytes"]:
+        width, block_bytes = BLOCKS[self.ggml_type]
+        row_bytes = math.prod(self.shape[1:]) // width * block_bytes
+        if len(self.shape) < 2:
+            num_rows, row_bytes = 1, self.num_bytes
+        raw = np.fromfile(self.path, np.uint8, num_rows * row_bytes, offset=self.start)
+        if raw.size != num_rows * row_bytes:
+            raise LoadError(f"{self.path} is cut off in the middle of {name}; fetch it again")
+        return raw.reshape(num_rows, row_bytes)
+
+
+class GgufFile(Weights):
     """The tensors of a GGUF file by their names there, each read whenever it is asked for.
 
+    Any part of a split model stands for all of it.
+
+    Attributes:
+        path: the file, of a split model the first part.
+        metadata: what it says of the model.
+        tensors: all of them by name.
+
     Raises:
-        LoadError: if the file is not GGUF, cut off, broken or of another version, or a tensor that
-            is asked for is of a type not known here.
+        LoadError: if the file is not GGUF, cut off, broken or of another version, or a part is
+            missing.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            check_no_pointer(path)
-            with path.open("rb") as stream:
-                self.metadata, self.entries = _HeaderReader(stream, path).read()
-        except OSError as error:
-            raise LoadError(f"{path} cannot be read: {error.strerror}") from error
-        _check_bounds(self.entries, path)
+        metadata, tensors = _read_header(path)
+        if metadata.get("split.count", 1) not in (0, 1):
+            path, metadata, tensors = _read_parts(part_paths(path, metadata["split.count"]))
+        self.path, self.metadata, self.tensors = path, metadata, tensors
+        super().__init__(tensors)
 
-    def __getitem__(self, name: str) -> Float32[Tensor, "..."]:
-        entry = self.entries[name]
-        if entry.ggml_type == F32:
-            values = self._read(name, 4 * entry.num_elements).view(np.float32)
-        elif entry.ggml_type == Q4_1:
-            values = dequantise_q4_1(self._read(name, 20 * entry.num_elements // BLOCK_WIDTH))
-        elif entry.ggml_type == Q8_0:
-            values = dequantise_q8_0(self._read(name, 34 * entry.num_elements // BLOCK_WIDTH))
-        else:
+
+def _read_parts(paths: Sequence[Path]) -> tuple[Path, dict[str, Any], dict[str, GgufTensor]]:
+    """Returns the first part, what it says of the model, and the tensors of all parts."""
+    parts = [_read_header(path) for path in paths]
+    tensors: dict[str, GgufTensor] = {}
+    for number, (path, (metadata, found)) in enumerate(zip(paths, parts, strict=True)):
+        stated = metadata.get("split.no"), metadata.get("split.count")
+        if stated != (number, len(paths)):
             raise LoadError(
-                f"{name} of {self.path} has ggml type {entry.ggml_type}; only {F32} (F32), "
-                f"{Q4_1} (Q4_1) and {Q8_0} (Q8_0) are read here"
+                f"{path} says that it is part {stated[0]!r:.20} (counted from 0) of "
+                f"{stated[1]!r:.20}, against its name; fetch it again"
             )
-        return torch.from_numpy(values.reshape(entry.shape))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.entries
-
-    def num_bytes_as(self, dtype: torch.dtype) -> int:
-        """Returns the size of all tensors once unpacked to a dtype."""
-        return sum(entry.num_elements for entry in self.entries.values()) * dtype.itemsize
-
-    def _read(self, name: str, num_bytes: int) -> UInt8[np.ndarray, " bytes"]:
-        raw = np.fromfile(self.path, np.uint8, num_bytes, offset=self.entries[name].start)
-        if raw.size != num_bytes:
-            raise LoadError(f"{self.path} is cut off in the middle of {name}; fetch it again")
-        return raw
+        if twice := sorted(tensors.keys() & found.keys()):
+            raise LoadError(f"{path} holds {twice[0]!r:.80}, and so does an earlier part")
+        tensors |= found
+    metadata = parts[0][0]
+    promised = metadata.get("split.tensors.count", len(tensors))
+    if promised != len(tensors):
+        raise LoadError(
+            f"{paths[0]} promises {promised!r:.20} tensors in its {len(paths)} parts, which hold "
+            f"{len(tensors)}; fetch them again"
+        )
+    return paths[0], metadata, tensors
 
 
-def dequantise_q4_1(
-    raw: UInt8[np.ndarray, " bytes"],
-) -> Float32[np.ndarray, "blocks width"]:
-    """Unpacks blocks of a half-precision scale, a half-precision minimum and 32 numbers of 4 bits.
+def part_paths(path: Path, count: Any) -> list[Path]:
+    """Returns all files of a split model, given one of them and their number.
 
-    A byte holds number i in its low bits and number i + 16 in its high bits; a value is
-    scale * number + minimum.
+    Raises:
+        LoadError: if one is missing, or the file is not called as parts are.
     """
-    blocks = raw.reshape(-1, 20)
-    scales, minima = blocks[:, :4].copy().view(np.float16).astype(np.float32).T[:, :, None]
-    numbers = np.concatenate([blocks[:, 4:] & 0xF, blocks[:, 4:] >> 4], axis=1)
-    return scales * numbers.astype(np.float32) + minima
+    name = PART_NAME.search(path.name)
+    if name is None or int(name[2]) != count or not 1 < int(name[2]) <= MAX_PARTS:
+        raise LoadError(
+            f"{path} is one of {count!r:.20} parts of a split model, which are known by their "
+            "names, such as model-00001-of-00003.gguf; give them their names back"
+        )
+    paths = [
+        path.with_name(f"{path.name[: name.start(1)]}{number:05}{path.name[name.end(1) :]}")
+        for number in range(1, int(name[2]) + 1)
+    ]
+    missing = [part.name for part in paths if not part.is_file()]
+    if missing:
+        raise LoadError(
+            f"{path.parent} lacks {len(missing)} of {len(paths)} parts of a split model, "
+            f"{missing[0]} first; fetch them"
+        )
+    return paths
 
 
-def dequantise_q8_0(
-    raw: UInt8[np.ndarray, " bytes"],
-) -> Float32[np.ndarray, "blocks width"]:
-    """Unpacks blocks of a half-precision scale and 32 signed bytes; a value is scale * byte."""
-    blocks = raw.reshape(-1, 34)
-    scales = blocks[:, :2].copy().view(np.float16).astype(np.float32)
-    return scales * blocks[:, 2:].view(np.int8).astype(np.float32)
+def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+    try:
+        check_no_pointer(path)
+        with path.open("rb") as stream:
+            metadata, entries = _HeaderReader(stream, path).read()
+    except OSError as error:
+        raise LoadError(f"{path} cannot be read: {error.strerror}") from error
+    _check_bounds(entries, path)
+    return metadata, entries
+
+
+def _dequantise(
+    raw: UInt8[np.ndarray, "rows row_bytes"], ggml_type: int, what: str
+) -> Float[np.ndarray, "rows width"]:
+    """Unpacks a format that only ggml's own package knows."""
+    if find_spec("gguf") is None:
+        raise LoadError(
+            f"{what} has ggml type {ggml_type}, which needs the package gguf; install "
+            "treesnake[gguf]"
+        )
+    from gguf import GGMLQuantizationType  # noqa: PLC0415
+    from gguf.quants import dequantize  # noqa: PLC0415
+
+    try:
+        return dequantize(raw, GGMLQuantizationType(ggml_type))
+    except NotImplementedError as error:
+        raise LoadError(
+            f"{what} has ggml type {ggml_type}, which is not read here; take another file"
+        ) from error
 
 
 class _HeaderReader:
@@ -198,7 +319,7 @@ class _HeaderReader:
         self._path = path
         self._remaining = path.stat().st_size
 
-    def read(self) -> tuple[dict[str, Any], dict[str, GgufEntry]]:
+    def read(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         if self._take(4) != MAGIC:
             raise LoadError(
                 f"{self._path} is no GGUF file: it does not begin with the bytes {MAGIC!r}"
@@ -219,7 +340,7 @@ class _HeaderReader:
         for name, (shape, ggml_type, offset) in table.items():
             if offset % alignment:
                 raise self._broken(f"{name!r:.80} begins at byte {offset}, off {alignment}")
-            entries[name] = GgufEntry(shape, ggml_type, data_start + offset)
+            entries[name] = GgufTensor(self._path, shape, ggml_type, data_start + offset)
         return metadata, entries
 
     def _check_version(self, version: int) -> None:
@@ -327,7 +448,7 @@ def is_gguf(path: Path) -> bool:
         raise LoadError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _check_bounds(entries: Mapping[str, GgufEntry], path: Path) -> None:
+def _check_bounds(entries: Mapping[str, GgufTensor], path: Path) -> None:
     """Refuses tensors beyond the end of the file, and those that share bytes."""
     file_bytes, reached, before = path.stat().st_size, 0, ""
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):

@@ -15,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.errors import LoadError
-from treesnake.models.gguf import GgufFile
-from treesnake.models.weights import TensorEntry, Weights, read_blocks
+from treesnake.models.weights import StoredTensor, Weights, read_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -243,14 +242,14 @@ def check_sizes(fields: Mapping[str, Any], weights: Mapping[str, Tensor], where:
 
 def count_values(weights: Mapping[str, Tensor]) -> int:
     """Returns how many numbers the tensors of a checkpoint have, without reading any."""
-    if isinstance(weights, Weights | GgufFile):
+    if isinstance(weights, Weights):
         return sum(entry.num_elements for entry in weights.entries.values())
     return sum(tensor.numel() for tensor in weights.values())
 
 
 def stored_shapes(weights: Mapping[str, Tensor]) -> dict[str, Shape]:
     """Returns the shape of each tensor of a checkpoint, without reading any."""
-    if isinstance(weights, Weights | GgufFile):
+    if isinstance(weights, Weights):
         return {name: entry.shape for name, entry in weights.entries.items()}
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
@@ -299,7 +298,7 @@ def _belongs(
 
 
 def _kind(stored: Mapping[str, Tensor], name: str) -> tuple[Shape, torch.dtype]:
-    kind: TensorEntry | Tensor
+    kind: StoredTensor | Tensor
     kind = stored.entries[name] if isinstance(stored, Weights) else stored[name]
     return tuple(kind.shape), kind.dtype
 

@@ -1,4 +1,6 @@
-"""Reads safetensors checkpoints a tensor or a block of rows at a time: no more is in memory twice.
+"""Reads checkpoints a tensor or a block of rows at a time, so that no more is in memory twice.
+
+`Weights` are those of any kind of file, and what reads a safetensors file is here.
 
 Files are read, not mapped: the pages of a mapped file count as resident memory until the system
 wants them back, which would add the size of the file to the peak of a conversion.
@@ -10,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Shaped
@@ -50,9 +52,42 @@ DTYPES = {
 }
 
 
+@runtime_checkable
+class StoredTensor(Protocol):
+    """A tensor in a file: what is known of it without reading it, and how it is read."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That it is read in."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In torch's order."""
+        ...
+
+    @property
+    def num_elements(self) -> int:
+        """The number of values."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """The size as stored."""
+        ...
+
+    def rows(self, begin: int, end: int) -> "StoredTensor":
+        """Returns some of the rows, as if they were a tensor of their own."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """Reads it; the name is for messages."""
+        ...
+
+
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one stored tensor lies: its file, dtype, shape and first byte."""
+    """A tensor in a safetensors file: the file, dtype, shape and first byte."""
 
     path: Path
     dtype: torch.dtype
@@ -82,6 +117,18 @@ class TensorEntry:
         shape = (end - begin, *axes)
         return replace(self, shape=shape, start=self.start + begin * row_bytes)
 
+    def read(self, name: str) -> Tensor:
+        """Reads it; the name is for messages."""
+        raw = torch.empty(self.num_bytes, dtype=torch.uint8)
+        with self.path.open("rb") as stream:
+            stream.seek(self.start)
+            num_read = stream.readinto(raw.numpy().data)
+        if num_read != self.num_bytes:
+            raise LoadError(
+                f"{self.path} ended in the middle of {name}: was it changed after it was opened?"
+            )
+        return raw.view(self.dtype).reshape(self.shape)
+
 
 class Weights(Mapping[str, Tensor]):
     """The tensors of a checkpoint by name, each read from disk whenever it is asked for.
@@ -89,15 +136,15 @@ class Weights(Mapping[str, Tensor]):
     Nothing is kept: a tensor that the caller drops is gone, and one asked for twice is read twice.
     """
 
-    def __init__(self, entries: Mapping[str, TensorEntry]) -> None:
+    def __init__(self, entries: Mapping[str, StoredTensor]) -> None:
         self.entries = entries
 
     def __getitem__(self, name: str) -> Shaped[Tensor, "..."]:
-        return _read_tensor(name, self.entries[name])
+        return self.entries[name].read(name)
 
     def rows(self, name: str, begin: int, end: int) -> Shaped[Tensor, " rows *axes"]:
         """Reads some rows of a tensor."""
-        return _read_tensor(name, self.entries[name].rows(begin, end))
+        return self.entries[name].rows(begin, end).read(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -272,15 +319,3 @@ def without_index(folder: Path) -> str:
     """Returns a hint at shards that lie in a folder without the file that says what is in them."""
     shard = next(iter(sorted(folder.glob("*-of-*.safetensors"))), None)
     return f"; it holds shards such as {shard.name}: fetch their {INDEX_FILE}, too" if shard else ""
-
-
-def _read_tensor(name: str, entry: TensorEntry) -> Tensor:
-    raw = torch.empty(entry.num_bytes, dtype=torch.uint8)
-    with entry.path.open("rb") as stream:
-        stream.seek(entry.start)
-        num_read = stream.readinto(raw.numpy().data)
-    if num_read != entry.num_bytes:
-        raise LoadError(
-            f"{entry.path} ended in the middle of {name}: was it changed after it was opened?"
-        )
-    return raw.view(entry.dtype).reshape(entry.shape)

@@ -135,17 +135,13 @@ def become_attention(
 
 
 def _embeddings(target: Checkpoint) -> Float[Tensor, "vocab hidden"]:
-    if target.gguf_file is not None:
-        raise InvalidInputError(
-            f"{target.name} is a GGUF file; this start is for targets in the Hugging Face layout"
-        )
     return read_embeddings(target).float()
 
 
 def _find(target: Checkpoint, names: tuple[str, ...]) -> Float[Tensor, "..."]:
     weights = target.weights
     found = next((name for name in names if name in weights), None)
-    if found is None or target.gguf_file is not None:
+    if found is None:
         raise InvalidInputError(
             f"{target.name} has no tensor {' or '.join(names)}; this start is for targets in the "
             "Hugging Face layout that have these weights apart"

@@ -1,0 +1,204 @@
+"""A file of each family is the model that it was written from, in both engines."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
+
+from treesnake.errors import LoadError
+from treesnake.loading.checkpoint import find_checkpoint
+from treesnake.loading.gguf_families import FAMILIES
+from treesnake.loading.networks import load_network
+from treesnake.loading.options import LoadOptions
+from treesnake.prompt import Prompt
+
+gguf = pytest.importorskip("gguf")
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 288,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "tie_word_embeddings": True,
+}
+
+PAIRED = ("llama", "mistral", "smollm3")
+
+CONFIGS: Mapping[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**SIZES),
+    "mistral": MistralConfig(**SIZES, sliding_window=None),
+    "olmo2": Olmo2Config(**SIZES | {"tie_word_embeddings": False}),
+    "phi3": Phi3Config(
+        **SIZES | {"tie_word_embeddings": False},
+        rope_parameters={"rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    ),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES | {"head_dim": 32}),
+    "smollm3": SmolLM3Config(**SIZES),
+}
+
+TOKENS = list(range(20, 60))
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A model, and the file that holds it."""
+
+    model: PreTrainedModel
+    path: Path
+
+
+def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2)
+    return model
+
+
+def write(
+    path: Path,
+    architecture: str,
+    tokenizer: Mapping[str, Any],
+    changes: Mapping[str, object],
+    rotary_factors: np.ndarray | None = None,
+) -> Written:
+    """Writes a random model as llama.cpp's converter would, with ggml's own package."""
+    config = CONFIGS[architecture]
+    model = random_model(config)
+    head_dim = getattr(config, "head_dim", None) or 16
+    sizes = {
+        "block_count": 2,
+        "context_length": 128,
+        "embedding_length": 64,
+        "feed_forward_length": 96,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 2,
+        "attention.key_length": head_dim,
+        "rope.dimension_count": 8 if architecture == "phi3" else head_dim,
+        "rope.freq_base": float(config.rope_parameters["rope_theta"]),
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    }
+    metadata = {f"{architecture}.{key}": value for key, value in sizes.items()}
+    metadata |= {key: tokenizer[key] for key in tokenizer if key.startswith("tokenizer")}
+    metadata |= changes
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in metadata.items():
+        kind = gguf.GGUFValueType.get_type(value)
+        element = gguf.GGUFValueType.get_type(value[0]) if isinstance(value, list) else None
+        writer.add_key_value(key, value, kind, element)
+    known = {"mistral": "LLAMA"}.get(architecture, architecture.upper())
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[known], 2)
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        if architecture in PAIRED and ("q_proj" in name or "k_proj" in name):
+            heads = values.unflatten(0, (-1, 2, head_dim // 2))
+            values = heads.transpose(1, 2).flatten(0, 2)
+        own = names.get_name(name, (".weight", ".bias"))
+        assert own is not None, name
+        writer.add_tensor(own, np.ascontiguousarray(values.numpy()))
+    if rotary_factors is not None:
+        writer.add_tensor("rope_freqs.weight", rotary_factors)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return Written(model, path)
+
+
+@pytest.mark.parametrize("engine", ["native", "generic"])
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_file_gives_the_logits_of_its_model(
+    tmp_path: Path, tokenizer_metadata: dict[str, Any], architecture: str, engine: Any
+) -> None:
+    written = write(tmp_path / "m.gguf", architecture, tokenizer_metadata, {})
+    checkpoint = find_checkpoint(str(written.path))
+    options = LoadOptions(dtype="float32", device="cpu", engine=engine)
+    loaded = load_network(checkpoint, options)
+    assert loaded.engine == engine
+    state = loaded.network.new_state()
+    state.prefill(Prompt.of(TOKENS))
+    with torch.no_grad():
+        expected = written.model(torch.tensor([TOKENS])).logits[0, -1]
+    assert torch.allclose(state.extend([TOKENS[-1]], [-1])[0], expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_file_gives_the_config_of_its_model(
+    tmp_path: Path, tokenizer_metadata: dict[str, Any], architecture: str
+) -> None:
+    written = write(tmp_path / "m.gguf", architecture, tokenizer_metadata, {})
+    found = find_checkpoint(str(written.path)).config.to_dict()
+    expected = written.model.config.to_dict() | {"architectures": None, "dtype": "float32"}
+    expected |= {"head_dim": expected.get("head_dim") or 16}
+    assert found == expected
+
+
+def test_all_families_are_tested() -> None:
+    assert CONFIGS.keys() == FAMILIES.keys()
+
+
+def test_a_size_that_is_missing_is_told(tmp_path: Path, tokenizer_metadata: dict[str, Any]) -> None:
+    differing = {"qwen2.attention.head_count_kv": [2, 1]}
+    written = write(tmp_path / "m.gguf", "qwen2", tokenizer_metadata, differing)
+    with pytest.raises(LoadError, match=r"layers differ in attention\.head_count_kv"):
+        find_checkpoint(str(written.path))
+
+
+@pytest.mark.parametrize("window", [8, 0])
+def test_a_window_is_that_of_the_file(
+    tmp_path: Path, tokenizer_metadata: dict[str, Any], window: int
+) -> None:
+    stated = {"mistral.attention.sliding_window": window}
+    written = write(tmp_path / "m.gguf", "mistral", tokenizer_metadata, stated)
+    assert find_checkpoint(str(written.path)).config.sliding_window == (window or None)
+
+
+@pytest.mark.parametrize("engine", ["native", "generic"])
+def test_factors_of_rotary_pairs_reach_both_engines(
+    tmp_path: Path, tokenizer_metadata: dict[str, Any], engine: Any
+) -> None:
+    factors = np.linspace(1, 8, 8).astype(np.float32)
+    path = write(tmp_path / "m.gguf", "qwen2", tokenizer_metadata, {}, factors).path
+    model = write(tmp_path / "n.gguf", "qwen2", tokenizer_metadata, {}).model
+    rotary = model.model.rotary_emb
+    rotary.inv_freq = rotary.inv_freq / torch.from_numpy(factors)
+    options = LoadOptions(dtype="float32", device="cpu", engine=engine)
+    state = load_network(find_checkpoint(str(path)), options).network.new_state()
+    state.prefill(Prompt.of(TOKENS))
+    with torch.no_grad():
+        expected = model(torch.tensor([TOKENS])).logits[0, -1]
+    assert torch.allclose(state.extend([TOKENS[-1]], [-1])[0], expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("factors", [np.ones(5, np.float32), np.zeros(8, np.float32)])
+def test_factors_that_are_none_or_of_another_number_are_refused(
+    tmp_path: Path, tokenizer_metadata: dict[str, Any], factors: np.ndarray
+) -> None:
+    path = write(tmp_path / "m.gguf", "qwen2", tokenizer_metadata, {}, factors).path
+    with pytest.raises(LoadError, match=r"with 5 factors|that are no factors"):
+        load_network(find_checkpoint(str(path)), LoadOptions(engine="native", device="cpu"))
