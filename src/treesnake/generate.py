@@ -100,6 +100,7 @@ def generate(
             cut.reason if cut else None,
             draft.node_probs,
             draft.num_expanded,
+            draft.stream_weights,
         )
         search.observe(step)
         yield step

@@ -1,6 +1,6 @@
 """What came of it: one acceptance, one step, one generation, and the counts that users ask for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -80,6 +80,7 @@ class Step:
         finish_reason: set on the last step if a stop rule ended it.
         node_probs: those of the draft.
         num_expanded: that of the draft.
+        stream_weights: those of the draft.
     """
 
     shape: Shape
@@ -90,6 +91,7 @@ class Step:
     finish_reason: FinishReason | None = None
     node_probs: tuple[float, ...] | None = None
     num_expanded: tuple[int, ...] | None = None
+    stream_weights: Mapping[str, float] | None = None
 
     @property
     def num_drafted(self) -> int:
@@ -153,6 +155,13 @@ class Generation:
         Entry i is about depth i + 1, among the steps that drafted that deep.
         """
         return acceptance_by_position(self.steps)
+
+    @property
+    def stream_weights(self) -> dict[str, float]:
+        """What each stream of a mixture counted for, on average over the steps it drafted in."""
+        drafted = [step.stream_weights for step in self.steps if step.stream_weights is not None]
+        names = drafted[0] if drafted else ()
+        return {name: _ratio(sum(each[name] for each in drafted), len(drafted)) for name in names}
 
     @property
     def decode_s(self) -> float:

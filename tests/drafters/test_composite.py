@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from treesnake import SamplingParams, SpeculativeDecoder
 from treesnake.draft import Draft
 from treesnake.drafters.composite import CompositeDrafterModel
+from treesnake.drafters.mixture import MixtureDrafterModel, Stream
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
@@ -88,6 +89,15 @@ def test_what_drafting_takes_is_what_the_first_drafter_ran() -> None:
         alone = session.draft(LOOP[-1], shape, SamplingParams(), TorchRng(0))
         both = draft_after(LOOP, shape)
         assert both.num_expanded == alone.tree.num_expanded
+
+
+def test_the_weights_of_a_mixture_are_kept() -> None:
+    network = TinyNetwork(RecurrentModel(VOCAB_SIZE, seed=1))
+    other = TinyNetwork(RecurrentModel(VOCAB_SIZE))
+    mixture = MixtureDrafterModel((Stream("a", network), Stream("b", other)))
+    for text in (LOOP, [3, 2, 1]):
+        weights = draft_after(text, chain(2), mixture).stream_weights
+        assert weights == {"a": 0.5, "b": 0.5}
 
 
 def test_greedy_text_is_the_targets_own() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from treesnake.decoder import SpeculativeDecoder
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.mixture import (
     RETRY_STEPS,
@@ -15,6 +16,7 @@ from treesnake.drafters.mixture import (
     Stream,
 )
 from treesnake.drafters.network import NetworkDrafterModel
+from treesnake.drafters.none import NoDrafterModel
 from treesnake.drafters.vocabulary import DraftVocabulary
 from treesnake.drafters.weight_rules import (
     Evidence,
@@ -25,6 +27,7 @@ from treesnake.drafters.weight_rules import (
 from treesnake.errors import InvalidInputError
 from treesnake.generate import generate
 from treesnake.models.tree_network import Part
+from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams, TorchRng, to_probs
 from treesnake.search.static import StaticSearch
@@ -228,6 +231,23 @@ def test_weights_begin_anew_with_each_prompt() -> None:
     first = run(session, 5)
     assert first[0] != first[-1]
     assert run(session, 5) == first
+
+
+def test_a_generation_says_what_streams_counted_for() -> None:
+    target = NetworkTargetModel(OTHER)
+    streams = Stream("other", OTHER), Stream("bad", TinyNetwork(TableModel(VOCAB_SIZE)))
+    decoder = SpeculativeDecoder(
+        Pair(target, MixtureDrafterModel(streams, least_weight=0.0)), search="chain(2)"
+    )
+    generation = decoder.generate(PROMPT, max_new_tokens=40)
+    weights = [step.stream_weights for step in generation.steps if step.stream_weights]
+    assert weights[0] == {"other": 0.5, "bad": 0.5}
+    assert generation.stream_weights["other"] == pytest.approx(
+        sum(each["other"] for each in weights) / len(weights)
+    )
+    assert generation.stream_weights["other"] > 0.6
+    plain = SpeculativeDecoder(Pair(target, NoDrafterModel()))
+    assert plain.generate(PROMPT, max_new_tokens=3).stream_weights == {}
 
 
 def test_a_stream_whose_text_does_not_fit_is_left_out() -> None:

@@ -60,8 +60,15 @@ def _summary(generation: Generation) -> str:
     ended = "" if generation.finish_reason == "end_token" else f" · ended by {_ended(generation)}"
     return (
         f"{generation.num_emitted} tokens · {generation.tokens_per_s:.1f} tokens/s · "
-        f"{generation.mean_tokens_per_step:.2f} tokens/step{ended}"
+        f"{generation.mean_tokens_per_step:.2f} tokens/step{_streams(generation)}{ended}"
     )
+
+
+def _streams(generation: Generation) -> str:
+    weights = generation.stream_weights
+    if len(weights) < 2:
+        return ""
+    return " · " + " ".join(f"{name} {weight:.0%}" for name, weight in weights.items())
 
 
 def _table(generation: Generation, plain: Generation) -> Table:
@@ -109,4 +116,5 @@ def _numbers(generation: Generation) -> dict[str, Any]:
         "prefill_s": generation.prefill_s,
         "decode_s": generation.decode_s,
         "finish_reason": str(generation.finish_reason),
+        "stream_weights": generation.stream_weights,
     }

@@ -64,7 +64,11 @@ class CompositeDrafter:
         if len(second.tree) == 1:
             return first
         if len(first.tree) == 1:
-            return replace(second, num_expanded=first.num_expanded or ())
+            return replace(
+                second,
+                num_expanded=first.num_expanded or (),
+                stream_weights=first.stream_weights,
+            )
         probs = second.node_probs or (nan,) * len(second.tree)
         tree, nodes = merge(first.tree, second.tree, partial(_pays, shape, probs))
         added = [prob for node, prob in zip(nodes, probs, strict=True) if node >= len(first.tree)]
@@ -74,6 +78,7 @@ class CompositeDrafter:
             first.sampled_mask + (False,) * len(added),
             first.node_probs and (*first.node_probs, *added),
             first.tree.num_expanded if first.num_expanded is None else first.num_expanded,
+            first.stream_weights,
         )
 
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:

@@ -1,5 +1,7 @@
 """Steps added up."""
 
+from dataclasses import replace
+
 import pytest
 
 from treesnake.evaluation.bench.record import (
@@ -33,6 +35,13 @@ def test_positions_and_ranks_are_tallied() -> None:
     assert record.score_s == pytest.approx(0.4)
     assert record.shapes["2x2"].num_emitted == 4
     assert record.shapes["2x2"].seconds == pytest.approx(2.0)
+
+
+def test_a_shown_step_has_the_weights_of_its_streams() -> None:
+    plain = step((0,), (7,))
+    assert to_shown_step(plain).stream_weights == {}
+    mixed = replace(plain, stream_weights={"M": 1 / 3, "T": 2 / 3})
+    assert to_shown_step(mixed).stream_weights == {"M": 0.3333, "T": 0.6667}
 
 
 @pytest.mark.parametrize(

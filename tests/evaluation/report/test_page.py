@@ -21,6 +21,7 @@ from treesnake.evaluation.bench.record import (
 )
 from treesnake.evaluation.report import read_result, save_pictures, to_html
 from treesnake.evaluation.report.steps import why
+from treesnake.evaluation.report.stream_weights import weight_lines
 
 ENVIRONMENT = {
     "before": {
@@ -50,6 +51,7 @@ TREE = ShownStep(
     (" </script>", " sat", " down"),
 )
 OFF_STEP = ShownStep("off", (10,), (-1,), (0,), (11,), 0.0, 0.1, (), (" down",), (".",))
+MIXED = replace(TREE, stream_weights={"M": 0.75, "<T>": 0.25})
 
 
 def run(method: str, question: str, category: str, seconds: float) -> RunRecord:
@@ -88,6 +90,22 @@ def test_everything_that_was_measured_is_on_it(result_path: Path) -> None:
                  "What could not run", "RuntimeError: no", "Drafters beside their targets",
                  "&lt;b&gt;self-tuning&lt;/b&gt;", "Step by step", "by context"):  # fmt: skip
         assert text.lower() in page.lower(), text
+
+
+def test_the_weights_of_streams_are_drawn_over_the_steps(result_path: Path) -> None:
+    assert "Weights of streams" not in to_html([read_result(result_path)])
+    journal = Journal(ResultFiles(result_path).journal)
+    record = run("chain(2)", "mixed", "qa", 1.0)
+    shown = (MIXED, OFF_STEP, replace(MIXED, stream_weights={"M": 1.0, "<T>": 0.0}))
+    record = replace(record, turns=(replace(record.turns[0], shown=shown),))
+    journal.append(record)
+    assert [(line.label, line.points) for line in weight_lines(journal.runs[-1])] == [
+        ("M", ((1.0, 0.75), (3.0, 1.0))),
+        ("<T>", ((1.0, 0.25), (3.0, 0.0))),
+    ]
+    page = to_html([read_result(result_path)])
+    assert "Weights of streams" in page
+    assert "&lt;T&gt;" in page
 
 
 def test_results_without_records_have_a_page_without_steps(result_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What is kept of a run: one line of JSON for each question, method and repeat."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from treesnake.outcome import Step
@@ -51,6 +51,7 @@ class ShownStep:
         probs: per node, the drafter's probability of its path where it has one; -1 where not.
         texts: per node, its token as text.
         emitted_texts: the new tokens as text.
+        stream_weights: what each stream of a mixture counted for; empty if there was none.
     """
 
     shape: str
@@ -63,6 +64,7 @@ class ShownStep:
     probs: tuple[float, ...] = ()
     texts: tuple[str, ...] = ()
     emitted_texts: tuple[str, ...] = ()
+    stream_weights: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,9 @@ def to_shown_step(step: Step) -> ShownStep:
         draft_s=step.seconds.draft_s,
         score_s=step.seconds.score_s,
         probs=tuple(-1.0 if prob != prob else round(prob, 4) for prob in probs),  # nan: unknown
+        stream_weights={
+            name: round(weight, 4) for name, weight in (step.stream_weights or {}).items()
+        },
     )
 
 

@@ -11,6 +11,8 @@ MOST_LEFT = 38
 MOST_RIGHT = 23
 ROW_HEIGHT = 26
 NUM_COLOURS = 8
+MOST_TICKS = 16
+"""Whole numbers on the x axis of which each gets a tick."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,11 @@ def line_chart(
     high = largest if largest is not None else max((y for _, y in points), default=1) or 1
     y = _Scale(0, high, bottom, top)
     is_whole = all(value == int(value) for value in x_values)
-    ticks = x_values if is_log or is_whole else _ticks(x_values[0], x_values[-1])
+    ticks = (
+        x_values
+        if is_log or (is_whole and len(x_values) <= MOST_TICKS)
+        else _ticks(x_values[0], x_values[-1])
+    )
     parts = [_text(left - 40, 16, y_label, "axis")]
     for tick in _ticks(0, high):
         parts += [

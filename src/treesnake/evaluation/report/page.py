@@ -19,6 +19,7 @@ from treesnake.evaluation.report.charts import (
 )
 from treesnake.evaluation.report.results import Result
 from treesnake.evaluation.report.steps import steps_json
+from treesnake.evaluation.report.stream_weights import weight_lines
 
 RARE_SHARE = 0.03
 PHASES = ("draft", "score", "accept", "commit")
@@ -58,7 +59,7 @@ def _result(result: Result) -> str:
         parts.append(_time(result, pair, sampling))
         parts.append(_memory(result, pair, sampling))
         parts.append(_long_context(result, pair, sampling))
-    parts += [_drafters(result), _failures(result)]
+    parts += [_streams(result), _drafters(result), _failures(result)]
     return "".join(parts)
 
 
@@ -238,6 +239,28 @@ def _curve(result: Result, pair: str, sampling: str, curve: Curve) -> str:
         x_label="tokens of context",
         y_label=curve.label,
         is_log=True,
+    )
+
+
+def _streams(result: Result) -> str:
+    """Draws the weights of mixtures over the steps of each run that is shown."""
+    panels = [
+        f"<p>{escape(f'{run.method}: {run.task}, {run.category} {run.question}, {run.sampling}')}"
+        f'</p><div class="panel">{_weights(lines)}</div>'
+        for run in result.shown
+        if (lines := weight_lines(run))
+    ]
+    if not panels:
+        return ""
+    return (
+        "<h2>Streams</h2><p>What each reading of the request counted for. The weights follow what "
+        f"the target said; 0 is a stream that was left out.</p>{''.join(panels)}"
+    )
+
+
+def _weights(lines: Sequence[Line]) -> str:
+    return line_chart(
+        lines, "Weights of streams", x_label="step", y_label="weight in the mixture", largest=1.0
     )
 
 

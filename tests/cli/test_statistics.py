@@ -1,0 +1,35 @@
+"""How the numbers of a generation are shown."""
+
+import pytest
+
+from treesnake.cli.statistics import Comparison, print_statistics, statistics
+from treesnake.outcome import Acceptance, FinishReason, Generation, Step, StepSeconds
+from treesnake.shape import OFF
+from treesnake.tree import TokenTree
+
+
+def generation(stream_weights: dict[str, float] | None) -> Generation:
+    step = Step(
+        OFF,
+        TokenTree((1,), (-1,)),
+        Acceptance((0,), 2),
+        (2,),
+        StepSeconds(0.1, 0.1, 0.1, 0.1),
+        stream_weights=stream_weights,
+    )
+    return Generation((2,), None, (step,), FinishReason.LENGTH, 0.1)
+
+
+def test_the_weights_of_several_streams_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    weights = {"M": 0.7, "T": 0.3}
+    print_statistics(Comparison(generation(weights)))
+    assert "M 70% T 30%" in capsys.readouterr().err
+    assert statistics(Comparison(generation(weights)))["stream_weights"] == weights
+
+
+@pytest.mark.parametrize("weights", [None, {"M": 1.0}])
+def test_one_stream_needs_no_weight(
+    weights: dict[str, float] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_statistics(Comparison(generation(weights)))
+    assert "%" not in capsys.readouterr().err
