@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -104,10 +105,23 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
         find_checkpoint(str(tmp_path))
 
 
-def test_a_folder_of_gguf_files_says_how_to_name_them(tmp_path: Path) -> None:
+def test_a_folder_with_one_gguf_file_stands_for_it(tmp_path: Path) -> None:
+    for name in ("mmproj-F16.gguf", "M-00001-of-00002.GGUF", "M-00002-of-00002.GGUF", "README.md"):
+        (tmp_path / name).touch()
+    assert locate(str(tmp_path)) == tmp_path / "M-00001-of-00002.GGUF"
     (tmp_path / "m.gguf").touch()
-    with pytest.raises(LoadError, match=r"to load a GGUF file, name it: .*m\.gguf"):
-        find_checkpoint(str(tmp_path))
+    with pytest.raises(LoadError, match=r"holds 2 GGUF files \(M-0.*m\.gguf\); name one of them"):
+        locate(str(tmp_path))
+    (tmp_path / "config.json").touch()
+    assert locate(str(tmp_path)) == tmp_path
+
+
+def test_a_gguf_file_at_the_hub_is_named_by_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch = Mock(return_value=Path("/cache/m.gguf"))
+    monkeypatch.setattr(checkpoint_module, "fetch_gguf", fetch)
+    options = LoadOptions(revision="v2")
+    assert locate("who/tiny-GGUF/q4/m.gguf", options) == Path("/cache/m.gguf")
+    fetch.assert_called_once_with("who/tiny-GGUF/q4/m.gguf", revision="v2")
 
 
 def test_an_adapter_is_refused(tmp_path: Path) -> None:

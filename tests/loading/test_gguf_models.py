@@ -172,12 +172,6 @@ def test_a_file_is_known_by_its_first_bytes(
     assert loaded.config.model_type == "llama"
 
 
-def test_a_folder_of_a_file_in_capitals_says_how_to_name_it(tmp_path: Path) -> None:
-    (tmp_path / "M.GGUF").touch()
-    with pytest.raises(LoadError, match=r"to load a GGUF file, name it: .*M\.GGUF"):
-        find_checkpoint(str(tmp_path))
-
-
 def test_tensors_of_other_shapes_are_told(tmp_path: Path, write_tiny_gguf: Write) -> None:
     path = write_tiny_gguf(tmp_path / "a.gguf", **{"llama.feed_forward_length": 48})
     with pytest.raises(LoadError, match=r"0\.mlp\.gate_proj\.weight has shape \[96, 64\], the"):

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 from treesnake.errors import LoadError
 from treesnake.loading import hub
 from treesnake.loading.checkpoint import find_checkpoint
-from treesnake.loading.hub import fetch_model
+from treesnake.loading.hub import fetch_gguf, fetch_model
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -103,3 +103,20 @@ def test_pickled_weights_are_fetched_for_a_mamba_without_others(
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     (tmp_path / "model.safetensors").touch()
     assert not is_pickle_fetched()
+
+
+@pytest.mark.parametrize(
+    ("file", "pattern"),
+    [("q4/m.gguf", "q4/m.gguf"), ("m-00002-of-00003.gguf", "m-?????-of-00003.gguf")],
+)
+def test_a_gguf_file_is_fetched_alone_or_with_all_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, pattern: str
+) -> None:
+    download = Mock(return_value=str(tmp_path))
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    with pytest.raises(LoadError, match=f"who/tiny at the hub has no file {file}"):
+        fetch_gguf(f"who/tiny/{file}", revision="v2")
+    download.assert_called_once_with("who/tiny", revision="v2", allow_patterns=[pattern])
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    assert fetch_gguf(f"who/tiny/{file}", revision=None) == tmp_path / file

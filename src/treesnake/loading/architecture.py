@@ -13,6 +13,9 @@ from typing import Any
 
 from treesnake.errors import LoadError
 from treesnake.models.checkpoint import CONFIG_FILE, is_state_space, read_fields
+from treesnake.models.gguf import PART_NAME
+
+GGUF_SUFFIX = ".gguf"
 
 SIZE_KEYS = (
     "vocab_size",
@@ -148,13 +151,35 @@ def _check_folder(folder: Path) -> None:
     if "adapter_config.json" in names:
         raise LoadError(f"{folder} is an adapter; merge it into its model and name the result")
     if CONFIG_FILE not in names:
-        gguf = next((name for name in names if name.lower().endswith(".gguf")), None)
-        advice = (
-            f"to load a GGUF file, name it: {folder / gguf}"
-            if gguf
-            else f"it holds {names_in(folder)}"
+        raise LoadError(
+            f"{folder} is no model folder, it has no {CONFIG_FILE}; it holds {names_in(folder)}"
         )
-        raise LoadError(f"{folder} is no model folder, it has no {CONFIG_FILE}; {advice}")
+
+
+def gguf_in(folder: Path) -> Path | None:
+    """Returns the GGUF file of a folder that holds no other model, or None.
+
+    Parts of one split model are one file; what sees images for a model (mmproj) is none.
+
+    Raises:
+        LoadError: if there are several.
+    """
+    names = file_names(folder)
+    if CONFIG_FILE in names:
+        return None
+    files = [
+        name
+        for name in names
+        if name.lower().endswith(GGUF_SUFFIX) and not name.lower().startswith("mmproj")
+    ]
+    wholes = {PART_NAME.sub("", name): name for name in reversed(files)}
+    if len(wholes) > 1:
+        shown = ", ".join(sorted(wholes.values())[:8]) + (", ..." if len(wholes) > 8 else "")
+        raise LoadError(
+            f"{folder} holds {len(wholes)} GGUF files ({shown}); name one of them, such as "
+            f"{folder / files[0]}"
+        )
+    return folder / files[0] if files else None
 
 
 def _check_fields(fields: Mapping[str, Any], path: Path) -> None:

@@ -24,16 +24,18 @@ from transformers import (
 
 from treesnake.errors import InvalidInputError, LoadError, reason_of
 from treesnake.loading.architecture import (
+    GGUF_SUFFIX,
     Architecture,
     FoundModel,
     file_names,
+    gguf_in,
     identify,
     names_in,
 )
 from treesnake.loading.gguf_families import FAMILIES, hugging_face_tensors
 from treesnake.loading.gguf_models import gguf_end_ids, read_gguf_config
 from treesnake.loading.gguf_tokenizer import read_gguf_tokenizer
-from treesnake.loading.hub import fetch_model
+from treesnake.loading.hub import HUB_FILE, fetch_gguf, fetch_model
 from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
 from treesnake.loading.smollm import smollm_folder
 from treesnake.models.checkpoint import CONFIG_FILE, hugging_face_fields, open_tensors, parse_config
@@ -45,7 +47,6 @@ from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, open_weights, with
 
 DEFAULT_MODEL = "smollm2"
 
-GGUF_SUFFIX = ".gguf"
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -152,6 +153,8 @@ def find_checkpoint(
 ) -> Checkpoint:
     """Finds a model with its tokenizer: "smollm2" (a package), a folder, a GGUF file, a hub name.
 
+    A GGUF file at the hub is owner/name/FILE.gguf.
+
     Code that a model brings along is fetched and run only with `trust_remote_code`.
 
     Raises:
@@ -192,10 +195,12 @@ def locate(name: str, options: LoadOptions = DEFAULT_OPTIONS) -> Path:
         raise InvalidInputError(f"revision {revision!r} is for models at the hub; {name} is local")
     if name == DEFAULT_MODEL:
         return smollm_folder()
+    if not local and HUB_FILE.fullmatch(name):
+        return fetch_gguf(name, revision=revision)
     if not local:
-        return fetch_model(name, revision=revision, with_code=options.trust_remote_code)
+        path = fetch_model(name, revision=revision, with_code=options.trust_remote_code)
     _check_kind(path)
-    return path
+    return (gguf_in(path) if path.is_dir() else None) or path
 
 
 def local_path(name: str) -> Path:
@@ -423,9 +428,7 @@ def _stated_ends(found: FoundModel) -> Any:
 
 
 def _looks_like_path(name: str) -> bool:
-    return (
-        name.startswith((".", "/", "~"))
-        or "\\" in name
-        or name.count("/") > 1
-        or name.lower().endswith(GGUF_SUFFIX)
-    )
+    if name.startswith((".", "/", "~")) or "\\" in name:
+        return True
+    is_in_depth = name.count("/") > 1 or name.lower().endswith(GGUF_SUFFIX)
+    return is_in_depth and not HUB_FILE.fullmatch(name)

@@ -1,5 +1,6 @@
 """Fetches models from the Hugging Face hub into the hub's own cache."""
 
+import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -13,6 +14,10 @@ from huggingface_hub.errors import (
 
 from treesnake.errors import LoadError
 from treesnake.models.checkpoint import CONFIG_FILE, is_state_space, read_fields
+from treesnake.models.gguf import PART_NAME
+
+HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/(.+\.gguf)", re.IGNORECASE)
+"""How a GGUF file at the hub is named: by its model, then the file in it."""
 
 # Only what is loaded: no pickles, no copies in other formats, and code only for those who ask.
 DATA_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "model*.safetensors")
@@ -49,6 +54,29 @@ def fetch_model(name: str, *, revision: str | None, with_code: bool) -> Path:
     if _may_be_pickled(folder):
         return _fetch(name, revision, [*patterns, *PICKLED_FILES])
     return folder
+
+
+def fetch_gguf(name: str, *, revision: str | None) -> Path:
+    """Returns a GGUF file of a hub model in the hub's cache; of a split one all parts are fetched.
+
+    Args:
+        name: as `HUB_FILE` says.
+        revision: of the model.
+
+    Raises:
+        LoadError: if there is no such model, revision or file, or it cannot be reached.
+    """
+    found = HUB_FILE.fullmatch(name)
+    assert found is not None
+    model, file = found.groups()
+    pattern = PART_NAME.sub(r"-?????-of-\2", file)
+    path = _fetch(model, revision, [pattern]) / file
+    if not path.is_file():
+        raise LoadError(
+            f"the model {model} at the hub has no file {file}, or it could not be fetched; see its "
+            "page for the files that it has"
+        )
+    return path
 
 
 def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
