@@ -23,12 +23,14 @@ from frame import Result, Variant, add_rounds, print_table, run, time_in_turn
 from torch import Tensor
 from transformers import LlamaConfig
 
+from treesnake.kernels.cpu.grouped import TILE_ROWS, RoundedRows, new_rounded_rows, round_row
 from treesnake.kernels.cpu.jit import entry_point
-from treesnake.kernels.cpu.linear import linear_rows, padded_rows
+from treesnake.kernels.cpu.linear import REPLACE, TILES, padded
+from treesnake.kernels.cpu.products import multiply_rows
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
-from treesnake.models.weight_stack import WeightStack
+from treesnake.models.weight_stack import GROUPED_BITS, WeightStack, new_stack
 
 SMOLLM2 = LlamaConfig(
     vocab_size=49152,
@@ -47,6 +49,7 @@ DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "int8": torch.int8,
+    "int4": torch.int4,
 }
 STREAM_BYTES = 200_000_000
 """Weights that are read in turn, so that none is in the cache from the time before."""
@@ -92,12 +95,15 @@ def _products(dtypes: list[str], rounds: int, bandwidth: float) -> list[dict[str
         for nodes in NODE_COUNTS:
             x = torch.randn(nodes, inputs)
             variants = {
-                name: functools.partial(_each, _product, x, copies)
+                name: functools.partial(
+                    _each, functools.partial(_product, outputs=outputs), x, copies.array
+                )
                 for name, copies in packed.items()
             }
             variants["torch"] = functools.partial(_each, F.linear, x, plain)
             seconds = _minimum(variants, max(2, rounds // 4))
-            counts = {name: len(copies) for name, copies in packed.items()} | {"torch": len(plain)}
+            counts = {name: len(copies.array) for name, copies in packed.items()}
+            counts["torch"] = len(plain)
             rows.append(
                 {
                     "outputs": outputs,
@@ -105,7 +111,7 @@ def _products(dtypes: list[str], rounds: int, bandwidth: float) -> list[dict[str
                     "rows": nodes,
                     "ms": {name: round(s / counts[name] * 1e3, 4) for name, s in seconds.items()},
                     "floor_ms": {
-                        name: round(copies[0][0].nbytes / bandwidth / 1e6, 4)
+                        name: round(copies.num_bytes / counts[name] / bandwidth / 1e6, 4)
                         for name, copies in packed.items()
                     },
                 }
@@ -118,27 +124,39 @@ def _each(product: Callable[..., Tensor], x: Tensor, weights: Sequence[Any]) -> 
         product(x, weight)
 
 
-def _copies(weight: Tensor, dtype: torch.dtype) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns equal weights and their scales in one large array, as those of layers are."""
-    number = STREAM_BYTES // WeightStack(1, *weight.shape, dtype).values.nbytes
-    stack = WeightStack(number, *weight.shape, dtype)
+def _copies(weight: Tensor, dtype: torch.dtype) -> WeightStack:
+    """Returns equal weights, as those of layers are."""
+    bits = GROUPED_BITS.get(dtype, 8 * dtype.itemsize)
+    number = STREAM_BYTES // (weight.numel() * bits // 8)
+    stack = new_stack(number, *weight.shape, dtype)
     for layer in range(number):
         stack.write(layer, weight)
-    return list(zip(stack.values, stack.scale, strict=True))
+    return stack
 
 
 @entry_point
-def _linear(x, num_rows, values, scale, out):
-    linear_rows(x, num_rows, values, 0, values.shape[0], out, scale)
+def _multiply(x, rounded, num_rows, weight, out):
+    for row in range(num_rows):
+        round_row(x, row, rounded)
+    multiply_rows(x, rounded, num_rows, weight, 0, out.shape[1], out, REPLACE)
 
 
-def _product(x: Tensor, weight: tuple[np.ndarray, np.ndarray]) -> Tensor:
+SPARE_ROWS = max(TILES[0][0], TILE_ROWS[0])
+
+
+@functools.cache
+def _room(rows: int, inputs: int, outputs: int) -> tuple[np.ndarray, RoundedRows, np.ndarray]:
+    """Returns what products of one size read and write."""
+    rows += SPARE_ROWS
+    x, out = np.zeros((rows, padded(inputs)), np.float32), np.empty((rows, outputs), np.float32)
+    return x, new_rounded_rows(rows, inputs), out
+
+
+def _product(x: Tensor, weight: np.ndarray, outputs: int) -> Tensor:
     """Multiplies rows with a packed weight on the calling thread."""
-    values, scale = weight
-    inputs = np.zeros((padded_rows(len(x)), values.shape[1]), np.float32)
+    inputs, rounded, out = _room(*x.shape, outputs)
     inputs[: len(x), : x.shape[1]] = x.numpy()
-    out = np.empty((len(inputs), len(values)), np.float32)
-    _linear(inputs, len(x), values, scale, out)
+    _multiply(inputs, rounded, len(x), weight, out)
     return torch.from_numpy(out[: len(x)])
 
 

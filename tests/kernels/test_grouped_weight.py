@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from treesnake.kernels.grouped_weight import GroupedWeight, pad_outputs, round_to_groups
+from treesnake.kernels.grouped_weight import GroupedWeight, round_to_groups
 from treesnake.kernels.reference.grouped_linear import (
     fused_multiply_add,
     grouped_linear,
@@ -46,9 +46,9 @@ def test_outputs_are_chosen_and_padded_like_those_of_the_matrix(bits: int) -> No
     weight = round_to_groups(normal(5, 64), bits)
     floats = weight.to_floats()
     assert np.array_equal(weight[1:3].to_floats(), floats[1:3])
-    padded = pad_outputs(weight, 8).to_floats()
-    assert np.array_equal(padded[:5], floats)
-    assert not padded[5:].any()
+    spread = weight[:4].pad_outputs(2, 3).to_floats()
+    assert np.array_equal(spread[[0, 1, 3, 4]], floats[:4])
+    assert not spread[[2, 5]].any()
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -9,37 +9,31 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.kernels.cpu.jit import entry_point
-from treesnake.kernels.cpu.linear import TILES, linear_rows, padded_rows
+from treesnake.kernels.cpu.linear import REPLACE, TILES, linear_rows, padded_rows
 from treesnake.kernels.reference import linear as reference
-from treesnake.models.weight_stack import WeightStack
+from treesnake.models.weight_stack import WeightStack, new_stack
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int8]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @entry_point
-def _linear(x, num_rows, values, scale, out):
-    linear_rows(x, num_rows, values, 0, values.shape[0], out, scale)
+def _linear(x, num_rows, values, out):
+    linear_rows(x, num_rows, values, 0, values.shape[0], out, REPLACE)
 
 
 def linear(x: Float[Tensor, "rows inputs"], weight: WeightStack) -> Float[Tensor, "rows outputs"]:
-    (num_rows, num_inputs), (outputs, width) = x.shape, weight.values[0].shape
+    (num_rows, num_inputs), (outputs, width) = x.shape, weight.array[0].shape
     inputs = np.zeros((padded_rows(num_rows), width), np.float32)
     inputs[:num_rows, :num_inputs] = x.numpy()
     out = np.empty((len(inputs), outputs), np.float32)
-    _linear(inputs, num_rows, weight.values[0], weight.scale[0], out)
+    _linear(inputs, num_rows, weight.array[0], out)
     return torch.from_numpy(out[:num_rows])
 
 
 def packed(weight: Float[Tensor, "outputs inputs"], dtype: torch.dtype) -> WeightStack:
-    stack = WeightStack(1, *weight.shape, dtype)
+    stack = new_stack(1, *weight.shape, dtype)
     stack.write(0, weight)
     return stack
-
-
-def rounded(weight: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-    if dtype == torch.int8:
-        return reference.quantize_rows(weight)
-    return weight.to(dtype), None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -51,7 +45,7 @@ def test_products_are_those_of_the_rounded_weight(
     random = torch.Generator().manual_seed(outputs + rows)
     x = torch.randn(rows, inputs, generator=random)
     weight = torch.randn(outputs, inputs, generator=random)
-    expected = reference.linear(x, *rounded(weight, dtype))
+    expected = reference.linear(x, weight.to(dtype))
     result = linear(x, packed(weight, dtype))
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
@@ -78,13 +72,6 @@ def test_the_bits_of_an_output_do_not_depend_on_the_others(dtype: torch.dtype) -
         assert torch.equal(some, together[:, begin:end])
 
 
-def test_int8_rows_use_their_whole_range() -> None:
-    weight = torch.tensor([[0.5, -2.0, 1.0], [0.0, 0.0, 0.0], [1e-3, 0.0, 2e-3]])
-    stack = packed(weight, torch.int8)
-    assert stack.values[0, :, :3].tolist() == [[32, -127, 64], [0, 0, 0], [64, 0, 127]]
-    np.testing.assert_allclose(stack.scale[0], [2 / 127, 1.0, 2e-3 / 127], rtol=1e-6)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_broken_numbers_stay_in_their_row(dtype: torch.dtype) -> None:
     x, weight = torch.randn(5, 32), packed(torch.randn(6, 32), dtype)
@@ -99,10 +86,3 @@ def test_broken_numbers_stay_in_their_row(dtype: torch.dtype) -> None:
 def test_rows_for_whole_tiles_are_enough_and_few() -> None:
     for num_rows in range(1, 100):
         assert num_rows <= padded_rows(num_rows) < num_rows + TILES[0][0]
-
-
-def test_rounding_hides_no_broken_row_and_breaks_none() -> None:
-    rows = torch.tensor([[1.0, float("nan")], [float("inf"), 1.0], [1e-40, 0.0], [0.0, 0.0]])
-    products = reference.linear(torch.ones(1, 2), *reference.quantize_rows(rows))[0]
-    assert not products[:2].isfinite().any()
-    assert products[2:].tolist() == [0.0, 0.0]

@@ -329,7 +329,7 @@ def test_texts_share_a_pass_with_logits_of_some_nodes_each(
 def test_weights_take_the_bytes_of_their_dtype(networks: dict[torch.dtype, Transformer]) -> None:
     sizes = [networks[dtype].num_bytes for dtype in (torch.float32, torch.float16, torch.int8)]
     assert 1.9 < sizes[0] / sizes[1] < 2
-    assert 1.7 < sizes[1] / sizes[2] < 2
+    assert 1.4 < sizes[1] / sizes[2] < 2  # with a scale for each 32 inputs, some of them padding
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16], ids=str)

@@ -6,6 +6,7 @@ here is plain and readable, one byte a number. Kernels read a packed form of it
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -52,6 +53,11 @@ class GroupedWeight:
         assert self.minimums is None or self.minimums.shape == self.scales.shape
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """The numbers of outputs and inputs."""
+        return self.values.shape
+
+    @property
     def group_size(self) -> int:
         """The number of values that share a scale."""
         return self.values.shape[1] // self.scales.shape[1]
@@ -64,6 +70,20 @@ class GroupedWeight:
         minimums = None if self.minimums is None else self.minimums[rows]
         return GroupedWeight(self.bits, self.values[rows], self.scales[rows], minimums)
 
+    def pad_outputs(self, width: int, padded_width: int) -> "GroupedWeight":
+        """Adds outputs of zeros behind each `width` outputs."""
+        if width == padded_width:
+            return self
+
+        def pad(array: np.ndarray) -> np.ndarray:
+            parts = array.reshape(-1, width, array.shape[1])
+            spacious = np.zeros((len(parts), padded_width, array.shape[1]), array.dtype)
+            spacious[:, :width] = parts
+            return spacious.reshape(-1, array.shape[1])
+
+        minimums = None if self.minimums is None else pad(self.minimums)
+        return GroupedWeight(self.bits, pad(self.values), pad(self.scales), minimums)
+
     def to_floats(self) -> Float[np.ndarray, "outputs inputs"]:
         """Returns the matrix that this stands for, in float32."""
         outputs, inputs = self.values.shape
@@ -72,6 +92,10 @@ class GroupedWeight:
         if self.minimums is not None:
             groups += self.minimums.astype(np.float32)[:, :, None]
         return groups.reshape(outputs, inputs)
+
+
+Matrix: TypeAlias = Tensor | GroupedWeight
+"""A matrix as a checkpoint holds it: floats, or integers in groups."""
 
 
 def padded_to_groups(inputs: int) -> int:
@@ -107,16 +131,3 @@ def round_to_groups(weight: Float[Tensor, "outputs inputs"], bits: int) -> Group
         scales.numpy(),
         None if minimums is None else minimums.numpy(),
     )
-
-
-def pad_outputs(weight: GroupedWeight, outputs: int) -> GroupedWeight:
-    """Adds outputs of zeros, up to so many."""
-    missing = outputs - len(weight)
-    if missing == 0:
-        return weight
-
-    def pad(array: np.ndarray) -> np.ndarray:
-        return np.concatenate([array, np.zeros((missing, array.shape[1]), array.dtype)])
-
-    minimums = None if weight.minimums is None else pad(weight.minimums)
-    return GroupedWeight(weight.bits, pad(weight.values), pad(weight.scales), minimums)

@@ -15,6 +15,7 @@ from treesnake.clock import book_wait
 from treesnake.errors import BrokenModelError
 from treesnake.kernels.cpu import mamba as mamba_kernels
 from treesnake.kernels.cpu import mamba2 as mamba2_kernels
+from treesnake.kernels.cpu.grouped import new_rounded_rows
 from treesnake.kernels.cpu.linear import TILES, padded
 from treesnake.kernels.cpu.ssm_rows import REPLAYED_CHANNELS
 from treesnake.kernels.cpu.state_space import (
@@ -33,9 +34,10 @@ from treesnake.kernels.cpu.team import TEAM
 from treesnake.models.mamba import Mamba
 from treesnake.models.mamba2 import Mamba2
 from treesnake.models.state_space import StateSpaceNetwork
-from treesnake.models.state_space_packing import pack_mamba, pack_mamba2
+from treesnake.models.state_space_packing import PackedNetwork, pack_mamba, pack_mamba2
 from treesnake.models.state_space_state import GrownTree, StateSpaceState, extend_states
 from treesnake.models.tree_network import Part
+from treesnake.models.weight_stack import count_bytes
 from treesnake.states.branching import (
     BranchingKind,
     PathSums,
@@ -75,13 +77,14 @@ class CpuNetwork(ABC):
         network: StateSpaceNetwork[Any],
         shape: StateShape,
         memory_shape: MemoryShape,
-        weights: Any,
+        packed: PackedNetwork,
         branching: BranchingKind,
     ) -> None:
         self.config = network.config
         self._shape = shape
         self._memory_shape = memory_shape
-        self._weights = weights
+        self._packed = packed
+        self._weights = packed.weights
         self._branching = branching
         self._lock = new_lock()
         self._room = (1, 1, torch.get_num_threads())
@@ -90,8 +93,7 @@ class CpuNetwork(ABC):
     @property
     def num_bytes(self) -> int:
         """The bytes of the weights in memory; what is tied counts once."""
-        arrays = (*self._weights.stack, *self._weights[1:])
-        return sum({array.ctypes.data: array.nbytes for array in arrays}.values())
+        return count_bytes(self._packed.stacks, (*self._weights.stack, *self._weights[1:]))
 
     @property
     def vocab_size(self) -> int:
@@ -172,7 +174,7 @@ class CpuNetwork(ABC):
     def _run(self, weights: Any, rows: PassRows, num_nodes: int, num_logits: int) -> np.ndarray:
         """Makes the compiled call; whoever calls this holds the lock."""
         self._make_room(len(rows.token_ids), num_nodes)
-        logits = np.empty((num_logits + SPARE_ROWS, len(weights.stack.head)), np.float32)
+        logits = np.empty((num_logits + SPARE_ROWS, self._packed.num_outputs), np.float32)
         epsilon = np.float32(self.config.norm_eps)
         shape = self._memory_shape
         self._call(StateSpaceRun(weights, self._work, rows, shape, epsilon, num_logits, logits))
@@ -216,7 +218,7 @@ class CpuMamba(CpuNetwork):
 
     Args:
         network: where the weights come from; it is not kept.
-        dtype: what weights are rounded to: float32, float16, bfloat16 or int8.
+        dtype: what weights are rounded to: float32, float16, bfloat16, int8 or int4.
         draft_vocab: tokens that there are logits of, in this order; None for all.
     """
 
@@ -243,8 +245,8 @@ class CpuMamba(CpuNetwork):
             x_width=channels,
             dt_width=channels,
         )
-        weights = pack_mamba(network, dtype, draft_vocab)
-        super().__init__(network, shape, memory_shape, weights, branching=StateCopies)
+        packed = pack_mamba(network, dtype, draft_vocab)
+        super().__init__(network, shape, memory_shape, packed, branching=StateCopies)
 
     def _new_workspace(self, num_rows: int, num_nodes: int) -> mamba_kernels.MambaWorkspace:
         hidden, (channels, state_dim) = padded(self.config.hidden_size), self._shape.state
@@ -259,6 +261,7 @@ class CpuMamba(CpuNetwork):
                 dt=_zeros(rows, channels),
                 B=_zeros(rows, state_dim),
                 y=_zeros(rows, channels),
+                rounded=new_rounded_rows(rows, max(hidden, channels)),
             ),
             selected=_zeros(rows, self._weights.x_proj.shape[1]),
             scratch=_zeros(threads, num_nodes + 1, REPLAYED_CHANNELS, state_dim),
@@ -279,7 +282,7 @@ class CpuMamba2(CpuNetwork):
 
     Args:
         network: where the weights come from; it is not kept.
-        dtype: what weights are rounded to: float32, float16, bfloat16 or int8.
+        dtype: what weights are rounded to: float32, float16, bfloat16, int8 or int4.
         draft_vocab: tokens that there are logits of, in this order; None for all.
     """
 
@@ -308,8 +311,8 @@ class CpuMamba2(CpuNetwork):
             x_width=channels,
             dt_width=padded(config.num_heads),
         )
-        weights = pack_mamba2(network, dtype, draft_vocab)
-        super().__init__(network, shape, memory_shape, weights, branching=PathSums)
+        packed = pack_mamba2(network, dtype, draft_vocab)
+        super().__init__(network, shape, memory_shape, packed, branching=PathSums)
 
     def _new_workspace(self, num_rows: int, num_nodes: int) -> mamba2_kernels.Mamba2Workspace:
         hidden, shape = padded(self.config.hidden_size), self._shape
@@ -325,6 +328,7 @@ class CpuMamba2(CpuNetwork):
                 dt=_zeros(rows, steps),
                 B=_zeros(rows * groups, state_dim),
                 y=_zeros(rows, channels),
+                rounded=new_rounded_rows(rows, max(hidden, channels)),
             ),
             C=_zeros(groups, rows, state_dim),
             scores=_zeros(groups, rows, num_nodes),

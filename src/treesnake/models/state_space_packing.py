@@ -4,7 +4,8 @@ Consecutive parts of what a matrix gives, such as the gate and what is convolved
 with zeros to whole vectors, and biases, convolutions and A with them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -12,35 +13,45 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from treesnake.kernels.cpu.linear import padded
+from treesnake.kernels.cpu.linear import ROWS_AT_ONCE, padded
 from treesnake.kernels.cpu.mamba import MambaWeights
 from treesnake.kernels.cpu.mamba2 import Mamba2Weights
 from treesnake.kernels.cpu.state_space import StackWeights
 from treesnake.models.mamba import Mamba, MambaMixer
 from treesnake.models.mamba2 import Mamba2, Mamba2Mixer
 from treesnake.models.state_space import StateSpaceNetwork, check_vocabulary
-from treesnake.models.weight_stack import WeightStack
+from treesnake.models.weight_stack import GROUPED_BITS, WeightStack, new_stack
+
+
+@dataclass(frozen=True)
+class PackedNetwork:
+    """What kernels read, the stacks of matrices behind it, and the tokens that have logits."""
+
+    weights: Any
+    stacks: Sequence[WeightStack]
+    num_outputs: int
 
 
 def pack_mamba(
     network: Mamba, dtype: torch.dtype, draft_vocab: Int[Tensor, " kept"] | None
-) -> MambaWeights:
+) -> PackedNetwork:
     """Packs a Mamba; its output layer has rows for `draft_vocab` alone, if there is one."""
     config = network.config
     channels, rank, state_dim = config.num_channels, config.rank, config.state_dim
     mixers = [cast("MambaMixer", block.mixer) for block in network.backbone.blocks]
-    # Step sizes are exponents of decays, and these two matrices are small: no 8 bits for them.
-    fine = torch.float16 if dtype == torch.int8 else dtype
+    # Step sizes are exponents of decays, and these two matrices are small: no integers for them.
+    fine = torch.float16 if dtype in GROUPED_BITS else dtype
     x_proj = [_pad_parts(mixer.x_proj.weight, [rank, state_dim, state_dim]) for mixer in mixers]
     width = x_proj[0].shape[0]
     dt_proj = []
     for mixer in mixers:
         weight = _pad_parts(mixer.dt_proj.weight, [channels])
         dt_proj.append(torch.cat([weight, weight.new_zeros(len(weight), width - rank)], dim=1))
+    matrices = _pack_matrices(network, dtype, draft_vocab, projected=[channels] * 2)
+    matrices |= {"x_proj": _stack(x_proj, fine), "dt_proj": _stack(dt_proj, fine)}
     stack = _pack_stack(
         network,
-        dtype,
-        draft_vocab,
+        matrices,
         projected=[channels] * 2,
         convolved=[channels],
         A=_vectors(
@@ -49,40 +60,62 @@ def pack_mamba(
         D=_biases([mixer.D for mixer in mixers], [channels]),
         dt_bias=_biases([mixer.dt_proj.bias for mixer in mixers], [channels]),
     )
-    return MambaWeights(
-        stack=stack, **_matrices("x_proj", x_proj, fine), **_matrices("dt_proj", dt_proj, fine)
-    )
+    x_stack, dt_stack = matrices["x_proj"].array, matrices["dt_proj"].array
+    weights = MambaWeights(stack=stack, x_proj=x_stack, dt_proj=dt_stack)
+    return PackedNetwork(weights, list(matrices.values()), _num_outputs(network, draft_vocab))
 
 
 def pack_mamba2(
     network: Mamba2, dtype: torch.dtype, draft_vocab: Int[Tensor, " kept"] | None
-) -> Mamba2Weights:
+) -> PackedNetwork:
     """Packs a Mamba-2; its output layer has rows for `draft_vocab` alone, if there is one."""
     config = network.config
     channels, heads = config.num_channels, config.num_heads
     convolved = [channels, *[config.state_dim] * (2 * config.num_groups)]
+    projected = [channels, *convolved, heads]
     mixers = [cast("Mamba2Mixer", block.mixer) for block in network.backbone.blocks]
+    matrices = _pack_matrices(network, dtype, draft_vocab, projected)
     stack = _pack_stack(
         network,
-        dtype,
-        draft_vocab,
-        projected=[channels, *convolved, heads],
+        matrices,
+        projected=projected,
         convolved=convolved,
         A=_vectors([mixer.rates for mixer in mixers]),
         D=_biases([mixer.D.repeat_interleave(config.head_dim) for mixer in mixers], [channels]),
         dt_bias=_biases([mixer.dt_bias for mixer in mixers], [heads]),
     )
-    return Mamba2Weights(
+    weights = Mamba2Weights(
         stack=stack,
         gated_norm=_vectors([mixer.norm.weight for mixer in mixers]),
         dt_limits=np.array(config.time_step_limit, np.float32),
     )
+    return PackedNetwork(weights, list(matrices.values()), _num_outputs(network, draft_vocab))
+
+
+def _pack_matrices(
+    network: StateSpaceNetwork[Any],
+    dtype: torch.dtype,
+    draft_vocab: Int[Tensor, " kept"] | None,
+    projected: Sequence[int],
+) -> dict[str, WeightStack]:
+    """Packs the matrices that both architectures have.
+
+    `projected` are the widths of the parts of what the first projection gives.
+    """
+    mixers: list[Any] = [block.mixer for block in network.backbone.blocks]
+    in_proj = [_pad_parts(mixer.in_proj.weight, projected) for mixer in mixers]
+    embedding = _stack([network.backbone.embeddings.weight], dtype)
+    return {
+        "embedding": embedding,
+        "in_proj": _stack(in_proj, dtype),
+        "out_proj": _stack([mixer.out_proj.weight for mixer in mixers], dtype),
+        "head": _pack_head(network, embedding, dtype, draft_vocab),
+    }
 
 
 def _pack_stack(
     network: StateSpaceNetwork[Any],
-    dtype: torch.dtype,
-    draft_vocab: Int[Tensor, " kept"] | None,
+    matrices: Mapping[str, WeightStack],
     *,
     projected: Sequence[int],
     convolved: Sequence[int],
@@ -90,34 +123,32 @@ def _pack_stack(
     D: np.ndarray,
     dt_bias: np.ndarray,
 ) -> StackWeights:
-    """Packs what both architectures have.
+    """Returns what both architectures have.
 
     `projected` and `convolved` are the widths of the parts of what the first projection gives and
     of what is convolved.
     """
     blocks, hidden = network.backbone.blocks, network.config.hidden_size
     mixers: list[Any] = [block.mixer for block in blocks]
-    in_proj = [_pad_parts(mixer.in_proj.weight, projected) for mixer in mixers]
-    out_proj = [mixer.out_proj.weight for mixer in mixers]
-    embedding = _stack([network.backbone.embeddings.weight], dtype)
-    head = _pack_head(network, embedding, dtype, draft_vocab)
     return StackWeights(
-        embedding=embedding.values[0],
-        embedding_scale=embedding.scale[0],
+        embedding=matrices["embedding"].array[0],
         norm=_vectors([block.norm.weight for block in blocks]),
-        **_matrices("in_proj", in_proj, dtype),
+        in_proj=matrices["in_proj"].array,
         in_proj_bias=_biases([mixer.in_proj.bias for mixer in mixers], projected),
         conv=_vectors([_conv_weight(mixer.conv1d, convolved) for mixer in mixers]),
         conv_bias=_vectors([_conv_bias(mixer.conv1d, convolved) for mixer in mixers]),
         A=A,
         D=D,
         dt_bias=dt_bias,
-        **_matrices("out_proj", out_proj, dtype),
+        out_proj=matrices["out_proj"].array,
         out_proj_bias=_biases([mixer.out_proj.bias for mixer in mixers], [hidden]),
         final_norm=_vectors([network.backbone.norm_f.weight])[0],
-        head=head.values[0],
-        head_scale=head.scale[0],
+        head=matrices["head"].array[0],
     )
+
+
+def _num_outputs(network: StateSpaceNetwork[Any], draft_vocab: Int[Tensor, " kept"] | None) -> int:
+    return network.config.vocab_size if draft_vocab is None else len(draft_vocab)
 
 
 def _pack_head(
@@ -138,15 +169,11 @@ def _pack_head(
 
 def _stack(matrices: Sequence[Float[Tensor, "outputs inputs"]], dtype: torch.dtype) -> WeightStack:
     outputs, inputs = matrices[0].shape
-    stack = WeightStack(len(matrices), outputs, inputs, dtype)
+    stack = new_stack(len(matrices), outputs, inputs, dtype)
     for layer, matrix in enumerate(matrices):
-        stack.write(layer, matrix.detach().cpu())
+        for begin in range(0, outputs, ROWS_AT_ONCE):
+            stack.write(layer, matrix[begin : begin + ROWS_AT_ONCE].detach().cpu(), begin)
     return stack
-
-
-def _matrices(name: str, matrices: list[Tensor], dtype: torch.dtype) -> dict[str, np.ndarray]:
-    stack = _stack(matrices, dtype)
-    return {name: stack.values, f"{name}_scale": stack.scale}
 
 
 def _vectors(tensors: Sequence[Float[Tensor, "*axes"]]) -> np.ndarray:

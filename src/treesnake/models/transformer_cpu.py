@@ -1,6 +1,5 @@
 """The decoder on a CPU: packed weights and one compiled call a forward pass."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 
@@ -12,12 +11,8 @@ from torch import Tensor
 from treesnake.clock import book_wait
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.attention import SEES_ALL, SPARE_ROWS
-from treesnake.kernels.cpu.linear import (
-    ROWS_AT_ONCE,
-    STORAGE,
-    padded,
-    padded_rows,
-)
+from treesnake.kernels.cpu.grouped import new_rounded_rows
+from treesnake.kernels.cpu.linear import ROWS_AT_ONCE, STORAGE, padded
 from treesnake.kernels.cpu.team import TEAM
 from treesnake.kernels.cpu.transformer import (
     PART,
@@ -29,21 +24,28 @@ from treesnake.kernels.cpu.transformer import (
     count_steps,
     decode,
 )
+from treesnake.kernels.grouped_weight import GroupedWeight, Matrix
 from treesnake.models.transformer_cache import KvBank, TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_layers import (
     EMBEDDING,
     HEAD,
-    LayerTensors,
     read_final_norm,
-    read_layer,
+    read_matrices,
+    read_vectors,
 )
 from treesnake.models.transformer_pass import NewNodes
-from treesnake.models.weight_stack import WeightStack
+from treesnake.models.weight_stack import (
+    MATRIX_DTYPES,
+    WeightStack,
+    count_bytes,
+    new_stack,
+    write_parts,
+)
 from treesnake.models.weights import exact_dtype, read_blocks
 from treesnake.threads import new_lock
 
-CPU_DTYPES = tuple(STORAGE)
+CPU_DTYPES = MATRIX_DTYPES
 """The dtypes that weights can have. Activations are float32 with all of them."""
 
 CACHE_DTYPES = {
@@ -51,6 +53,7 @@ CACHE_DTYPES = {
     torch.float16: torch.float16,
     torch.bfloat16: torch.bfloat16,
     torch.int8: torch.float16,
+    torch.int4: torch.float16,
 }
 
 
@@ -70,7 +73,8 @@ class CpuEngine:
         self.config = config
         self.dtype = dtype
         self._head_stride = padded(config.head_dim)
-        self._weights = _pack_weights(config, tensors, exact_dtype(tensors, dtype))
+        self._stacks = _pack_matrices(config, tensors, exact_dtype(tensors, dtype))
+        self._weights = _pack_weights(config, tensors, self._stacks)
         self._settings = TransformerSettings(
             num_layers=config.num_layers,
             num_heads=config.num_heads,
@@ -90,8 +94,7 @@ class CpuEngine:
     @property
     def num_bytes(self) -> int:
         """The bytes of the weights in memory."""
-        addresses = {array.ctypes.data: array.nbytes for array in self._weights}  # tied: one
-        return sum(addresses.values())
+        return count_bytes(self._stacks.values(), self._weights)
 
     def new_cache(self, capacity: int) -> TransformerCache:
         """Returns an empty cache for so many tokens and nodes."""
@@ -113,7 +116,7 @@ class CpuEngine:
         """
         counts = [part.num_logits for part in parts]
         num_logits = sum(counts)
-        logits = np.empty((padded_rows(num_logits), self.config.output_size), np.float32)
+        logits = np.empty((num_logits + SPARE_ROWS, self.config.output_size), np.float32)
         asked = perf_counter()
         with self._lock:
             book_wait(asked)
@@ -194,6 +197,7 @@ class CpuEngine:
         group = config.num_heads // config.num_kv_heads
         pairs = len(config.inverse_frequencies)
         gated = padded(config.mlp_size)
+        widest = max(padded(config.hidden_size), config.num_heads * stride, gated)
         floats: dict[str, tuple[int, ...]] = {
             "cosines": (nodes, pairs),
             "sines": (nodes, pairs),
@@ -213,68 +217,86 @@ class CpuEngine:
             positions=np.zeros(nodes, np.int64),
             contiguous=np.zeros(nodes, np.int64),
             path_rows=np.zeros((nodes, tree_nodes), np.int64),
+            rounded=new_rounded_rows(rows, widest),
             **{name: np.zeros(shape, np.float32) for name, shape in floats.items()},
         )
 
 
-def _pack_weights(
+def _pack_matrices(
     config: TransformerConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype
-) -> TransformerWeights:
+) -> dict[str, WeightStack]:
     """Reads and rounds a layer or some rows at a time, so that the model is never in memory twice.
 
     Embeddings are the largest matrices of small models by far, hence the rows.
     """
     layers, hidden, stride = config.num_layers, config.hidden_size, padded(config.head_dim)
     qkv_width = (config.num_heads + 2 * config.num_kv_heads) * stride
-    gated = padded(config.mlp_size)
-    matrices = {
-        "qkv": WeightStack(layers, qkv_width, hidden, dtype),
-        "attention_out": WeightStack(layers, hidden, config.num_heads * stride, dtype),
-        "gate_up": WeightStack(layers, 2 * gated, hidden, dtype),
-        "down": WeightStack(layers, hidden, config.mlp_size, dtype),
+    stacks = {
+        "qkv": new_stack(layers, qkv_width, hidden, dtype),
+        "attention_out": new_stack(layers, hidden, config.num_heads * stride, dtype),
+        "gate_up": new_stack(layers, 2 * padded(config.mlp_size), hidden, dtype),
+        "down": new_stack(layers, hidden, config.mlp_size, dtype),
+        "embedding": new_stack(1, config.vocab_size, hidden, dtype),
     }
-    vectors: dict[str, list[Tensor]] = {}
-    for layer in range(layers):
-        padded_layer = _pad_layer(read_layer(tensors, config, layer), config)
-        for name, tensor in vars(padded_layer).items():
-            if name in matrices:
-                matrices[name].write(layer, tensor)
-            else:
-                vectors.setdefault(name, []).append(tensor.float())
-    embedding = WeightStack(1, config.vocab_size, hidden, dtype)
-    embedding.write_blocks(0, read_blocks(tensors, EMBEDDING, ROWS_AT_ONCE))
-    head = embedding
+    for number in range(layers):
+        layer = read_matrices(tensors, config, number)
+        write_parts(stacks["qkv"], number, _pad_outputs(layer.qkv, config.head_dim))
+        write_parts(stacks["gate_up"], number, _pad_outputs(layer.gate_up, config.mlp_size))
+        stacks["attention_out"].write(number, _pad_inputs(layer.attention_out, config.head_dim))
+        stacks["down"].write(number, layer.down)
+    write_parts(stacks["embedding"], 0, read_blocks(tensors, EMBEDDING, ROWS_AT_ONCE))
+    stacks["head"] = stacks["embedding"]
     if not config.tied_embeddings:
-        head = WeightStack(1, config.output_size, hidden, dtype)
-        head.write_blocks(0, read_blocks(tensors, HEAD, ROWS_AT_ONCE))
+        stacks["head"] = new_stack(1, config.output_size, hidden, dtype)
+        write_parts(stacks["head"], 0, read_blocks(tensors, HEAD, ROWS_AT_ONCE))
+    return stacks
+
+
+def _pack_weights(
+    config: TransformerConfig, tensors: Mapping[str, Tensor], stacks: Mapping[str, WeightStack]
+) -> TransformerWeights:
+    """Returns what kernels read: matrices that are packed already, and vectors."""
+    head = config.head_dim
+    vectors: dict[str, list[Tensor]] = {}
+    for number in range(config.num_layers):
+        layer = read_vectors(tensors, config, number)
+        for name, vector in vars(layer).items():
+            is_of_heads = name in ("qkv_bias", "query_norm", "key_norm")
+            spacious = _pad_parts(vector, 0, head) if is_of_heads else vector
+            vectors.setdefault(name, []).append(spacious.float())
+    arrays = {name: stack.array for name, stack in stacks.items()}
+    arrays |= {name: arrays[name][0] for name in ("embedding", "head")}
     return TransformerWeights(
-        embedding=embedding.values[0],
-        embedding_scale=embedding.scale[0],
-        head=head.values[0],
-        head_scale=head.scale[0],
         no_bias=np.empty(0, np.float32),
         final_norm=read_final_norm(tensors).float().numpy().copy(),
         inverse_frequencies=np.array(config.inverse_frequencies, np.float32),
         rotates=np.array(config.rotates),
         windows=np.array([window or SEES_ALL for window in config.windows]),
         **{name: torch.stack(parts).numpy() for name, parts in vectors.items()},
-        **{name: stack.values for name, stack in matrices.items()},
-        **{f"{name}_scale": stack.scale for name, stack in matrices.items()},
+        **arrays,
     )
 
 
-def _pad_layer(layer: LayerTensors, config: TransformerConfig) -> LayerTensors:
-    """Pads every head, and each half of `gate_up`, with zeros to whole vectors."""
-    head = config.head_dim
-    return dataclasses.replace(
-        layer,
-        qkv=_pad_parts(layer.qkv, 0, head),
-        qkv_bias=_pad_parts(layer.qkv_bias, 0, head),
-        query_norm=_pad_parts(layer.query_norm, 0, head),
-        key_norm=_pad_parts(layer.key_norm, 0, head),
-        attention_out=_pad_parts(layer.attention_out, 1, head),
-        gate_up=_pad_parts(layer.gate_up, 0, config.mlp_size),
-    )
+def _pad_outputs(parts: Sequence[Matrix], width: int) -> list[Matrix]:
+    """Pads each `width` outputs of matrices with zeros to whole vectors."""
+    return [
+        part.pad_outputs(width, padded(width))
+        if isinstance(part, GroupedWeight)
+        else _pad_parts(part, 0, width)
+        for part in parts
+    ]
+
+
+def _pad_inputs(matrix: Matrix, width: int) -> Matrix:
+    """Pads each `width` inputs with zeros to whole vectors.
+
+    That moves inputs from group to group, so a grouped weight becomes floats, and is rounded anew.
+    """
+    if width == padded(width):
+        return matrix
+    if isinstance(matrix, GroupedWeight):
+        matrix = torch.from_numpy(matrix.to_floats())
+    return _pad_parts(matrix, 1, width)
 
 
 def _pad_parts(x: Tensor, axis: int, width: int) -> Tensor:

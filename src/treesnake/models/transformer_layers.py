@@ -1,6 +1,6 @@
 """The tensors of a decoder of the Llama kind, read from a state dict of Hugging Face names."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from treesnake.errors import LoadError
+from treesnake.kernels.grouped_weight import GroupedWeight, Matrix
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.weight_gate import Promise, Shape, Tie, admit
 
@@ -21,20 +22,69 @@ FINAL_NORM = "model.norm.weight"
 
 
 @dataclass(frozen=True, eq=False)
-class LayerTensors:
-    """One layer, its matrices fused and in the dtype of the checkpoint.
+class LayerMatrices:
+    """The matrices of one layer, in the dtype of the checkpoint.
 
-    `qkv` has the heads of queries, keys and values below each other, `gate_up` the gate above up.
-    Absent norms of queries and keys have width 0, absent biases are zeros.
+    `qkv` are the heads of queries, keys and values, to be put below each other, `gate_up` the gate
+    and up; a file may have either in one matrix.
+    """
+
+    qkv: Sequence[Matrix]
+    attention_out: Matrix
+    gate_up: Sequence[Matrix]
+    down: Matrix
+
+
+@dataclass(frozen=True, eq=False)
+class LayerVectors:
+    """The vectors of one layer. Absent norms of queries and keys have width 0.
+
+    Absent biases are zeros.
     """
 
     attention_norm: Float[Tensor, " hidden"]
-    qkv: Float[Tensor, "qkv_width hidden"]
     qkv_bias: Float[Tensor, " qkv_width"]
     query_norm: Float[Tensor, " query_norm_width"]
     key_norm: Float[Tensor, " key_norm_width"]
-    attention_out: Float[Tensor, "hidden query_width"]
     mlp_norm: Float[Tensor, " hidden"]
+
+
+def read_matrices(
+    tensors: Mapping[str, Tensor], config: TransformerConfig, layer: int
+) -> LayerMatrices:
+    """Reads the matrices of one layer; nothing of them is kept elsewhere."""
+    prefix = f"model.layers.{layer}."
+    attention, mlp = prefix + "self_attn.", prefix + "mlp."
+    return LayerMatrices(
+        qkv=_read_parts(tensors, attention, "qkv_proj", ("q_proj", "k_proj", "v_proj")),
+        attention_out=tensors[f"{attention}o_proj.weight"],
+        gate_up=_read_parts(tensors, mlp, "gate_up_proj", ("gate_proj", "up_proj")),
+        down=tensors[f"{mlp}down_proj.weight"],
+    )
+
+
+def read_vectors(
+    tensors: Mapping[str, Tensor], config: TransformerConfig, layer: int
+) -> LayerVectors:
+    """Reads the vectors of one layer."""
+    prefix, norms = f"model.layers.{layer}.", _norms(config)
+    nothing = torch.empty(0)
+    width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    return LayerVectors(
+        attention_norm=tensors[f"{prefix}{norms[0]}.weight"],
+        qkv_bias=_read_qkv_bias(tensors, prefix + "self_attn.", width),
+        query_norm=tensors.get(f"{prefix}self_attn.q_norm.weight", nothing),
+        key_norm=tensors.get(f"{prefix}self_attn.k_norm.weight", nothing),
+        mlp_norm=tensors[f"{prefix}{norms[1]}.weight"],
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class LayerTensors(LayerVectors):
+    """One layer in floats, `qkv` and `gate_up` in one matrix each."""
+
+    qkv: Float[Tensor, "qkv_width hidden"]
+    attention_out: Float[Tensor, "hidden query_width"]
     gate_up: Float[Tensor, "twice_mlp hidden"]
     down: Float[Tensor, "hidden mlp"]
 
@@ -43,21 +93,23 @@ def read_layer(
     tensors: Mapping[str, Tensor], config: TransformerConfig, layer: int
 ) -> LayerTensors:
     """Reads one layer; nothing of it is kept elsewhere."""
-    prefix = f"model.layers.{layer}."
-    norms = _norms(config)
-    nothing = torch.empty(0)
-    qkv = _read_fused(tensors, prefix + "self_attn.", "qkv_proj", ("q_proj", "k_proj", "v_proj"))
+    matrices = read_matrices(tensors, config, layer)
     return LayerTensors(
-        attention_norm=tensors[f"{prefix}{norms[0]}.weight"],
-        qkv=qkv,
-        qkv_bias=_read_qkv_bias(tensors, prefix + "self_attn.", len(qkv)),
-        query_norm=tensors.get(f"{prefix}self_attn.q_norm.weight", nothing),
-        key_norm=tensors.get(f"{prefix}self_attn.k_norm.weight", nothing),
-        attention_out=tensors[f"{prefix}self_attn.o_proj.weight"],
-        mlp_norm=tensors[f"{prefix}{norms[1]}.weight"],
-        gate_up=_read_fused(tensors, prefix + "mlp.", "gate_up_proj", ("gate_proj", "up_proj")),
-        down=tensors[f"{prefix}mlp.down_proj.weight"],
+        **vars(read_vectors(tensors, config, layer)),
+        qkv=_in_floats(matrices.qkv),
+        attention_out=_in_floats([matrices.attention_out]),
+        gate_up=_in_floats(matrices.gate_up),
+        down=_in_floats([matrices.down]),
     )
+
+
+def _in_floats(parts: Sequence[Matrix]) -> Float[Tensor, "outputs inputs"]:
+    """Returns matrices below each other, as floats; of one alone its own memory."""
+    floats = [
+        torch.from_numpy(part.to_floats()) if isinstance(part, GroupedWeight) else part
+        for part in parts
+    ]
+    return torch.cat(floats) if len(floats) > 1 else floats[0]
 
 
 def promised_tensors(config: TransformerConfig) -> Promise:
@@ -141,12 +193,11 @@ def _projections(
     return {f"{module}.{part}_proj.weight": (width, hidden) for part, width in widths.items()}
 
 
-def _read_fused(
+def _read_parts(
     tensors: Mapping[str, Tensor], prefix: str, fused: str, parts: tuple[str, ...]
-) -> Float[Tensor, "outputs inputs"]:
-    if f"{prefix}{fused}.weight" in tensors:
-        return tensors[f"{prefix}{fused}.weight"]
-    return torch.cat([tensors[f"{prefix}{part}.weight"] for part in parts])
+) -> Sequence[Matrix]:
+    names = (fused,) if f"{prefix}{fused}.weight" in tensors else parts
+    return [tensors[f"{prefix}{name}.weight"] for name in names]
 
 
 def _read_qkv_bias(

@@ -1,36 +1,117 @@
-"""Matrices as the compiled networks read them: rounded and padded, those of all layers together."""
+"""Matrices as the compiled networks read them, those of all layers together.
+
+Of floats they are padded arrays, of integers in groups tables of packed blocks.
+"""
 
 from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
+from treesnake.kernels.cpu.grouped import BLOCK, BLOCK_OUTPUTS, form_of, group_bytes, pack_blocks
 from treesnake.kernels.cpu.linear import STORAGE, padded, write_weight
+from treesnake.kernels.grouped_weight import GROUP, GroupedWeight, Matrix, round_to_groups
+
+GROUPED_BITS = {torch.int8: 8, torch.int4: 4}
+"""The dtypes whose weights are integers in groups, and how many bits floats are rounded to."""
+
+MATRIX_DTYPES = (*STORAGE, *GROUPED_BITS)
+"""The dtypes that a stack can have."""
 
 
-class WeightStack:
-    """The same matrix of every layer, filled layer by layer.
+@runtime_checkable
+class WeightStack(Protocol):
+    """The same matrix of every layer, filled layer by layer."""
 
-    `values` is (layers, outputs, inputs), the inputs padded with zeros to whole vectors; `scale` is
-    (layers, outputs), 1 unless values are int8.
-    """
+    @property
+    def array(self) -> np.ndarray:
+        """What kernels read: one entry for each layer."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of the weights in memory."""
+        ...
+
+    def write(self, layer: int, matrix: Matrix, begin: int = 0) -> None:
+        """Writes the matrix of one layer, or some of its outputs from `begin` on."""
+        ...
+
+
+def new_stack(layers: int, outputs: int, inputs: int, dtype: torch.dtype) -> WeightStack:
+    """Returns an empty stack whose weights are floats, or integers in groups, by the dtype."""
+    if dtype in GROUPED_BITS:
+        return GroupedStack(layers, outputs, inputs, GROUPED_BITS[dtype])
+    return FloatStack(layers, outputs, inputs, dtype)
+
+
+class FloatStack:
+    """`array` is (layers, outputs, inputs), the inputs padded with zeros to whole vectors."""
 
     def __init__(self, layers: int, outputs: int, inputs: int, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.values = np.zeros((layers, outputs, padded(inputs)), STORAGE[dtype])
-        self.scale = np.ones((layers, outputs), np.float32)
+        self._inputs = inputs
+        self.array = np.zeros((layers, outputs, padded(inputs)), STORAGE[dtype])
 
-    def write(self, layer: int, weight: Float[Tensor, "outputs inputs"]) -> None:
-        """Rounds the matrix of one layer."""
-        self.write_blocks(layer, [weight])
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of the weights in memory."""
+        return self.array.nbytes
 
-    def write_blocks(self, layer: int, blocks: Iterable[Float[Tensor, "rows inputs"]]) -> None:
-        """Rounds the matrix of one layer, given some rows at a time."""
-        begin = 0
-        for block in blocks:
-            rows = slice(begin, begin + len(block))
-            values = self.values[layer, rows, : block.shape[1]]
-            write_weight(block, self.dtype, values, self.scale[layer, rows])
-            begin = rows.stop
+    def write(self, layer: int, matrix: Matrix, begin: int = 0) -> None:
+        """Rounds a matrix, or some of its outputs, to the dtype."""
+        floats = matrix
+        if isinstance(matrix, GroupedWeight):
+            floats = torch.from_numpy(matrix.to_floats())
+        rows, columns = slice(begin, begin + len(floats)), slice(self._inputs)
+        write_weight(floats[:, columns], self.dtype, self.array[layer, rows, columns])
+
+
+class GroupedStack:
+    """`array` is (layers, blocks) of `grouped.BLOCK`.
+
+    Floats are rounded to groups of so many bits. Grouped weights stay what they are, so blocks of
+    different forms may stand in one table.
+    """
+
+    def __init__(self, layers: int, outputs: int, inputs: int, bits: int) -> None:
+        self.bits = bits
+        self._groups = -(-inputs // GROUP)
+        self.array = np.zeros((layers, -(-outputs // BLOCK_OUTPUTS)), BLOCK)
+        self._parts: list[np.ndarray] = []  # keeps what the table gives the addresses of
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of the weights in memory."""
+        return sum(part.nbytes for part in self._parts)
+
+    def write(self, layer: int, matrix: Matrix, begin: int = 0) -> None:
+        """Packs a matrix, or some of its outputs; `begin` is that of a block."""
+        assert begin % BLOCK_OUTPUTS == 0, "parts of a matrix begin with a block"
+        weight = matrix
+        if not isinstance(matrix, GroupedWeight):
+            weight = round_to_groups(matrix.float(), self.bits)
+        form, num_blocks = form_of(weight), -(-len(weight) // BLOCK_OUTPUTS)
+        shape = num_blocks, self._groups, group_bytes(form)
+        blocks = torch.empty(shape, dtype=torch.uint8).numpy()  # aligned to a cache line
+        pack_blocks(weight, blocks)
+        self._parts.append(blocks)
+        table = self.array[layer, begin // BLOCK_OUTPUTS :][:num_blocks]
+        table["address"] = blocks.ctypes.data + np.arange(num_blocks) * blocks.strides[0]
+        table["form"] = form
+
+
+def count_bytes(stacks: Iterable[WeightStack], arrays: Iterable[np.ndarray]) -> int:
+    """Returns the bytes of stacks, and of arrays that are none of theirs; each counts once."""
+    matrices = {stack.array.ctypes.data: stack.num_bytes for stack in stacks}
+    others = {array.ctypes.data: array.nbytes for array in arrays}
+    return sum((others | matrices).values())
+
+
+def write_parts(stack: WeightStack, layer: int, parts: Iterable[Matrix]) -> None:
+    """Writes matrices below each other."""
+    begin = 0
+    for part in parts:
+        stack.write(layer, part, begin)
+        begin += len(part)

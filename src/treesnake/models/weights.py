@@ -186,7 +186,9 @@ def read_blocks(
 ) -> Iterator[Shaped[Tensor, " rows *axes"]]:
     """Yields a tensor `num_rows` rows at a time; of one on disk only these are read at once."""
     if not isinstance(tensors, Weights):
-        yield from tensors[name].split(num_rows)
+        tensor = tensors[name]
+        for begin in range(0, len(tensor), num_rows):
+            yield tensor[begin : begin + num_rows]
         return
     for begin in range(0, tensors.entries[name].shape[0], num_rows):
         yield tensors.rows(name, begin, begin + num_rows)

@@ -235,7 +235,7 @@ def _weigh_row(queries, row, keys, view, node, window, begin, scores):
     position = view.positions[node]
     for seen in range(max(begin, view.contiguous[node]), position + 1):
         key_row = view.path_rows[node, seen - view.length]
-        _dot(queries, row, keys, key_row, key_row + 1, scores, seen, None, REPLACE)
+        _dot(queries, row, keys, key_row, key_row + 1, scores, seen, REPLACE)
     end = (position // simd.PADDING + 1) * simd.PADDING
     scores[row, begin : _first_seen(position, window)] = UNSEEN
     scores[row, position + 1 : end] = UNSEEN
@@ -273,7 +273,7 @@ def attend(queries, begin, end, group, keys, values, view, window, scratch, out,
         shared = max(shared, view.contiguous[node])
     first = first // simd.PADDING * simd.PADDING
 
-    linear_rows(queries, num_rows, keys, first, shared, scores, None)
+    linear_rows(queries, num_rows, keys, first, shared, scores, REPLACE)
     for row in range(num_rows):
         node = (begin + row) // group
         totals[row] = _weigh_row(queries, row, keys, view, node, window, first, scores)

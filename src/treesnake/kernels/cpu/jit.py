@@ -122,7 +122,7 @@ class _NoCache(NullCache):
 
 
 # Without reference counts: arrays outlive the call, and threads would share the counters.
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -131,12 +131,12 @@ def kernel(function: Callable[..., Any]) -> Any:
     Arithmetic is IEEE without reassociation or contraction, so that a result does not depend on how
     LLVM vectorises a loop; kernels that want fused or reordered sums say so explicitly.
     """
-    return njit(**_OPTIONS)(function)
+    return njit(**OPTIONS)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
     """Marks a kernel that becomes part of its callers: compiling it on its own costs more."""
-    return njit(inline="always", **_OPTIONS)(function)
+    return njit(inline="always", **OPTIONS)(function)
 
 
 def entry_point(function: Callable[..., Any]) -> Any:

@@ -4,15 +4,15 @@ Scoring a token tree multiplies few rows with large weights. BLAS chooses anothe
 for every number of rows, so a token's logits change in their last bits when more tokens are scored
 with it, and greedy decoding of a tree can leave plain decoding at a tie. Here every output is
 
-    sum over lanes l of (x[l] * w[l] + x[l + LANES] * w[l + LANES] + ...) * scale,
+    sum over lanes l of (x[l] * w[l] + x[l + LANES] * w[l + LANES] + ...),
 
 fused multiply-adds in this order and the lanes added by halves (`simd.add_lanes`), in whatever tile
 it is computed. A tile of several rows and outputs holds its sums in registers and runs along the
 inner axis once; one row alone takes several outputs, to have enough sums in flight.
 
 Weights are (outputs, inputs), row-major, the inner axis padded with zeros to a multiple of
-`simd.PADDING`; as float32, float16, bfloat16 or, with one scale for each output, int8. Activations
-and sums are float32.
+`simd.PADDING`; as float32, float16 or bfloat16. Activations and sums are float32. Weights in
+integers are `treesnake.kernels.cpu.grouped`.
 """
 
 import functools
@@ -30,7 +30,6 @@ from torch import Tensor
 
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.jit import inlined, kernel
-from treesnake.kernels.reference.linear import quantize_rows
 
 TILES = ((8, 3), (6, 4), (4, 4), (2, 8), (1, 4)) if simd.LANES == 16 else ((4, 3), (2, 4), (1, 8))
 """Rows and outputs of each tile, largest first: as many sums as there are registers to hold them,
@@ -59,24 +58,19 @@ ROWS_AT_ONCE = 1024
 def dot_tile(num_rows: int, num_columns: int) -> Any:
     """Builds the intrinsic for one tile of `num_rows` x `num_columns` dot products.
 
-    It takes (x, row, weight, weight_row, end, out, column, scale, adds). Rows of `x` from `row` on
-    times rows of `weight` from `weight_row` on, but not from `end` on, times their `scale` if that
-    is not None, go to `out[row:, column:]`, or are added to it. Arrays are row-major; all but
-    `scale` have two axes.
+    It takes (x, row, weight, weight_row, end, out, column, adds). Rows of `x` from `row` on times
+    rows of `weight` from `weight_row` on, but not from `end` on, go to `out[row:, column:]`, or are
+    added to it. Arrays are row-major and have two axes.
     """
 
     @intrinsic
-    def tile(typing_context, x, row, weight, weight_row, end, out, column, scale, adds):
+    def tile(typing_context, x, row, weight, weight_row, end, out, column, adds):
         def generate(context, builder, signature, arguments):
             x, weight, out = (
                 context.make_array(signature.args[n])(context, builder, arguments[n])
                 for n in (0, 2, 5)
             )
-            row, weight_row, end, column, adds = (arguments[n] for n in (1, 3, 4, 6, 8))
-            factors = None
-            if signature.args[7] != types.none:
-                scales = context.make_array(signature.args[7])(context, builder, arguments[7])
-                factors = scales.data
+            row, weight_row, end, column, adds = (arguments[n] for n in (1, 3, 4, 6, 7))
             weight_rows = [builder.add(weight_row, simd.index(n)) for n in range(num_columns)]
             sums = _dot_products(
                 builder,
@@ -94,7 +88,6 @@ def dot_tile(num_rows: int, num_columns: int) -> Any:
                     builder.gep(simd.row_pointer(builder, out, row, offset), [column])
                     for offset in range(num_rows)
                 ],
-                builder.gep(factors, [weight_row]) if factors is not None else None,
                 adds,
             )
             num_left = builder.sub(end, weight_row)
@@ -108,7 +101,7 @@ def dot_tile(num_rows: int, num_columns: int) -> Any:
 
         position = types.intp
         signature = types.void(
-            x, position, weight, position, position, out, position, scale, types.boolean
+            x, position, weight, position, position, out, position, types.boolean
         )
         return signature, generate
 
@@ -138,22 +131,17 @@ def _dot_products(
 
 @dataclass(frozen=True)
 class _Target:
-    """Where a tile is written: a pointer for each row, one to the scales if there are any."""
+    """Where a tile is written: a pointer for each row."""
 
     rows: list[Any]
-    scale: Any
     adds: Any
 
     def write(self, builder: Any, sums: list[Any], offset: int) -> None:
         """Builds the code that writes a vector of sums to each row, `offset` columns on."""
         kind = sums[0].type
         column = simd.index(offset)
-        factors = None
-        if self.scale is not None:
-            factors = _load_as(builder, builder.gep(self.scale, [column]), kind)
-        for start, values in zip(self.rows, sums, strict=True):
+        for start, product in zip(self.rows, sums, strict=True):
             pointer = builder.gep(start, [column])
-            product = values if factors is None else builder.fmul(values, factors)
             total = builder.fadd(_load_as(builder, pointer, kind), product)
             result = builder.select(self.adds, total, product)
             builder.store(result, builder.bitcast(pointer, kind.as_pointer()), align=4)
@@ -185,10 +173,10 @@ def _row_sweep(num_rows: int, num_columns: int, remainder: int) -> Any:
     tile = dot_tile(num_rows, num_columns)
 
     @inlined
-    def sweep(x, row, end_row, weight, begin, end, out, scale, adds):
+    def sweep(x, row, end_row, weight, begin, end, out, adds):
         while row + remainder < end_row:
             for column in range(begin, end, num_columns):
-                tile(x, row, weight, column, end, out, column, scale, adds)
+                tile(x, row, weight, column, end, out, column, adds)
             row += num_rows
         return row
 
@@ -197,9 +185,9 @@ def _row_sweep(num_rows: int, num_columns: int, remainder: int) -> Any:
 
 def _one_after_another(first: Any, second: Any) -> Any:
     @inlined
-    def both(x, row, end_row, weight, begin, end, out, scale, adds):
-        row = first(x, row, end_row, weight, begin, end, out, scale, adds)
-        return second(x, row, end_row, weight, begin, end, out, scale, adds)
+    def both(x, row, end_row, weight, begin, end, out, adds):
+        row = first(x, row, end_row, weight, begin, end, out, adds)
+        return second(x, row, end_row, weight, begin, end, out, adds)
 
     return both
 
@@ -215,26 +203,15 @@ REPLACE, ADD = np.bool_(False), np.bool_(True)
 
 
 @kernel
-def _multiply(x, num_rows, weight, begin, end, out, scale, adds):
-    for start in range(begin, end, COLUMN_BLOCK):
-        stop = min(start + COLUMN_BLOCK, end)
-        _all_rows(x, 0, num_rows, weight, start, stop, out, scale, adds)
-
-
-@inlined
-def linear_rows(x, num_rows, weight, begin, end, out, scale):
+def linear_rows(x, num_rows, weight, begin, end, out, adds):
     """Computes outputs begin..end of a linear layer for the first rows of `x`.
 
-    `out[:num_rows, begin:end]` gets the dot products with rows begin..end of `weight`, times
-    `scale[begin:end]` unless that is None.
+    `out[:num_rows, begin:end]` gets the dot products with rows begin..end of `weight`, or they are
+    added to it, such as to a residual stream.
     """
-    _multiply(x, num_rows, weight, begin, end, out, scale, REPLACE)
-
-
-@inlined
-def add_linear_rows(x, num_rows, weight, begin, end, out, scale):
-    """Adds outputs begin..end of a linear layer to `out`, such as a residual stream."""
-    _multiply(x, num_rows, weight, begin, end, out, scale, ADD)
+    for start in range(begin, end, COLUMN_BLOCK):
+        stop = min(start + COLUMN_BLOCK, end)
+        _all_rows(x, 0, num_rows, weight, start, stop, out, adds)
 
 
 def padded_rows(num_rows: int) -> int:
@@ -247,22 +224,20 @@ def padded_rows(num_rows: int) -> int:
 
 
 @intrinsic
-def widen_row(typing_context, values, row, factor, out, out_row):
-    """Writes a row of packed weights times `factor` to a row of `out`: an embedding."""
+def widen_row(typing_context, values, row, out, out_row):
+    """Writes a row of packed weights as floats to a row of `out`: an embedding."""
 
     def generate(context, builder, signature, arguments):
-        values, row, factor, out, out_row = arguments
+        values, row, out, out_row = arguments
         values = context.make_array(signature.args[0])(context, builder, values)
-        out = context.make_array(signature.args[3])(context, builder, out)
+        out = context.make_array(signature.args[2])(context, builder, out)
         source = simd.row_pointer(builder, values, row)
         target = simd.row_pointer(builder, out, out_row)
-        factors = simd.splat(builder, factor)
 
         def widen(column: Any, _: Sequence[Any]) -> list[Any]:
             element = signature.args[0].dtype
             vector = simd.load(builder, builder.gep(source, [column]), element)
-            product = builder.fmul(vector, factors)
-            simd.store(builder, product, builder.gep(target, [column]), types.float32)
+            simd.store(builder, vector, builder.gep(target, [column]), types.float32)
             return []
 
         width = cgutils.unpack_tuple(builder, values.shape)[1]
@@ -270,14 +245,13 @@ def widen_row(typing_context, values, row, factor, out, out_row):
         return context.get_dummy_value()
 
     position = types.intp
-    return types.void(values, position, types.float32, out, position), generate
+    return types.void(values, position, out, position), generate
 
 
 STORAGE = {
     torch.float32: np.dtype(np.float32),
     torch.float16: np.dtype(np.uint16),
     torch.bfloat16: np.dtype(np.int16),
-    torch.int8: np.dtype(np.int8),
 }
 """The dtype under which numba sees an array of each kind of weight."""
 
@@ -285,7 +259,6 @@ BITS = {
     torch.float32: torch.float32,
     torch.float16: torch.uint16,
     torch.bfloat16: torch.int16,
-    torch.int8: torch.int8,
 }
 
 
@@ -295,20 +268,9 @@ def padded(width: int) -> int:
 
 
 def write_weight(
-    weight: Float[Tensor, "outputs inputs"],
-    dtype: torch.dtype,
-    values: np.ndarray,
-    scale: np.ndarray,
+    weight: Float[Tensor, "outputs inputs"], dtype: torch.dtype, values: np.ndarray
 ) -> None:
-    """Rounds a weight to `dtype` into arrays of its shape, such as slices of a stack of layers.
-
-    int8 is symmetric: the largest magnitude of each row becomes 127. `scale` is written for int8
-    only.
-    """
+    """Rounds a weight to `dtype` into an array of its shape, such as a slice of a stack."""
     for begin in range(0, len(weight), ROWS_AT_ONCE):
         rows = slice(begin, begin + ROWS_AT_ONCE)
-        part = weight[rows]
-        if dtype == torch.int8:
-            part, part_scale = quantize_rows(part)
-            scale[rows] = part_scale.numpy()
-        values[rows] = part.to(dtype).contiguous().view(BITS[dtype]).numpy()
+        values[rows] = weight[rows].to(dtype).contiguous().view(BITS[dtype]).numpy()

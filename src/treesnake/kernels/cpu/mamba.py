@@ -15,7 +15,7 @@ import numpy as np
 from treesnake.kernels.cpu.activations import skip_gate_range, soften_range
 from treesnake.kernels.cpu.conv import copy_range
 from treesnake.kernels.cpu.jit import entry_point, inlined
-from treesnake.kernels.cpu.linear import linear_rows
+from treesnake.kernels.cpu.linear import REPLACE, linear_rows
 from treesnake.kernels.cpu.ssm_rows import SsmSelection, run_path, run_rows, run_sums
 from treesnake.kernels.cpu.state_space import (
     SUMS,
@@ -37,8 +37,8 @@ from treesnake.kernels.cpu.state_space import (
 from treesnake.kernels.cpu.steps import block_size
 from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, wait
 
-STEPS_PER_LAYER = 6
-OTHER_STEPS = 3
+STEPS_PER_LAYER = 8
+OTHER_STEPS = 4
 
 
 class MambaWeights(NamedTuple):
@@ -50,9 +50,7 @@ class MambaWeights(NamedTuple):
 
     stack: StackWeights
     x_proj: np.ndarray
-    x_proj_scale: np.ndarray
     dt_proj: np.ndarray
-    dt_proj_scale: np.ndarray
 
 
 class MambaWorkspace(NamedTuple):
@@ -64,7 +62,7 @@ class MambaWorkspace(NamedTuple):
 
 
 def count_steps(num_layers: int) -> int:
-    """Returns how many steps `run_mamba` takes."""
+    """Returns how many steps `run_mamba` takes at most."""
     return num_layers * STEPS_PER_LAYER + OTHER_STEPS
 
 
@@ -103,7 +101,7 @@ def commit_mamba(barrier, A, dt, x, B, states):
 def _select(barrier, step, run, layer):
     """Makes low-rank step sizes, B and C; keeps B where the recurrence reads it."""
     work = run.work
-    weight, scale = run.weights.x_proj[layer], run.weights.x_proj_scale[layer]
+    weight, x = run.weights.x_proj[layer], work.stack.convolved
     num_rows, num_outputs = run.rows.token_ids.shape[0], weight.shape[0]
     block = block_size(num_outputs, barrier)
     num_units = (num_outputs + block - 1) // block
@@ -111,7 +109,7 @@ def _select(barrier, step, run, layer):
     while unit < num_units:
         begin = unit * block
         end = min(begin + block, num_outputs)
-        linear_rows(work.stack.convolved, num_rows, weight, begin, end, work.selected, scale)
+        linear_rows(x, num_rows, weight, begin, end, work.selected, REPLACE)
         for number in range(run.rows.parts.shape[0]):
             _keep_directions(run, layer, run.rows.parts[number], begin, end)
         unit = finish_unit(barrier, step)
@@ -135,8 +133,8 @@ def _keep_directions(run, layer, part, begin, end):
 def _recur(barrier, step, run, layer, thread):
     """Makes step sizes, runs the recurrence and gates its outputs, some channels a unit."""
     work, stack = run.work, run.work.stack
-    weight, scale = run.weights.dt_proj[layer], run.weights.dt_proj_scale[layer]
-    bias, D = run.weights.stack.dt_bias[layer], run.weights.stack.D[layer]
+    weight, bias = run.weights.dt_proj[layer], run.weights.stack.dt_bias[layer]
+    D = run.weights.stack.D[layer]
     num_rows, num_channels = run.rows.token_ids.shape[0], weight.shape[0]
     block = block_size(num_channels, barrier)
     num_units = (num_channels + block - 1) // block
@@ -144,7 +142,7 @@ def _recur(barrier, step, run, layer, thread):
     while unit < num_units:
         begin = unit * block
         end = min(begin + block, num_channels)
-        linear_rows(work.selected, num_rows, weight, begin, end, stack.dt, scale)
+        linear_rows(work.selected, num_rows, weight, begin, end, stack.dt, REPLACE)
         for row in range(num_rows):
             soften_range(stack.dt, row, bias, begin, end)
         for number in range(run.rows.parts.shape[0]):

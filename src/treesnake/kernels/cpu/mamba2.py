@@ -47,8 +47,8 @@ from treesnake.kernels.cpu.state_space import (
 )
 from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, wait
 
-STEPS_PER_LAYER = 8
-OTHER_STEPS = 3
+STEPS_PER_LAYER = 10
+OTHER_STEPS = 4
 
 
 class Mamba2Weights(NamedTuple):

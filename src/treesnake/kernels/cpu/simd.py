@@ -23,19 +23,21 @@ PADDING = 16
 """Rows that vectors run along are padded with zeros to a multiple of this, on every machine."""
 
 
-def _count_lanes() -> int:
+def _find_features() -> frozenset[str]:
     codegen = cpu_target.target_context.codegen()  # pyrefly: ignore[missing-attribute]
     _triple, _cpu_name, features = codegen.magic_tuple()
-    return 16 if "+avx512f" in features.split(",") else 8
+    return frozenset(name[1:] for name in features.split(",") if name.startswith("+"))
 
 
-LANES = _count_lanes()
+FEATURES = _find_features()
+"""What the processor can do, in LLVM's words; numba's NUMBA_CPU_FEATURES can hide some of it."""
+
+LANES = 16 if "avx512f" in FEATURES else 8
 
 ELEMENT_TYPES = {
     np.dtype(np.float32): ir.FloatType(),
     np.dtype(np.uint16): ir.HalfType(),
     np.dtype(np.int16): ir.IntType(16),
-    np.dtype(np.int8): ir.IntType(8),
 }
 
 FLOAT = ir.FloatType()
@@ -147,6 +149,22 @@ def store(builder: Any, vector: Any, pointer: Any, element: types.Type) -> None:
     builder.store(raw, builder.bitcast(pointer, raw.type.as_pointer()), align=1)
 
 
+def masked_load(builder: Any, pointer: Any, mask: Any) -> Any:
+    """Loads a vector of floats; lanes that the mask leaves out are zeros, and not touched."""
+    name = f"llvm.masked.load.v{LANES}f32.p0"
+    signature = ir.FunctionType(VECTOR, [pointer.type, INT32, mask.type, VECTOR])
+    function = cgutils.get_or_insert_function(builder.module, signature, name)
+    return builder.call(function, [pointer, ir.Constant(INT32, 4), mask, ZERO])
+
+
+def masked_store(builder: Any, vector: Any, pointer: Any, mask: Any) -> None:
+    """Stores the lanes of a vector that the mask names."""
+    name = f"llvm.masked.store.v{LANES}f32.p0"
+    signature = ir.FunctionType(ir.VoidType(), [VECTOR, pointer.type, INT32, mask.type])
+    function = cgutils.get_or_insert_function(builder.module, signature, name)
+    builder.call(function, [vector, pointer, ir.Constant(INT32, 4), mask])
+
+
 def to_float(builder: Any, raw: Any, element: types.Type) -> Any:
     """Turns a vector of stored elements into one of floats."""
     lanes = raw.type.count
@@ -158,7 +176,7 @@ def to_float(builder: Any, raw: Any, element: types.Type) -> Any:
     if element == types.int16:
         high_half = builder.shl(builder.zext(raw, ints), ir.Constant(ints, [16] * lanes))
         return builder.bitcast(high_half, floats)
-    return builder.sitofp(builder.sext(raw, ints), floats)
+    raise TypeError(f"kernels do not read elements of type {element}")
 
 
 def _from_float(builder: Any, vector: Any, element: types.Type) -> Any:

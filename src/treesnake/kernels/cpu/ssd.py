@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.jit import kernel
-from treesnake.kernels.cpu.linear import linear_rows
+from treesnake.kernels.cpu.linear import REPLACE, linear_rows
 from treesnake.kernels.cpu.ssm_rows import cell_pointers, members
 
 CELLS_AT_ONCE = 4
@@ -258,7 +258,7 @@ def run_sums(selection, num_new, committed, ancestor_mask, scores, head):
     head_dim = committed.shape[0] // num_heads
     group = head * C.shape[0] // num_heads
     begin, end = head * head_dim, (head + 1) * head_dim
-    linear_rows(C[group][first_row:], num_new, committed, begin, end, y[first_row:], None)
+    linear_rows(C[group][first_row:], num_new, committed, begin, end, y[first_row:], REPLACE)
     for new in range(num_new):
         row = first_row + new
         kept = np.float32(math.exp(A[head] * _elapsed(dt, ancestor_mask, new, head)))

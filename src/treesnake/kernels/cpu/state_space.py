@@ -18,8 +18,10 @@ from numba import types
 
 from treesnake.kernels.cpu.addresses import rows_of
 from treesnake.kernels.cpu.conv import convolve_range, copy_range, keep_history
+from treesnake.kernels.cpu.grouped import RoundedRows
 from treesnake.kernels.cpu.jit import inlined
-from treesnake.kernels.cpu.steps import add_projection, block_size, embed, norm, project
+from treesnake.kernels.cpu.linear import ADD, REPLACE
+from treesnake.kernels.cpu.steps import block_size, embed, norm, project
 from treesnake.kernels.cpu.team import finish_unit, next_unit, wait
 
 TEXT, COPIES, SUMS, REPLAY = 0, 1, 2, 3
@@ -47,16 +49,14 @@ PART = np.dtype(
 class StackWeights(NamedTuple):
     """The weights that both architectures have, those of all layers stacked.
 
-    Matrices are (layers, outputs, inputs), each with a scale (layers, outputs). Convolutions are
+    Matrices are (layers, outputs, inputs) or tables of grouped weights. Convolutions are
     (layers, conv_width, channels). `dt_bias` has an entry for each step size, `D` for each channel
     of the recurrence. Biases may be of width 0.
     """
 
     embedding: np.ndarray
-    embedding_scale: np.ndarray
     norm: np.ndarray
     in_proj: np.ndarray
-    in_proj_scale: np.ndarray
     in_proj_bias: np.ndarray
     conv: np.ndarray
     conv_bias: np.ndarray
@@ -64,11 +64,9 @@ class StackWeights(NamedTuple):
     D: np.ndarray
     dt_bias: np.ndarray
     out_proj: np.ndarray
-    out_proj_scale: np.ndarray
     out_proj_bias: np.ndarray
     final_norm: np.ndarray
     head: np.ndarray
-    head_scale: np.ndarray
 
 
 class StackWorkspace(NamedTuple):
@@ -85,6 +83,7 @@ class StackWorkspace(NamedTuple):
     dt: np.ndarray
     B: np.ndarray
     y: np.ndarray
+    rounded: RoundedRows
 
 
 class MemoryShape(NamedTuple):
@@ -186,7 +185,7 @@ def node_b_of(part, shape, layer):
 def embed_tokens(barrier, run):
     """Looks up the embeddings: the first step."""
     weights, tokens, out = run.weights.stack, run.rows.token_ids, run.work.stack.residual
-    return embed(barrier, 0, tokens, weights.embedding, weights.embedding_scale, out)
+    return embed(barrier, 0, tokens, weights.embedding, weights.final_norm.shape[0], out)
 
 
 @inlined
@@ -198,8 +197,8 @@ def write_logits(barrier, step, run):
     step = norm(barrier, step, work.residual, num_rows, final, run.epsilon, work.normed)
     last, no_bias = work.normed[num_rows - run.num_logits :], weights.conv_bias[0, :0]
     if run.num_logits > 0:
-        head, scale = weights.head, weights.head_scale
-        project(barrier, step, last, run.num_logits, head, scale, no_bias, run.logits)
+        num_logits, head, rounded, logits = run.num_logits, weights.head, work.rounded, run.logits
+        project(barrier, step, last, num_logits, head, no_bias, rounded, logits, REPLACE)
 
 
 @inlined
@@ -208,9 +207,9 @@ def project_in(barrier, step, run, layer):
     weights, work = run.weights.stack, run.work.stack
     num_rows, weight = run.rows.token_ids.shape[0], weights.norm[layer]
     step = norm(barrier, step, work.residual, num_rows, weight, run.epsilon, work.normed)
-    weight, scale = weights.in_proj[layer], weights.in_proj_scale[layer]
-    bias = weights.in_proj_bias[layer]
-    return project(barrier, step, work.normed, num_rows, weight, scale, bias, work.projected)
+    x, weight, bias = work.normed, weights.in_proj[layer], weights.in_proj_bias[layer]
+    rounded, out = work.rounded, work.projected
+    return project(barrier, step, x, num_rows, weight, bias, rounded, out, REPLACE)
 
 
 @inlined
@@ -218,9 +217,9 @@ def project_out(barrier, step, run, layer):
     """Projects the layer's outputs back and adds them."""
     weights, work = run.weights.stack, run.work.stack
     num_rows = run.rows.token_ids.shape[0]
-    weight, scale = weights.out_proj[layer], weights.out_proj_scale[layer]
-    bias = weights.out_proj_bias[layer]
-    return add_projection(barrier, step, work.y, num_rows, weight, scale, bias, work.residual)
+    weight, bias = weights.out_proj[layer], weights.out_proj_bias[layer]
+    rounded, out = work.rounded, work.residual
+    return project(barrier, step, work.y, num_rows, weight, bias, rounded, out, ADD)
 
 
 @inlined

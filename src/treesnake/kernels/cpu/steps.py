@@ -1,8 +1,9 @@
 """Steps that networks have in common, for a team of threads (`treesnake.kernels.cpu.team`)."""
 
 from treesnake.kernels.cpu.jit import kernel
-from treesnake.kernels.cpu.linear import COLUMN_BLOCK, add_linear_rows, linear_rows, widen_row
+from treesnake.kernels.cpu.linear import COLUMN_BLOCK
 from treesnake.kernels.cpu.norm import rms_norm_row
+from treesnake.kernels.cpu.products import count_outputs, embed_row, multiply_rows, round_inputs
 from treesnake.kernels.cpu.team import finish_unit, next_unit, wait
 
 UNITS_PER_THREAD = 4
@@ -19,13 +20,12 @@ def block_size(num_outputs, barrier):
 
 
 @kernel
-def embed(barrier, step, token_ids, embedding, scale, out):
-    """Looks up embeddings."""
+def embed(barrier, step, token_ids, embedding, width, out):
+    """Looks up embeddings of so many inputs."""
     num_rows = token_ids.shape[0]
     row = next_unit(barrier, step)
     while row < num_rows:
-        token = token_ids[row]
-        widen_row(embedding, token, scale[token], out, row)
+        embed_row(embedding, token_ids[row], width, out, row)
         row = finish_unit(barrier, step)
     return wait(barrier, step, num_rows)
 
@@ -41,32 +41,20 @@ def norm(barrier, step, x, num_rows, weight, epsilon, out):
 
 
 @kernel
-def project(barrier, step, x, num_rows, weight, scale, bias, out):
-    """Multiplies rows with a weight; a bias of no length is no bias."""
-    num_outputs = weight.shape[0]
+def project(barrier, step, x, num_rows, weight, bias, rounded, out, adds):
+    """Multiplies rows with a weight, or adds the products to `out`; a bias may have no length.
+
+    That is two steps if the weight needs rounded inputs, for which `rounded` has room.
+    """
+    step = round_inputs(barrier, step, x, num_rows, weight, rounded)
+    num_outputs = count_outputs(weight)
     block = block_size(num_outputs, barrier)
     num_units = (num_outputs + block - 1) // block
     unit = next_unit(barrier, step)
     while unit < num_units:
         begin = unit * block
         end = min(begin + block, num_outputs)
-        linear_rows(x, num_rows, weight, begin, end, out, scale)
-        add_bias(bias, num_rows, begin, end, out)
-        unit = finish_unit(barrier, step)
-    return wait(barrier, step, num_units)
-
-
-@kernel
-def add_projection(barrier, step, x, num_rows, weight, scale, bias, out):
-    """The same, added to `out`."""
-    num_outputs = weight.shape[0]
-    block = block_size(num_outputs, barrier)
-    num_units = (num_outputs + block - 1) // block
-    unit = next_unit(barrier, step)
-    while unit < num_units:
-        begin = unit * block
-        end = min(begin + block, num_outputs)
-        add_linear_rows(x, num_rows, weight, begin, end, out, scale)
+        multiply_rows(x, rounded, num_rows, weight, begin, end, out, adds)
         add_bias(bias, num_rows, begin, end, out)
         unit = finish_unit(barrier, step)
     return wait(barrier, step, num_units)
@@ -74,8 +62,7 @@ def add_projection(barrier, step, x, num_rows, weight, scale, bias, out):
 
 @kernel
 def add_bias(bias, num_rows, begin, end, out):
-    """Adds a bias, if there is one, to columns begin..end."""
-    if bias.shape[0] > 0:
-        for row in range(num_rows):
-            for column in range(begin, end):
-                out[row, column] += bias[column]
+    """Adds a bias to columns begin..end, as far as it is long."""
+    for row in range(num_rows):
+        for column in range(begin, min(end, bias.shape[0])):
+            out[row, column] += bias[column]

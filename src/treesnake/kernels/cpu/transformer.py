@@ -24,8 +24,9 @@ from treesnake.kernels.cpu.attention import (
     keep_row,
     trace_path,
 )
+from treesnake.kernels.cpu.grouped import RoundedRows
 from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
-from treesnake.kernels.cpu.linear import linear_rows, widen_row
+from treesnake.kernels.cpu.linear import ADD, REPLACE
 from treesnake.kernels.cpu.norm import (
     add_rms_norm_row,
     gate_range,
@@ -34,24 +35,24 @@ from treesnake.kernels.cpu.norm import (
     rotate_range,
     scale_range,
 )
+from treesnake.kernels.cpu.products import count_outputs, embed_row, multiply_rows, round_inputs
 from treesnake.kernels.cpu.steps import (
     UNITS_PER_THREAD,
-    add_projection,
     block_size,
     norm,
     project,
 )
 from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, wait
 
-STEPS_PER_LAYER = 8
-OTHER_STEPS = 3
+STEPS_PER_LAYER = 12
+OTHER_STEPS = 4
 
 QUERY_BLOCK = 24
 """Queries of one unit of attention at most: what bounds the scratch of a thread."""
 
 
 def count_steps(num_layers: int) -> int:
-    """Returns how many steps `decode` takes."""
+    """Returns how many steps `decode` takes at most."""
     return num_layers * STEPS_PER_LAYER + OTHER_STEPS
 
 
@@ -71,32 +72,27 @@ class TransformerSettings(NamedTuple):
 class TransformerWeights(NamedTuple):
     """Weights as the kernels read them, those of all layers stacked.
 
-    Matrices are (layers, outputs, padded inputs), each with a scale (layers, outputs). Heads are
-    padded to `head_stride` and the two halves of `gate_up` to the width of `down`, with rows of
-    zeros. `query_norm` and `key_norm` are as wide as what is normed at once, a head or a whole
-    projection, or of width 0; `no_bias` is of width 0. A layer that does not rotate its heads does
-    not know positions. The norms of attention and MLP come before them, or after them with
+    Matrices are (layers, outputs, padded inputs), or tables (layers, blocks) of grouped weights
+    (`products`). Embedding and head are those of one layer. Heads are padded to `head_stride` and
+    the two halves of `gate_up` to the width of `down`, with rows of zeros. `query_norm` and
+    `key_norm` are as wide as what is normed at once, a head or a whole projection, or of width 0;
+    `no_bias` is of width 0. A layer that does not rotate its heads does not know positions. The
+    norms of attention and MLP come before them, or after them with
     `TransformerSettings.norms_outputs`.
     """
 
     embedding: np.ndarray
-    embedding_scale: np.ndarray
     attention_norm: np.ndarray
     qkv: np.ndarray
-    qkv_scale: np.ndarray
     qkv_bias: np.ndarray
     query_norm: np.ndarray
     key_norm: np.ndarray
     attention_out: np.ndarray
-    attention_out_scale: np.ndarray
     mlp_norm: np.ndarray
     gate_up: np.ndarray
-    gate_up_scale: np.ndarray
     down: np.ndarray
-    down_scale: np.ndarray
     final_norm: np.ndarray
     head: np.ndarray
-    head_scale: np.ndarray
     no_bias: np.ndarray
     inverse_frequencies: np.ndarray
     rotates: np.ndarray
@@ -147,6 +143,7 @@ class TransformerWorkspace(NamedTuple):
     attended: np.ndarray
     gate_up: np.ndarray
     gated: np.ndarray
+    rounded: RoundedRows
     scores: np.ndarray
     mixed: np.ndarray
     totals: np.ndarray
@@ -181,8 +178,9 @@ def decode(barrier, run):
         step = _attention(barrier, step, run, layer, thread)
         step = _mlp(barrier, step, run, layer)
     step = _norm_last(barrier, step, run)
-    weight, scale, bias = weights.head, weights.head_scale, weights.no_bias
-    project(barrier, step, work.branch, run.num_logits, weight, scale, bias, run.logits)
+    inputs, num_logits, rounded = work.branch, run.num_logits, work.rounded
+    weight, bias, logits = weights.head, weights.no_bias, run.logits
+    project(barrier, step, inputs, num_logits, weight, bias, rounded, logits, REPLACE)
 
 
 @inlined
@@ -193,12 +191,12 @@ def _attention(barrier, step, run, layer, thread):
     if not settings.norms_outputs:
         step = norm(barrier, step, work.residual, nodes, norm_weight, epsilon, work.branch)
         inputs = work.branch
-    weight, scale, bias = weights.qkv[layer], weights.qkv_scale[layer], weights.qkv_bias[layer]
-    step = project(barrier, step, inputs, nodes, weight, scale, bias, work.qkv)
+    weight, bias, rounded = weights.qkv[layer], weights.qkv_bias[layer], work.rounded
+    step = project(barrier, step, inputs, nodes, weight, bias, rounded, work.qkv, REPLACE)
     step = _split_heads(barrier, step, run, layer)
     step = _attend(barrier, step, run, layer, thread)
-    weight, scale = weights.attention_out[layer], weights.attention_out_scale[layer]
-    return _add_branch(barrier, step, run, work.attended, weight, scale, norm_weight)
+    weight = weights.attention_out[layer]
+    return _add_branch(barrier, step, run, work.attended, weight, norm_weight)
 
 
 @inlined
@@ -210,30 +208,28 @@ def _mlp(barrier, step, run, layer):
         step = norm(barrier, step, work.residual, nodes, norm_weight, epsilon, work.branch)
         inputs = work.branch
     step = _gate(barrier, step, inputs, nodes, weights, layer, work)
-    weight, scale = weights.down[layer], weights.down_scale[layer]
-    return _add_branch(barrier, step, run, work.gated, weight, scale, norm_weight)
+    return _add_branch(barrier, step, run, work.gated, weights.down[layer], norm_weight)
 
 
 @inlined
-def _add_branch(barrier, step, run, x, weight, scale, norm_weight):
+def _add_branch(barrier, step, run, x, weight, norm_weight):
     """Ends attention or MLP: projects, norms if that comes here, and adds to the residual."""
     nodes, epsilon, bias = run.token_ids.shape[0], run.settings.epsilon, run.weights.no_bias
-    residual, branch = run.work.residual, run.work.branch
+    residual, branch, rounded = run.work.residual, run.work.branch, run.work.rounded
     if not run.settings.norms_outputs:
-        return add_projection(barrier, step, x, nodes, weight, scale, bias, residual)
-    step = project(barrier, step, x, nodes, weight, scale, bias, branch)
+        return project(barrier, step, x, nodes, weight, bias, rounded, residual, ADD)
+    step = project(barrier, step, x, nodes, weight, bias, rounded, branch, REPLACE)
     return _add_norm(barrier, step, branch, nodes, norm_weight, epsilon, residual)
 
 
 @inlined
 def _embed(barrier, step, run):
     """Looks up embeddings, positions and rotations, and what each node sees, a node a unit."""
-    nodes = run.token_ids.shape[0]
+    weights, nodes = run.weights, run.token_ids.shape[0]
+    width = weights.final_norm.shape[0]
     node = next_unit(barrier, step)
     while node < nodes:
-        token = run.token_ids[node]
-        factor = run.weights.embedding_scale[token]
-        widen_row(run.weights.embedding, token, factor, run.work.residual, node)
+        embed_row(weights.embedding, run.token_ids[node], width, run.work.residual, node)
         _find_path(run, node)
         _find_rotation(run, node)
         node = finish_unit(barrier, step)
@@ -303,18 +299,20 @@ def _add_norm(barrier, step, x, nodes, weight, epsilon, out):
 @inlined
 def _gate(barrier, step, x, nodes, weights, layer, work):
     """Computes silu(gate) * up: a unit is the same outputs of both."""
-    weight, scale = weights.gate_up[layer], weights.gate_up_scale[layer]
-    width = weight.shape[0] // 2
+    weight, rounded, out = weights.gate_up[layer], work.rounded, work.gate_up
+    step = round_inputs(barrier, step, x, nodes, weight, rounded)
+    width = count_outputs(weight) // 2
     block = block_size(width, barrier)
     units = (width + block - 1) // block
     unit = next_unit(barrier, step)
     while unit < units:
         begin = unit * block
         end = min(begin + block, width)
-        linear_rows(x, nodes, weight, begin, end, work.gate_up, scale)
-        linear_rows(x, nodes, weight, width + begin, width + end, work.gate_up, scale)
+        for first in (begin, width + begin):
+            stop = first + end - begin
+            multiply_rows(x, rounded, nodes, weight, first, stop, out, REPLACE)
         for node in range(nodes):
-            gate_range(work.gate_up, node, begin, end, width, work.gated)
+            gate_range(out, node, begin, end, width, work.gated)
         unit = finish_unit(barrier, step)
     return wait(barrier, step, units)
 

@@ -1,0 +1,500 @@
+"""Products with grouped weights in integers, whose bits do not depend on rows, tiles or processor.
+
+`treesnake.kernels.reference.grouped_linear` says what the bits are. Here activations are rounded
+once for each product, and tiles of several rows multiply them with one *block* of outputs, as many
+as a vector has lanes. A block is one stream of bytes. For each group of 32 inputs it holds
+
+    values    of four inputs of every output, then of the next four, ...
+    scales    of every output
+    second    minimums of every output, or scales of the second 16 inputs; may be absent
+
+so a vector of four inputs of every output meets four activations that all lanes share, and nothing
+is summed across lanes. Values of 4 bits lie in pairs: input i in the low half of a byte, input
+i + 16 in the high half. What a block holds is its *form*; the blocks of one matrix may differ.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Shaped, UInt8
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from torch import Tensor
+
+from treesnake.kernels.cpu import simd
+from treesnake.kernels.cpu.integer_dots import BYTE, INTS, QUADS, BytesDot, chosen_dot, splat
+from treesnake.kernels.cpu.jit import inlined, kernel
+from treesnake.kernels.grouped_weight import GROUP, HALF_GROUP, LARGEST_BYTE, GroupedWeight
+
+BLOCK_OUTPUTS = simd.LANES
+
+FOUR_BITS, EIGHT_BITS, WITH_MINIMUMS, WITH_HALVES = range(4)
+"""The forms: 4 bits with minimums; 8 bits; those with minimums; those with scales for 16 inputs."""
+
+BLOCK = np.dtype([("address", np.int64), ("form", np.int64)], align=True)
+"""Where the bytes of a block are, and in which form."""
+
+TILE_ROWS = (8, 4, 2, 1) if simd.LANES == 16 else (4, 2, 1)
+"""Rows of each tile, largest first. The last may go beyond what is asked for, as in `linear`."""
+
+HALVES = GROUP // HALF_GROUP
+QUADS_PER_HALF = HALF_GROUP // 4
+HALF_VECTOR = ir.VectorType(ir.HalfType(), BLOCK_OUTPUTS)
+SCALES_BYTES = 2 * BLOCK_OUTPUTS
+VALUES_BYTES = GROUP * BLOCK_OUTPUTS
+
+CACHE_LINE = 64
+
+PREFETCH_BYTES = 4096
+"""How far ahead of the values in use a block's bytes are asked for."""
+
+
+def group_bytes(form: int) -> int:
+    """Returns the bytes that a group of inputs takes in a block."""
+    values = VALUES_BYTES // 2 if form == FOUR_BITS else VALUES_BYTES
+    return values + (SCALES_BYTES if form == EIGHT_BITS else 2 * SCALES_BYTES)
+
+
+def form_of(weight: GroupedWeight) -> int:
+    """Returns the form of a weight's blocks."""
+    if weight.bits == 4:
+        return FOUR_BITS
+    if weight.group_size == HALF_GROUP:
+        return WITH_HALVES
+    return EIGHT_BITS if weight.minimums is None else WITH_MINIMUMS
+
+
+def pack_blocks(weight: GroupedWeight, blocks: UInt8[np.ndarray, "blocks groups bytes"]) -> None:
+    """Writes the bytes of a weight's blocks; outputs that the last block lacks become zeros."""
+    outputs, inputs = weight.values.shape
+    values = weight.values.view(np.uint8).reshape(outputs, -1, GROUP)
+    scales = weight.scales.reshape(outputs, inputs // GROUP, -1)
+    seconds: list[np.ndarray] = [scales[:, :, 1:]] if form_of(weight) == WITH_HALVES else []
+    if weight.minimums is not None:
+        seconds = [weight.minimums]
+    elif weight.bits == 4:
+        seconds = [np.zeros_like(weight.scales)]
+    if weight.bits == 4:
+        values = values[:, :, :HALF_GROUP] | values[:, :, HALF_GROUP:] << 4
+    begin = 0
+    for part in (values.view(np.int32), scales[:, :, :1], *seconds):
+        columns = part.reshape(outputs, inputs // GROUP, -1)
+        size = columns.shape[2] * columns.itemsize * BLOCK_OUTPUTS
+        _interleave(torch.from_numpy(columns), torch.from_numpy(blocks)[:, :, begin : begin + size])
+        begin += size
+
+
+def _interleave(
+    columns: Shaped[Tensor, "outputs groups columns"], out: UInt8[Tensor, "blocks groups bytes"]
+) -> None:
+    """Writes columns as (blocks, groups, columns, outputs of a block)."""
+    outputs, groups, _ = columns.shape
+    whole = outputs // BLOCK_OUTPUTS * BLOCK_OUTPUTS
+    last = columns.new_zeros(BLOCK_OUTPUTS if whole < outputs else 0, *columns.shape[1:])
+    last[: outputs - whole] = columns[whole:]
+    for part, target in ((columns[:whole], out[: whole // BLOCK_OUTPUTS]), (last, out[-1:])):
+        if len(part):
+            blocks = part.unflatten(0, (-1, BLOCK_OUTPUTS)).permute(0, 2, 3, 1).contiguous()
+            target.copy_(blocks.view(len(target), groups, -1).view(torch.uint8))
+
+
+class RoundedRows(NamedTuple):
+    """Activations in 8 bits.
+
+    `values` (rows, inputs) are integers, `scales` (rows, groups) what they are multiplied with, and
+    `sums` the scaled sum of each group. `offsets` (rows, groups) are -128 times the integers' sum,
+    `half_offsets` (rows, halves) those of each 16 inputs, for instructions that take weights as
+    unsigned numbers.
+    """
+
+    values: np.ndarray
+    scales: np.ndarray
+    sums: np.ndarray
+    offsets: np.ndarray
+    half_offsets: np.ndarray
+
+
+def new_rounded_rows(rows: int, inputs: int) -> RoundedRows:
+    """Allocates what `round_row` writes; `rows` must count those to spare."""
+    groups = -(-inputs // GROUP)
+    return RoundedRows(
+        np.zeros((rows, groups * GROUP), np.int8),
+        np.zeros((rows, groups), np.float32),
+        np.zeros((rows, groups), np.float32),
+        np.zeros((rows, groups), np.int32),
+        np.zeros((rows, groups * HALVES), np.int32),
+    )
+
+
+@intrinsic
+def round_row(typing_context, x, row, rounded):
+    """Rounds a row of `x` to 8 bits; inputs beyond its last are zeros."""
+
+    def generate(context, builder, signature, arguments):
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        source = simd.row_pointer(builder, array, arguments[1])
+        width = cgutils.unpack_tuple(builder, array.shape)[1]
+        targets = _row_pointers(context, builder, signature.args[2], arguments[2], arguments[1])
+
+        def round_group(column: Any, _: Any) -> list[Any]:
+            _round_group(builder, source, column, width, targets)
+            return []
+
+        simd.loop(builder, simd.index(0), width, GROUP, [], round_group)
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp, rounded), generate
+
+
+class _RowPointers(NamedTuple):
+    """The addresses of one row of `RoundedRows`."""
+
+    values: Any
+    scales: Any
+    sums: Any
+    offsets: Any
+    half_offsets: Any
+
+
+def _row_pointers(
+    context: Any, builder: Any, kind: Any, rounded: Any, row: Any, offset: int = 0
+) -> _RowPointers:
+    """Builds the addresses of row `row + offset`."""
+    arrays = [
+        context.make_array(kind.types[number])(
+            context, builder, builder.extract_value(rounded, number)
+        )
+        for number in range(len(_RowPointers._fields))
+    ]
+    return _RowPointers(*(simd.row_pointer(builder, array, row, offset) for array in arrays))
+
+
+def _round_group(builder: Any, source: Any, column: Any, width: Any, target: _RowPointers) -> None:
+    """Builds what `round_rows` of the reference does with one group."""
+    inputs = [
+        _load_inside(builder, source, builder.add(column, simd.index(offset)), width)
+        for offset in range(0, GROUP, simd.LANES)
+    ]
+    peak = builder.bitcast(_largest_magnitude(builder, inputs), simd.FLOAT)
+    scale = builder.fmul(peak, _float(1 / LARGEST_BYTE))
+    # NaN is not smaller, and stays.
+    is_tiny = builder.fcmp_ordered("<", scale, _float(np.finfo(np.float32).tiny))
+    inverse = builder.select(is_tiny, _float(0), builder.fdiv(_float(LARGEST_BYTE), peak))
+    scale = builder.select(is_tiny, _float(0), scale)
+    factors = simd.splat(builder, inverse)
+    half_sums = [ir.Constant(simd.INT32, 0)] * HALVES
+    for number, vector in enumerate(inputs):
+        integers = _nearest_bytes(builder, builder.fmul(vector, factors))
+        position = builder.add(column, simd.index(number * simd.LANES))
+        pointer = builder.gep(target.values, [position])
+        builder.store(integers, builder.bitcast(pointer, integers.type.as_pointer()), align=1)
+        half = number * simd.LANES // HALF_GROUP
+        total = _reduce(builder, "add", builder.sext(integers, INTS))
+        half_sums[half] = builder.add(half_sums[half], total)
+    group = builder.sdiv(column, simd.index(GROUP))
+    group_sum = builder.add(*half_sums)
+    builder.store(scale, builder.gep(target.scales, [group]))
+    summed = builder.fmul(scale, builder.sitofp(group_sum, simd.FLOAT))
+    builder.store(summed, builder.gep(target.sums, [group]))
+    builder.store(_offset(builder, group_sum), builder.gep(target.offsets, [group]))
+    for half, half_sum in enumerate(half_sums):
+        pointer = builder.gep(target.half_offsets, [_half(builder, group, half)])
+        builder.store(_offset(builder, half_sum), pointer)
+
+
+def _offset(builder: Any, total: Any) -> Any:
+    return builder.mul(total, ir.Constant(simd.INT32, -128))
+
+
+def _half(builder: Any, group: Any, half: int) -> Any:
+    return builder.add(builder.mul(group, simd.index(HALVES)), simd.index(half))
+
+
+def _float(number: float) -> Any:
+    return ir.Constant(simd.FLOAT, float(np.float32(number)))
+
+
+def _load_inside(builder: Any, source: Any, column: Any, width: Any) -> Any:
+    """Loads a vector, or zeros if it lies beyond the row's width."""
+    is_inside = builder.icmp_signed("<", column, width)
+    pointer = builder.gep(source, [builder.select(is_inside, column, simd.index(0))])
+    return builder.select(is_inside, simd.load(builder, pointer, types.float32), simd.ZERO)
+
+
+def _largest_magnitude(builder: Any, vectors: list[Any]) -> Any:
+    """Returns the bits of the largest magnitude; those of NaN are larger than any number's."""
+    mask = ir.Constant(INTS, [0x7FFFFFFF] * simd.LANES)
+    bits = [builder.and_(builder.bitcast(vector, INTS), mask) for vector in vectors]
+    largest = bits[0]
+    for other in bits[1:]:
+        largest = builder.select(builder.icmp_signed(">", largest, other), largest, other)
+    return _reduce(builder, "smax", largest)
+
+
+def _nearest_bytes(builder: Any, vector: Any) -> Any:
+    """Rounds a vector of numbers up to 127 to nearest even; what is no finite number becomes 0."""
+    shifted = builder.fadd(vector, simd.constant(simd.ROUND_TO_INTEGER))
+    return builder.trunc(builder.bitcast(shifted, INTS), ir.VectorType(BYTE, simd.LANES))
+
+
+def _reduce(builder: Any, operation: str, vector: Any) -> Any:
+    name = f"llvm.vector.reduce.{operation}.v{simd.LANES}i32"
+    signature = ir.FunctionType(simd.INT32, [INTS])
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), [vector])
+
+
+def product_tile(num_rows: int, form: int, dot: BytesDot) -> Any:
+    """Builds the intrinsic that multiplies `num_rows` rows with a block of one form.
+
+    It takes (address, rounded, row, groups, out, column, adds). Rows of `rounded` from `row` on,
+    times the block at the address, go to `out[row:, column:]`, as far as that has columns, or are
+    added to it.
+    """
+
+    @intrinsic
+    def tile(typing_context, address, rounded, row, groups, out, column, adds):
+        def generate(context, builder, signature, arguments):
+            address, rounded, row, groups, out, column, adds = arguments
+            kind = signature.args[1]
+            rows = [
+                _row_pointers(context, builder, kind, rounded, row, offset)
+                for offset in range(num_rows)
+            ]
+            block = builder.inttoptr(address, simd.BYTE_POINTER)
+            totals = simd.loop(
+                builder,
+                simd.index(0),
+                groups,
+                1,
+                [simd.ZERO] * num_rows,
+                lambda group, totals: _add_group(builder, form, dot, block, rows, group, totals),
+            )
+            out = context.make_array(signature.args[4])(context, builder, out)
+            width = cgutils.unpack_tuple(builder, out.shape)[1]
+            targets = [
+                builder.gep(simd.row_pointer(builder, out, row, offset), [column])
+                for offset in range(num_rows)
+            ]
+            _write(builder, totals, targets, builder.sub(width, column), adds)
+            return context.get_dummy_value()
+
+        position = types.intp
+        signature = types.void(position, rounded, position, position, out, position, types.boolean)
+        return signature, generate
+
+    return tile
+
+
+def _add_group(
+    builder: Any,
+    form: int,
+    dot: BytesDot,
+    block: Any,
+    rows: list[_RowPointers],
+    group: Any,
+    totals: Sequence[Any],
+) -> list[Any]:
+    """Adds the products of one group to the totals of all rows, as the reference does."""
+    size = group_bytes(form)
+    start = builder.gep(block, [builder.mul(group, simd.index(size))])
+    for line in range(0, size, CACHE_LINE):
+        simd.prefetch(builder, builder.gep(start, [simd.index(PREFETCH_BYTES + line)]))
+    sums = _sum_products(builder, form, dot, start, rows, group)
+    second_begin = size if form == EIGHT_BITS else size - SCALES_BYTES
+    scales = _load_scales(builder, start, second_begin - SCALES_BYTES)
+    seconds = None if form == EIGHT_BITS else _load_scales(builder, start, second_begin)
+    results: list[Any] = []
+    for row, row_sums, before in zip(rows, sums, totals, strict=True):
+        total, factor = before, _spread_float(builder, row.scales, group)
+        for product, scale in zip(row_sums, (scales, seconds), strict=False):
+            both = builder.fmul(scale, factor)
+            floats = builder.sitofp(product, simd.VECTOR)
+            total = simd.fused_multiply_add(builder, floats, both, total)
+        if form in (FOUR_BITS, WITH_MINIMUMS):
+            summed = _spread_float(builder, row.sums, group)
+            total = simd.fused_multiply_add(builder, seconds, summed, total)
+        results.append(total)
+    return results
+
+
+def _sum_products(
+    builder: Any, form: int, dot: BytesDot, start: Any, rows: list[_RowPointers], group: Any
+) -> list[list[Any]]:
+    """Returns for each row the integer sums of all that shares a scale: a group, or two halves."""
+    is_signed = form != FOUR_BITS
+    parts = HALVES if form == WITH_HALVES else 1
+    sums: list[list[Any]] = []
+    for row in rows:
+        offsets = [builder.gep(row.offsets, [group])]
+        if form == WITH_HALVES:
+            positions = [_half(builder, group, half) for half in range(HALVES)]
+            offsets = [builder.gep(row.half_offsets, [position]) for position in positions]
+        sums.append([dot.start(builder, offset, is_signed) for offset in offsets])
+    for quad, vector in _quads(builder, form, start):
+        weights = dot.prepare(builder, vector, is_signed)
+        part = quad * parts // (GROUP // 4)
+        position = builder.add(builder.mul(group, simd.index(GROUP)), simd.index(4 * quad))
+        for row, totals in zip(rows, sums, strict=True):
+            inputs = _spread_quad(builder, builder.gep(row.values, [position]))
+            totals[part] = dot.add(builder, totals[part], weights, inputs, is_signed)
+    return [[dot.finish(builder, total, is_signed) for total in totals] for totals in sums]
+
+
+def _quads(builder: Any, form: int, start: Any) -> list[tuple[int, Any]]:
+    """Returns vectors of four inputs of every output, each with its number in the group."""
+    size = 4 * BLOCK_OUTPUTS
+
+    def load(number: int) -> Any:
+        pointer = builder.gep(start, [simd.index(number * size)])
+        return builder.load(builder.bitcast(pointer, QUADS.as_pointer()), align=1)
+
+    if form != FOUR_BITS:
+        return [(number, load(number)) for number in range(GROUP // 4)]
+    quads: list[tuple[int, Any]] = []
+    low_halves = ir.Constant(INTS, [0x0F0F0F0F] * simd.LANES)
+    shift = ir.Constant(INTS, [4] * simd.LANES)
+    for number in range(QUADS_PER_HALF):
+        pairs = builder.bitcast(load(number), INTS)
+        low = builder.and_(pairs, low_halves)
+        high = builder.and_(builder.lshr(pairs, shift), low_halves)
+        quads += [
+            (number, builder.bitcast(low, QUADS)),
+            (number + QUADS_PER_HALF, builder.bitcast(high, QUADS)),
+        ]
+    return quads
+
+
+def _spread_quad(builder: Any, pointer: Any) -> Any:
+    quad = builder.load(builder.bitcast(pointer, simd.INT32.as_pointer()), align=1)
+    return builder.bitcast(splat(builder, quad), QUADS)
+
+
+def _spread_float(builder: Any, pointer: Any, position: Any) -> Any:
+    return simd.splat(builder, builder.load(builder.gep(pointer, [position])))
+
+
+def _load_scales(builder: Any, start: Any, begin: int) -> Any:
+    pointer = builder.bitcast(builder.gep(start, [simd.index(begin)]), HALF_VECTOR.as_pointer())
+    return builder.fpext(builder.load(pointer, align=2), simd.VECTOR)
+
+
+def _write(builder: Any, totals: list[Any], targets: list[Any], columns: Any, adds: Any) -> None:
+    """Builds the code that writes or adds the first `columns` lanes of totals."""
+    lanes = ir.Constant(INTS, list(range(BLOCK_OUTPUTS)))
+    bound = splat(builder, builder.trunc(columns, simd.INT32))
+    mask = builder.icmp_signed("<", lanes, bound)
+    for total, target in zip(totals, targets, strict=True):
+        pointer = builder.bitcast(target, simd.VECTOR.as_pointer())
+        before = simd.masked_load(builder, pointer, mask)
+        result = builder.select(adds, builder.fadd(before, total), total)
+        simd.masked_store(builder, result, pointer, mask)
+
+
+def _row_sweep(num_rows: int, remainder: int, form: int) -> Any:
+    """Builds the kernel that does tiles of rows until only `remainder` are left, or fewer."""
+    tile = product_tile(num_rows, form, chosen_dot())
+
+    @inlined
+    def sweep(address, rounded, row, end_row, groups, out, column, adds):
+        while row + remainder < end_row:
+            tile(address, rounded, row, groups, out, column, adds)
+            row += num_rows
+        return row
+
+    return sweep
+
+
+def _one_after_another(first: Any, second: Any) -> Any:
+    @inlined
+    def both(address, rounded, row, end_row, groups, out, column, adds):
+        row = first(address, rounded, row, end_row, groups, out, column, adds)
+        return second(address, rounded, row, end_row, groups, out, column, adds)
+
+    return both
+
+
+def _all_rows(form: int) -> Any:
+    """Builds the kernel that multiplies all rows with a block of one form."""
+    sweeps = functools.reduce(
+        _one_after_another,
+        [_row_sweep(rows, rest, form) for rows, rest in zip(TILE_ROWS, _REMAINDERS, strict=True)],
+    )
+
+    @kernel
+    def multiply(address, rounded, num_rows, groups, out, column, adds):
+        sweeps(address, rounded, 0, num_rows, groups, out, column, adds)
+
+    return multiply
+
+
+_REMAINDERS = (*(rows // 2 for rows in TILE_ROWS[:-1]), 0)
+"""The rows that each tile leaves to the smaller ones."""
+
+_four_bits, _eight_bits, _with_minimums, _with_halves = map(_all_rows, range(4))
+
+
+@kernel
+def grouped_rows(rounded, num_rows, blocks, begin, end, groups, out, adds):
+    """Computes outputs begin..end of the first rows, or adds them; `begin` is that of a block."""
+    for column in range(begin, end, BLOCK_OUTPUTS):
+        block = blocks[column // BLOCK_OUTPUTS]
+        address, form = block.address, block.form
+        if form == FOUR_BITS:
+            _four_bits(address, rounded, num_rows, groups, out, column, adds)
+        elif form == EIGHT_BITS:
+            _eight_bits(address, rounded, num_rows, groups, out, column, adds)
+        elif form == WITH_MINIMUMS:
+            _with_minimums(address, rounded, num_rows, groups, out, column, adds)
+        else:
+            _with_halves(address, rounded, num_rows, groups, out, column, adds)
+
+
+@intrinsic
+def _byte_at(typing_context, address):
+    """Returns the signed byte at an address."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = builder.inttoptr(arguments[0], simd.BYTE_POINTER)
+        return builder.sext(builder.load(pointer), simd.INT64)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _half_at(typing_context, address):
+    """Returns the float16 at an address as a float32."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = builder.inttoptr(arguments[0], ir.HalfType().as_pointer())
+        return builder.fpext(builder.load(pointer, align=2), simd.FLOAT)
+
+    return types.float32(types.int64), generate
+
+
+@kernel
+def widen_output(blocks, output, width, out, row):
+    """Writes `width` inputs of an output, such as an embedding, as floats to a row of `out`."""
+    block, lane = blocks[output // BLOCK_OUTPUTS], output % BLOCK_OUTPUTS
+    four_bits, plain = block.form == FOUR_BITS, block.form == EIGHT_BITS
+    scales_begin = VALUES_BYTES // 2 if four_bits else VALUES_BYTES
+    size = scales_begin + (SCALES_BYTES if plain else 2 * SCALES_BYTES)
+    for column in range(width):
+        group, number = divmod(column, GROUP)
+        start = block.address + group * size
+        half, inside = divmod(number, HALF_GROUP)
+        position = inside if four_bits else number
+        value = _byte_at(start + (position // 4 * BLOCK_OUTPUTS + lane) * 4 + position % 4)
+        if four_bits:
+            value = (value >> 4 * half) & 15
+        scales = start + scales_begin + 2 * lane
+        if block.form == WITH_HALVES:
+            scales += half * SCALES_BYTES
+        result = np.float32(value) * _half_at(scales)
+        if four_bits or block.form == WITH_MINIMUMS:
+            result += _half_at(scales + SCALES_BYTES)
+        out[row, column] = result
