@@ -27,10 +27,11 @@ from treesnake.kernels.cpu.grouped import TILE_ROWS, RoundedRows, new_rounded_ro
 from treesnake.kernels.cpu.jit import entry_point
 from treesnake.kernels.cpu.linear import REPLACE, TILES, padded
 from treesnake.kernels.cpu.products import multiply_rows
+from treesnake.kernels.grouped_weight import GROUPED_BITS, INT4
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
-from treesnake.models.weight_stack import GROUPED_BITS, WeightStack, new_stack
+from treesnake.models.weight_stack import WeightStack, new_stack
 
 SMOLLM2 = LlamaConfig(
     vocab_size=49152,
@@ -49,7 +50,7 @@ DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "int8": torch.int8,
-    "int4": torch.int4,
+    "int4": INT4,
 }
 STREAM_BYTES = 200_000_000
 """Weights that are read in turn, so that none is in the cache from the time before."""

@@ -23,8 +23,8 @@ def test_the_defaults_choose_for_themselves() -> None:
         ({"dtype": "float12"}, "unknown dtype 'float12'; choose one of auto"),
         ({"engine": "steam"}, "unknown engine 'steam'; choose one of auto, native, generic"),
         (
-            {"engine": "generic", "dtype": "int8"},
-            "int8 weights are for the native engine; leave the engine at auto",
+            {"engine": "generic", "dtype": "int4"},
+            "int4 weights are for the native engine; leave the engine at auto",
         ),
         ({"device": "cpu", "device_map": "auto"}, "device and device_map exclude each other"),
     ],

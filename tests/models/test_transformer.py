@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from treesnake.errors import ContextLengthError, InvalidInputError, LoadError, UnsupportedModelError
+from treesnake.kernels.grouped_weight import INT4, GroupedWeight, round_to_groups
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig, unsupported_reason
@@ -60,7 +61,7 @@ CONFIGS = {
 }
 FAMILIES = pytest.mark.parametrize("name", CONFIGS)
 DTYPES = pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8], ids=str
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8, INT4], ids=str
 )
 
 
@@ -93,7 +94,7 @@ def llama() -> Any:
 @pytest.fixture(scope="module")
 def networks(llama: Any) -> dict[torch.dtype, Transformer]:
     tensors = llama.state_dict()
-    dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
+    dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.int8, INT4)
     return {dtype: network(llama.config, tensors, dtype) for dtype in dtypes}
 
 
@@ -284,6 +285,45 @@ def test_sequences_do_not_disturb_each_other(networks: dict[torch.dtype, Transfo
         for position in range(12)
     ]
     assert torch.equal(torch.stack(steps, dim=1), torch.stack(alone))
+
+
+def test_matrices_of_a_file_keep_their_own_bits_layer_by_layer() -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+    llama = random_model(hf.LlamaConfig(**(SHAPE | sizes)))
+    config = TransformerConfig.from_hf(llama.config)
+    tensors: dict[str, Any] = dict(llama.state_dict())
+    bits = [8, 4, 8]
+    for number, name in enumerate(name for name in list(tensors) if "proj" in name):
+        tensors[name] = round_to_groups(tensors[name], bits[number % 3])
+    floats = {
+        name: torch.from_numpy(each.to_floats()) if isinstance(each, GroupedWeight) else each
+        for name, each in tensors.items()
+    }
+    grouped, exact = (
+        CpuEngine(config, tensors, torch.int8),
+        CpuEngine(config, floats, torch.float32),
+    )
+    forms = {int(form) for stack in grouped.stacks.values() for form in stack.array["form"].flat}
+    assert len(forms) == 2
+    tokens = random_tokens(20)
+    results = [
+        engine.forward_all([NewNodes.of_text(tokens, engine.new_cache(20), 20)])[0]
+        for engine in (grouped, exact)
+    ]
+    spread = results[1].std(dim=1)
+    error = (results[0] - results[1]).std(dim=1)
+    assert (error < 0.2 * spread).all()
+    alone = read_one_by_one(grouped, tokens)
+    assert torch.equal(results[0], alone)
+
+
+def read_one_by_one(engine: CpuEngine, tokens: Tensor) -> Tensor:
+    cache = engine.new_cache(len(tokens))
+    logits = []
+    for token in tokens:
+        logits += engine.forward_all([NewNodes.of_text(token[None], cache, 1)])
+        cache.commit([0])
+    return torch.cat(logits)
 
 
 def test_only_the_last_logits_are_computed_if_asked(

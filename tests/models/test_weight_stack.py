@@ -6,7 +6,7 @@ import torch
 
 from treesnake.kernels.cpu.grouped import BLOCK_OUTPUTS, widen_output
 from treesnake.kernels.cpu.jit import entry_point
-from treesnake.kernels.grouped_weight import GroupedWeight, round_to_groups
+from treesnake.kernels.grouped_weight import INT4, GroupedWeight, round_to_groups
 from treesnake.models.weight_stack import count_bytes, new_stack, write_parts
 
 
@@ -26,9 +26,9 @@ def normal(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-@pytest.mark.parametrize("dtype", [torch.int4, torch.int8])
+@pytest.mark.parametrize("dtype", [INT4, torch.int8])
 def test_floats_become_groups_of_the_width_asked_for(dtype: torch.dtype) -> None:
-    weight, bits = normal(37, 70), 4 if dtype == torch.int4 else 8
+    weight, bits = normal(37, 70), 4 if dtype == INT4 else 8
     stack = new_stack(1, 37, 70, dtype)
     stack.write(0, weight)
     expected = round_to_groups(weight, bits).to_floats()[:, :70]
@@ -61,7 +61,7 @@ def test_grouped_weights_can_be_asked_for_as_floats() -> None:
 
 
 def test_bytes_are_those_of_the_integers_their_scales_and_each_array_once() -> None:
-    stack = new_stack(1, 32, 64, torch.int4)
+    stack = new_stack(1, 32, 64, INT4)
     stack.write(0, normal(32, 64))
     packed = 32 * (64 // 2 + 2 * 2 * 2)
     assert stack.num_bytes == packed

@@ -15,6 +15,7 @@ from treesnake.cli.target_options import loading
 from treesnake.drafters.load import describe_default
 from treesnake.environment import package_versions
 from treesnake.errors import InvalidInputError
+from treesnake.kernels.cpu.integer_dots import chosen_dot
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.reference import find_reference
 from treesnake.targets.load import load_target
@@ -102,6 +103,7 @@ def _machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "integer_products": chosen_dot().name,
         "memory_bytes": memory.total,
         "free_memory_bytes": memory.available,
         "gpus": ", ".join(gpus) or "none",

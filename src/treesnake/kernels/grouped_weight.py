@@ -13,6 +13,11 @@ import torch
 from jaxtyping import Float, Float16, Int8
 from torch import Tensor
 
+INT4: torch.dtype = torch.int4  # pyrefly: ignore[missing-attribute]
+
+GROUPED_BITS = {torch.int8: 8, INT4: 4}
+"""The dtypes whose weights are integers in groups, and how many bits floats are rounded to."""
+
 GROUP = 32
 """Numbers that share a scale."""
 

@@ -14,11 +14,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from treesnake.errors import LoadError, TreesnakeError, UnsupportedModelError, reason_of
+from treesnake.kernels.cpu.integer_dots import chosen_dot
 from treesnake.loading.architecture import Architecture
 from treesnake.loading.checkpoint import Checkpoint
 from treesnake.loading.gguf_models import foreign_factors, rotary_factors
 from treesnake.loading.memory import check_memory
-from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
+from treesnake.loading.options import DEFAULT_OPTIONS, INTEGER_DTYPES, LoadOptions
 from treesnake.loading.pretrained import load_checkpoint, resolve_device
 from treesnake.loading.state_space import load_state_space, stored_dtype
 from treesnake.models.gguf import GgufFile
@@ -58,11 +59,13 @@ class LoadedNetwork:
     @property
     def description(self) -> dict[str, Any]:
         """What `treesnake info` shows of it."""
+        in_integers = f"rounded to 8 bits, products in integers ({chosen_dot().name})"
         return {
             "name": self.checkpoint.name,
             "family": self.checkpoint.config.model_type,
             "engine": f"{self.engine} ({self.why})",
             "dtype": self.dtype,
+            "activations": in_integers if self.dtype in INTEGER_DTYPES else "as computed",
             "device": self.device,
             "weights_bytes": self.num_bytes,
             "vocabulary": self.network.vocab_size,
@@ -97,9 +100,9 @@ def load_network(
         return _load_state_space(checkpoint, options, draft_vocab, target)
     device = resolve_device(options.device)
     obstacle = _native_obstacle(checkpoint, options, device)
-    if obstacle and (options.engine == "native" or options.dtype == "int8"):
+    if obstacle and (options.engine == "native" or options.dtype in INTEGER_DTYPES):
         asked = options.engine == "native"
-        needed = "the native engine" if asked else "the native engine, as int8 must"
+        needed = "the native engine" if asked else f"the native engine, as {options.dtype} must"
         raise UnsupportedModelError(f"{checkpoint.name} cannot run in {needed}: {obstacle}")
     if options.engine == "auto" and device.type != "cpu" and draft_vocab is None:
         obstacle = obstacle or "the default for this device"
@@ -161,8 +164,10 @@ def _state_space_obstacle(options: LoadOptions, device: torch.device) -> str | N
     """Returns why our networks cannot run a Mamba as asked, or None."""
     if options.device_map is not None:
         return "our Mamba runs on one device, not on a device_map; choose the generic engine"
-    if options.dtype == "int8" and device.type != "cpu":
-        return f"a Mamba has int8 weights on a CPU only, not on {device}; choose bfloat16"
+    if options.dtype in INTEGER_DTYPES and device.type != "cpu":
+        return (
+            f"a Mamba has {options.dtype} weights on a CPU only, not on {device}; choose bfloat16"
+        )
     return None
 
 
@@ -180,8 +185,8 @@ def _native_obstacle(
         return "it does not read weights that are stored quantised"
     if device.type not in ("cpu", "cuda"):
         return f"it runs on CPUs and CUDA devices, not on {device.type}"
-    if options.dtype == "int8" and device.type != "cpu":
-        return "it has int8 weights on a CPU only"
+    if options.dtype in INTEGER_DTYPES and device.type != "cpu":
+        return f"it has {options.dtype} weights on a CPU only"
     return unsupported_reason(checkpoint.config)
 
 

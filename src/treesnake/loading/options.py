@@ -6,7 +6,10 @@ from typing import Any, Literal, get_args
 
 from treesnake.errors import InvalidInputError, LoadError
 
-DtypeName = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+DtypeName = Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"]
+INTEGER_DTYPES = ("int8", "int4")
+"""The dtypes whose products are made in integers, by the native engine on a CPU."""
+
 EngineName = Literal["auto", "native", "generic"]
 DeviceMap = str | dict[str, int | str]
 
@@ -18,8 +21,8 @@ class LoadOptions:
     Attributes:
         dtype: of the weights. "auto" is the checkpoint's own, with two exceptions. The generic
             engine computes in float32 on a CPU, where it is slow in half precision. A Mamba that
-            drafts on a CPU has int8. int8 rounds each row of a weight to 8 bits and needs the
-            native engine on a CPU.
+            drafts on a CPU has int8. int8 and int4 round weights in groups of 32 numbers to
+            so many bits, and activations to 8 bits; they need the native engine on a CPU.
         device: "cpu", "cuda", "cuda:1", "mps" or "auto" for the best there is.
         engine: "auto" is native for every Mamba and Mamba-2, and on a CPU for the other families
             that it knows, else generic.
@@ -47,9 +50,9 @@ class LoadOptions:
                 "device is a name such as cpu, and trust_remote_code is True or False, got "
                 f"{self.device!r} and {self.trust_remote_code!r}"
             )
-        if self.engine == "generic" and self.dtype == "int8":
+        if self.engine == "generic" and self.dtype in INTEGER_DTYPES:
             raise InvalidInputError(
-                "int8 weights are for the native engine; leave the engine at auto"
+                f"{self.dtype} weights are for the native engine; leave the engine at auto"
             )
         if self.device_map is None:
             return

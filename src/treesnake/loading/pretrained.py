@@ -22,7 +22,13 @@ from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
 from treesnake.loading.checkpoint import DEFAULT_MODEL, Checkpoint, find_checkpoint
 from treesnake.loading.gguf_models import check_all_read, names_in_file, scale_rotary_pairs
 from treesnake.loading.memory import check_memory
-from treesnake.loading.options import DEFAULT_OPTIONS, DtypeName, LoadOptions, has_accelerate
+from treesnake.loading.options import (
+    DEFAULT_OPTIONS,
+    INTEGER_DTYPES,
+    DtypeName,
+    LoadOptions,
+    has_accelerate,
+)
 from treesnake.models.gguf import GgufFile
 from treesnake.models.weight_gate import (
     check_dtypes,
@@ -74,7 +80,7 @@ def load_checkpoint(checkpoint: Checkpoint, options: LoadOptions = DEFAULT_OPTIO
 
     Raises:
         LoadError: if weights are missing or broken, or do not fit.
-        UnsupportedModelError: if it is no language model, or the dtype is int8.
+        UnsupportedModelError: if it is no language model, or the dtype is one of integers.
         InvalidInputError: if there is no such device.
     """
     model_class = find_model_class(checkpoint)
@@ -143,12 +149,12 @@ def resolve_dtype(dtype: DtypeName, checkpoint: Checkpoint, device: torch.device
     """Returns the dtype that a transformers module gets.
 
     Raises:
-        UnsupportedModelError: for int8, which is not a dtype of these modules.
+        UnsupportedModelError: for integers, which are no dtype of these modules.
     """
-    if dtype == "int8":
+    if dtype in INTEGER_DTYPES:
         raise UnsupportedModelError(
-            f"int8 weights exist in the native CPU engine only; load {checkpoint.name} with that, "
-            "or choose float32, float16 or bfloat16"
+            f"{dtype} weights exist in the native CPU engine only; load {checkpoint.name} with "
+            "that, or choose float32, float16 or bfloat16"
         )
     if dtype != "auto":
         return getattr(torch, dtype)

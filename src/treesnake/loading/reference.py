@@ -17,7 +17,7 @@ from treesnake.loading.architecture import Architecture
 from treesnake.loading.checkpoint import Checkpoint, find_checkpoint
 from treesnake.loading.gguf_models import scale_rotary_pairs
 from treesnake.loading.memory import check_memory
-from treesnake.loading.options import LoadOptions
+from treesnake.loading.options import INTEGER_DTYPES, LoadOptions
 from treesnake.loading.pretrained import find_model_class, resolve_device, resolve_dtype
 from treesnake.loading.state_space import stored_dtype
 from treesnake.models.tree_network import TreeNetwork
@@ -36,7 +36,7 @@ TEXT = (
 MOST_TOKENS = 160
 NUM_POSITIONS = 8
 
-TOLERANCES = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.1, "int8": 0.5}
+TOLERANCES = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.1, "int8": 0.5, "int4": 0.7}
 """The error that rounding explains, by the dtype of the weights; other weights cost 1 or more."""
 
 
@@ -150,7 +150,7 @@ def _read_reference(checkpoint: Checkpoint, options: LoadOptions) -> Reference:
         _check_layout(checkpoint)
     device = resolve_device(options.device)
     dtype = torch.float32
-    if device.type != "cpu" and options.dtype != "int8":
+    if device.type != "cpu" and options.dtype not in INTEGER_DTYPES:
         dtype = resolve_dtype(options.dtype, checkpoint, device)
     check_memory(checkpoint, dtype, device)
     model_class = find_model_class(checkpoint)

@@ -39,7 +39,7 @@ def load_state_space(
 
     Args:
         checkpoint: of either layout.
-        dtype: what weights are rounded to; int8 on a CPU only.
+        dtype: what weights are rounded to; int8 and int4 on a CPU only.
         device: where it runs.
         draft_vocab: tokens that it gives logits of, in this order; None for all.
         target: whose embeddings it may share; None for one that cannot have the same.

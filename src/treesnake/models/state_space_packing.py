@@ -17,10 +17,11 @@ from treesnake.kernels.cpu.linear import ROWS_AT_ONCE, padded
 from treesnake.kernels.cpu.mamba import MambaWeights
 from treesnake.kernels.cpu.mamba2 import Mamba2Weights
 from treesnake.kernels.cpu.state_space import StackWeights
+from treesnake.kernels.grouped_weight import GROUPED_BITS
 from treesnake.models.mamba import Mamba, MambaMixer
 from treesnake.models.mamba2 import Mamba2, Mamba2Mixer
 from treesnake.models.state_space import StateSpaceNetwork, check_vocabulary
-from treesnake.models.weight_stack import GROUPED_BITS, WeightStack, new_stack
+from treesnake.models.weight_stack import WeightStack, new_stack
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Transformer:
     promises, down to their shapes; `where` they come from is for messages. Each is read once and
     rounded to `dtype`. On a CPU activations are float32 whatever the dtype, float32 leaves matrices
     that come in half precision as they are, which gives the same bits from half the bytes, and int8
-    rounds every row of a matrix to multiples of its own scale.
+    and int4 round matrices in groups of 32 inputs, and what they are multiplied with to 8 bits.
 
     Raises:
         LoadError: if the tensors are not what the config promises.

@@ -24,7 +24,7 @@ from treesnake.kernels.cpu.transformer import (
     count_steps,
     decode,
 )
-from treesnake.kernels.grouped_weight import GroupedWeight, Matrix
+from treesnake.kernels.grouped_weight import INT4, GroupedWeight, Matrix
 from treesnake.models.transformer_cache import KvBank, TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_layers import (
@@ -53,7 +53,7 @@ CACHE_DTYPES = {
     torch.float16: torch.float16,
     torch.bfloat16: torch.bfloat16,
     torch.int8: torch.float16,
-    torch.int4: torch.float16,
+    INT4: torch.float16,
 }
 
 
@@ -61,6 +61,7 @@ class CpuEngine:
     """Packed weights and buffers. Forward passes of several threads wait for each other.
 
     Attributes:
+        stacks: the matrices by the names that kernels know.
         prefill_chunk: tokens of a prompt to run at once: as fast as with more, and some tenths of a
             second, so that Ctrl-C need not wait.
     """
@@ -73,8 +74,8 @@ class CpuEngine:
         self.config = config
         self.dtype = dtype
         self._head_stride = padded(config.head_dim)
-        self._stacks = _pack_matrices(config, tensors, exact_dtype(tensors, dtype))
-        self._weights = _pack_weights(config, tensors, self._stacks)
+        self.stacks = _pack_matrices(config, tensors, exact_dtype(tensors, dtype))
+        self._weights = _pack_weights(config, tensors, self.stacks)
         self._settings = TransformerSettings(
             num_layers=config.num_layers,
             num_heads=config.num_heads,
@@ -94,7 +95,7 @@ class CpuEngine:
     @property
     def num_bytes(self) -> int:
         """The bytes of the weights in memory."""
-        return count_bytes(self._stacks.values(), self._weights)
+        return count_bytes(self.stacks.values(), self._weights)
 
     def new_cache(self, capacity: int) -> TransformerCache:
         """Returns an empty cache for so many tokens and nodes."""

@@ -11,10 +11,13 @@ import torch
 
 from treesnake.kernels.cpu.grouped import BLOCK, BLOCK_OUTPUTS, form_of, group_bytes, pack_blocks
 from treesnake.kernels.cpu.linear import STORAGE, padded, write_weight
-from treesnake.kernels.grouped_weight import GROUP, GroupedWeight, Matrix, round_to_groups
-
-GROUPED_BITS = {torch.int8: 8, torch.int4: 4}
-"""The dtypes whose weights are integers in groups, and how many bits floats are rounded to."""
+from treesnake.kernels.grouped_weight import (
+    GROUP,
+    GROUPED_BITS,
+    GroupedWeight,
+    Matrix,
+    round_to_groups,
+)
 
 MATRIX_DTYPES = (*STORAGE, *GROUPED_BITS)
 """The dtypes that a stack can have."""
@@ -61,9 +64,8 @@ class FloatStack:
 
     def write(self, layer: int, matrix: Matrix, begin: int = 0) -> None:
         """Rounds a matrix, or some of its outputs, to the dtype."""
-        floats = matrix
-        if isinstance(matrix, GroupedWeight):
-            floats = torch.from_numpy(matrix.to_floats())
+        is_grouped = isinstance(matrix, GroupedWeight)
+        floats = torch.from_numpy(matrix.to_floats()) if is_grouped else matrix
         rows, columns = slice(begin, begin + len(floats)), slice(self._inputs)
         write_weight(floats[:, columns], self.dtype, self.array[layer, rows, columns])
 
@@ -89,9 +91,8 @@ class GroupedStack:
     def write(self, layer: int, matrix: Matrix, begin: int = 0) -> None:
         """Packs a matrix, or some of its outputs; `begin` is that of a block."""
         assert begin % BLOCK_OUTPUTS == 0, "parts of a matrix begin with a block"
-        weight = matrix
-        if not isinstance(matrix, GroupedWeight):
-            weight = round_to_groups(matrix.float(), self.bits)
+        is_grouped = isinstance(matrix, GroupedWeight)
+        weight = matrix if is_grouped else round_to_groups(matrix.float(), self.bits)
         form, num_blocks = form_of(weight), -(-len(weight) // BLOCK_OUTPUTS)
         shape = num_blocks, self._groups, group_bytes(form)
         blocks = torch.empty(shape, dtype=torch.uint8).numpy()  # aligned to a cache line

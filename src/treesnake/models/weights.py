@@ -200,11 +200,14 @@ def exact_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> torch.dtyp
     That is another one if float32 is asked of a checkpoint whose matrices are all of one dtype in
     half precision: as float32 they would be the same numbers, of twice the bytes.
     """
+    if dtype != torch.float32:
+        return dtype
     if isinstance(tensors, Weights):
         kinds = {entry.dtype for entry in tensors.entries.values() if len(entry.shape) > 1}
     else:
-        kinds = {tensor.dtype for tensor in tensors.values() if tensor.ndim > 1}
-    is_half = dtype == torch.float32 and kinds in ({torch.float16}, {torch.bfloat16})
+        floats = [tensor for tensor in tensors.values() if isinstance(tensor, Tensor)]
+        kinds = {tensor.dtype for tensor in floats if tensor.ndim > 1}
+    is_half = kinds in ({torch.float16}, {torch.bfloat16})
     return kinds.pop() if is_half else dtype
 
 

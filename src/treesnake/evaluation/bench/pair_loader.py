@@ -19,7 +19,7 @@ from treesnake.evaluation.bench.peers import TransformersRunner
 from treesnake.evaluation.bench.runners import Runner, SpeculativeRunner
 from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
 from treesnake.loading.networks import LoadedNetwork
-from treesnake.loading.options import LoadOptions
+from treesnake.loading.options import INTEGER_DTYPES, LoadOptions
 from treesnake.loading.pretrained import load_pretrained
 from treesnake.loading.smollm import find_gguf
 from treesnake.models.hf_network import HfNetwork
@@ -102,7 +102,7 @@ class PairLoader:
         if is_shared and isinstance(network, HfNetwork):
             return network.model
         options = self._pair.load_options
-        if options.dtype == "int8":
+        if options.dtype in INTEGER_DTYPES:
             options = replace(options, dtype="auto")
         return load_pretrained(self._pair.target, options).model
 

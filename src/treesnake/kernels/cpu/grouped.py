@@ -183,7 +183,7 @@ def _round_group(builder: Any, source: Any, column: Any, width: Any, target: _Ro
     peak = builder.bitcast(_largest_magnitude(builder, inputs), simd.FLOAT)
     scale = builder.fmul(peak, _float(1 / LARGEST_BYTE))
     # NaN is not smaller, and stays.
-    is_tiny = builder.fcmp_ordered("<", scale, _float(np.finfo(np.float32).tiny))
+    is_tiny = builder.fcmp_ordered("<", scale, _float(float(np.finfo(np.float32).tiny)))
     inverse = builder.select(is_tiny, _float(0), builder.fdiv(_float(LARGEST_BYTE), peak))
     scale = builder.select(is_tiny, _float(0), scale)
     factors = simd.splat(builder, inverse)

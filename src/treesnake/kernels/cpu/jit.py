@@ -23,6 +23,7 @@ import llvmlite
 import numba
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
+from numba.extending import overload
 
 SOURCE_DIGEST = hashlib.sha256(
     b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
@@ -122,7 +123,7 @@ class _NoCache(NullCache):
 
 
 # Without reference counts: arrays outlive the call, and threads would share the counters.
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -131,12 +132,18 @@ def kernel(function: Callable[..., Any]) -> Any:
     Arithmetic is IEEE without reassociation or contraction, so that a result does not depend on how
     LLVM vectorises a loop; kernels that want fused or reordered sums say so explicitly.
     """
-    return njit(**OPTIONS)(function)
+    return njit(**_OPTIONS)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
     """Marks a kernel that becomes part of its callers: compiling it on its own costs more."""
-    return njit(inline="always", **OPTIONS)(function)
+    return njit(inline="always", **_OPTIONS)(function)
+
+
+def by_type(function: Callable[..., Any]) -> Any:
+    """Marks what chooses, by the types of arguments, the kernel that `function` stands for."""
+    options: Any = _OPTIONS
+    return overload(function, jit_options=options)
 
 
 def entry_point(function: Callable[..., Any]) -> Any:

@@ -6,7 +6,6 @@ is shows in its type, so that a network is compiled for what it has.
 """
 
 from numba import types
-from numba.extending import overload
 
 from treesnake.kernels.cpu.grouped import (
     BLOCK_OUTPUTS,
@@ -14,7 +13,7 @@ from treesnake.kernels.cpu.grouped import (
     round_row,
     widen_output,
 )
-from treesnake.kernels.cpu.jit import OPTIONS
+from treesnake.kernels.cpu.jit import by_type
 from treesnake.kernels.cpu.linear import linear_rows, widen_row
 from treesnake.kernels.cpu.team import finish_unit, next_unit, wait
 from treesnake.kernels.grouped_weight import GROUP
@@ -44,14 +43,18 @@ def _is_grouped(weight):
     return isinstance(weight.dtype, types.Record)
 
 
-@overload(count_outputs, jit_options=OPTIONS)
+@by_type(count_outputs)
 def _count_outputs(weight):
-    if _is_grouped(weight):
-        return lambda weight: weight.shape[0] * BLOCK_OUTPUTS
-    return lambda weight: weight.shape[0]
+    def count_blocks(weight):
+        return weight.shape[0] * BLOCK_OUTPUTS
+
+    def count_rows(weight):
+        return weight.shape[0]
+
+    return count_blocks if _is_grouped(weight) else count_rows
 
 
-@overload(round_inputs, jit_options=OPTIONS)
+@by_type(round_inputs)
 def _round_inputs(barrier, step, x, num_rows, weight, rounded):
     def round_rows(barrier, step, x, num_rows, weight, rounded):
         row = next_unit(barrier, step)
@@ -66,7 +69,7 @@ def _round_inputs(barrier, step, x, num_rows, weight, rounded):
     return round_rows if _is_grouped(weight) else keep_floats
 
 
-@overload(multiply_rows, jit_options=OPTIONS)
+@by_type(multiply_rows)
 def _multiply_rows(x, rounded, num_rows, weight, begin, end, out, adds):
     def multiply_integers(x, rounded, num_rows, weight, begin, end, out, adds):
         groups = (x.shape[1] + GROUP - 1) // GROUP
@@ -78,7 +81,7 @@ def _multiply_rows(x, rounded, num_rows, weight, begin, end, out, adds):
     return multiply_integers if _is_grouped(weight) else multiply_floats
 
 
-@overload(embed_row, jit_options=OPTIONS)
+@by_type(embed_row)
 def _embed_row(weight, token, width, out, row):
     def embed_integers(weight, token, width, out, row):
         widen_output(weight, token, width, out, row)
