@@ -15,7 +15,7 @@ from treesnake.kernels.cpu import team
 from treesnake.models import state_space_cpu, transformer_cpu
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.state_space_cpu import to_cpu
-from treesnake.models.transformer import Transformer, TransformerState
+from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def run_transformer() -> None:
     )
     config = TransformerConfig.from_hf(model.config)
     network = Transformer(config, model.state_dict(), torch.float32, torch.device("cpu"))
-    TransformerState(network).extend([1], [-1])
+    network.new_state().extend([1], [-1])
 
 
 def run_mamba() -> None:

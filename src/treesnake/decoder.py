@@ -14,7 +14,7 @@ from treesnake.constraints import Constraint, as_constraints
 from treesnake.continuation import Continuation, continue_text
 from treesnake.conversation import Message, check_messages, render
 from treesnake.detokenizing import decoding_of
-from treesnake.drafters.load import AUTO, check_drafter_name, load_drafter
+from treesnake.drafters.load import AUTO, check_drafter_name
 from treesnake.errors import InvalidInputError, LoadError
 from treesnake.lease import note_maker, was_made_by
 from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
@@ -28,7 +28,7 @@ from treesnake.loading.options import (
     LoadOptions,
 )
 from treesnake.outcome import FinishReason, Generation, Step
-from treesnake.pairs import Pair
+from treesnake.pairs import pair_by_name
 from treesnake.prompt import Prompt
 from treesnake.protocols import (
     AcceptanceRule,
@@ -246,8 +246,8 @@ class SpeculativeDecoder(OfOneProcess):
             target: a name on the hub, a folder, a GGUF file, or "smollm2", which is a package. A
                 path is a folder or a file.
             drafter: "auto" for the best that comes with the package, "prompt-lookup", "none" for
-                plain decoding, or a model by name or folder; see
-                `treesnake.drafters.load.load_drafter`.
+                plain decoding, "self" for a copy of the target with fewer bits, or a model by name
+                or folder; see `treesnake.pairs.pair_by_name`.
             dtype: of the target's weights; see `treesnake.loading.options.LoadOptions`.
             device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is.
             engine: "native", "generic", or "auto".
@@ -286,11 +286,11 @@ class SpeculativeDecoder(OfOneProcess):
         model, loaded = load_target(target, options)
         warn_of_unapplied_settings(target, loaded.checkpoint.generation_config)
         drafter_options = LoadOptions(device=options.device)
-        drafter_model = load_drafter(drafter, drafter_options, target=loaded.checkpoint)
+        pair = pair_by_name(model, loaded, drafter, drafter_options)
         if isinstance(search, str):
             search = search_by_name(search, read_costs(CostKey.of(loaded, drafter)))
         return cls(
-            Pair(model, drafter_model),
+            pair,
             tokenizer=cast(Tokenizer, loaded.checkpoint.tokenizer),
             end_token_ids=end_token_ids(loaded.checkpoint),
             search=search,

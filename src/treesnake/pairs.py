@@ -1,9 +1,23 @@
 """A target and its drafter, as one thing to load, to serve and to measure."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from treesnake.errors import InvalidInputError
-from treesnake.protocols import Drafter, DrafterModel, Target, TargetModel
+from treesnake.drafters.composite import CompositeDrafter
+from treesnake.drafters.load import DRAFTS_FOR_ITSELF, JOIN, WEIGHTLESS, load_drafter, parts_of
+from treesnake.drafters.self_drafting import SelfDrafter
+from treesnake.errors import InvalidInputError, UnsupportedModelError
+from treesnake.loading.networks import LoadedNetwork, load_network
+from treesnake.loading.options import DtypeName, LoadOptions
+from treesnake.models.transformer import Transformer
+from treesnake.models.tree_network import TreeNetwork
+from treesnake.protocols import Drafter, DrafterModel, PairModel, Target, TargetModel
+from treesnake.targets.network import NetworkTargetModel
+
+COPY_DTYPE: Mapping[str, DtypeName] = dict.fromkeys(
+    ("float32", "float16", "bfloat16", "int8"), "int4"
+)
+"""What a copy that drafts has, by the dtype of its target."""
 
 
 @dataclass(frozen=True)
@@ -32,3 +46,80 @@ class Pair:
     def new_sessions(self) -> tuple[Target, Drafter]:
         """Returns a session of each."""
         return self.target.new_session(), self.drafter.new_session()
+
+
+@dataclass(frozen=True)
+class SelfPair:
+    """A model that drafts for itself: its copy reads what it has made of the text.
+
+    Attributes:
+        target: the model.
+        copy: a network of the same form with weights of fewer bits.
+        beside: what drafts in one tree with the copy, such as prompt lookup.
+    """
+
+    target: NetworkTargetModel
+    copy: TreeNetwork
+    beside: DrafterModel | None = None
+
+    def new_sessions(self) -> tuple[Target, Drafter]:
+        """Returns a session of the target, and one of the copy on the same text."""
+        target = self.target.new_session()
+        drafter = SelfDrafter(target.lent_to(self.copy))
+        if self.beside is None:
+            return target, drafter
+        return target, CompositeDrafter(drafter, self.beside.new_session())
+
+
+def pair_by_name(
+    model: NetworkTargetModel, loaded: LoadedNetwork, drafter: str, options: LoadOptions
+) -> PairModel:
+    """Returns a loaded target with a drafter by name.
+
+    Args:
+        model: the target.
+        loaded: what is known of it.
+        drafter: as in `load_drafter`; or "self", a copy of the target with weights of fewer bits,
+            perhaps with prompt lookup beside it, as in "self+prompt-lookup".
+        options: how the drafter is loaded.
+
+    Raises:
+        LoadError: if there is no such drafter, or its files are broken.
+        UnsupportedModelError: if it is of a kind that cannot draft, or the target cannot draft for
+            itself.
+        InvalidInputError: for a tokenizer that does not serve.
+    """
+    parts = parts_of(drafter)
+    if DRAFTS_FOR_ITSELF not in parts:
+        return Pair(model, load_drafter(drafter, options, target=loaded.checkpoint))
+    others = [part for part in parts if part != DRAFTS_FOR_ITSELF]
+    if not {*others} <= {*WEIGHTLESS}:
+        raise InvalidInputError(
+            f"{drafter!r} joins a model that drafts for itself with another one; join it with "
+            "prompt-lookup, or name the other one alone"
+        )
+    beside = load_drafter(JOIN.join(others), options) if others else None
+    return SelfPair(model, _load_copy(loaded, options), beside)
+
+
+def _load_copy(loaded: LoadedNetwork, options: LoadOptions) -> TreeNetwork:
+    """Loads a target once more, with weights of fewer bits.
+
+    Raises:
+        UnsupportedModelError: if there is no such copy that could read the target's memory.
+    """
+    name, dtype = loaded.checkpoint.name, COPY_DTYPE.get(loaded.dtype)
+    if loaded.engine != "native" or loaded.device != "cpu":
+        raise UnsupportedModelError(
+            f"{name} cannot draft for itself: that needs the native engine on a CPU, and it runs "
+            f"in the {loaded.engine} engine on {loaded.device}; choose another drafter"
+        )
+    if dtype is None:
+        raise UnsupportedModelError(
+            f"{name} cannot draft for itself: its weights are {loaded.dtype}, and a copy of fewer "
+            "bits would guess little; choose another drafter"
+        )
+    network = loaded.network
+    cache_dtype = network.cache_dtype if isinstance(network, Transformer) else None
+    copied = replace(options, dtype=dtype, engine="native")
+    return load_network(loaded.checkpoint, copied, cache_dtype=cache_dtype).network

@@ -10,12 +10,12 @@ from rich.table import Table
 from treesnake.arguments import as_num_threads
 from treesnake.cli import options
 from treesnake.cli.target_options import loading
-from treesnake.drafters.load import check_drafter_name, load_drafter
+from treesnake.drafters.load import check_drafter_name
 from treesnake.evaluation.calibration import measure_costs
 from treesnake.loading.cost_files import CostKey, write_costs
 from treesnake.loading.options import LoadOptions
 from treesnake.outputs import telling_failure
-from treesnake.pairs import Pair
+from treesnake.pairs import pair_by_name
 from treesnake.prompt import Prompt
 from treesnake.search.costs import CostTable
 from treesnake.targets.load import load_target
@@ -46,10 +46,10 @@ def calibrate(
     load_options = LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code)
     with loading(target):
         target_model, loaded = load_target(target, load_options)
-        drafter_model = load_drafter(drafter, LoadOptions(device=device), target=loaded.checkpoint)
+        pair = pair_by_name(target_model, loaded, drafter, LoadOptions(device=device))
     prompt = Prompt.of(loaded.checkpoint.tokenizer.encode(TEXT))
     key = CostKey.of(loaded, drafter)
-    costs = measure_costs(Pair(target_model, drafter_model), prompt)
+    costs = measure_costs(pair, prompt)
     if as_json:
         print(json.dumps({"key": asdict(key), "costs": asdict(costs)}))
     else:

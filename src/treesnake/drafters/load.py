@@ -51,6 +51,8 @@ MAX_PADDING = 512
 AUTO = "auto"
 PROMPT_LOOKUP = "prompt-lookup"
 NO_DRAFTER = "none"
+DRAFTS_FOR_ITSELF = "self"
+JOIN = "+"
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 SHIPPED_FOR = dict.fromkeys(
@@ -109,10 +111,15 @@ def load_drafter(
         choice = ", ".join(get_args(Tokens))
         raise InvalidInputError(f"unknown tokens {tokens!r}; choose one of {choice}")
     check_drafter_name(name)
+    if DRAFTS_FOR_ITSELF in parts_of(name):
+        raise InvalidInputError(
+            f"{name!r} drafts with the target's own memory of the text, so it is loaded with the "
+            "target: SpeculativeDecoder.from_pretrained(target, drafter)"
+        )
     load = partial(_load_model, options=options, target=target, window=window, tokens=tokens)
     parts = [
         known
-        for part in _parts(name)
+        for part in parts_of(name)
         for known in (default_drafters(target) if part == AUTO else (part,))
     ]
     parts = list(dict.fromkeys(parts))
@@ -200,19 +207,21 @@ def check_drafter_name(name: str) -> None:
     Raises:
         InvalidInputError: if it can be no drafter.
     """
-    models = [StreamSpec.parse(part).model for part in _parts(name) if part not in WEIGHTLESS]
-    known = {AUTO, DEFAULT_MODEL, *SHIPPED_FOR.values()}
+    models = [StreamSpec.parse(part).model for part in parts_of(name) if part not in WEIGHTLESS]
+    known = {AUTO, DRAFTS_FOR_ITSELF, DEFAULT_MODEL, *SHIPPED_FOR.values()}
     for model in models:
         if model not in known and "/" not in model and not local_path(model).exists():
-            choice = ", ".join([AUTO, *dict.fromkeys(SHIPPED_FOR.values()), *WEIGHTLESS])
+            shipped = dict.fromkeys(SHIPPED_FOR.values())
+            choice = ", ".join([AUTO, *shipped, *WEIGHTLESS, DRAFTS_FOR_ITSELF])
             raise InvalidInputError(
                 f"there is no drafter {model!r}; choose one of {choice}, a folder, or a model at "
                 "the hub as owner/name"
             )
 
 
-def _parts(name: str) -> list[str]:
-    return [name] if local_path(name).exists() else name.split("+")
+def parts_of(name: str) -> list[str]:
+    """Returns the names of the drafters that a name joins."""
+    return [name] if local_path(name).exists() else name.split(JOIN)
 
 
 def _load_model(

@@ -79,6 +79,7 @@ def load_network(
     *,
     draft_vocab: Int[Tensor, " kept"] | None = None,
     target: Checkpoint | None = None,
+    cache_dtype: torch.dtype | None = None,
 ) -> LoadedNetwork:
     """Loads a network of any architecture and chooses its engine.
 
@@ -88,6 +89,8 @@ def load_network(
         draft_vocab: the only tokens that a drafter gives logits of, in this order; the engine is
             native.
         target: what it drafts for, whose embeddings it may share.
+        cache_dtype: of the keys and values of our own decoder on a CPU; None is what suits its
+            weights.
 
     Raises:
         LoadError: if its weights are broken or do not fit.
@@ -109,7 +112,7 @@ def load_network(
     if options.engine == "generic":
         obstacle = "as asked"
     if obstacle is None:
-        return _load_native(checkpoint, options, device, draft_vocab)
+        return _load_native(checkpoint, options, device, draft_vocab, cache_dtype)
     if draft_vocab is not None:
         raise UnsupportedModelError(
             f"{checkpoint.name} comes with a draft vocabulary, which needs the native engine: "
@@ -195,6 +198,7 @@ def _load_native(
     options: LoadOptions,
     device: torch.device,
     draft_vocab: Int[Tensor, " kept"] | None,
+    cache_dtype: torch.dtype | None,
 ) -> LoadedNetwork:
     tensors = checkpoint.weights
     torch_dtype = _native_dtype(checkpoint, options)
@@ -206,7 +210,7 @@ def _load_native(
         check_vocabulary(draft_vocab, config.vocab_size)
         config, tensors = admit_tensors(config, tensors, where)
         tensors, config = restrict_output(tensors, config, draft_vocab)
-    network = Transformer(config, tensors, torch_dtype, device, where)
+    network = Transformer(config, tensors, torch_dtype, device, where, cache_dtype)
     asked = options.engine == "native"
     return LoadedNetwork(
         checkpoint=checkpoint,

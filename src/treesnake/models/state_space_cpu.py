@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from treesnake.clock import book_wait
-from treesnake.errors import BrokenModelError
+from treesnake.errors import BrokenModelError, InvalidInputError
 from treesnake.kernels.cpu import mamba as mamba_kernels
 from treesnake.kernels.cpu import mamba2 as mamba2_kernels
 from treesnake.kernels.cpu.grouped import new_rounded_rows
@@ -36,7 +36,7 @@ from treesnake.models.mamba2 import Mamba2
 from treesnake.models.state_space import StateSpaceNetwork
 from treesnake.models.state_space_packing import PackedNetwork, pack_mamba, pack_mamba2
 from treesnake.models.state_space_state import GrownTree, StateSpaceState, extend_states
-from treesnake.models.tree_network import Part
+from treesnake.models.tree_network import Part, TreeNetwork
 from treesnake.models.weight_stack import count_bytes
 from treesnake.states.branching import (
     BranchingKind,
@@ -45,6 +45,7 @@ from treesnake.states.branching import (
     StateCopies,
     StateShape,
 )
+from treesnake.states.held_text import HeldText
 from treesnake.states.ssm import SsmBank, SsmState
 from treesnake.threads import new_lock
 
@@ -100,9 +101,9 @@ class CpuNetwork(ABC):
         """The number of tokens that it reads."""
         return self.config.vocab_size
 
-    def new_state(self, branching: BranchingKind | None = None) -> StateSpaceState[SsmState]:
+    def new_state(self, branching: BranchingKind | None = None) -> "CpuState":
         """Returns the state of an empty text; by default with the fastest way to branch."""
-        return StateSpaceState(self, self._new_memory(branching or self._branching))
+        return CpuState(self, self._new_memory(branching or self._branching))
 
     def extend_all(self, parts: Sequence[Part]) -> list[Float[Tensor, "_ vocab"]]:
         """Appends nodes to the trees of several texts; returns the logits after each node.
@@ -208,6 +209,38 @@ class CpuNetwork(ABC):
     @abstractmethod
     def _commit_kernel(self) -> Callable[..., None]:
         """Returns the kernel that moves states along the inputs of a path."""
+
+
+class CpuState(StateSpaceState[SsmState]):
+    """The state of a text, which a network of the same form may borrow."""
+
+    def lent_to(self, network: TreeNetwork) -> "BorrowedCpuState":
+        """Returns a state of the network on this text's memory."""
+        own = self.network
+        assert isinstance(own, CpuNetwork)
+        if not isinstance(network, CpuNetwork) or network.config != own.config:
+            raise InvalidInputError(
+                "a recurrent state serves the network that made it, and copies of it with weights "
+                "of other dtypes; the network that shall borrow it is another one"
+            )
+        return BorrowedCpuState(network, self)
+
+
+class BorrowedCpuState(StateSpaceState[SsmState]):
+    """A network's trees on the text of another's state."""
+
+    def __init__(self, network: CpuNetwork, lender: CpuState) -> None:
+        super().__init__(network, lender.memory)
+        self._lender = lender
+
+    @property
+    def held(self) -> HeldText:
+        """The text and the tree of both."""
+        return self._lender.held
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Moves the text of both to the end of a path."""
+        self._lender.commit(path)
 
 
 class CpuMamba(CpuNetwork):
@@ -335,7 +368,7 @@ class CpuMamba2(CpuNetwork):
             scratch=_zeros(torch.get_num_threads(), num_nodes * shape.state[1], state_dim),
         )
 
-    def new_exact_state(self) -> StateSpaceState[SsmState]:
+    def new_exact_state(self) -> "CpuState":
         """Returns the state of an empty text, with a way to branch that has the bits of a text."""
         return self.new_state(ReplayedPaths)
 

@@ -19,7 +19,7 @@ from treesnake.models.transformer_cpu import CPU_DTYPES, CpuEngine
 from treesnake.models.transformer_layers import admit_tensors
 from treesnake.models.transformer_pass import NewNodes
 from treesnake.models.transformer_torch import TORCH_DTYPES, TorchEngine
-from treesnake.models.tree_network import Part, check_tokens, own_states
+from treesnake.models.tree_network import Part, TreeNetwork, check_tokens, own_states
 from treesnake.prompt import Prompt
 from treesnake.states.held_text import HeldText
 from treesnake.states.snapshots import Snapshot
@@ -42,6 +42,7 @@ class Transformer:
     rounded to `dtype`. On a CPU activations are float32 whatever the dtype, float32 leaves matrices
     that come in half precision as they are, which gives the same bits from half the bytes, and int8
     and int4 round matrices in groups of 32 inputs, and what they are multiplied with to 8 bits.
+    Keys and values are kept in `cache_dtype`, on a CPU only, or by default in what suits `dtype`.
 
     Raises:
         LoadError: if the tensors are not what the config promises.
@@ -55,11 +56,12 @@ class Transformer:
         dtype: torch.dtype,
         device: torch.device,
         where: str = "the checkpoint",
+        cache_dtype: torch.dtype | None = None,
     ) -> None:
         _check_dtype(dtype, device)
         config, tensors = admit_tensors(config, tensors, where)
         self.config = config
-        self._engine = _load_engine(config, tensors, dtype, device)
+        self._engine = _load_engine(config, tensors, dtype, device, cache_dtype)
 
     @property
     def vocab_size(self) -> int:
@@ -81,9 +83,14 @@ class Transformer:
         """How many tokens of a prompt run at once; an interrupt waits for the end of these."""
         return self._engine.prefill_chunk
 
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """What keys and values are kept in."""
+        return self._engine.cache_dtype
+
     def new_state(self) -> "TransformerState":
         """Returns the state of an empty text."""
-        return TransformerState(self)
+        return TransformerState(self, HeldText(), self.new_cache(SMALLEST_CAPACITY))
 
     def extend_all(self, parts: Sequence[Part]) -> list[Float[Tensor, "_ vocab"]]:
         """Appends nodes to the trees of several texts in one pass; returns float32 logits.
@@ -163,10 +170,10 @@ class TransformerState:
     not.
     """
 
-    def __init__(self, network: Transformer) -> None:
+    def __init__(self, network: Transformer, text: HeldText, cache: TransformerCache) -> None:
         self.network = network
-        self.text = HeldText()
-        self._cache = network.new_cache(SMALLEST_CAPACITY)
+        self.text = text
+        self._cache = cache
 
     @property
     def length(self) -> int:
@@ -211,6 +218,19 @@ class TransformerState:
         self.text.check_path(path)
         self._cache.commit(path)
         self.text.commit(path)
+
+    def lent_to(self, network: TreeNetwork) -> "TransformerState":
+        """Returns a state of the network on this text's keys and values."""
+        if (
+            not isinstance(network, Transformer)
+            or network.config != self.network.config
+            or network.cache_dtype != self.network.cache_dtype
+        ):
+            raise InvalidInputError(
+                "keys and values serve the network that made them, and copies of it with weights "
+                "of other dtypes; the network that shall borrow them is another one"
+            )
+        return TransformerState(network, self.text, self._cache)
 
     @on_one_thread
     def snapshot(self) -> Snapshot:
@@ -265,7 +285,8 @@ def _load_engine(
     tensors: Mapping[str, Tensor],
     dtype: torch.dtype,
     device: torch.device,
+    cache_dtype: torch.dtype | None,
 ) -> CpuEngine | TorchEngine:
     if device.type == "cpu":
-        return CpuEngine(config, tensors, dtype)
+        return CpuEngine(config, tensors, dtype, cache_dtype)
     return TorchEngine(config, tensors, dtype, device)

@@ -69,10 +69,14 @@ class CpuEngine:
     prefill_chunk = 128
 
     def __init__(
-        self, config: TransformerConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype
+        self,
+        config: TransformerConfig,
+        tensors: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        cache_dtype: torch.dtype | None = None,
     ) -> None:
         self.config = config
-        self.dtype = dtype
+        self.cache_dtype = cache_dtype or CACHE_DTYPES[dtype]
         self._head_stride = padded(config.head_dim)
         self.stacks = _pack_matrices(config, tensors, exact_dtype(tensors, dtype))
         self._weights = _pack_weights(config, tensors, self.stacks)
@@ -86,9 +90,9 @@ class CpuEngine:
             attention_scale=np.float32(config.attention_scale),
             norms_outputs=config.norms_outputs,
         )
-        cache_dtype, stride = CACHE_DTYPES[dtype], self._head_stride
-        self._cache_form = config.num_layers, config.num_kv_heads, stride, cache_dtype
-        self._cache_kind = np.empty((0, stride), STORAGE[cache_dtype])
+        stride = self._head_stride
+        self._cache_form = config.num_layers, config.num_kv_heads, stride, self.cache_dtype
+        self._cache_kind = np.empty((0, stride), STORAGE[self.cache_dtype])
         self._lock = new_lock()
         self._workspace = self._new_workspace(1, 1, simd.PADDING)
 
@@ -104,7 +108,7 @@ class CpuEngine:
             config.num_layers,
             config.num_kv_heads,
             self._head_stride,
-            CACHE_DTYPES[self.dtype],
+            self.cache_dtype,
             torch.device("cpu"),
         )
         return bank.new_cache(capacity)

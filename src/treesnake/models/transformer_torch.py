@@ -162,6 +162,11 @@ class TorchEngine:
         head = 0 if self._head is self._embedding else self._head.nbytes
         return layers + self._embedding.nbytes + head + self._final_norm.nbytes
 
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """What keys and values are kept in."""
+        return self.dtype
+
     def new_cache(self, capacity: int) -> TransformerCache:
         """Returns an empty cache for so many tokens and nodes, at least."""
         return self._bank.new_cache(capacity)

@@ -137,6 +137,21 @@ class TreeNetwork(Protocol):
 
 
 @runtime_checkable
+class LendingState(Protocol):
+    """A state that another network of the same form may grow trees on, such as a low-bit copy."""
+
+    def lent_to(self, network: TreeNetwork) -> TreeState:
+        """Returns a state of the network whose text and tree are this one's, not a copy of them.
+
+        Who borrows grows trees and forgets them; the text belongs to who lends.
+
+        Raises:
+            InvalidInputError: if the network keeps its texts in another form.
+        """
+        ...
+
+
+@runtime_checkable
 class ExactNetwork(Protocol):
     """A network whose fastest way to branch gives other bits than a text; it has another way."""
 

@@ -7,7 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.errors import ContextLengthError, InvalidInputError
-from treesnake.models.tree_network import ExactNetwork, TreeNetwork, TreeState
+from treesnake.models.tree_network import (
+    ExactNetwork,
+    LendingState,
+    TreeNetwork,
+    TreeState,
+)
 from treesnake.prompt import Prompt
 from treesnake.sampling import all_finite
 from treesnake.tree import TokenTree
@@ -57,6 +62,19 @@ class NetworkTarget:
     def num_bytes(self) -> int:
         """What the text takes in memory."""
         return self._state.num_bytes
+
+    def lent_to(self, network: TreeNetwork) -> TreeState:
+        """Returns a state of another network on the session's text; see `LendingState`.
+
+        Raises:
+            InvalidInputError: if the text is not kept in the network's form.
+        """
+        if not isinstance(self._state, LendingState):
+            raise InvalidInputError(
+                f"the states of {type(self._network).__name__} are not lent: a model that drafts "
+                "for itself runs in the native engine on a CPU"
+            )
+        return self._state.lent_to(network)
 
     def prefill(self, prompt: Prompt) -> None:
         """Makes the state hold every token of the prompt but the last.

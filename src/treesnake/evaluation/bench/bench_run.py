@@ -9,12 +9,12 @@ import torch
 
 from treesnake.conversation import Message
 from treesnake.decoder import PromptLike, SpeculativeDecoder
-from treesnake.drafters.load import WEIGHTLESS
+from treesnake.drafters.load import JOIN, WEIGHTLESS
 from treesnake.evaluation.agreement import compare_models
 from treesnake.evaluation.bench.bench_recipe import BenchRecipe, SamplingTable, TaskTable
 from treesnake.evaluation.bench.documents import long_questions
 from treesnake.evaluation.bench.journal import Journal
-from treesnake.evaluation.bench.methods import JOIN, Method
+from treesnake.evaluation.bench.methods import Method
 from treesnake.evaluation.bench.pair_loader import PairLoader
 from treesnake.evaluation.bench.record import DrafterRecord, RunRecord, TurnRecord, with_texts
 from treesnake.evaluation.bench.runners import MeasuredTurn, Runner

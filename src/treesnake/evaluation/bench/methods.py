@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from treesnake.drafters.load import NO_DRAFTER
+from treesnake.drafters.load import JOIN, NO_DRAFTER
 from treesnake.errors import InvalidInputError
 from treesnake.search.by_name import search_by_name
 from treesnake.shape import OFF
 
 PLAIN = "plain"
-JOIN = "+"
 
 
 class Peer(StrEnum):

@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 from treesnake.decoder import SpeculativeDecoder, Tokenizer
 from treesnake.drafters.composite import CompositeDrafterModel
-from treesnake.drafters.load import load_drafter
+from treesnake.drafters.load import DRAFTS_FOR_ITSELF, JOIN, load_drafter, parts_of
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench.bench_recipe import DrafterTable, PairTable
 from treesnake.evaluation.bench.llama_cpp import LlamaCppRunner
-from treesnake.evaluation.bench.methods import JOIN, Method, Peer
+from treesnake.evaluation.bench.methods import Method, Peer
 from treesnake.evaluation.bench.peers import TransformersRunner
 from treesnake.evaluation.bench.runners import Runner, SpeculativeRunner
 from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
@@ -23,10 +23,11 @@ from treesnake.loading.options import INTEGER_DTYPES, LoadOptions
 from treesnake.loading.pretrained import load_pretrained
 from treesnake.loading.smollm import find_gguf
 from treesnake.models.hf_network import HfNetwork
-from treesnake.pairs import Pair
-from treesnake.protocols import DrafterModel, TargetModel
+from treesnake.pairs import Pair, pair_by_name
+from treesnake.protocols import DrafterModel, PairModel, TargetModel
 from treesnake.search.by_name import search_by_name
 from treesnake.targets.load import load_target
+from treesnake.targets.network import NetworkTargetModel
 
 Loaded = TypeVar("Loaded")
 
@@ -117,17 +118,23 @@ class PairLoader:
             )
         return path
 
-    def _target(self) -> tuple[TargetModel, LoadedNetwork]:
+    def _target(self) -> tuple[NetworkTargetModel, LoadedNetwork]:
         pair = self._pair
         return self._once("target", lambda: load_target(pair.target, pair.load_options))
 
     def _decoder(self, drafter: str) -> SpeculativeDecoder:
-        model, loaded = self._target()
+        _, loaded = self._target()
         return SpeculativeDecoder(
-            Pair(model, self.drafter(drafter)),
+            self._once(f"pair {drafter}", lambda: self._make_pair(drafter)),
             tokenizer=cast(Tokenizer, loaded.checkpoint.tokenizer),
             end_token_ids=end_token_ids(loaded.checkpoint),
         )
+
+    def _make_pair(self, drafter: str) -> PairModel:
+        model, loaded = self._target()
+        if DRAFTS_FOR_ITSELF in parts_of(drafter):
+            return pair_by_name(model, loaded, drafter, LoadOptions(device=self._pair.device))
+        return Pair(model, self.drafter(drafter))
 
     def _load_drafter(self, name: str) -> DrafterModel:
         first, join, rest = name.partition(JOIN)
