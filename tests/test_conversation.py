@@ -85,8 +85,8 @@ def test_a_template_that_fails_is_told() -> None:
         ({"role": "user", "content": "\udce9"}, "the content of message 1 is no text in UTF-8"),
         ({"role": "user", "content": ["a"]}, "part 1 of message 1 must be .*found 'a'"),
         (
-            {"role": "user", "content": [{"type": "image", "url": "x"}]},
-            "part 1 of message 1 must be .*found one of type 'image'",
+            {"role": "user", "content": [{"type": "video", "url": "x"}]},
+            "part 1 of message 1 must be .*found one of type 'video'",
         ),
         (
             {"role": "user", "content": [{"type": "text", "text": None}]},

@@ -1,7 +1,8 @@
 """What people say: messages of a conversation and turns of a question, checked once.
 
 A message is an object with a role and a content, as chat templates of transformers read it. The
-content is text, or a list of parts of text. An assistant's message may have tool calls instead.
+content is text, or a list of parts: text, and images for models that see them. An assistant's
+message may have tool calls instead.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from treesnake.chat_templates import bounded
 from treesnake.errors import InvalidInputError
+from treesnake.images import check_image_part, is_image_part
 from treesnake.utf8 import check_text, described
 
 Message = Mapping[str, Any]
@@ -28,31 +30,61 @@ def check_messages(messages: Sequence[object]) -> list[Message]:
     return [_checked_message(each, f"message {n}") for n, each in enumerate(messages, 1)]
 
 
-def render(messages: Sequence[Message], template: ChatTemplate) -> str:
-    """Puts a conversation through a chat template.
-
-    Some templates read lists of parts, others write such a list as Python shows it, or pass over
-    it. Those are given the parts of each message joined to one text.
+def image_sources(messages: Sequence[Message]) -> list[tuple[str, object]]:
+    """Returns where the images of a conversation are, in its order, with a name for each.
 
     Args:
         messages: checked.
-        template: the tokenizer's.
+    """
+    return [
+        (f"the image in {_place(number, index)}", check_image_part(part, _place(number, index)))
+        for number, message in enumerate(messages, 1)
+        if isinstance(message.get("content"), (list, tuple))
+        for index, part in enumerate(message["content"], 1)
+        if is_image_part(part)
+    ]
+
+
+def render(messages: Sequence[Message], template: ChatTemplate) -> str:
+    """Puts a conversation through a chat template.
+
+    Some templates read lists of parts, others texts; either kind passes over the other, or writes a
+    list as Python shows it. So a content is turned into what the template reads.
+
+    Args:
+        messages: checked.
+        template: the tokenizer's. Of an image it is told that there is one.
 
     Raises:
         InvalidInputError: if the template fails, or tool calls are not in what it makes.
     """
+    forms = [[convert(each) for each in messages] for convert in (_plain, _in_parts, _in_one_text)]
+    renderings: list[str] = []
+    failures: list[InvalidInputError] = []
+    for number, form in enumerate(forms):
+        if form in forms[:number]:
+            continue
+        try:
+            text = _rendered(form, template)
+        except InvalidInputError as error:
+            failures.append(error)
+            continue
+        if not _shows_python(text, form) and _shows_texts(text, messages):
+            return _checked_rendering(text, messages)
+        renderings.append(text)
+    if not renderings:
+        raise failures[0]
     has_parts = any(isinstance(each.get("content"), (list, tuple)) for each in messages)
+    return _checked_rendering(renderings[-1 if has_parts else 0], messages)
+
+
+def _rendered(messages: Sequence[Message], template: ChatTemplate) -> str:
     try:
-        text = bounded(partial(template, messages))
+        return bounded(partial(template, messages))
     except Exception as error:
-        if has_parts:
-            return render([_with_one_text(message) for message in messages], template)
         raise InvalidInputError(
             f"the target's chat template refuses the conversation: {error}"
         ) from error
-    if has_parts and not _shows_parts(text, messages):
-        return render([_with_one_text(message) for message in messages], template)
-    return _checked_rendering(text, messages)
 
 
 def joined_text(content: object) -> str | None:
@@ -124,13 +156,16 @@ def _check_content(content: object, where: str, *, is_needed: bool) -> None:
     for number, part in enumerate(content, 1):
         name = f"part {number} of {where}"
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind != "text":
+        if is_image_part(part):
+            check_image_part(part, name)
+        elif kind == "text":
+            check_text(part.get("text"), f"the text of {name}")
+        else:
             found = f"one of type {described(kind)}" if kind is not None else described(part)
             raise InvalidInputError(
-                f"{name} must be {{'type': 'text', 'text': '...'}}, for the decoder reads text and "
-                f"nothing else; found {found}"
+                f"{name} must be {{'type': 'text', 'text': '...'}}, or {{'type': 'image', 'path': "
+                f"'...'}} for a model that sees; found {found}"
             )
-        check_text(part.get("text"), f"the text of {name}")
 
 
 def _is_text_part(part: object) -> bool:
@@ -141,21 +176,52 @@ def _is_text_part(part: object) -> bool:
     )
 
 
-def _with_one_text(message: Message) -> Message:
+def _place(message_number: int, part_number: int) -> str:
+    return f"part {part_number} of message {message_number}"
+
+
+def _plain(message: Message) -> Message:
+    """Returns a message as it is, but for the images themselves."""
+    content = message.get("content")
+    if not isinstance(content, (list, tuple)) or not any(map(is_image_part, content)):
+        return message
+    parts = [{"type": "image"} if is_image_part(part) else part for part in content]
+    return {**message, "content": parts}
+
+
+def _in_parts(message: Message) -> Message:
+    """Returns a message whose text is a part."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return {**message, "content": [{"type": "text", "text": content}]}
+    return _plain(message)
+
+
+def _in_one_text(message: Message) -> Message:
+    """Returns a message whose parts are joined to one text, unless there are images."""
     content = message.get("content")
     if isinstance(content, (list, tuple)):
-        return {**message, "content": joined_text(content)}
+        joined = joined_text(content)
+        return _plain(message) if joined is None else {**message, "content": joined}
     return message
 
 
-def _shows_parts(text: str, messages: Sequence[Message]) -> bool:
-    """Tells whether parts of messages appear in a rendered text as text, not as Python."""
+def _shows_python(text: str, messages: Sequence[Message]) -> bool:
+    """Tells whether a rendered text has lists of parts as Python writes them."""
     contents = [message.get("content") for message in messages]
-    lists = [content for content in contents if isinstance(content, (list, tuple))]
-    return all(
-        str(content) not in text and all(part["text"].strip() in text for part in content)
-        for content in lists
-    )
+    return any(str(each) in text for each in contents if isinstance(each, (list, tuple)))
+
+
+def _shows_texts(text: str, messages: Sequence[Message]) -> bool:
+    """Tells whether what users say, and all parts of text, appear in a rendered text."""
+    for message in messages:
+        content = message.get("content")
+        texts = [content] if message["role"] == "user" and isinstance(content, str) else []
+        if isinstance(content, (list, tuple)):
+            texts = [part["text"] for part in content if _is_text_part(part)]
+        if not all(each.strip() in text for each in texts):
+            return False
+    return True
 
 
 def _checked_rendering(text: str, messages: Sequence[Message]) -> str:

@@ -1,7 +1,7 @@
 """What users import: a target, a drafter and a tokenizer, wired to the loop in `generate.py`."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os import curdir
 from pathlib import Path
@@ -12,7 +12,7 @@ from treesnake.arguments import as_count, as_texts, as_token_ids
 from treesnake.beginnings import encode_text
 from treesnake.constraints import Constraint, as_constraints
 from treesnake.continuation import Continuation, continue_text
-from treesnake.conversation import Message, check_messages, render
+from treesnake.conversation import Message, check_messages, image_sources, render
 from treesnake.detokenizing import decoding_of
 from treesnake.drafters.load import AUTO, check_drafter_name
 from treesnake.errors import InvalidInputError, LoadError
@@ -27,6 +27,8 @@ from treesnake.loading.options import (
     EngineName,
     LoadOptions,
 )
+from treesnake.loading.processors import ProcessorFiles
+from treesnake.models.tree_network import reads_inputs
 from treesnake.outcome import FinishReason, Generation, Step
 from treesnake.pairs import pair_by_name
 from treesnake.prompt import Prompt
@@ -71,6 +73,20 @@ class Tokenizer(Protocol):
         tokenize: bool,
     ) -> str:
         """Returns a conversation as the text that the model was trained on."""
+        ...
+
+
+@runtime_checkable
+class ImageEncoder(Protocol):
+    """Makes prompts of texts and images, as `treesnake.loading.processors.ImagePrompts` does."""
+
+    def encode(self, text: str, images: Sequence[tuple[str, object]]) -> Prompt:
+        """Returns the prompt of a text with a mark for each image.
+
+        Args:
+            text: what the chat template made; nothing comes before it.
+            images: in the order of the text, each behind what messages call it.
+        """
         ...
 
 
@@ -198,6 +214,7 @@ class SpeculativeDecoder(OfOneProcess):
             itself. Samples with a seed are drafted by chains of 4 instead, if the search reads the
             clock or learns across texts: the same seed would not give the same sample again.
         accept: the acceptance rule; by default the best that is exact for each draft.
+        images: makes prompts of conversations with images; None where the target reads text alone.
 
     Raises:
         InvalidInputError: if an argument is none of these; a search is one that texts can share.
@@ -211,6 +228,7 @@ class SpeculativeDecoder(OfOneProcess):
         end_token_ids: Collection[int] = (),
         search: str | SharedSearch = SELF_TUNING,
         accept: AcceptanceRule | None = None,
+        images: ImageEncoder | None = None,
     ) -> None:
         if not isinstance(pair, PairModel):
             raise InvalidInputError(
@@ -219,11 +237,13 @@ class SpeculativeDecoder(OfOneProcess):
             )
         _check_part("tokenizer", tokenizer, Tokenizer)
         _check_part("accept", accept, AcceptanceRule)
+        _check_part("images", images, ImageEncoder)
         self.pair = pair
         self.tokenizer = tokenizer
         self._decoding = None if tokenizer is None else decoding_of(tokenizer)
         self.end_token_ids = as_token_ids("end_token_ids", end_token_ids)
         self.search = as_search(search)
+        self.images = images
         self._accept = accept
 
     @classmethod
@@ -294,6 +314,7 @@ class SpeculativeDecoder(OfOneProcess):
             tokenizer=cast(Tokenizer, loaded.checkpoint.tokenizer),
             end_token_ids=end_token_ids(loaded.checkpoint),
             search=search,
+            images=ProcessorFiles(loaded.checkpoint) if reads_inputs(loaded.network) else None,
         )
 
     @property
@@ -418,15 +439,25 @@ class SpeculativeDecoder(OfOneProcess):
                 "or load an instruct model"
             )
         checked = check_messages(messages)
+        images = image_sources(checked)
+        if images and self.images is None:
+            raise InvalidInputError(
+                f"{images[0][0]} cannot be read: the target reads text and nothing else; leave "
+                "images out, or load a vision-language model"
+            )
         text, history = (
             render(checked, partial(_templated, tokenizer, is_answered=is_answered))
             for is_answered in (True, False)
         )
-        tokens = _encoded(tokenizer, text, is_whole=True)
+        if images and self.images is not None:
+            prompt = self.images.encode(check_text(text, "the prompt"), images)
+        else:
+            prompt = Prompt.of(_encoded(tokenizer, text, is_whole=True))
+        tokens = list(prompt.token_ids)
         opening = _encoded(tokenizer, text[len(history) :], is_whole=True)
         border = len(tokens) - len(opening)
         is_border = text.startswith(history) and tokens[border:] == opening
-        return Prompt(tuple(tokens), borders=(border,) if is_border else ())
+        return replace(prompt, borders=(border,) if is_border else ())
 
     def _own(self, session: object) -> DecoderSession:
         """Returns a session, if it is one of this decoder's."""

@@ -219,10 +219,17 @@ class Prompt:
                 f"{vocab_size} tokens; encode the prompt with the target's own tokenizer"
             )
         if context_length is not None and len(self) >= context_length:
+            num_placeholders = sum(each.num_placeholders for each in self.inputs)
+            share = f" ({num_placeholders} of them for {len(self.inputs)} images)"
+            advice = "give fewer images, or smaller ones" if self.inputs else "shorten the prompt"
             raise ContextLengthError(
-                f"the prompt has {len(self)} tokens and the context holds {context_length}, "
-                "so there is no room for a new one; shorten the prompt"
+                f"the prompt has {len(self)} tokens{share if self.inputs else ''} and the context "
+                f"holds {context_length}, so there is no room for a new one; {advice}"
             )
+
+    def followed_by(self, token_ids: Sequence[int]) -> "Prompt":
+        """Returns the prompt with more tokens behind it."""
+        return replace(self, token_ids=(*self.token_ids, *token_ids))
 
     def check_text_only(self) -> None:
         """Checks that the prompt is token ids and nothing else.

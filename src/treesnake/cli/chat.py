@@ -1,22 +1,25 @@
 """`treesnake chat`: a conversation in the terminal."""
 
 import sys
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.text import Text
 
 from treesnake.cli import options
+from treesnake.cli.questions import question
 from treesnake.cli.statistics import Comparison, print_statistics
 from treesnake.cli.streaming import run_stream
 from treesnake.cli.target_options import open_decoder
 from treesnake.conversation import Message
 from treesnake.decoder import SpeculativeDecoder
-from treesnake.errors import ContextLengthError, InvalidInputError
+from treesnake.errors import ContextLengthError, InvalidInputError, TreesnakeError
+from treesnake.images import read_image
 from treesnake.loading.options import LoadOptions
 from treesnake.sampling import SamplingParams
 from treesnake.terminal import console
 
-RESET = "/reset"
+RESET, IMAGE = "/reset", "/image"
 
 
 def chat(
@@ -37,7 +40,8 @@ def chat(
 ) -> None:
     """Hold a conversation.
 
-    Ctrl-C stops an answer, /reset forgets what was said, Ctrl-D ends.
+    Ctrl-C stops an answer, /image FILE shows a picture with what is said next, /reset forgets what
+    was said, Ctrl-D ends.
     """
     params = SamplingParams(temperature, top_k, top_p, min_p, seed)
     decoder = open_decoder(
@@ -54,29 +58,59 @@ def chat(
     _converse(decoder, params, max_new_tokens)
 
 
+@dataclass
+class _Said:
+    """What was said so far, and the pictures that the next question is about."""
+
+    messages: list[Message] = field(default_factory=list)
+    images: list[object] = field(default_factory=list)
+
+
 def _converse(decoder: SpeculativeDecoder, params: SamplingParams, max_new_tokens: int) -> None:
     notes = console(is_error=True)
-    notes.print(f"Ctrl-C stops an answer, {RESET} starts anew, Ctrl-D ends.", style="dim")
+    shows = "" if decoder.images is None else f"{IMAGE} FILE shows a picture, "
+    notes.print(f"Ctrl-C stops an answer, {shows}{RESET} starts anew, Ctrl-D ends.", style="dim")
     session = decoder.new_session()
-    messages: list[Message] = []
+    said = _Said()
     while (line := _ask(notes)) is not None:
         if line.startswith("/"):
-            messages = [] if line == RESET else messages
-            known = "A new conversation." if line == RESET else f"The only command is {RESET}."
-            notes.print(known, style="dim")
+            said = _obeyed(line, said, decoder, notes)
             continue
-        asked: list[Message] = [*messages, {"role": "user", "content": line}]
+        asked: list[Message] = [*said.messages, question(line, said.images)]
+        said.images = []
         try:
             stream = decoder.stream(asked, params, max_new_tokens=max_new_tokens, session=session)
         except ContextLengthError:
             notes.print(f"The conversation fills the context; {RESET} starts anew.", style="red")
             continue
-        except InvalidInputError as error:
+        except TreesnakeError as error:
             notes.print(f"{error}", style="red")
             continue
         generation = run_stream(stream)
         print_statistics(Comparison(generation))
-        messages = [*asked, {"role": "assistant", "content": generation.text}]
+        said.messages = [*asked, {"role": "assistant", "content": generation.text}]
+
+
+def _obeyed(line: str, said: _Said, decoder: SpeculativeDecoder, notes: Console) -> _Said:
+    """Does what a line that begins with a slash says; returns what counts as said from then on."""
+    command, _, name = line.partition(" ")
+    if line == RESET:
+        notes.print("A new conversation.", style="dim")
+        return _Said()
+    if decoder.images is None:
+        notes.print(f"The only command is {RESET}.", style="dim")
+        return said
+    if command != IMAGE or not name.strip():
+        notes.print(f"The commands are {IMAGE} FILE and {RESET}.", style="dim")
+        return said
+    try:
+        image = read_image(name.strip(), "the picture")
+    except TreesnakeError as error:
+        notes.print(f"{error}", style="red")
+        return said
+    width, height = image.size
+    notes.print(f"A picture of {width} x {height} pixels; now ask about it.", style="dim")
+    return _Said(said.messages, [*said.images, image])
 
 
 def _ask(notes: Console) -> str | None:

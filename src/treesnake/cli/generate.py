@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from treesnake.cli import options
+from treesnake.cli.questions import question
 from treesnake.cli.statistics import Comparison, print_statistics, statistics
 from treesnake.cli.streaming import run_stream
 from treesnake.cli.target_options import open_decoder
@@ -42,6 +43,7 @@ def generate(
     min_p: options.MinP = 0.0,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    image: options.Image = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")
     ] = False,
@@ -65,7 +67,12 @@ def generate(
     )
     asked: PromptLike = text
     if decoder.has_chat_template and not raw:
-        asked = [{"role": "user", "content": text}]
+        asked = [question(text, image or ())]
+    elif image:
+        raise InvalidInputError(
+            "a picture needs the chat template, which says where it stands; leave out --raw, or "
+            "choose an instruct model"
+        )
 
     def stream(session: DecoderSession) -> TextStream:
         return decoder.stream(

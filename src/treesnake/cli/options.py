@@ -88,4 +88,13 @@ Seed = Annotated[int | None, typer.Option(metavar="N", help="Sample the same tex
 Stop = Annotated[
     list[str] | None, typer.Option(metavar="TEXT", help="End before TEXT; may be given again.")
 ]
+Image = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image",
+        "-i",
+        metavar="FILE",
+        help="A picture to ask about, or its address; may be given again.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

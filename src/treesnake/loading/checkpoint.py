@@ -52,6 +52,7 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 TOKENIZER_FILE = "tokenizer.json"
+PROCESSOR_TEMPLATE_FILE = "chat_template.json"
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TOKENIZER_FIELDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(
@@ -372,7 +373,18 @@ def _read_tokenizer(folder: Path, **arguments: Any) -> PreTrainedTokenizerBase:
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
         # Transformers makes some tokenizers out of nothing.
         raise LoadError("it knows special tokens only; its files are missing")
+    path = folder / PROCESSOR_TEMPLATE_FILE
+    if path.exists():
+        tokenizer.chat_template = _template_in(path)
     return tokenizer
+
+
+def _template_in(path: Path) -> str:
+    """Returns the chat template that models with images keep in a file of its own."""
+    template = read_json_object(path).get("chat_template")
+    if not isinstance(template, str):
+        raise LoadError(f"{path.name} has no chat_template that is a text; fetch it again")
+    return template
 
 
 def _check_tokenizer_json(folder: Path) -> None:

@@ -173,15 +173,20 @@ FAMILIES: Mapping[str, VisionFamily] = {
 
 
 def tiny_vision_model(
-    family: str, *, seed: int = 0, attention: str | None = None
+    family: str,
+    *,
+    seed: int = 0,
+    attention: str | None = None,
+    vocab_size: int = VOCAB_SIZE,
+    image_token: int = IMAGE_TOKEN,
 ) -> PreTrainedModel:
     """Returns a model of a family, with matrices that are drawn wide enough for errors to show."""
     parts = FAMILIES[family]
     config_class: Any = CONFIG_MAPPING[family]
     config = config_class(
-        text_config={**TEXT, **parts.text},
+        text_config={**TEXT, **parts.text, "vocab_size": vocab_size},
         vision_config=dict(parts.tower),
-        image_token_id=IMAGE_TOKEN,
+        image_token_id=image_token,
         **parts.model,
     )
     model = AutoModelForImageTextToText.from_config(config, attn_implementation=attention)
