@@ -21,11 +21,12 @@ from transformers import (
     SmolLM3Config,
 )
 
-from treesnake.errors import LoadError
+from treesnake.errors import LoadError, UnsupportedModelError
 from treesnake.loading.checkpoint import find_checkpoint
 from treesnake.loading.gguf_families import FAMILIES
 from treesnake.loading.networks import load_network
 from treesnake.loading.options import LoadOptions
+from treesnake.models.tree_network import TreeNetwork
 from treesnake.prompt import Prompt
 
 gguf = pytest.importorskip("gguf")
@@ -86,6 +87,7 @@ def write(
     tokenizer: Mapping[str, Any],
     changes: Mapping[str, object],
     rotary_factors: np.ndarray | None = None,
+    kind: str = "F32",
 ) -> Written:
     """Writes a random model as llama.cpp's converter would, with ggml's own package."""
     config = CONFIGS[architecture]
@@ -108,9 +110,9 @@ def write(
     metadata |= changes
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
-        kind = gguf.GGUFValueType.get_type(value)
+        value_type = gguf.GGUFValueType.get_type(value)
         element = gguf.GGUFValueType.get_type(value[0]) if isinstance(value, list) else None
-        writer.add_key_value(key, value, kind, element)
+        writer.add_key_value(key, value, value_type, element)
     known = {"mistral": "LLAMA"}.get(architecture, architecture.upper())
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[known], 2)
     for name, parameter in model.named_parameters():
@@ -120,7 +122,9 @@ def write(
             values = heads.transpose(1, 2).flatten(0, 2)
         own = names.get_name(name, (".weight", ".bias"))
         assert own is not None, name
-        writer.add_tensor(own, np.ascontiguousarray(values.numpy()))
+        ggml_type = gguf.GGMLQuantizationType[kind if values.ndim > 1 else "F32"]
+        packed = gguf.quants.quantize(np.ascontiguousarray(values.numpy()), ggml_type)
+        writer.add_tensor(own, packed, raw_dtype=ggml_type)
     if rotary_factors is not None:
         writer.add_tensor("rope_freqs.weight", rotary_factors)
     writer.write_header_to_file()
@@ -202,3 +206,57 @@ def test_factors_that_are_none_or_of_another_number_are_refused(
     path = write(tmp_path / "m.gguf", "qwen2", tokenizer_metadata, {}, factors).path
     with pytest.raises(LoadError, match=r"with 5 factors|that are no factors"):
         load_network(find_checkpoint(str(path)), LoadOptions(engine="native", device="cpu"))
+
+
+def logits_of(network: TreeNetwork) -> torch.Tensor:
+    state = network.new_state()
+    state.prefill(Prompt.of(TOKENS))
+    return state.extend([TOKENS[-1]], [-1])[0]
+
+
+@pytest.mark.parametrize("dtype", ["auto", "stored"])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q8_0"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
+def test_a_packed_file_runs_in_its_own_bits(
+    tmp_path: Path, tokenizer_metadata: dict[str, Any], architecture: str, kind: str, dtype: Any
+) -> None:
+    path = write(tmp_path / "m.gguf", architecture, tokenizer_metadata, {}, kind=kind).path
+    checkpoint = find_checkpoint(str(path))
+    loaded = load_network(checkpoint, LoadOptions(dtype=dtype, device="cpu"))
+    exact = load_network(checkpoint, LoadOptions(dtype="float32", device="cpu"))
+    assert (loaded.engine, loaded.dtype, exact.dtype) == ("native", "stored", "float32")
+    assert loaded.num_bytes < exact.num_bytes / (2 if kind == "Q8_0" else 3)
+    bits = 4 if kind.startswith("Q4") else 8
+    assert f"{kind} in {bits} bits" in loaded.description["formats"]
+    assert "rounded to 8 bits" in loaded.description["activations"]
+    error = logits_of(loaded.network) - logits_of(exact.network)
+    assert error.norm() / logits_of(exact.network).norm() < 0.2  # wrong weights: 1
+
+
+def test_the_bits_of_a_file_are_for_the_native_engine(
+    tmp_path: Path, tokenizer_metadata: dict[str, Any]
+) -> None:
+    path = write(tmp_path / "m.gguf", "qwen2", tokenizer_metadata, {}, kind="Q8_0").path
+    options = LoadOptions(dtype="stored", device="cpu", engine="generic")
+    with pytest.raises(UnsupportedModelError, match="stored weights exist in the native CPU"):
+        load_network(find_checkpoint(str(path)), options)
+    generic = LoadOptions(device="cpu", engine="generic")
+    assert load_network(find_checkpoint(str(path)), generic).dtype == "float32"
+
+
+def test_floats_of_a_file_stay_what_they_are(
+    tmp_path: Path, tokenizer_metadata: dict[str, Any]
+) -> None:
+    path = write(tmp_path / "m.gguf", "qwen2", tokenizer_metadata, {}, kind="F16").path
+    loaded = load_network(find_checkpoint(str(path)), LoadOptions(dtype="stored", device="cpu"))
+    assert loaded.dtype == "float16"
+    assert "formats" not in loaded.description
+
+
+def test_a_packed_file_that_does_not_fit_is_told(
+    tmp_path: Path, tokenizer_metadata: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "m.gguf", "qwen2", tokenizer_metadata, {}, kind="Q8_0").path
+    monkeypatch.setattr("treesnake.loading.memory.free_bytes", lambda _device: 10_000)
+    with pytest.raises(LoadError, match=r"GB as it is stored, and 0\.00 GB are free"):
+        load_network(find_checkpoint(str(path)), LoadOptions(device="cpu"))

@@ -20,7 +20,7 @@ Dtype = Annotated[
     typer.Option(
         metavar="DTYPE",
         show_default=False,
-        help="float32, float16, bfloat16, int8, int4, or auto, the model's own.",
+        help="float32, float16, bfloat16, int8, int4, stored (a file's own bits) or auto.",
     ),
 ]
 Device = Annotated[

@@ -124,6 +124,11 @@ class Checkpoint:
         """Where the GGUF file lies that is all of it, or None for a folder."""
         return None if self.gguf is None else self.gguf.path
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is a GGUF file whose matrices have fewer bits than floats."""
+        return self.gguf is not None and any(each.is_packed for each in self.gguf.tensors.values())
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, which is read when it is asked for the first time.

@@ -7,7 +7,11 @@ import torch
 
 from treesnake.errors import LoadError
 from treesnake.loading.checkpoint import Checkpoint
+from treesnake.models.gguf_blocks import FOUR_BIT_TYPES
 from treesnake.models.weights import Weights
+
+FOUR_BIT_BYTES, BYTES = 20 / 32, 36 / 32
+"""What a value of a packed matrix takes, its share of a group's scale and minimum included."""
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -40,6 +44,25 @@ def check_memory(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devic
         f"{checkpoint.name} takes {needed / 1e9:.2f} GB in {str(dtype).removeprefix('torch.')}, "
         f"and {free / 1e9:.2f} GB are free on {device}; {advice}"
     )
+
+
+def check_stored_memory(checkpoint: Checkpoint) -> None:
+    """Refuses a packed file that does not fit where its matrices stay the integers that they are.
+
+    Raises:
+        LoadError: with the numbers.
+    """
+    assert checkpoint.gguf is not None
+    free = free_bytes(torch.device("cpu"))
+    needed = sum(
+        tensor.num_elements * (FOUR_BIT_BYTES if tensor.ggml_type in FOUR_BIT_TYPES else BYTES)
+        for tensor in checkpoint.gguf.tensors.values()
+    )
+    if needed > free:
+        raise LoadError(
+            f"{checkpoint.name} takes {needed / 1e9:.2f} GB as it is stored, and {free / 1e9:.2f} "
+            "GB are free; choose a smaller model, or a file of fewer bits"
+        )
 
 
 def free_bytes(device: torch.device) -> int:

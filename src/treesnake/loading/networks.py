@@ -18,11 +18,11 @@ from treesnake.kernels.cpu.integer_dots import chosen_dot
 from treesnake.loading.architecture import Architecture
 from treesnake.loading.checkpoint import Checkpoint
 from treesnake.loading.gguf_models import foreign_factors, rotary_factors
-from treesnake.loading.memory import check_memory
+from treesnake.loading.memory import check_memory, check_stored_memory
 from treesnake.loading.options import DEFAULT_OPTIONS, INTEGER_DTYPES, LoadOptions
 from treesnake.loading.pretrained import load_checkpoint, resolve_device
 from treesnake.loading.state_space import load_state_space, stored_dtype
-from treesnake.models.gguf import GgufFile
+from treesnake.models.gguf import GgufFile, describe_formats, kept_packed
 from treesnake.models.hf_network import hf_network
 from treesnake.models.hf_replay import HfReplay
 from treesnake.models.state_space import check_vocabulary
@@ -31,7 +31,10 @@ from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig, unsupported_reason
 from treesnake.models.transformer_layers import admit_tensors, restrict_output
 from treesnake.models.tree_network import TreeNetwork
-from treesnake.models.weights import exact_dtype
+from treesnake.models.weights import Weights, exact_dtype
+
+STORED_INTEGERS = "stored"
+"""The dtype of a network whose matrices are the integers of its file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,11 @@ class LoadedNetwork:
     num_bytes: int
 
     @property
+    def is_in_integers(self) -> bool:
+        """Whether its products are made in integers."""
+        return self.dtype in (*INTEGER_DTYPES, STORED_INTEGERS)
+
+    @property
     def description(self) -> dict[str, Any]:
         """What `treesnake info` shows of it."""
         in_integers = f"rounded to 8 bits, products in integers ({chosen_dot().name})"
@@ -65,12 +73,20 @@ class LoadedNetwork:
             "family": self.checkpoint.config.model_type,
             "engine": f"{self.engine} ({self.why})",
             "dtype": self.dtype,
-            "activations": in_integers if self.dtype in INTEGER_DTYPES else "as computed",
+            "activations": in_integers if self.is_in_integers else "as computed",
             "device": self.device,
             "weights_bytes": self.num_bytes,
             "vocabulary": self.network.vocab_size,
             "context": self.network.context_length,
-        }
+        } | self._formats
+
+    @property
+    def _formats(self) -> dict[str, str]:
+        """What is said of a packed file: its formats, and their bits if it runs as stored."""
+        gguf = self.checkpoint.gguf
+        if gguf is None or self.dtype != STORED_INTEGERS:
+            return {}
+        return {"formats": describe_formats(gguf.tensors)}
 
 
 def load_network(
@@ -103,7 +119,10 @@ def load_network(
         return _load_state_space(checkpoint, options, draft_vocab, target)
     device = resolve_device(options.device)
     obstacle = _native_obstacle(checkpoint, options, device)
-    if obstacle and (options.engine == "native" or options.dtype in INTEGER_DTYPES):
+    is_in_integers = options.dtype in INTEGER_DTYPES or (
+        options.dtype == "stored" and checkpoint.is_packed
+    )
+    if obstacle and (options.engine == "native" or is_in_integers):
         asked = options.engine == "native"
         needed = "the native engine" if asked else f"the native engine, as {options.dtype} must"
         raise UnsupportedModelError(f"{checkpoint.name} cannot run in {needed}: {obstacle}")
@@ -190,6 +209,8 @@ def _native_obstacle(
         return f"it runs on CPUs and CUDA devices, not on {device.type}"
     if options.dtype in INTEGER_DTYPES and device.type != "cpu":
         return f"it has {options.dtype} weights on a CPU only"
+    if options.dtype == "stored" and checkpoint.is_packed and device.type != "cpu":
+        return "it keeps the integers of a file on a CPU only"
     return unsupported_reason(checkpoint.config)
 
 
@@ -202,8 +223,14 @@ def _load_native(
 ) -> LoadedNetwork:
     tensors = checkpoint.weights
     torch_dtype = _native_dtype(checkpoint, options)
-    in_memory = exact_dtype(tensors, torch_dtype) if device.type == "cpu" else torch_dtype
-    check_memory(checkpoint, in_memory, device)
+    name = _name(torch_dtype)
+    if _keeps_integers(checkpoint, options, device):
+        assert isinstance(tensors, Weights)
+        tensors, torch_dtype, name = kept_packed(tensors), torch.int8, STORED_INTEGERS
+        check_stored_memory(checkpoint)
+    else:
+        in_memory = exact_dtype(tensors, torch_dtype) if device.type == "cpu" else torch_dtype
+        check_memory(checkpoint, in_memory, device)
     config = _read_config(checkpoint)
     where = str(checkpoint.path)
     if draft_vocab is not None:
@@ -217,7 +244,7 @@ def _load_native(
         network=network,
         engine="native",
         why="as asked" if asked else f"fastest for {checkpoint.config.model_type}",
-        dtype=_name(torch_dtype),
+        dtype=name,
         device=str(device),
         num_bytes=network.num_bytes,
     )
@@ -269,7 +296,14 @@ def _load_generic(checkpoint: Checkpoint, options: LoadOptions, why: str) -> Loa
 
 def _native_dtype(checkpoint: Checkpoint, options: LoadOptions) -> torch.dtype:
     """Returns the dtype of the weights; activations are float32 with all of them on a CPU."""
-    return stored_dtype(checkpoint) if options.dtype == "auto" else getattr(torch, options.dtype)
+    is_own = options.dtype in ("auto", "stored")
+    return stored_dtype(checkpoint) if is_own else getattr(torch, options.dtype)
+
+
+def _keeps_integers(checkpoint: Checkpoint, options: LoadOptions, device: torch.device) -> bool:
+    """Tells whether the matrices stay the integers that a file holds."""
+    is_own = options.dtype in ("auto", "stored")
+    return is_own and checkpoint.is_packed and device.type == "cpu"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from treesnake.errors import InvalidInputError, LoadError
 
-DtypeName = Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"]
+DtypeName = Literal["auto", "float32", "float16", "bfloat16", "int8", "int4", "stored"]
 INTEGER_DTYPES = ("int8", "int4")
 """The dtypes whose products are made in integers, by the native engine on a CPU."""
 
@@ -21,8 +21,11 @@ class LoadOptions:
     Attributes:
         dtype: of the weights. "auto" is the checkpoint's own, with two exceptions. The generic
             engine computes in float32 on a CPU, where it is slow in half precision. A Mamba that
-            drafts on a CPU has int8. int8 and int4 round weights in groups of 32 numbers to
-            so many bits, and activations to 8 bits; they need the native engine on a CPU.
+            drafts on a CPU has int8. "stored" is the checkpoint's own without exception. The
+            integers that a GGUF file holds stay what they are with both, where it runs in the
+            native engine on a CPU; activations are rounded to 8 bits. int8 and int4 round weights
+            in groups of 32 numbers to so many bits, and activations to 8 bits; they need the native
+            engine on a CPU.
         device: "cpu", "cuda", "cuda:1", "mps" or "auto" for the best there is.
         engine: "auto" is native for every Mamba and Mamba-2, and on a CPU for the other families
             that it knows, else generic.

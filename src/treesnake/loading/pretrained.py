@@ -151,15 +151,15 @@ def resolve_dtype(dtype: DtypeName, checkpoint: Checkpoint, device: torch.device
     Raises:
         UnsupportedModelError: for integers, which are no dtype of these modules.
     """
-    if dtype in INTEGER_DTYPES:
+    if dtype in INTEGER_DTYPES or (dtype == "stored" and checkpoint.is_packed):
         raise UnsupportedModelError(
             f"{dtype} weights exist in the native CPU engine only; load {checkpoint.name} with "
             "that, or choose float32, float16 or bfloat16"
         )
-    if dtype != "auto":
+    if dtype not in ("auto", "stored"):
         return getattr(torch, dtype)
     stored = checkpoint.config.get_text_config().dtype
-    if device.type == "cpu" or not isinstance(stored, torch.dtype):
+    if (device.type == "cpu" and dtype == "auto") or not isinstance(stored, torch.dtype):
         return torch.float32
     return stored
 

@@ -36,7 +36,14 @@ TEXT = (
 MOST_TOKENS = 160
 NUM_POSITIONS = 8
 
-TOLERANCES = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.1, "int8": 0.5, "int4": 0.7}
+TOLERANCES = {
+    "float32": 1e-3,
+    "float16": 0.1,
+    "bfloat16": 0.1,
+    "int8": 0.5,
+    "int4": 0.7,
+    "stored": 0.5,
+}
 """The error that rounding explains, by the dtype of the weights; other weights cost 1 or more."""
 
 
@@ -150,7 +157,8 @@ def _read_reference(checkpoint: Checkpoint, options: LoadOptions) -> Reference:
         _check_layout(checkpoint)
     device = resolve_device(options.device)
     dtype = torch.float32
-    if device.type != "cpu" and options.dtype not in INTEGER_DTYPES:
+    in_integers = options.dtype in INTEGER_DTYPES or checkpoint.is_packed
+    if device.type != "cpu" and not in_integers:
         dtype = resolve_dtype(options.dtype, checkpoint, device)
     check_memory(checkpoint, dtype, device)
     model_class = find_model_class(checkpoint)
@@ -193,8 +201,10 @@ def _logits_of(model: Any, checkpoint: Checkpoint, rounding: str) -> Reference:
 
 def _rounding(checkpoint: Checkpoint, options: LoadOptions) -> str:
     """Returns the coarsest dtype that weights and cache have."""
-    if options.dtype != "auto":
+    if options.dtype not in ("auto", "stored"):
         return options.dtype
+    if checkpoint.is_packed and resolve_device(options.device).type == "cpu":
+        return "stored"
     stored = str(stored_dtype(checkpoint)).removeprefix("torch.")
     return stored if stored in TOLERANCES else "float32"
 

@@ -14,6 +14,7 @@ Source: the GGUF specification (docs/gguf.md of ggml) and the block layouts of g
 import math
 import re
 import struct
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from treesnake.errors import LoadError
 from treesnake.kernels.grouped_weight import GroupedWeight, round_to_groups
-from treesnake.models.gguf_blocks import GROUPED_TYPES, unpack
+from treesnake.models.gguf_blocks import FOUR_BIT_TYPES, GROUPED_TYPES, unpack
 from treesnake.models.pointers import check_no_pointer
 from treesnake.models.weights import Weights
 
@@ -61,6 +62,26 @@ PLAIN_TYPES = {
     30: torch.bfloat16,
 }
 """The ggml types whose values stand alone."""
+
+TYPE_NAMES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    6: "Q5_0",
+    7: "Q5_1",
+    8: "Q8_0",
+    10: "Q2_K",
+    11: "Q3_K",
+    12: "Q4_K",
+    13: "Q5_K",
+    14: "Q6_K",
+    20: "IQ4_NL",
+    23: "IQ4_XS",
+    30: "BF16",
+    39: "MXFP4",
+}
+"""What the usual ggml types are called."""
 
 BLOCKS = {
     0: (1, 4),  # F32
@@ -161,7 +182,9 @@ class GgufTensor:
         shape = (end - begin, *axes)
         if self.order is not None:
             return replace(self, shape=shape, order=self.order[begin:end])
-        return replace(self, shape=shape, start=self.start + begin * self.num_bytes // length)
+        return replace(
+            self, shape=shape, start=self.start + begin * self.num_bytes // max(length, 1)
+        )
 
     def read(self, name: str) -> Float[Tensor, "..."]:
         """Reads it, in the bits that ggml gives its values.
@@ -169,9 +192,11 @@ class GgufTensor:
         Raises:
             LoadError: if the file is cut off, or the format is not known.
         """
+        if self.num_elements == 0:
+            return torch.empty(self.shape, dtype=self.dtype)
         raw = self._read_rows(name)
         if not self.is_packed:
-            return torch.from_numpy(raw).view(self.dtype).reshape(self.shape)
+            return torch.from_numpy(raw).reshape(-1).view(self.dtype).reshape(self.shape)
         if self.ggml_type in GROUPED_TYPES:
             values = unpack(raw, self.ggml_type).values()
         else:
@@ -206,6 +231,65 @@ class GgufTensor:
         if raw.size != num_rows * row_bytes:
             raise LoadError(f"{self.path} is cut off in the middle of {name}; fetch it again")
         return raw.reshape(num_rows, row_bytes)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMatrix:
+    """A matrix in a GGUF file, which is read as the integers that it is."""
+
+    tensor: GgufTensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the values that it stands for."""
+        return self.tensor.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In torch's order."""
+        return self.tensor.shape
+
+    @property
+    def num_elements(self) -> int:
+        """The number of values."""
+        return self.tensor.num_elements
+
+    @property
+    def num_bytes(self) -> int:
+        """The size as stored."""
+        return self.tensor.num_bytes
+
+    def rows(self, begin: int, end: int) -> "PackedMatrix":
+        """Returns some of the rows."""
+        return PackedMatrix(self.tensor.rows(begin, end))
+
+    def read(self, name: str) -> GroupedWeight:
+        """Reads it; the name is for messages."""
+        return self.tensor.read_grouped(name)
+
+
+def kept_packed(weights: Weights) -> Weights:
+    """Returns tensors of GGUF files of which packed matrices are read as `GroupedWeight`.
+
+    They come behind all others: the first of a mapping of tensors is a tensor.
+    """
+    packed = {
+        name: PackedMatrix(entry)
+        for name, entry in weights.entries.items()
+        if isinstance(entry, GgufTensor) and entry.is_packed and len(entry.shape) == 2
+    }
+    others = {name: entry for name, entry in weights.entries.items() if name not in packed}
+    return Weights(others | packed)
+
+
+def describe_formats(weights: Mapping[str, GgufTensor]) -> str:
+    """Returns how many matrices have which format, and in how many bits they run as stored."""
+    counts = Counter(tensor.ggml_type for tensor in weights.values() if len(tensor.shape) == 2)
+    parts: dict[int, list[str]] = {}
+    for ggml_type, count in counts.most_common():
+        bits = 4 if ggml_type in FOUR_BIT_TYPES else 8
+        parts.setdefault(bits, []).append(f"{count} {TYPE_NAMES.get(ggml_type, ggml_type)}")
+    return "; ".join(f"{', '.join(parts[bits])} in {bits} bits" for bits in sorted(parts))
 
 
 class GgufFile(Weights):

@@ -223,3 +223,6 @@ _LAYOUTS: Mapping[int, _Layout] = {
 
 GROUPED_TYPES = frozenset(_LAYOUTS)
 """The ggml types that `unpack` reads."""
+
+FOUR_BIT_TYPES = frozenset(kind for kind, layout in _LAYOUTS.items() if layout.offset is not None)
+"""Those of them whose numbers have 4 bits in a `GroupedWeight`; the others have 8."""

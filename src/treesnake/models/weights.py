@@ -80,8 +80,8 @@ class StoredTensor(Protocol):
         """Returns some of the rows, as if they were a tensor of their own."""
         ...
 
-    def read(self, name: str) -> Tensor:
-        """Reads it; the name is for messages."""
+    def read(self, name: str) -> Any:
+        """Reads it, as a tensor or as integers in groups; the name is for messages."""
         ...
 
 
@@ -130,19 +130,20 @@ class TensorEntry:
         return raw.view(self.dtype).reshape(self.shape)
 
 
-class Weights(Mapping[str, Tensor]):
+class Weights(Mapping[str, Any]):
     """The tensors of a checkpoint by name, each read from disk whenever it is asked for.
 
-    Nothing is kept: a tensor that the caller drops is gone, and one asked for twice is read twice.
+    Matrices of a packed file may be read as the integers that they are; see `kept_packed`. Nothing
+    is kept: a tensor that the caller drops is gone, and one asked for twice is read twice.
     """
 
     def __init__(self, entries: Mapping[str, StoredTensor]) -> None:
         self.entries = entries
 
-    def __getitem__(self, name: str) -> Shaped[Tensor, "..."]:
+    def __getitem__(self, name: str) -> Any:
         return self.entries[name].read(name)
 
-    def rows(self, name: str, begin: int, end: int) -> Shaped[Tensor, " rows *axes"]:
+    def rows(self, name: str, begin: int, end: int) -> Any:
         """Reads some rows of a tensor."""
         return self.entries[name].rows(begin, end).read(name)
 
