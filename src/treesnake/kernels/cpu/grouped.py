@@ -39,8 +39,11 @@ FOUR_BITS, EIGHT_BITS, WITH_MINIMUMS, WITH_HALVES = range(4)
 BLOCK = np.dtype([("address", np.int64), ("form", np.int64)], align=True)
 """Where the bytes of a block are, and in which form."""
 
-TILE_ROWS = (8, 4, 2, 1) if simd.LANES == 16 else (4, 2, 1)
+TILE_ROWS = (8, 4, 1) if simd.LANES == 16 else (4, 2, 1)
 """Rows of each tile, largest first. The last may go beyond what is asked for, as in `linear`."""
+
+RARE_TILE_ROWS = (4, 1)
+"""Those of the last two forms, which few files have: each tile takes time to compile."""
 
 HALVES = GROUP // HALF_GROUP
 QUADS_PER_HALF = HALF_GROUP // 4
@@ -50,7 +53,7 @@ VALUES_BYTES = GROUP * BLOCK_OUTPUTS
 
 CACHE_LINE = 64
 
-PREFETCH_BYTES = 4096
+PREFETCH_BYTES = 8192
 """How far ahead of the values in use a block's bytes are asked for."""
 
 
@@ -420,9 +423,13 @@ def _one_after_another(first: Any, second: Any) -> Any:
 
 def _all_rows(form: int) -> Any:
     """Builds the kernel that multiplies all rows with a block of one form."""
+    tile_rows = TILE_ROWS if form in (FOUR_BITS, EIGHT_BITS) else RARE_TILE_ROWS
     sweeps = functools.reduce(
         _one_after_another,
-        [_row_sweep(rows, rest, form) for rows, rest in zip(TILE_ROWS, _REMAINDERS, strict=True)],
+        [
+            _row_sweep(rows, remainder, form)
+            for rows, remainder in zip(tile_rows, (*tile_rows[1:], 0), strict=True)
+        ],
     )
 
     @kernel
@@ -431,9 +438,6 @@ def _all_rows(form: int) -> Any:
 
     return multiply
 
-
-_REMAINDERS = (*(rows // 2 for rows in TILE_ROWS[:-1]), 0)
-"""The rows that each tile leaves to the smaller ones."""
 
 _four_bits, _eight_bits, _with_minimums, _with_halves = map(_all_rows, range(4))
 
