@@ -119,6 +119,28 @@ def _shared_passes() -> str:
     return _table(["one node of each text, 2 threads", "1 text, ms", *heads], rows)
 
 
+def _mixture_streams() -> str:
+    drafts = _read("mixture_streams")["drafts_ms"]
+    variants = list(next(iter(drafts.values())))
+    rows = [
+        [
+            name,
+            f"{row[variants[0]]['median']:.1f}",
+            *(f"{row[variant]['x one stream']:.2f}" for variant in variants[1:]),
+        ]
+        for name, row in drafts.items()
+    ]
+    return _table(["a chain of 5, 2 threads", "alone, ms", *variants[1:]], rows)
+
+
+def _mixture_rules() -> str:
+    rows = [
+        [row["rule"], f"{row['temperature']:g}", f"{row['ms']:.2f}", f"{row['share']:.1%}"]
+        for row in _read("mixture_streams")["rules"]
+    ]
+    return _table(["four streams", "temperature", "ms", "of a step"], rows)
+
+
 def _two_versions() -> str:
     result = _read("two_versions")
     rows = [
@@ -382,6 +404,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": _memory,
     "equality": _equality,
     "shared_passes": _shared_passes,
+    "mixture_streams": _mixture_streams,
+    "mixture_rules": _mixture_rules,
     "two_versions": _two_versions,
     "starts": _starts,
     "fuzz": _fuzz,

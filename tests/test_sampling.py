@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from treesnake.errors import InvalidInputError
-from treesnake.sampling import SamplingParams, TorchRng, to_probs
+from treesnake.sampling import SamplingParams, TorchRng, log_of, to_probs
 
 SAMPLING = st.builds(
     SamplingParams,
@@ -57,6 +57,12 @@ def chi_square(counts: list[int], expected_probs: list[float]) -> float:
     expected = [sum(counts) * probability for probability in expected_probs]
     assert min(expected) >= 5, "the chi-square approximation needs five expected counts a cell"
     return sum((count - mean) ** 2 / mean for count, mean in zip(counts, expected, strict=True))
+
+
+def test_logarithms_of_probabilities_are_those_of_torch() -> None:
+    probs = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+    assert torch.allclose(log_of(probs), probs.log())
+    assert torch.allclose(log_of(probs.double()), probs.double().log())
 
 
 @given(SEEDS, SAMPLING)

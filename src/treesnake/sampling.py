@@ -110,6 +110,14 @@ def log_softmax(logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vo
     return torch.from_numpy(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
+def log_of(probs: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:
+    """Returns the logarithms; that of 0, for which torch takes ten times as long, is -inf."""
+    if not _is_for_numpy(probs):
+        return probs.log()
+    with np.errstate(divide="ignore"):
+        return torch.from_numpy(np.log(probs.numpy()))
+
+
 def first_largest(values: Float[Tensor, "*rows vocab"]) -> Int[Tensor, "*rows"]:
     """Returns where each row is largest, the first column of several.
 
@@ -219,6 +227,8 @@ def _is_for_numpy(rows: Float[Tensor, "..."]) -> bool:
 
 def _divided(logits: Float[Tensor, "*rows vocab"], by: float) -> Float[Tensor, "*rows vocab"]:
     """Divides by a temperature, as far as float32 goes; quotients of a small one stay finite."""
+    if by == 1:
+        return logits
     if by < COLD:
         logits = logits - logits.amax(-1, keepdim=True)  # or the quotients would be infinite
     by = min(max(by, SMALLEST_NORMAL), LARGEST)

@@ -129,6 +129,30 @@ def test_streams_may_have_vocabularies_of_their_own() -> None:
     assert torch.allclose(draft.draft_probs[0], (full + part) / 2, atol=1e-6)
 
 
+def test_streams_of_one_draft_vocabulary_are_mixed_in_it() -> None:
+    few = DraftVocabulary(torch.tensor([3, 0]), VOCAB_SIZE, VOCAB_SIZE)
+
+    class Restricted(TinyNetwork):
+        def extend_all(self, parts: Sequence[Part]) -> list[torch.Tensor]:
+            return [rows[:, [3, 0]] for rows in super().extend_all(parts)]
+
+    network = Restricted(RecurrentModel(VOCAB_SIZE, seed=1))
+    rule = Noting()
+    streams = Stream("whole", network, None, few), Stream("end", network, last_tokens, few)
+    session = MixtureDrafterModel(streams, rule).new_session()
+    draft = draft_of(session, chain(1), SAMPLING)
+    expected = torch.zeros(2, VOCAB_SIZE)
+    for row, view in zip(expected, (PROMPT, last_tokens(PROMPT)), strict=True):
+        row[[0, 3]] = to_probs(rows_of(view)[[0, 3]], SAMPLING)
+    assert draft.draft_probs is not None
+    assert torch.allclose(draft.draft_probs[0], expected.mean(0), atol=1e-6)
+    session.commit(draft.tree.tokens, scored(draft, TableModel(VOCAB_SIZE)))
+    shown = rule.shown[0]
+    assert shown.column_of is not None
+    assert shown.column_of.tolist() == [1, -1, -1, 0, -1]
+    assert shown.draft_probs[:, 0] == pytest.approx(expected[:, [3, 0]].numpy(), abs=1e-6)
+
+
 def scored(draft: Draft, target: TableModel) -> Scored:
     """A target that accepts the first path to a leaf."""
     path = [0]

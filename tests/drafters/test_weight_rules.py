@@ -143,6 +143,21 @@ def test_only_likely_tokens_of_the_target_are_compared() -> None:
     assert len(compared.likely_target_probs) == 1 + MOST_LIKELY
 
 
+def test_streams_may_have_columns_of_their_own() -> None:
+    full = evidence([0.5, 1.5], 0)
+    kept = np.array([7, *range(5), *range(8, 20)])
+    column_of = np.full(20, -1)
+    column_of[kept] = np.arange(len(kept))
+    without = full.draft_probs.copy()
+    without[:, :, [5, 6]] = 0
+    spread, dense = (
+        Evidence(without, full.target_probs),
+        Evidence(full.draft_probs[:, :, kept], full.target_probs, column_of),
+    )
+    for rule in LEARNING:
+        assert after(rule, [dense]).weights == pytest.approx(after(rule, [spread]).weights)
+
+
 def test_what_a_stream_rules_out_is_no_reason_to_rule_it_out() -> None:
     target = np.array([[1.0, 0.0]], np.float32)
     streams = np.array([[[0.0, 1.0]], [[0.5, 0.5]]], np.float32)

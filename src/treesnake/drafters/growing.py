@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.draft import Draft
-from treesnake.drafters.vocabulary import SameVocabulary, VocabularyMap
+from treesnake.drafters.vocabulary import SAME_VOCABULARY, VocabularyMap
 from treesnake.sampling import Rng, SamplingParams, largest, log_softmax, to_probs
 from treesnake.shape import FixedTree, Priced, Shape
 from treesnake.threads import on_one_thread
@@ -56,7 +56,7 @@ def grow(
     The deepest level is never run through the model, for nothing is drafted below it. `vocabulary`
     says of which tokens `extend` gives logits; None is all that the target has.
     """
-    vocabulary = vocabulary or SameVocabulary()
+    vocabulary = vocabulary or SAME_VOCABULARY
     if shape.depth == 0:
         tree = TokenTree.of((anchor,), (-1,))
         return GrownDraft(Draft.chosen(tree), (-1,))

@@ -11,22 +11,23 @@ and min-p apply to the mixture.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.draft_state import DraftState
 from treesnake.drafters.growing import GrownDraft, grow
 from treesnake.drafters.views import View, natural_view
-from treesnake.drafters.vocabulary import SameVocabulary, VocabularyMap
+from treesnake.drafters.vocabulary import SAME_VOCABULARY, VocabularyMap
 from treesnake.drafters.weight_rules import Evidence, ExpectationMaximization, WeightRule
 from treesnake.errors import InvalidInputError
 from treesnake.models.tree_network import TreeNetwork
 from treesnake.prompt import Key, Prompt
-from treesnake.sampling import Rng, SamplingParams, to_probs
+from treesnake.sampling import Rng, SamplingParams, log_of, to_probs
 from treesnake.shape import OFF, Shape
 from treesnake.threads import on_one_thread
 
@@ -54,7 +55,7 @@ class Stream:
     name: str
     network: TreeNetwork
     view: View | None = None
-    vocabulary: VocabularyMap = field(default_factory=SameVocabulary)
+    vocabulary: VocabularyMap = SAME_VOCABULARY
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +148,8 @@ class MixtureDrafter:
         )
         if not params.is_greedy:
             params = replace(params, temperature=1.0)  # the streams have it already
-        self._grown = grow(anchor, shape, params, rng, self._mixing.extend)
+        vocabulary = self._mixing.vocabulary
+        self._grown = grow(anchor, shape, params, rng, self._mixing.extend, vocabulary)
         return replace(self._grown.draft, stream_weights=self._mixing.weights)
 
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
@@ -160,7 +162,9 @@ class MixtureDrafter:
             self._texts[index].commit(seen if was_run else (), token_ids)
         if mixing is not None and scored is not None and seen:
             rows = scored.target_probs[list(scored.path[: len(seen)])]
-            evidence = Evidence(mixing.seen_probs(seen).numpy(force=True), rows.numpy(force=True))
+            evidence = Evidence(
+                mixing.seen_probs(seen).numpy(force=True), rows.numpy(force=True), mixing.column_of
+            )
             self._weighing = self._model.rule.update(self._weighing, evidence)
             self._count_step()
         self._mixing = self._grown = None
@@ -217,6 +221,9 @@ class MixtureDrafter:
 class _Mixing:
     """One draft: which streams run, with what weights, and what they said at each node.
 
+    Streams with one vocabulary are mixed in the columns of their network's logits, others in those
+    of the target's tokens.
+
     Args:
         model: all streams.
         texts: their states.
@@ -238,7 +245,10 @@ class _Mixing:
         self._texts = texts
         self._shares = torch.from_numpy(shares).float()
         self._params = SamplingParams(temperature=temperature)
-        self._rows: list[Float[Tensor, "members vocab"]] = []
+        self._rows: list[Float[Tensor, "members columns"]] = []
+        first = model.streams[members[0]].vocabulary
+        is_shared = all(model.streams[member].vocabulary is first for member in members)
+        self.vocabulary = first if is_shared else SAME_VOCABULARY
         members_of: dict[int, list[int]] = {}
         for member in members:
             members_of.setdefault(id(model.streams[member].network), []).append(member)
@@ -252,7 +262,7 @@ class _Mixing:
 
     def extend(
         self, token_ids: Sequence[int], parents: Sequence[int]
-    ) -> Float[Tensor, "new_nodes vocab"]:
+    ) -> Float[Tensor, "new_nodes columns"]:
         """Appends nodes to the tree of each stream, and returns the mixture's log-probabilities."""
         logits: dict[int, Float[Tensor, "new_nodes network_logits"]] = {}
         for members in self._passes:
@@ -262,33 +272,46 @@ class _Mixing:
                 logits[member] = rows[-len(token_ids) :]
         return self._mixed([logits[member] for member in self.members])
 
+    @property
+    def column_of(self) -> Int[np.ndarray, " vocab"] | None:
+        """For each of the target's tokens its column in `seen_probs`; None if they are the same."""
+        if self.vocabulary is SAME_VOCABULARY:
+            return None
+        return _columns_by_token(self.vocabulary, self._rows[0].shape[-1])
+
     @on_one_thread
-    def seen_probs(self, nodes: Sequence[int]) -> Float[Tensor, "streams nodes vocab"]:
+    def seen_probs(self, nodes: Sequence[int]) -> Float[Tensor, "streams nodes columns"]:
         """Returns what each stream said after some nodes.
 
         One that did not run is taken to have said what the mixture said: then it neither gains nor
         loses by a step that it has no part in.
         """
         said = torch.stack([self._rows[node] for node in nodes], 1)
-        mixture = torch.tensordot(self._shares, said, 1)
-        own = dict(zip(self.members, said, strict=True))
-        return torch.stack([own.get(index, mixture) for index in range(len(self._streams))])
+        if len(said) < len(self._streams):
+            mixture = torch.tensordot(self._shares, said, 1)
+            own = dict(zip(self.members, said, strict=True))
+            said = torch.stack([own.get(index, mixture) for index in range(len(self._streams))])
+        return said
 
     @on_one_thread
     def _mixed(
         self, logits: Sequence[Float[Tensor, "new_nodes _"]]
-    ) -> Float[Tensor, "new_nodes vocab"]:
+    ) -> Float[Tensor, "new_nodes columns"]:
         device = logits[0].device
         self._shares = self._shares.to(device)
-        vocabularies = [self._streams[member].vocabulary for member in self.members]
-        probs = torch.stack(
-            [
-                to_probs(vocabulary.translate(rows), self._params).to(device)
-                for vocabulary, rows in zip(vocabularies, logits, strict=True)
-            ]
-        )
+        if self.vocabulary is SAME_VOCABULARY:
+            vocabularies = [self._streams[member].vocabulary for member in self.members]
+            logits = [each.translate(rows) for each, rows in zip(vocabularies, logits, strict=True)]
+        probs = to_probs(torch.stack([rows.to(device) for rows in logits]), self._params)
         self._rows += probs.unbind(1)
-        return torch.tensordot(self._shares, probs, 1).log()
+        return log_of(torch.tensordot(self._shares, probs, 1))
+
+
+@lru_cache(maxsize=8)
+def _columns_by_token(vocabulary: VocabularyMap, num_columns: int) -> Int[np.ndarray, " vocab"]:
+    """Returns which column each of the target's tokens has, -1 for those that have none."""
+    columns = vocabulary.translate(torch.arange(num_columns, dtype=torch.float64)[None])[0]
+    return columns.clamp(min=-1).long().numpy()
 
 
 def _nothing(token_ids: Sequence[int], parents: Sequence[int]) -> Float[Tensor, "_ vocab"]:

@@ -11,7 +11,7 @@ from treesnake.draft import Draft, Scored
 from treesnake.drafters.draft_state import DraftState
 from treesnake.drafters.growing import GrownDraft, grow
 from treesnake.drafters.views import View, as_it_is, natural_view
-from treesnake.drafters.vocabulary import SameVocabulary, VocabularyMap
+from treesnake.drafters.vocabulary import SAME_VOCABULARY, VocabularyMap
 from treesnake.drafters.window import WindowedDrafter
 from treesnake.errors import InvalidInputError
 from treesnake.models.tree_network import TreeNetwork, TreeState
@@ -99,7 +99,7 @@ class NetworkDrafter:
         max_depth: int | None = None,
         view: View = as_it_is,
     ) -> None:
-        self._vocabulary = vocabulary or SameVocabulary()
+        self._vocabulary = vocabulary or SAME_VOCABULARY
         self._text = DraftState(state, self._vocabulary)
         self._max_depth = max_depth
         self._view = view

@@ -8,7 +8,7 @@ from treesnake.drafters.mixture import MixtureDrafterModel, Stream
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.text import TextDrafterModel
 from treesnake.drafters.views import Views
-from treesnake.drafters.vocabulary import SameVocabulary
+from treesnake.drafters.vocabulary import SAME_VOCABULARY
 from treesnake.drafters.weight_rules import (
     ExpectationMaximization,
     WeightRule,
@@ -120,7 +120,7 @@ def _checked(spec: StreamSpec, model: Drafting) -> NetworkDrafterModel:
 def _streams(
     spec: StreamSpec, model: NetworkDrafterModel, views: Views | None, *, is_only: bool
 ) -> list[Stream]:
-    vocabulary = model.vocabulary or SameVocabulary()
+    vocabulary = model.vocabulary or SAME_VOCABULARY
     if views is None:
         if spec.letters is not None:
             raise InvalidInputError(

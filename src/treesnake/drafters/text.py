@@ -25,7 +25,7 @@ from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.pieces import OpenPiece, PieceEncoder, PieceReader
 from treesnake.drafters.re_encoding import PathEncoder, PathTree, WrittenPath
 from treesnake.drafters.spelling import Spelling
-from treesnake.drafters.vocabulary import SameVocabulary
+from treesnake.drafters.vocabulary import SAME_VOCABULARY
 from treesnake.drafters.window import WindowedDrafter
 from treesnake.errors import InvalidInputError
 from treesnake.models.tree_network import TreeState
@@ -148,7 +148,7 @@ class TextDrafter:
 
     def __init__(self, own: NetworkDrafterModel, translation: Translation) -> None:
         self._state: TreeState = own.network.new_state()
-        self._vocabulary = own.vocabulary or SameVocabulary()
+        self._vocabulary = own.vocabulary or SAME_VOCABULARY
         self._max_depth = own.max_depth
         self._context_length = own.network.context_length
         self._reader = translation.reader

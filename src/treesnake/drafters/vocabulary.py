@@ -73,6 +73,9 @@ class SameVocabulary:
         return logits
 
 
+SAME_VOCABULARY = SameVocabulary()
+
+
 @dataclass(frozen=True)
 class PaddedVocabulary:
     """The same tokens on both sides, with more rows of padding on one.

@@ -51,12 +51,15 @@ class Evidence:
     """What one step showed, at the positions of the text where the target spoke.
 
     Attributes:
-        draft_probs: what each stream expected there.
+        draft_probs: what each stream expected there, in columns of its own.
         target_probs: what the target said.
+        column_of: for each of the target's tokens its column, or -1 for one that no stream knows;
+            None if they are the same.
     """
 
-    draft_probs: Float[np.ndarray, "streams positions vocab"]
+    draft_probs: Float[np.ndarray, "streams positions columns"]
     target_probs: Float[np.ndarray, "positions vocab"]
+    column_of: Int[np.ndarray, " vocab"] | None = None
 
     @property
     def likely_target_probs(self) -> Float[np.ndarray, " likely"]:
@@ -66,19 +69,28 @@ class Evidence:
     @cached_property
     def likely_draft_probs(self) -> Float[np.ndarray, "streams likely"]:
         """What the streams expected of the same tokens, at least `SMALLEST`."""
-        return np.maximum(self.draft_probs[:, *self._likely], SMALLEST)
+        return np.maximum(self._expected(*self._likely), SMALLEST)
 
     @cached_property
     def best_probs(self) -> Float[np.ndarray, "streams positions"]:
         """What the streams expected of the target's most likely token at each position."""
         positions = np.arange(len(self.target_probs))
-        return self.draft_probs[:, positions, self.target_probs.argmax(-1)]
+        return self._expected(positions, self.target_probs.argmax(-1))
 
     @cached_property
     def rival_probs(self) -> Float[np.ndarray, "streams positions rivals"]:
         """What the streams expected of each stream's most likely token at each position."""
         rivals = self.draft_probs.argmax(-1).T
         return self.draft_probs[:, np.arange(len(rivals))[:, None], rivals]
+
+    def _expected(
+        self, positions: Int[np.ndarray, " entries"], tokens: Int[np.ndarray, " entries"]
+    ) -> Float[np.ndarray, "streams entries"]:
+        """Returns what the streams expected of some tokens."""
+        if self.column_of is None:
+            return self.draft_probs[:, positions, tokens]
+        columns = self.column_of[tokens]
+        return np.where(columns < 0, np.float32(0), self.draft_probs[:, positions, columns])
 
     @cached_property
     def _likely(self) -> tuple[Int[np.ndarray, " likely"], Int[np.ndarray, " likely"]]:
