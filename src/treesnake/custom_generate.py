@@ -44,6 +44,8 @@ from transformers.generation.streamers import BaseStreamer
 from treesnake.continuation import continue_text
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.errors import InvalidInputError
+from treesnake.models.hf_attention import HfAttention
+from treesnake.models.hf_images import ENCODED, HfImages
 from treesnake.models.hf_network import hf_network
 from treesnake.models.hf_passes import CACHE_ARGUMENTS
 from treesnake.outcome import FinishReason
@@ -109,18 +111,22 @@ def custom_generate(
             texts, a seed does not give the same sample again.
         token_streamer: gets the new tokens as they come. Transformers does not hand its own
             argument `streamer` on to custom methods.
-        model_kwargs: what else the model is given, refused where it would make a difference.
+        model_kwargs: what else the model is given: images, and nothing else that would make a
+            difference. Transformers hands on what its tower made of them, which another model that
+            drafts has no use for: that must read text alone.
 
     Raises:
         InvalidInputError: for what cannot be done losslessly, or not at all.
         UnsupportedModelError: if the model cannot score trees.
     """
     _check_options(input_ids, generation_config)
-    _check_inputs(model_kwargs)
-    prompt = Prompt.of(input_ids[0].tolist())
+    network = hf_network(model)
+    images = network.images if isinstance(network, HfAttention) else None
+    prompt = _prompt(input_ids, model_kwargs, images)
+    _check_inputs(model_kwargs, prompt, images)
     rules = [_CriterionRule(prompt, each, input_ids.device) for each in stopping_criteria]
     params = _sampling_params(logits_processor, sampled=bool(generation_config.do_sample))
-    pair = Pair(NetworkTargetModel(hf_network(model)), drafter or NgramDrafterModel())
+    pair = Pair(NetworkTargetModel(network), drafter or NgramDrafterModel())
     continuation = continue_text(
         *pair.new_sessions(),
         prompt,
@@ -230,22 +236,50 @@ def _check_options(input_ids: Int[Tensor, "batch tokens"], config: GenerationCon
             raise InvalidInputError(f"treesnake does not return what {name} asks for; leave it off")
 
 
-def _check_inputs(model_kwargs: Mapping[str, object]) -> None:
-    """Refuses inputs that say something which the token ids do not."""
+def _prompt(
+    input_ids: Int[Tensor, "batch tokens"],
+    model_kwargs: Mapping[str, object],
+    images: HfImages | None,
+) -> Prompt:
+    """Returns the prompt with its images, which transformers has run through the tower already."""
+    token_ids = tuple(input_ids[0].tolist())
+    outputs = model_kwargs.get(ENCODED)
+    if images is None or not isinstance(outputs, Mapping) or not outputs:
+        return Prompt.of(token_ids)
+    positions = model_kwargs.get("position_ids")
+    rows = None
+    if isinstance(positions, Tensor) and positions.ndim == 3:
+        rows = positions[-3:].cpu()
+    return Prompt(token_ids, (images.encoded(token_ids, outputs, rows),))
+
+
+def _check_inputs(
+    model_kwargs: Mapping[str, object], prompt: Prompt, images: HfImages | None
+) -> None:
+    """Refuses inputs that say something which the prompt does not."""
+    types: Mapping[str, Tensor] = {} if images is None else images.token_types(prompt)
+    read = {ENCODED} if prompt.inputs else set()
     given = {name for name, value in model_kwargs.items() if value is not None}
-    if unknown := sorted(given - HANDLED_INPUTS):
+    if not model_kwargs.get(ENCODED):
+        given -= {ENCODED}
+    if unknown := sorted(given - HANDLED_INPUTS - read - types.keys()):
         raise InvalidInputError(
-            f"treesnake gives the model nothing but a text; leave out {', '.join(unknown)}"
+            f"treesnake gives the model nothing but a text{' and images' if images else ''}; leave "
+            f"out {', '.join(unknown)}"
         )
+    for name, expected in types.items():
+        value = model_kwargs.get(name)
+        if isinstance(value, Tensor) and not torch.equal(value.cpu().long(), expected):
+            raise InvalidInputError(
+                f"{name} says that other tokens stand for images than those that do; leave it out"
+            )
     mask = model_kwargs.get("attention_mask")
     if isinstance(mask, Tensor) and not bool((mask == 1).all()):
         raise InvalidInputError(
             "the attention mask hides a part of the prompt; give the prompt without padding"
         )
     positions = model_kwargs.get("position_ids")
-    if isinstance(positions, Tensor) and positions.flatten().tolist() != list(
-        range(positions.numel())
-    ):
+    if isinstance(positions, Tensor) and not _are_own(positions.cpu(), prompt, images):
         raise InvalidInputError("treesnake numbers positions from 0 on; leave out position_ids")
     for name in CACHE_ARGUMENTS:
         cache = model_kwargs.get(name)
@@ -253,6 +287,21 @@ def _check_inputs(model_kwargs: Mapping[str, object]) -> None:
             raise InvalidInputError(
                 f"treesnake keeps a cache of its own; give the whole prompt without {name}"
             )
+
+
+def _are_own(positions: Tensor, prompt: Prompt, images: HfImages | None) -> bool:
+    """Tells whether positions are those that treesnake would give; some models have rows of them.
+
+    Of four rows the first counts tokens; the others are time, height and width.
+    """
+    counted = torch.arange(len(prompt))
+    if images is None or positions.ndim < 3:
+        return torch.equal(positions.flatten(), counted)
+    own = images.whole_positions(prompt)
+    has_counts = len(positions) == 4
+    rows = positions[1:] if has_counts else positions
+    counts = positions[0, 0] if has_counts else counted
+    return torch.equal(counts, counted) and torch.equal(rows, own.expand_as(rows))
 
 
 def _holds_text(layer: object) -> bool:

@@ -148,3 +148,20 @@ def test_a_family_without_a_processor_is_named(
     monkeypatch.setattr(processors, "PROCESSOR_MAPPING", {})
     with pytest.raises(UnsupportedModelError, match="no processor of images"):
         load_processor(find_checkpoint(str(folder("llava"))))
+
+
+def test_a_drafter_of_the_same_kind_sees_the_images_of_its_target(
+    folder: Folder, tmp_path: Path
+) -> None:
+    target = folder("llava")
+    drafter = save_vision_model("llava", tmp_path / "drafter", seed=1)
+    decoder = SpeculativeDecoder.from_pretrained(target, f"{drafter}:M", search="chain(2)")
+    plain = SpeculativeDecoder.from_pretrained(target, "none")
+    messages = [asking(PICTURES[0])]
+    answer = decoder.generate(messages, max_new_tokens=6)
+    assert answer.token_ids == plain.generate(messages, max_new_tokens=6).token_ids
+    settings = drafter / "processor_config.json"
+    settings.write_text(settings.read_text().replace('"patch_size": 4', '"patch_size": 8'))
+    with pytest.raises(InvalidInputError, match="otherwise than its target: patch_size is 8 and"):
+        SpeculativeDecoder.from_pretrained(target, f"{drafter}:MT")
+    SpeculativeDecoder.from_pretrained(target, f"{drafter}:T").generate(messages, max_new_tokens=2)

@@ -14,7 +14,6 @@ from treesnake.environment import describe_environment
 from treesnake.evaluation.tasks import load_questions
 from treesnake.evaluation.verification import SamplingPlan, VerifyPlan, verify
 from treesnake.evaluation.verification.page import to_page
-from treesnake.evaluation.verification.verify import PROMPTS
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.reference import find_reference
 from treesnake.outputs import check_output, write_output
@@ -110,7 +109,7 @@ def verify_command(
 
         verdict = verify(
             decoder,
-            [question.turns[0] for question in questions] or PROMPTS,
+            [question.turns[0] for question in questions] or None,
             VerifyPlan(max_new_tokens, sampling, state=recurrent),
             subject=subject,
             report=report,

@@ -42,6 +42,7 @@ from treesnake.loading.checkpoint import (
 from treesnake.loading.networks import load_network
 from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
 from treesnake.loading.pretrained import resolve_device
+from treesnake.loading.processors import check_same_images
 from treesnake.models.checkpoint import PICKLE_FILE, TOKENIZER_FILES, open_tensors
 from treesnake.protocols import DrafterModel
 
@@ -126,7 +127,7 @@ def load_drafter(
     specs = [StreamSpec.parse(part) for part in parts if part not in WEIGHTLESS]
     drafters = [WEIGHTLESS[part]() for part in parts if part in WEIGHTLESS]
     if specs:
-        models = [load(spec.model) for spec in specs]
+        models = [load(spec.model, sees=spec.sees) for spec in specs]
         # Models come first: their nodes are drawn, and what is drawn precedes what is chosen.
         drafters.insert(0, join_models(specs, models, _views(target, caption)))
     return reduce(CompositeDrafterModel, drafters)
@@ -137,6 +138,12 @@ def _views(target: Checkpoint | None, caption: Caption | None) -> Views | None:
     if target is None or not _sees_images(target):
         return None
     return Views(target.tokenizer, caption)
+
+
+def _check_images(drafter: Checkpoint, target: Checkpoint) -> None:
+    """Checks that a drafter that sees images can see those of its target."""
+    if _sees_images(drafter) and _sees_images(target):
+        check_same_images(drafter, target)
 
 
 def _sees_images(target: Checkpoint) -> bool:
@@ -231,6 +238,7 @@ def _load_model(
     target: Checkpoint | None,
     window: int | None,
     tokens: Tokens,
+    sees: bool,
 ) -> NetworkDrafterModel | TextDrafterModel:
     is_shipped = name in SHIPPED_FOR.values()
     found = identify(name, SHIPPED_FOLDER / name if is_shipped else locate(name, options))
@@ -245,6 +253,8 @@ def _load_model(
     checkpoint = open_checkpoint(found, options)
     check_tensors_are_of_a_model(name, checkpoint.weights)
     way = _way(checkpoint, target, tokens)
+    if sees and target is not None and way == "same":
+        _check_images(checkpoint, target)
     kept = None if way == "shared" else read_draft_vocabulary(found.path)
     of_target = target if way == "same" else checkpoint
     vocabulary = _vocabulary(checkpoint, _vocab_size(of_target or checkpoint), kept)

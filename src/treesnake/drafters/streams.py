@@ -40,6 +40,11 @@ class StreamSpec:
     letters: str | None = None
     rule: str | None = None
 
+    @property
+    def sees(self) -> bool:
+        """Whether it reads images where it can."""
+        return "M" in (self.letters or SEEING_STREAMS)
+
     @classmethod
     def parse(cls, text: str) -> "StreamSpec":
         """Reads a specification; the name of a file that exists is a model and nothing else.

@@ -17,6 +17,7 @@ from transformers import PROCESSOR_MAPPING, ProcessorMixin
 from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError, reason_of
 from treesnake.images import check_pillow, read_image
 from treesnake.loading.checkpoint import Checkpoint
+from treesnake.models.json_files import read_json_object
 from treesnake.prompt import Prompt, PromptInput
 
 TEXT_ARGUMENTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -142,6 +143,46 @@ class ProcessorFiles:
     def _prompts(self) -> ImagePrompts:
         return ImagePrompts(load_processor(self.checkpoint), self.checkpoint.config.image_token_id)
 
+
+NAMES = (
+    *("auto_map", "chat_template", "feature_extractor_type", "image_processor_type"),
+    *("processor_class", "video_processor"),
+)
+"""What the settings of a processor say about anything but what becomes of an image."""
+
+
+def check_same_images(drafter: Checkpoint, target: Checkpoint) -> None:
+    """Checks that a drafter can be given the images that were prepared for its target.
+
+    Compares what the files of both processors say; what one of them leaves out is not compared.
+
+    Raises:
+        InvalidInputError: naming what differs.
+    """
+    theirs, ours = image_settings(target), image_settings(drafter)
+    for name in sorted(theirs.keys() & ours.keys()):
+        if theirs[name] != ours[name]:
+            raise InvalidInputError(
+                f"{drafter.name} prepares images otherwise than its target: {name} is "
+                f"{ours[name]!r:.60} and not {theirs[name]!r:.60}; name it as {drafter.name}:T, "
+                "and it reads the text alone"
+            )
+
+
+def image_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns what the files of a processor say of images, and the token that stands for them."""
+    files = (checkpoint.path / name for name in (PREPROCESSOR_FILE, PROCESSOR_FILE))
+    settings: dict[str, Any] = {}
+    for path in files:
+        fields = read_json_object(path) if path.exists() else {}
+        nested = fields.pop("image_processor", None)
+        settings |= fields | (nested if isinstance(nested, dict) else {})
+    token = getattr(checkpoint.config, "image_token_id", None)
+    kept = {name: value for name, value in settings.items() if name not in NAMES}
+    return {"image_token_id": token, "model_type": checkpoint.config.model_type, **kept}
+
+
+PREPROCESSOR_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
 
 VIDEOS = "video_processor"
 """The part of a processor that reads videos."""

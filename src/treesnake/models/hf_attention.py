@@ -243,13 +243,14 @@ class HfAttentionState:
     def _read_image(self, image: PromptInput, token_ids: Sequence[int]) -> None:
         images, before = self.network.images, self.shift
         assert images is not None, "prompts are checked before"
-        positions = images.positions(image)
+        positions = images.positions(image, token_ids)
         self.network.passes.read_input(
             self.cache,
             token_ids,
             positions + image.start + before,
-            image.tensors,
-            num_held=image.start if images.is_two_way else None,
+            images.options(image),
+            image.start,
+            images.visible(token_ids),
         )
         shift = before + int(positions.max()) + 1 - image.num_placeholders
         self._images.append(HeldImage(image.end, shift))

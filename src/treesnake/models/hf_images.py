@@ -9,13 +9,13 @@ What such a model remembers of the last text that it saw (`rope_deltas`) is neve
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -35,6 +35,9 @@ TWO_WAY_FAMILIES = ("gemma3",)
 
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
 """How models call the argument that is 1 where a token stands for an image, and 0 elsewhere."""
+
+ENCODED = "mm_encoder_outputs"
+"""How models call the argument with what their towers made."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -76,6 +79,22 @@ def num_whole(prompt: Prompt, num_tokens: int) -> int:
     return next(cut, num_tokens)
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedImages(PromptInput):
+    """Images that went through a model's tower already, as in `generate` of transformers.
+
+    Attributes:
+        model: whose tower it was; no other can use the features.
+        outputs: of the tower, as the model's `mm_encoder_outputs`.
+        positions: of the placeholders and what is between them, from 0 on; None for one after the
+            other.
+    """
+
+    model: PreTrainedModel
+    outputs: Mapping[str, Any]
+    positions: Int[Tensor, "rows 1 tokens"] | None
+
+
 class HfImages:
     """What a model wants to be told of an image.
 
@@ -88,7 +107,6 @@ class HfImages:
         assert token is not None, "there is a token for images"
         self.token_id = token
         self.family: str = model.config.model_type
-        self.is_two_way = self.family in TWO_WAY_FAMILIES
         self._model = model
 
     @property
@@ -118,38 +136,111 @@ class HfImages:
         """
         before = 0
         for each in prompt.inputs:
-            unknown = each.tensors.keys() - self._arguments
-            if unknown:
-                raise InvalidInputError(
-                    f"{type(self._model).__name__} takes no {', '.join(sorted(unknown))}; prepare "
-                    "images with the processor of the model itself"
-                )
+            self._check_tensors(each)
             if self.token_id not in prompt.token_ids[each.start : each.end]:
                 raise InvalidInputError(
                     f"an image has its placeholders at tokens {each.start} to {each.end - 1}, and "
                     f"none of these is the model's token {self.token_id} for images"
                 )
-            if self.is_two_way and before and each.start == before:
+            if self.family in TWO_WAY_FAMILIES and before and each.start == before:
                 raise InvalidInputError(
                     f"{type(self._model).__name__} would take two images for one that have no "
                     f"token between them, as at token {before}; write a line break there"
                 )
             before = each.end
 
-    def positions(self, image: PromptInput) -> Int[Tensor, "*rows 1 placeholders"]:
+    def _check_tensors(self, image: PromptInput) -> None:
+        name = type(self._model).__name__
+        if isinstance(image, EncodedImages):
+            if image.model is not self._model:
+                raise InvalidInputError(
+                    f"the images come as features of another model, and this {name} needs them as "
+                    "they are: choose a drafter that reads text alone, or a SpeculativeDecoder"
+                )
+            return
+        unknown = image.tensors.keys() - self._arguments
+        if unknown:
+            raise InvalidInputError(
+                f"{name} takes no {', '.join(sorted(unknown))}; prepare images with the processor "
+                "of the model itself"
+            )
+
+    def options(self, image: PromptInput) -> Mapping[str, Any]:
+        """Returns the arguments by which the model takes an image."""
+        if isinstance(image, EncodedImages):
+            return {ENCODED: dict(image.outputs)}
+        return image.tensors
+
+    def positions(
+        self, image: PromptInput, token_ids: Sequence[int]
+    ) -> Int[Tensor, "*rows 1 placeholders"]:
         """Returns where the placeholders of an image stand, from 0 on.
 
         Models with positions in time, height and width have three rows of them.
+
+        Args:
+            image: the image, or several with text between them.
+            token_ids: its placeholders, and what is between them.
         """
-        size = image.num_placeholders
+        if isinstance(image, EncodedImages) and image.positions is not None:
+            return image.positions
         rope_index = getattr(self._model.base_model, "get_rope_index", None)
         if rope_index is None:
-            return torch.arange(size)[None]
+            return torch.arange(len(token_ids))[None]
         named = inspect.signature(rope_index).parameters
         grids = {name: tensor for name, tensor in image.tensors.items() if name in named}
-        placeholders = torch.full((1, size), self.token_id)
-        positions, _ = rope_index(placeholders, mm_token_type_ids=placeholders * 0 + 1, **grids)
+        tokens = torch.tensor([token_ids])
+        types = (tokens == self.token_id).long()
+        positions, _ = rope_index(tokens, mm_token_type_ids=types, **grids)
         return positions
+
+    def visible(self, token_ids: Sequence[int]) -> Bool[Tensor, "tokens tokens"] | None:
+        """Returns which of the placeholders of an image each sees; None for those before it."""
+        if self.family not in TWO_WAY_FAMILIES:
+            return None
+        stands_for_image = torch.tensor(token_ids) == self.token_id
+        begins = stands_for_image & ~torch.nn.functional.pad(stands_for_image, (1, -1))
+        block = torch.where(stands_for_image, begins.cumsum(0), torch.zeros(()).long())
+        in_block = (block[:, None] == block) & stands_for_image
+        return torch.ones_like(in_block).tril() | in_block
+
+    def whole_positions(self, prompt: Prompt) -> Int[Tensor, "rows 1 tokens"]:
+        """Returns where each token of a prompt stands, in as many rows as the model has."""
+        parts: list[Tensor] = []
+        start = shift = 0
+        for image in prompt.inputs:
+            placeholders = prompt.token_ids[image.start : image.end]
+            positions = self.positions(image, placeholders) + image.start + shift
+            parts += [torch.arange(start, image.start)[None] + shift, positions]
+            start, shift = image.end, int(positions.max()) + 1 - image.end
+        parts.append(torch.arange(start, len(prompt))[None] + shift)
+        num_rows = max((len(part) for part in parts if part.ndim == 3), default=1)
+        rows = [part if part.ndim == 3 else part.expand(num_rows, 1, -1) for part in parts]
+        return torch.cat(rows, dim=-1)
+
+    def encoded(
+        self, token_ids: Sequence[int], outputs: Mapping[str, Any], positions: Tensor | None
+    ) -> EncodedImages:
+        """Returns all images of a prompt as one input, with the text between them.
+
+        Args:
+            token_ids: the prompt.
+            outputs: of the tower; see `EncodedImages`.
+            positions: rows of positions of the whole prompt, if the model has them.
+
+        Raises:
+            InvalidInputError: if no token stands for an image.
+        """
+        places = [index for index, token in enumerate(token_ids) if token == self.token_id]
+        if not places:
+            raise InvalidInputError(
+                f"there are images and no token {self.token_id}, which stands for one; prepare the "
+                "prompt with the processor of the model itself"
+            )
+        start, end = places[0], places[-1] + 1
+        own = None if positions is None else positions[..., start:end] - start
+        tensors = dict(_named_tensors(outputs))
+        return EncodedImages(tensors, start, end - start, self._model, outputs, own)
 
     def token_types(self, prompt: Prompt) -> Tensors:
         """Returns what the model takes as types of tokens, by the name of its argument."""
@@ -168,6 +259,18 @@ class HfImages:
             getattr(self._model.base_model, "get_image_features", None),
         )
         return {name for taker in takers if taker for name in inspect.signature(taker).parameters}
+
+
+def _named_tensors(value: object, name: str = "features") -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors in the output of a tower, each with a name."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _named_tensors(part, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for number, part in enumerate(value):
+            yield from _named_tensors(part, f"{name}.{number}")
 
 
 def _token_of(model: PreTrainedModel) -> int | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
@@ -89,6 +89,11 @@ def new_rows(growths: Sequence[Growth]) -> NewRows:
     return NewRows(before, tuple(growth.nodes.num_new for growth in growths))
 
 
+def at_home(tensor: Shaped[Tensor, "..."], model: PreTrainedModel) -> Shaped[Tensor, "..."]:
+    """Returns a tensor on the device of a model, in its dtype if it is one of numbers."""
+    return tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
+
+
 class HfPasses:
     """A model and how it wants to be called.
 
@@ -120,8 +125,9 @@ class HfPasses:
         cache: Cache,
         token_ids: Sequence[int],
         positions: Int[Tensor, "*rows 1 new"],
-        tensors: Mapping[str, Shaped[Tensor, "..."]],
-        num_held: int | None,
+        tensors: Mapping[str, Any],
+        num_held: int,
+        visible: Bool[Tensor, "new new"] | None,
     ) -> None:
         """Runs the placeholders of an input, and with them what they stand for.
 
@@ -129,20 +135,19 @@ class HfPasses:
             cache: the text before it.
             token_ids: the placeholders.
             positions: where each stands.
-            tensors: of the input.
-            num_held: None where a placeholder sees those before it; where it sees all of the
-                input, the number of tokens in the text.
+            tensors: by the names of the model's arguments.
+            num_held: the number of tokens before it.
+            visible: which placeholders each sees; None where it sees those before it.
 
         Raises:
             InvalidInputError: if the model cannot read it.
         """
         masks: Masks = None
-        if num_held is not None:
-            size = len(token_ids)
-            visible = torch.ones(size, size, dtype=torch.bool, device=self.model.device)
-            depths = torch.arange(size, device=self.model.device)
+        if visible is not None:
+            seen = visible.to(self.model.device)
+            depths = torch.arange(len(token_ids), device=self.model.device)
             masks = self._masks(
-                lambda span: tree_mask(visible, depths, num_held, span, self.model.dtype)
+                lambda span: tree_mask(seen, depths, num_held, span, self.model.dtype)
             )
         try:
             self.forward(cache, [token_ids], positions, masks, tensors, skip_logits=True)
@@ -192,7 +197,7 @@ class HfPasses:
         token_ids: Sequence[Sequence[int]],
         positions: Int[Tensor, "*rows texts new"],
         masks: Masks = None,
-        tensors: Mapping[str, Shaped[Tensor, "..."]] | None = None,
+        tensors: Mapping[str, Any] | None = None,
         *,
         skip_logits: bool = False,
     ) -> Float[Tensor, "texts scored vocab"]:
@@ -211,10 +216,8 @@ class HfPasses:
         """
         device = self.model.device
         options: dict[str, Any] = {self._cache_argument: cache}
-        for name, tensor in (tensors or {}).items():
-            options[name] = tensor.to(
-                device, self.model.dtype if tensor.is_floating_point() else None
-            )
+        for name, value in (tensors or {}).items():
+            options[name] = at_home(value, self.model) if isinstance(value, Tensor) else value
         if skip_logits and self._can_skip_logits:
             options["logits_to_keep"] = 1
         if self._takes_positions:

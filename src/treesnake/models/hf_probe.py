@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from treesnake.errors import InvalidInputError, TreesnakeError, UnsupportedModelError
 from treesnake.models.hf_images import HfImages
-from treesnake.models.hf_passes import MISFITS
+from treesnake.models.hf_passes import MISFITS, at_home
 from treesnake.models.tree_network import TreeState
 from treesnake.prompt import Prompt
 
@@ -21,7 +21,7 @@ PARENTS = (-1, 0, 0, 1, 1, 2, 4)
 
 LEAF = 6
 
-NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 _PASSED: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 """The attention with which each living model passed: `generate` of transformers may be called often
@@ -69,7 +69,7 @@ def check_images_once(
         errors = []
         for node in (3, 5, LEAF):
             whole = Prompt((*text, *(nodes[step] for step in _path(node))), inputs=(image,))
-            tensors = {**image.tensors, **images.token_types(whole)}
+            tensors = {**images.options(image), **images.token_types(whole)}
             errors.append(_relative_error(logits[node], _plain_logits(model, whole, tensors)))
     except (InvalidInputError, *MISFITS) as reason:
         raise UnsupportedModelError(
@@ -136,12 +136,12 @@ def _path(node: int) -> list[int]:
 
 @torch.no_grad()
 def _plain_logits(
-    model: PreTrainedModel, text: Prompt, tensors: Mapping[str, Tensor] = NOTHING
+    model: PreTrainedModel, text: Prompt, tensors: Mapping[str, Any] = NOTHING
 ) -> Float[Tensor, " vocab"]:
     input_ids = torch.tensor([text.token_ids], device=model.device)
-    options: dict[str, Any] = {
-        name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
-        for name, tensor in tensors.items()
+    options = {
+        name: at_home(value, model) if isinstance(value, Tensor) else value
+        for name, value in tensors.items()
     }
     return model(input_ids=input_ids, use_cache=False, **options).logits[0, -1]
 

@@ -66,7 +66,7 @@ def _difference(
 ) -> Difference:
     emitted, wanted = tokens[position], int(first_largest(logits))
     # The same text prefilled at once: another order of the same sums, and as right.
-    other = plain.logits([*prompt.token_ids, *tokens[:position]])
+    other = plain.logits(prompt.followed_by(tokens[:position]))
     pair = torch.tensor([emitted, wanted])
     return Difference(
         prompt_index=prompt_index,

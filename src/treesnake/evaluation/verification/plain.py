@@ -22,10 +22,10 @@ class PlainDecoding:
     def __init__(self, model: TargetModel) -> None:
         self._session = model.new_session()
 
-    def logits(self, text: Sequence[int]) -> Float[Tensor, " vocab"]:
+    def logits(self, text: Prompt) -> Float[Tensor, " vocab"]:
         """Returns the logits after a text that is prefilled in one part."""
-        self._session.prefill(Prompt.of(text))
-        return self._score(text[-1])
+        self._session.prefill(text)
+        return self._score(text.token_ids[-1])
 
     def logits_along(
         self, prompt: Prompt, tokens: Sequence[int]

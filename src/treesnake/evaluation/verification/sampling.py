@@ -140,7 +140,7 @@ def _partition(decoder: SpeculativeDecoder, prompt: Prompt, plan: SamplingPlan) 
     plain = PlainDecoding(decoder.pair.target)
 
     def next_probs(prefix: tuple[int, ...]) -> Float[Tensor, " vocab"]:
-        return to_probs(plain.logits([*prompt.token_ids, *prefix]), plan.params)
+        return to_probs(plain.logits(prompt.followed_by(prefix)), plan.params)
 
     return divide_texts(
         next_probs,
@@ -209,7 +209,7 @@ def count_impossible(
     for position, (logits, token) in enumerate(zip(rows, tokens, strict=True)):
         kept_mask = to_probs(logits, params) > 0
         if not kept_mask[token]:
-            other = plain.logits([*prompt.token_ids, *tokens[:position]])
+            other = plain.logits(prompt.followed_by(tokens[:position]))
             edge = logits[kept_mask].min()
             pair = torch.stack([edge, logits[token]])
             rounding = max(float((logits - other)[token].abs()), last_bit(pair))

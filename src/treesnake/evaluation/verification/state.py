@@ -77,7 +77,7 @@ class _Reference:
 
     def at_once(self, text: Sequence[int]) -> Float[Tensor, " vocab"]:
         """Returns the logits after a text that is prefilled in one part."""
-        return self._plain.logits(text)
+        return self._plain.logits(Prompt.of(text))
 
     def error(self, found: Found) -> float:
         """Returns how far logits are from those of the reference, relative to their spread."""

@@ -1,11 +1,14 @@
 """Both experiments on one decoder."""
 
-from collections.abc import Mapping, Sequence
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from time import perf_counter
 
 from treesnake.decoder import PromptLike, SpeculativeDecoder
 from treesnake.errors import InvalidInputError
+from treesnake.evaluation.shapeworld.scenes import as_png, draw, random_scene
 from treesnake.evaluation.verification.evidence import Verdict
 from treesnake.evaluation.verification.greedy import Report, verify_greedy
 from treesnake.evaluation.verification.sampling import SamplingPlan, verify_sampling
@@ -23,6 +26,13 @@ PROMPTS = (
     "Who are you?",
 )
 """What is asked where nobody says what to ask."""
+
+QUESTIONS_ABOUT_PICTURES = ("What is in the picture?", "Which of the shapes is the largest?")
+"""What a target that sees images is asked before, each about a picture that is drawn."""
+
+
+PICTURE_SCALE = 8
+"""By how much the pictures are larger than those of ShapeWorld."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class VerifyPlan:
 
 def verify(
     decoder: SpeculativeDecoder,
-    prompts: Sequence[PromptLike] = PROMPTS,
+    prompts: Sequence[PromptLike] | None = None,
     plan: VerifyPlan | None = None,
     *,
     subject: Mapping[str, str] | None = None,
@@ -55,7 +65,8 @@ def verify(
 
     Args:
         decoder: what is verified.
-        prompts: texts become the first turn of a conversation where there is a chat template.
+        prompts: texts become the first turn of a conversation where there is a chat template. By
+            default some questions, for a target that sees images also about drawn pictures.
         plan: how much is looked at.
         subject: what the verdict says about whom it judges.
         report: is told of the progress.
@@ -66,6 +77,7 @@ def verify(
         InvalidInputError: if there is nothing to look at.
     """
     plan = plan or VerifyPlan()
+    prompts = default_prompts(decoder) if prompts is None else prompts
     asks = plan.max_new_tokens or plan.state or plan.sampling is not None
     if not prompts or not asks:
         raise InvalidInputError("there is nothing to verify: give prompts, and ask for something")
@@ -81,6 +93,21 @@ def verify(
         sampling = verify_sampling(decoder, chosen, plan.sampling, report=report)
     seconds = perf_counter() - started
     return Verdict(dict(subject or {}), greedy, sampling, seconds, loading, state)
+
+
+def default_prompts(decoder: SpeculativeDecoder) -> list[PromptLike]:
+    """Returns what a target is asked where nobody says what to ask."""
+    if decoder.images is None or not decoder.has_chat_template:
+        return list(PROMPTS)
+    return [*_about_pictures(), *PROMPTS]
+
+
+def _about_pictures() -> Iterator[PromptLike]:
+    for seed, text in enumerate(QUESTIONS_ABOUT_PICTURES):
+        rng = Random(seed)
+        picture = b64encode(as_png(draw(random_scene(rng), rng), PICTURE_SCALE)).decode()
+        parts = [{"type": "image", "base64": picture}, {"type": "text", "text": text}]
+        yield [{"role": "user", "content": parts}]
 
 
 def _as_conversation(decoder: SpeculativeDecoder, prompt: PromptLike) -> PromptLike:
