@@ -457,7 +457,7 @@ class SpeculativeDecoder(OfOneProcess):
         opening = _encoded(tokenizer, text[len(history) :], is_whole=True)
         border = len(tokens) - len(opening)
         is_border = text.startswith(history) and tokens[border:] == opening
-        return replace(prompt, borders=(border,) if is_border else ())
+        return replace(prompt, borders=(border,) if is_border else (), messages=tuple(checked))
 
     def _own(self, session: object) -> DecoderSession:
         """Returns a session, if it is one of this decoder's."""

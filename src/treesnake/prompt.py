@@ -3,7 +3,7 @@
 import hashlib
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import itemgetter
 from typing import Any, SupportsIndex
@@ -94,6 +94,8 @@ class Prompt:
         inputs: what some of the tokens stand for, in the order of the text.
         borders: numbers of tokens behind which another prompt is likely to go on differently, such
             as the end of the last message. States that cannot be cut keep a snapshot there.
+        messages: the conversation that the tokens are as the target's chat template has it, if they
+            are one. A drafter with a template of its own reads it in that.
 
     Raises:
         InvalidInputError: if there is no token, one is no whole number or is negative, a border
@@ -103,6 +105,7 @@ class Prompt:
     token_ids: tuple[int, ...]
     inputs: tuple[PromptInput, ...] = ()
     borders: tuple[int, ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.token_ids, tuple):

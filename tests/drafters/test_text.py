@@ -13,6 +13,7 @@ from treesnake import SamplingParams, SpeculativeDecoder
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
+from treesnake.drafters.none import NoDrafterModel
 from treesnake.drafters.text import TextDrafter, TextDrafterModel, Translation
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
@@ -193,3 +194,56 @@ def test_probabilities_fall_along_paths_and_stay_below_one(
     if draft.node_probs is not None:
         pairs = zip(draft.tree.parents[1:], draft.node_probs[1:], strict=True)
         assert all(0 <= prob <= draft.node_probs[parent] <= 1 for parent, prob in pairs)
+
+
+OURS = "{% for m in messages %}<|turn|>{{ m.role }}: {{ m.content }}<|end|>{% endfor %}"
+OURS += "{% if add_generation_prompt %}<|turn|>assistant:{% endif %}"
+THEIRS = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+THEIRS += "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+
+
+@pytest.mark.parametrize("pair", PAIRS[:3])
+def test_a_conversation_is_read_in_the_drafters_own_template(pair: tuple[str, str]) -> None:
+    ours, theirs = (KINDS[kind]() for kind in pair)
+    ours.chat_template, theirs.chat_template = OURS, THEIRS
+    both = Translation(ours, theirs, {ours.eos_token_id}, {theirs.eos_token_id})
+    text_drafter = TextDrafterModel(NetworkDrafterModel(mamba2(len(ours))), both)
+    model = target(pair[1])
+    decoder = SpeculativeDecoder(Pair(model, text_drafter), tokenizer=theirs, search="chain(3)")
+    plain = SpeculativeDecoder(Pair(model, NoDrafterModel()), tokenizer=theirs)
+    session = text_drafter.new_session()
+    assert isinstance(session, TextDrafter)
+    messages = [{"role": "user", "content": "the snake reads"}]
+    answer = "the international news, doesn't it"
+    for question in ("and now?", "They'll go."):
+        prompt = decoder.encode(messages)
+        session.prefill(prompt)
+        text = ours.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        expected = ours.encode(text, add_special_tokens=False)
+        assert [*session.held, *session.open_tokens] == expected
+        session.draft(prompt.token_ids[-1], chain(2), SamplingParams(), TorchRng(0))
+        session.commit([prompt.token_ids[-1]])
+        assert [*session.held, *session.open_tokens] == expected
+        session.commit(theirs.encode(answer, add_special_tokens=False))
+        held = [*session.held, *session.open_tokens]
+        assert len(held) > len(expected)
+        assert held[: len(expected) - 4] == expected[:-4]
+        own = plain.generate(messages, max_new_tokens=12).token_ids
+        assert decoder.generate(messages, max_new_tokens=12).token_ids == own
+        messages += [
+            {"role": "assistant", "content": answer},
+            {"role": "user", "content": question},
+        ]
+    session.prefill(Prompt((*prompt.token_ids, 5)))  # the same tokens, and no conversation
+    assert both.reader.text(prompt.token_ids).startswith("[user]")
+    assert ours.decode([*session.held, *session.open_tokens]).lstrip().startswith("[user]")
+
+
+def test_a_template_that_refuses_a_conversation_leaves_the_targets_text() -> None:
+    pair = PAIRS[0]
+    ours, theirs = (KINDS[kind]() for kind in pair)
+    ours.chat_template = "{{ raise_exception('no') }}"
+    theirs.chat_template = THEIRS
+    both = Translation(ours, theirs)
+    assert both.rendered([{"role": "user", "content": "a"}], is_answered=True) is None
+    assert both.rendered([], is_answered=True) is None

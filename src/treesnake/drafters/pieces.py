@@ -164,6 +164,12 @@ class PieceReader:
         closed = self.encoder.encode(text[:border], is_first=piece.is_first)
         return closed, OpenPiece(text[border:], partial, is_first=False, is_begun=True)
 
+    def begin(self, text: str) -> tuple[list[int], OpenPiece]:
+        """Begins a text that is no text of the target's, as `read` would continue it."""
+        border = self.encoder.border(text)
+        closed = self.encoder.encode(text[:border], is_first=True) if border else []
+        return closed, OpenPiece(text[border:], is_first=not border, is_begun=True)
+
     def text(self, token_ids: Sequence[int]) -> str:
         """Returns the text of tokens, as far as its characters are whole."""
         return self._continued(OpenPiece(), token_ids)[0]

@@ -1,9 +1,10 @@
 """Drafting in text, for a target with another tokenizer.
 
 The drafter reads and writes its own tokens. The target's tokens are read as the text that they
-spell. The drafter's paths are text, too: the target's tokenizer encodes them behind the target's
-own tokens. Nodes found so are chosen, whatever the shape says: the drafter's probabilities are of
-its own tokens, so no rule could use them.
+spell, and a conversation as the drafter's own chat template has it. The drafter's paths are text,
+too: the target's tokenizer encodes them behind the target's own tokens. Nodes found so are chosen,
+whatever the shape says: the drafter's probabilities are of its own tokens, so no rule could use
+them.
 
 Of the text, the network's state holds whole pieces only (`treesnake.drafters.pieces`). The open
 piece is run at the head of each draft. So nothing is ever rolled back, and the network reads what
@@ -12,12 +13,14 @@ its tokenizer writes for the whole text.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from treesnake.conversation import Message, render
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.draft_state import MOST_BEHIND
 from treesnake.drafters.growing import GrownDraft, grow
@@ -90,6 +93,24 @@ class Translation:
             if index not in self.drafter_ends or token in self.target_ends
         }
 
+    def rendered(self, messages: Sequence[Message], *, is_answered: bool) -> str | None:
+        """Returns a conversation as the drafter's chat template has it; None if it cannot.
+
+        Args:
+            messages: the conversation.
+            is_answered: whether an answer comes next, so that its beginning is part of the text.
+        """
+        tokenizer: Any = self.drafter
+        if not messages or not tokenizer.chat_template:
+            return None
+        template = partial(
+            tokenizer.apply_chat_template, add_generation_prompt=is_answered, tokenize=False
+        )
+        try:
+            return render(messages, template)
+        except InvalidInputError:
+            return None
+
     @property
     def _end(self) -> int | None:
         """The target's token that ends a text, the one of its tokenizer if there are several."""
@@ -151,6 +172,7 @@ class TextDrafter:
         self._vocabulary = own.vocabulary or SAME_VOCABULARY
         self._max_depth = own.max_depth
         self._context_length = own.network.context_length
+        self._translation = translation
         self._reader = translation.reader
         self._paths = translation.paths
         self._special = translation.special_tokens
@@ -173,10 +195,36 @@ class TextDrafter:
         return self._reader.tokens(self._open)
 
     def prefill(self, prompt: Prompt) -> None:
-        """Makes the session hold every token of the prompt but the last; it reads text alone."""
+        """Makes the session hold every token of the prompt but the last; it reads text alone.
+
+        A conversation is read as the drafter's own chat template has it, to which the last token of
+        the prompt belongs.
+        """
         self._forget_draft()
+        own = (
+            None if prompt.inputs else self._translation.rendered(prompt.messages, is_answered=True)
+        )
+        borders = self._read_text(prompt) if own is None else self._read_conversation(prompt, own)
+        if self._fits(1):
+            next_token = (self.open_tokens or [0])[0]
+            self._state.prefill(Prompt((*self._held, next_token), borders=borders))
+
+    def _read_conversation(self, prompt: Prompt, own: str) -> tuple[int, ...]:
+        """Makes the text a conversation in the drafter's template; returns its borders."""
+        self._forget_text()
+        closed, piece = self._reader.begin(own)
+        history = self._translation.rendered(prompt.messages, is_answered=False) or ""
+        border = len(self._reader.begin(history)[0]) if own.startswith(history) else 0
+        self._holds_anchor = True
+        self._tokens, self._held, self._open = list(prompt.token_ids[:-1]), closed, piece
+        return (border,) if border else ()
+
+    def _read_text(self, prompt: Prompt) -> tuple[int, ...]:
+        """Makes the text that of the target's tokens; returns its borders in the drafter's."""
         prompt = prompt.without_inputs()
         wanted = prompt.token_ids[:-1]
+        if self._holds_anchor:
+            self._forget_text()
         num_kept = num_shared(self._tokens, wanted)
         if num_kept < len(self._tokens):
             self._forget_text()
@@ -186,16 +234,14 @@ class TextDrafter:
             self._read(wanted[len(self._tokens) : end])
             borders.append(len(self._held))
         self._read(wanted[len(self._tokens) :])
-        if self._fits(1):
-            next_token = (self.open_tokens or [0])[0]
-            self._state.prefill(Prompt((*self._held, next_token), borders=tuple(borders)))
+        return tuple(borders)
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Grows a tree of text over `anchor`, and encodes its paths; params have no say."""
         self._forget_draft()
         if self._max_depth is not None:
             shape = shape.clipped(self._max_depth)
-        closed, piece = self._reader.read(self._open, [anchor])
+        closed, piece = self._with_anchor(anchor)
         if shape.depth == 0 or len(piece.text) > MOST_OPEN:
             return _nothing(anchor)
         ahead = [*closed, *self._reader.tokens(piece)]
@@ -223,13 +269,21 @@ class TextDrafter:
     def _read(self, token_ids: Sequence[int]) -> None:
         """Continues the text; an interruption leaves an empty one."""
         tokens, held, piece = self._tokens, self._held, self._open
+        unread = token_ids[1:] if self._holds_anchor else token_ids
         self._forget_text()
-        closed, piece = self._reader.read(piece, token_ids)
+        closed, piece = self._reader.read(piece, unread)
         tokens += token_ids
         held += closed
         self._tokens, self._held, self._open = tokens, held, piece
 
+    def _with_anchor(self, anchor: int) -> tuple[list[int], OpenPiece]:
+        """Returns what the anchor closes, and the piece that is open behind it."""
+        if self._holds_anchor:
+            return [], self._open
+        return self._reader.read(self._open, [anchor])
+
     def _forget_text(self) -> None:
+        self._holds_anchor = False
         self._tokens: list[int] = []
         self._held: list[int] = []
         self._open = OpenPiece()
@@ -270,7 +324,7 @@ class TextDrafter:
         written = [self._written(own, leaf) for leaf in leaves]
         text = [*self._tokens[-32:], anchor]
         found = self._paths.continuations(text, [path.data for path in written])
-        _, piece = self._reader.read(self._open, [anchor])
+        _, piece = self._with_anchor(anchor)
         tree = PathTree(anchor, self._reader.spelling, grown.draft.node_probs)
         for path, tokens in zip(written, found, strict=True):
             if tokens or not path.data:
