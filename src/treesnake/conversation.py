@@ -21,6 +21,19 @@ ChatTemplate = Callable[[Sequence[Message]], str]
 """Returns a conversation as the text that the model was trained on."""
 
 
+def user_message(text: str, images: Sequence[object] = ()) -> Message:
+    """Returns what a user says, about images or none.
+
+    Args:
+        text: what is said.
+        images: they come first: paths, addresses, or images of Pillow.
+    """
+    if not images:
+        return {"role": "user", "content": text}
+    parts = [{"type": "image", "image": image} for image in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
 def check_messages(messages: Sequence[object]) -> list[Message]:
     """Returns the messages of a conversation.
 

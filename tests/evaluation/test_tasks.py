@@ -165,3 +165,21 @@ def test_a_row_of_the_hub_without_text_is_told(monkeypatch: pytest.MonkeyPatch) 
         InvalidInputError, match="question of row 0 of gsm8k must be text, not null"
     ):
         load_questions("gsm8k")
+
+
+def test_images_of_a_question_begin_in_the_folder_of_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "seen.jsonl"
+    path.write_text(
+        '{"turns": "What?", "images": "cat.png"}\n'
+        '{"turns": ["What?", "Why?"], "images": ["cat.png", "https://example.org/dog.png"]}\n'
+        '{"turns": "Who?"}\n'
+    )
+    cat = str(tmp_path / "cat.png")
+    assert [question.images for question in load_questions(str(path))] == [
+        (cat,),
+        (cat, "https://example.org/dog.png"),
+        (),
+    ]
+    path.write_text('{"turns": "What?", "images": [3]}\n')
+    with pytest.raises(InvalidInputError, match='"images" of line 1'):
+        load_questions(str(path))

@@ -7,11 +7,10 @@ from rich.console import Console
 from rich.text import Text
 
 from treesnake.cli import options
-from treesnake.cli.questions import question
 from treesnake.cli.statistics import Comparison, print_statistics
 from treesnake.cli.streaming import run_stream
 from treesnake.cli.target_options import open_decoder
-from treesnake.conversation import Message
+from treesnake.conversation import Message, user_message
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.errors import ContextLengthError, InvalidInputError, TreesnakeError
 from treesnake.images import read_image
@@ -76,7 +75,7 @@ def _converse(decoder: SpeculativeDecoder, params: SamplingParams, max_new_token
         if line.startswith("/"):
             said = _obeyed(line, said, decoder, notes)
             continue
-        asked: list[Message] = [*said.messages, question(line, said.images)]
+        asked: list[Message] = [*said.messages, user_message(line, said.images)]
         said.images = []
         try:
             stream = decoder.stream(asked, params, max_new_tokens=max_new_tokens, session=session)

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from treesnake.cli import options
-from treesnake.cli.questions import question
 from treesnake.cli.statistics import Comparison, print_statistics, statistics
 from treesnake.cli.streaming import run_stream
 from treesnake.cli.target_options import open_decoder
+from treesnake.conversation import user_message
 from treesnake.decoder import DecoderSession, PromptLike, TextStream
 from treesnake.errors import InvalidInputError
 from treesnake.loading.options import LoadOptions
@@ -67,7 +67,7 @@ def generate(
     )
     asked: PromptLike = text
     if decoder.has_chat_template and not raw:
-        asked = [question(text, image or ())]
+        asked = [user_message(text, image or ())]
     elif image:
         raise InvalidInputError(
             "a picture needs the chat template, which says where it stands; leave out --raw, or "

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
 from treesnake.conversation import check_turns
 from treesnake.errors import InvalidInputError, LoadError
+from treesnake.images import DATA, WEB
 from treesnake.json_lines import Row, read_json_lines
 from treesnake.utf8 import check_path, check_text, described
 
@@ -20,11 +22,13 @@ class Question:
         name: unique within its task.
         category: what kind of question it is.
         turns: what the user says; each is answered before the next.
+        images: paths or addresses of images that the first turn is about.
     """
 
     name: str
     category: str
     turns: tuple[str, ...]
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ def load_questions(source: str, *, per_category: int | None = None) -> list[Ques
         source: a file of JSON lines in Spec-Bench's format; or a name of `HUB_TASKS`; or
             "longbench:SUBSET". A line of a file has "turns", a text or a list of texts. It may have
             "question_id", a text or a whole number that no other line has, and "category", a text;
-            without them the line's number and the file's name are taken.
+            without them the line's number and the file's name are taken. "images" are those of the
+            first turn: an address or a path from the file's folder, or a list of them.
         per_category: the first so many questions of each category; None is all.
 
     Raises:
@@ -120,11 +125,31 @@ def load_questions(source: str, *, per_category: int | None = None) -> list[Ques
 
 def _read_file(path: Path) -> Iterator[Question]:
     category = path.name if path.stem == ALL else path.stem
-    return _questions(read_json_lines(path), _take("turns"), category)
+    return _questions(
+        read_json_lines(path), _take("turns"), category, partial(_images, path.parent)
+    )
+
+
+def _images(folder: Path, row: Row) -> tuple[str, ...]:
+    """Returns the images of a row; their paths begin in the folder of its file."""
+    value = row.fields.get("images")
+    if value is None:
+        return ()
+    return tuple(
+        name if name.startswith((*WEB, DATA)) else str(folder / name)
+        for name in check_turns(value, f'"images" of {row.where}')
+    )
+
+
+def _no_images(row: Row) -> tuple[str, ...]:
+    return ()
 
 
 def _questions(
-    rows: Iterable[Row], turns: Callable[[Row], tuple[str, ...]], category: str
+    rows: Iterable[Row],
+    turns: Callable[[Row], tuple[str, ...]],
+    category: str,
+    images: Callable[[Row], tuple[str, ...]],
 ) -> Iterator[Question]:
     """Yields a question for each row; names are unique."""
     found: dict[str, str] = {}
@@ -146,7 +171,7 @@ def _questions(
                 f'the category of {row.where} is "{ALL}", which stands for all questions in '
                 "tables; leave it out or give it another name"
             )
-        yield Question(name, kind, turns(row))
+        yield Question(name, kind, turns(row), images(row))
 
 
 def _label(value: object, where: str) -> str:
@@ -167,7 +192,7 @@ def _fetch(source: str, per_category: int | None) -> Iterator[Question]:
         )
     # A whole data set has one category here, unless it says more.
     limit = None if task.data_files or per_category is None else 20 * per_category
-    return _questions(islice(_hub_rows(source, task), limit), task.turns, source)
+    return _questions(islice(_hub_rows(source, task), limit), task.turns, source, _no_images)
 
 
 def _hub_rows(source: str, task: HubTask) -> Iterator[Row]:

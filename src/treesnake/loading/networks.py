@@ -30,7 +30,7 @@ from treesnake.models.state_space_cpu import CpuNetwork
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig, unsupported_reason
 from treesnake.models.transformer_layers import admit_tensors, restrict_output
-from treesnake.models.tree_network import TreeNetwork
+from treesnake.models.tree_network import TreeNetwork, reads_inputs
 from treesnake.models.weights import Weights, exact_dtype
 
 STORED_INTEGERS = "stored"
@@ -76,6 +76,7 @@ class LoadedNetwork:
             "activations": in_integers if self.is_in_integers else "as computed",
             "device": self.device,
             "weights_bytes": self.num_bytes,
+            "reads": "text and images" if reads_inputs(self.network) else "text",
             "vocabulary": self.network.vocab_size,
             "context": self.network.context_length,
         } | self._formats

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from treesnake.conversation import Message
+from treesnake.conversation import Message, image_sources, user_message
 from treesnake.decoder import PromptLike, SpeculativeDecoder
 from treesnake.drafters.load import JOIN, WEIGHTLESS
+from treesnake.errors import InvalidInputError
 from treesnake.evaluation.agreement import compare_models
 from treesnake.evaluation.bench.bench_recipe import BenchRecipe, SamplingTable, TaskTable
 from treesnake.evaluation.bench.documents import long_questions
@@ -175,7 +176,7 @@ class _Bench:
             return
         try:
             if method.name not in warm:
-                first = _first_prompt(loader.decoder, asked.question)
+                first = first_prompt(loader.decoder, asked.question)
                 runner.run(first, params, WARM_UP_TOKENS, is_shown=False)
                 warm.add(method.name)
             record = self._answer(loader, runner, blank, asked, params)
@@ -197,8 +198,8 @@ class _Bench:
         turns: list[TurnRecord] = []
         answer: MeasuredTurn | None = None
         with watch_memory_growth(loader.device) as growth:
-            for text in asked.question.turns:
-                conversation.append({"role": "user", "content": text})
+            for message in _user_messages(asked.question):
+                conversation.append(message)
                 prompt = decoder.encode(_as_prompt(decoder, conversation))
                 answer = runner.run(
                     prompt, params, self._recipe.max_new_tokens, is_shown=asked.is_shown
@@ -234,7 +235,7 @@ class _Bench:
         self, loader: PairLoader, asked: _AskedQuestion, drafter: str, blank: DrafterRecord
     ) -> DrafterRecord:
         params = SamplingParams(temperature=1.0, seed=self._recipe.seed)
-        prompt = _first_prompt(loader.decoder, asked.question)
+        prompt = first_prompt(loader.decoder, asked.question)
         try:
             text = loader.decoder.generate(
                 prompt, params, max_new_tokens=self._recipe.max_new_tokens
@@ -268,11 +269,23 @@ def _as_prompt(decoder: SpeculativeDecoder, conversation: Sequence[Message]) -> 
     """Returns a conversation, or its texts one below the other where there is no chat template."""
     if decoder.has_chat_template:
         return conversation
+    if image_sources(conversation):
+        raise InvalidInputError(
+            "a question about images needs the chat template, which says where they stand; choose "
+            "a target that has one"
+        )
     return "\n\n".join(str(message["content"]) for message in conversation)
 
 
-def _first_prompt(decoder: SpeculativeDecoder, question: Question) -> Prompt:
-    return decoder.encode(_as_prompt(decoder, [{"role": "user", "content": question.turns[0]}]))
+def _user_messages(question: Question) -> list[Message]:
+    """Returns what the user says turn by turn; the first one is about the images."""
+    first, *others = question.turns
+    return [user_message(first, question.images), *map(user_message, others)]
+
+
+def first_prompt(decoder: SpeculativeDecoder, question: Question) -> Prompt:
+    """Returns the prompt of a question's first turn."""
+    return decoder.encode(_as_prompt(decoder, _user_messages(question)[:1]))
 
 
 def _decode(decoder: SpeculativeDecoder, token_ids: Sequence[int]) -> str:

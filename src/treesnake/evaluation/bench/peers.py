@@ -1,6 +1,6 @@
 """The methods of transformers, through its own `generate`."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
@@ -14,6 +14,8 @@ from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench.methods import Peer
 from treesnake.evaluation.bench.record import TurnRecord
 from treesnake.evaluation.bench.runners import MeasuredTurn
+from treesnake.models.hf_images import HfImages, sees_images
+from treesnake.models.hf_passes import at_home
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams
 
@@ -76,6 +78,7 @@ class TransformersRunner:
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_new_tokens,
                 streamer=clock,
+                **_images_of(prompt, self._model),
                 **_sampling_options(params),
                 **self._options,
             )
@@ -93,6 +96,23 @@ class TransformersRunner:
             ),
             self._weights_bytes,
         )
+
+
+def _images_of(prompt: Prompt, model: PreTrainedModel) -> Mapping[str, Tensor]:
+    """Returns what transformers is given of the image in a prompt.
+
+    Raises:
+        InvalidInputError: if there are several, which each family joins in a way of its own.
+    """
+    if not prompt.inputs:
+        return {}
+    if len(prompt.inputs) > 1 or not sees_images(model):
+        raise InvalidInputError(
+            f"the methods of transformers are run with one image and a model that sees it, got "
+            f"{len(prompt.inputs)} images for {type(model).__name__}; leave these methods out"
+        )
+    tensors = {**prompt.inputs[0].tensors, **HfImages(model).token_types(prompt)}
+    return {name: at_home(tensor, model) for name, tensor in tensors.items()}
 
 
 class _Clock(BaseStreamer):

@@ -1,0 +1,45 @@
+"""Questions about images, asked by our method and by those of transformers."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from treesnake.conversation import user_message
+from treesnake.decoder import SpeculativeDecoder
+from treesnake.errors import InvalidInputError
+from treesnake.evaluation.bench.bench_run import first_prompt
+from treesnake.evaluation.bench.methods import Peer
+from treesnake.evaluation.bench.peers import TransformersRunner
+from treesnake.evaluation.tasks import Question
+from treesnake.models.hf_attention import HfAttention
+from treesnake.sampling import SamplingParams
+from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing.vision_files import save_vision_model
+
+
+def test_every_method_is_asked_about_the_same_image(tmp_path: Path) -> None:
+    picture = tmp_path / "noise.png"
+    Image.effect_noise((40, 30), 80).save(picture)
+    folder = save_vision_model("qwen2_5_vl", tmp_path / "target")
+    decoder = SpeculativeDecoder.from_pretrained(folder, "prompt-lookup")
+    prompt = first_prompt(decoder, Question("1", "seen", ("What?", "Why?"), (str(picture),)))
+    assert prompt == decoder.encode([user_message("What?", [str(picture)])])
+    assert len(prompt.inputs) == 1
+    target = decoder.pair.target
+    assert isinstance(target, NetworkTargetModel)
+    assert isinstance(target.network, HfAttention)
+    peer = TransformersRunner(Peer.GENERATE, target.network.model, decoder.end_token_ids)
+    turn = peer.run(prompt, SamplingParams(), 8, is_shown=False).turn
+    assert turn.token_ids == decoder.generate(prompt, max_new_tokens=8).token_ids
+    two = decoder.encode([user_message("What?", [str(picture)] * 2)])
+    with pytest.raises(InvalidInputError, match="run with one image"):
+        peer.run(two, SamplingParams(), 8, is_shown=False)
+
+
+def test_a_question_about_images_needs_a_chat_template(tmp_path: Path) -> None:
+    folder = save_vision_model("llava", tmp_path / "target")
+    (folder / "chat_template.jinja").unlink()
+    decoder = SpeculativeDecoder.from_pretrained(folder, "none")
+    with pytest.raises(InvalidInputError, match="needs the chat template"):
+        first_prompt(decoder, Question("1", "seen", ("What?",), ("cat.png",)))
