@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from treesnake.drafters.image_views import Views
 from treesnake.drafters.mixture import MixtureDrafterModel
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.streams import StreamSpec, join_models
 from treesnake.drafters.text import TextDrafterModel, Translation
-from treesnake.drafters.views import Views
 from treesnake.drafters.weight_rules import ExpectationMaximization, FixedWeights, MatchingGrid
 from treesnake.errors import InvalidInputError
 from treesnake.testing import RecurrentModel, TinyNetwork
@@ -31,6 +31,11 @@ VIEWS = Views(byte_level(), lambda _: "a circle")
 )
 def test_a_name_says_how_a_model_takes_part(text: str, spec: StreamSpec) -> None:
     assert StreamSpec.parse(text) == spec
+
+
+def test_streams_with_images_see_and_others_do_not() -> None:
+    sees = {letters: StreamSpec("a", letters).sees for letters in (None, "M", "P", "TP", "TC")}
+    assert sees == {None: True, "M": True, "P": True, "TP": True, "TC": False}
 
 
 def test_the_name_of_a_file_is_a_name(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import AddedToken, PreTrainedTokenizerFast
 
+from treesnake.drafters.image_views import Views
 from treesnake.drafters.mixture import MixtureDrafterModel, Stream
 from treesnake.drafters.network import NetworkDrafterModel
-from treesnake.drafters.views import RetoldView, Views, as_it_is, natural_view
+from treesnake.drafters.views import RetoldView, as_it_is, natural_view
 from treesnake.errors import InvalidInputError
 from treesnake.prompt import Prompt, PromptInput
 from treesnake.sampling import SamplingParams, TorchRng

@@ -12,12 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.heads import check_config_is_of_a_model, check_tensors_are_of_a_model
+from treesnake.drafters.image_views import Caption, Views
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.drafters.streams import StreamSpec, join_models
 from treesnake.drafters.text import TextDrafterModel, Translation
-from treesnake.drafters.views import Caption, Views
 from treesnake.drafters.vocabulary import (
     DraftVocabulary,
     PaddedVocabulary,
@@ -92,8 +92,8 @@ def load_drafter(
             Transformer; or one of these and prompt lookup, as in
             "state-spaces/mamba-130m-hf+prompt-lookup". Several models, joined by "+", draft as a
             mixture. So does one that sees images for a target that does: "owner/name:MTC" says how
-            it reads them (M with images, T text alone, C captions; "MT" if nothing is said), and
-            "owner/name:MT:grid" which rule moves the weights, see `weight_rules`.
+            it reads them (M with images, T text alone, C captions, P pooled images; "MT" if nothing
+            is said), and "owner/name:MT:grid" which rule moves the weights, see `weight_rules`.
         options: how its model is loaded. What is drafted depends on the dtype, and so does the
             speed; the text does not.
         target: what it drafts for; without it the drafter's tokens are taken for the target's.

@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from treesnake.drafters.image_views import Views
 from treesnake.drafters.mixture import MixtureDrafterModel, Stream
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.text import TextDrafterModel
-from treesnake.drafters.views import Views
 from treesnake.drafters.vocabulary import SAME_VOCABULARY
 from treesnake.drafters.weight_rules import (
     ExpectationMaximization,
@@ -43,7 +43,7 @@ class StreamSpec:
     @property
     def sees(self) -> bool:
         """Whether it reads images where it can."""
-        return "M" in (self.letters or SEEING_STREAMS)
+        return not {*"MP"}.isdisjoint(self.letters or SEEING_STREAMS)
 
     @classmethod
     def parse(cls, text: str) -> "StreamSpec":
