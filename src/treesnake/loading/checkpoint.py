@@ -37,7 +37,7 @@ from treesnake.loading.gguf_models import gguf_end_ids, read_gguf_config
 from treesnake.loading.gguf_tokenizer import read_gguf_tokenizer
 from treesnake.loading.hub import HUB_FILE, fetch_gguf, fetch_model
 from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
-from treesnake.loading.smollm import smollm_folder
+from treesnake.loading.smollm import find_gguf
 from treesnake.models.checkpoint import CONFIG_FILE, hugging_face_fields, open_tensors, parse_config
 from treesnake.models.gguf import GgufFile, is_gguf
 from treesnake.models.json_files import read_json_object
@@ -188,7 +188,7 @@ def open_checkpoint(found: FoundModel, options: LoadOptions = DEFAULT_OPTIONS) -
 
 
 def locate(name: str, options: LoadOptions = DEFAULT_OPTIONS) -> Path:
-    """Returns the folder or GGUF file that a name stands for, fetched or converted if need be.
+    """Returns the folder or GGUF file that a name stands for, fetched if need be.
 
     Raises:
         LoadError: if there is no such model.
@@ -200,7 +200,7 @@ def locate(name: str, options: LoadOptions = DEFAULT_OPTIONS) -> Path:
     if local and revision is not None:
         raise InvalidInputError(f"revision {revision!r} is for models at the hub; {name} is local")
     if name == DEFAULT_MODEL:
-        return smollm_folder()
+        return find_gguf()
     if not local and HUB_FILE.fullmatch(name):
         return fetch_gguf(name, revision=revision)
     if not local:

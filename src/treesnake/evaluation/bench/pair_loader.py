@@ -17,11 +17,10 @@ from treesnake.evaluation.bench.llama_cpp import LlamaCppRunner
 from treesnake.evaluation.bench.methods import Method, Peer
 from treesnake.evaluation.bench.peers import TransformersRunner
 from treesnake.evaluation.bench.runners import Runner, SpeculativeRunner
-from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
+from treesnake.loading.checkpoint import end_token_ids
 from treesnake.loading.networks import LoadedNetwork
 from treesnake.loading.options import INTEGER_DTYPES, LoadOptions
 from treesnake.loading.pretrained import load_pretrained
-from treesnake.loading.smollm import find_gguf
 from treesnake.models.hf_network import HfNetwork
 from treesnake.pairs import Pair, pair_by_name
 from treesnake.protocols import DrafterModel, PairModel, TargetModel
@@ -108,9 +107,7 @@ class PairLoader:
         return load_pretrained(self._pair.target, options).model
 
     def _target_file(self) -> Path:
-        """Returns the GGUF file of the target, which the default target comes from, too."""
-        if self._pair.target == DEFAULT_MODEL:
-            return find_gguf()
+        """Returns the GGUF file that is all of the target."""
         path = self.loaded.checkpoint.gguf_file
         if path is None:
             raise InvalidInputError(
