@@ -19,8 +19,8 @@ def normal(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-@pytest.mark.parametrize(("bits", "step"), [(8, 2 / 254), (4, 1 / 15)])
-def test_rounding_is_off_by_half_a_step_at_most(bits: int, step: float) -> None:
+@pytest.mark.parametrize(("bits", "step"), [(8, 2 / 254), (4, 2.2 / 15)])
+def test_rounding_is_off_by_about_half_a_step_at_most(bits: int, step: float) -> None:
     weight = normal(7, 70)
     rounded = round_to_groups(weight, bits)
     padded = torch.zeros(7, 96)
@@ -29,6 +29,22 @@ def test_rounding_is_off_by_half_a_step_at_most(bits: int, step: float) -> None:
     span = groups.amax(2) - groups.amin(2) if bits == 4 else 2 * groups.abs().amax(2)
     bound = (0.51 * span * step + 2e-3).repeat_interleave(32, 1)
     assert (torch.from_numpy(rounded.to_floats()) - padded).abs().le(bound).all()
+
+
+def test_four_bits_have_less_squared_error_than_those_from_smallest_to_largest() -> None:
+    weight = normal(40, 320)
+    groups = weight.unflatten(1, (-1, 32))
+    lowest = groups.amin(2, keepdim=True)
+    scale = (groups.amax(2, keepdim=True) - lowest) / 15
+    plain = ((groups - lowest) / scale).round() * scale + lowest
+    fitted = torch.from_numpy(round_to_groups(weight, 4).to_floats())
+    error, bound = (fitted - weight).square().mean(), (plain.flatten(1) - weight).square().mean()
+    assert error < 0.97 * bound
+
+
+def test_groups_of_one_number_keep_it() -> None:
+    weight = torch.full((1, 64), -0.75)
+    assert np.array_equal(round_to_groups(weight, 4).to_floats(), weight.numpy())
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -111,28 +111,51 @@ def padded_to_groups(inputs: int) -> int:
 def round_to_groups(weight: Float[Tensor, "outputs inputs"], bits: int) -> GroupedWeight:
     """Rounds a float matrix to groups of 32, padded with zeros to whole groups.
 
-    8 bits are symmetric: the largest magnitude of a group becomes 127. 4 bits reach from the
-    smallest value of a group to its largest. Groups with a value that is no finite number get such
-    a scale, so that it stays visible.
+    8 bits are symmetric: the largest magnitude of a group becomes 127. 4 bits have the scale and
+    minimum of the least squared error. Groups with a value that is no finite number get such a
+    scale, so that it stays visible.
     """
     outputs, inputs = weight.shape
     spacious = torch.zeros(outputs, padded_to_groups(inputs))
     spacious[:, :inputs] = weight
     groups = spacious.unflatten(1, (-1, GROUP))
-    lowest, highest = RANGES[bits]
-    minimums = None
     if bits == 8:
         scales = (groups.abs().amax(2) / LARGEST_BYTE).half()
-        lowest = -highest
-    else:
-        minimums = groups.amin(2).half()
-        scales = ((groups.amax(2) - minimums) / highest).half()
-        groups = groups - minimums[:, :, None]
+        values = _nearest(groups, scales, -LARGEST_BYTE, LARGEST_BYTE)
+        return GroupedWeight(8, values.to(torch.int8).flatten(1).numpy(), scales.numpy())
+    lowest, highest = RANGES[4]
+    minimums = groups.amin(2).half()
+    scales = ((groups.amax(2) - minimums) / highest).half()
+    values = _nearest(groups - minimums[:, :, None], scales, lowest, highest)
+    scales, minimums = _fit_line(groups, values, scales)
+    values = _nearest(groups - minimums[:, :, None], scales, lowest, highest)
+    integers = values.to(torch.int8).flatten(1).numpy()
+    return GroupedWeight(4, integers, scales.numpy(), minimums.numpy())
+
+
+def _nearest(
+    groups: Float[Tensor, "outputs groups group"],
+    scales: Float16[Tensor, "outputs groups"],
+    lowest: int,
+    highest: int,
+) -> Float[Tensor, "outputs groups group"]:
+    """Returns the multiples of a group's scale that are nearest to its numbers."""
     divisors = torch.where(scales == 0, torch.ones_like(scales), scales).float()
-    values = (groups / divisors[:, :, None]).nan_to_num_(0).round_().clamp_(lowest, highest)
-    return GroupedWeight(
-        bits,
-        values.to(torch.int8).flatten(1).numpy(),
-        scales.numpy(),
-        None if minimums is None else minimums.numpy(),
-    )
+    return (groups / divisors[:, :, None]).nan_to_num_(0).round_().clamp_(lowest, highest)
+
+
+def _fit_line(
+    groups: Float[Tensor, "outputs groups group"],
+    values: Float[Tensor, "outputs groups group"],
+    scales: Float16[Tensor, "outputs groups"],
+) -> tuple[Float16[Tensor, "outputs groups"], Float16[Tensor, "outputs groups"]]:
+    """Returns the scales and minimums with which values come closest to the numbers of a group.
+
+    That is linear regression. Groups whose values are all equal keep their scales.
+    """
+    mean, mean_value = groups.mean(2), values.mean(2)
+    centred = values - mean_value[:, :, None]
+    variance = centred.square().sum(2)
+    slopes = (centred * groups).sum(2) / variance
+    scales = torch.where(variance == 0, scales, slopes.half())
+    return scales, (mean - scales * mean_value).half()
