@@ -291,7 +291,7 @@ def test_a_broken_gguf_file_is_refused(tmp_path: Path) -> None:
 def test_the_default_name_stands_for_the_embedded_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_module, "find_gguf", lambda: tmp_path)
+    monkeypatch.setitem(checkpoint_module.PACKAGED_MODELS, DEFAULT_MODEL, lambda: tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / DEFAULT_MODEL).mkdir()
     assert locate(DEFAULT_MODEL) == tmp_path

@@ -12,7 +12,7 @@ Target = Annotated[
         "--target",
         "-t",
         metavar="NAME",
-        help="At the hub, or a folder, a GGUF file, or smollm2, a package.",
+        help="At the hub, a folder, a GGUF file, smollm2 (a package), or shapeworld (sees).",
     ),
 ]
 Dtype = Annotated[

@@ -32,6 +32,8 @@ from treesnake.loading.architecture import Architecture, FoundModel, identify
 from treesnake.loading.checkpoint import (
     DEFAULT_MODEL,
     GENERATION_CONFIG_FILE,
+    PACKAGED_MODELS,
+    SHAPEWORLD,
     Checkpoint,
     end_token_ids,
     local_path,
@@ -56,9 +58,10 @@ DRAFTS_FOR_ITSELF = "self"
 JOIN = "+"
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
-SHIPPED_FOR = dict.fromkeys(
-    (DEFAULT_MODEL, "HuggingFaceTB/SmolLM2-135M-Instruct"), "treesnake-smol"
-)
+SHIPPED_FOR = {
+    **dict.fromkeys((DEFAULT_MODEL, "HuggingFaceTB/SmolLM2-135M-Instruct"), "treesnake-smol"),
+    SHAPEWORLD: "shapeworld-drafter",
+}
 """The trained drafters that come with the package, by the targets that they were trained for."""
 
 SHIPPED_FOR_OTHERS = "treesnake-smol"
@@ -193,10 +196,11 @@ def describe_default(target: Checkpoint) -> str:
     name, *others = default_drafters(target)
     if not others:
         return name
-    found = identify(name, SHIPPED_FOLDER / name)
-    is_text = _way(open_checkpoint(found), target, "auto") == "text"
+    drafter = open_checkpoint(identify(name, SHIPPED_FOLDER / name))
+    is_text = _way(drafter, target, "auto") == "text"
     way = "in text" if is_text else "in the target's tokens"
-    blind = "; they see no images" if _sees_images(target) else ""
+    is_blind = _sees_images(target) and not _sees_images(drafter)
+    blind = "; they see no images" if is_blind else ""
     return f"{name} {way}, and {', '.join(others)}{blind}"
 
 
@@ -215,7 +219,7 @@ def check_drafter_name(name: str) -> None:
         InvalidInputError: if it can be no drafter.
     """
     models = [StreamSpec.parse(part).model for part in parts_of(name) if part not in WEIGHTLESS]
-    known = {AUTO, DRAFTS_FOR_ITSELF, DEFAULT_MODEL, *SHIPPED_FOR.values()}
+    known = {AUTO, DRAFTS_FOR_ITSELF, *PACKAGED_MODELS, *SHIPPED_FOR.values()}
     for model in models:
         if model not in known and "/" not in model and not local_path(model).exists():
             shipped = dict.fromkeys(SHIPPED_FOR.values())

@@ -46,6 +46,15 @@ from treesnake.models.weight_gate import check_sizes
 from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, open_weights, without_index
 
 DEFAULT_MODEL = "smollm2"
+SHAPEWORLD = "shapeworld"
+SHIPPED_FOLDER = Path(__file__).parent / "shipped"
+
+PACKAGED_MODELS: dict[str, Callable[[], Path]] = {
+    DEFAULT_MODEL: find_gguf,
+    SHAPEWORLD: lambda: SHIPPED_FOLDER / SHAPEWORLD,
+}
+"""Models that come with a package, by name, with what finds them: the default, and a small one
+that sees pictures of coloured shapes (recipes/shapeworld)."""
 
 GENERATION_CONFIG_FILE = "generation_config.json"
 
@@ -157,7 +166,7 @@ class Checkpoint:
 def find_checkpoint(
     name: str = DEFAULT_MODEL, options: LoadOptions = DEFAULT_OPTIONS
 ) -> Checkpoint:
-    """Finds a model with its tokenizer: "smollm2" (a package), a folder, a GGUF file, a hub name.
+    """Finds a model with its tokenizer: of a package, a folder, a GGUF file, or at the hub.
 
     A GGUF file at the hub is owner/name/FILE.gguf.
 
@@ -196,11 +205,11 @@ def locate(name: str, options: LoadOptions = DEFAULT_OPTIONS) -> Path:
             model.
     """
     path, revision = local_path(name), options.revision
-    local = name == DEFAULT_MODEL or os.path.lexists(path) or _looks_like_path(name)
+    local = name in PACKAGED_MODELS or os.path.lexists(path) or _looks_like_path(name)
     if local and revision is not None:
         raise InvalidInputError(f"revision {revision!r} is for models at the hub; {name} is local")
-    if name == DEFAULT_MODEL:
-        return find_gguf()
+    if name in PACKAGED_MODELS:
+        return PACKAGED_MODELS[name]()
     if not local and HUB_FILE.fullmatch(name):
         return fetch_gguf(name, revision=revision)
     if not local:

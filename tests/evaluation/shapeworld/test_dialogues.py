@@ -4,7 +4,14 @@ from random import Random
 
 import pytest
 
-from treesnake.evaluation.shapeworld.dialogues import NUMBERS, TASKS, caption, count, difference
+from treesnake.evaluation.shapeworld.dialogues import (
+    NUMBERS,
+    TASKS,
+    caption,
+    count,
+    difference,
+    exist,
+)
 from treesnake.evaluation.shapeworld.scenes import Figure
 
 NUM_PICTURES = {"difference": 2, "problem": 0, "facts": 0, "short_story": 2, "story": 5}
@@ -26,9 +33,19 @@ def test_figures_are_counted_right() -> None:
         (scene,), (turn,) = dialogue.scenes, dialogue.turns
         wanted = turn.question.removeprefix("How many ").split()[0].rstrip("?")
         number = sum(
-            wanted == figure.color or wanted.startswith(figure.shape) for figure in scene.values()
+            wanted in ("shapes", figure.color) or wanted.startswith(figure.shape)
+            for figure in scene.values()
         )
         assert turn.answer.endswith(f" is {NUMBERS[number]}.")
+
+
+def test_a_figure_is_said_to_be_there_if_it_is() -> None:
+    for seed in range(200):
+        dialogue = exist(Random(seed))
+        (scene,), (turn,) = dialogue.scenes, dialogue.turns
+        wanted = turn.question.removeprefix("Is there a ").split("?")[0].split()[:2]
+        is_there = any([each.color, each.shape] == wanted for each in scene.values())
+        assert (" yes, there is" in turn.answer) == is_there
 
 
 def test_pictures_that_are_compared_differ_in_one_figure() -> None:

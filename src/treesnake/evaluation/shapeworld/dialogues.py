@@ -78,72 +78,80 @@ def describe(rng: Random) -> Dialogue:
     """Describes the picture."""
     scene = random_scene(rng)
     question = rng.choice(
-        ["Describe the image.", "What do you see?", "Describe this picture.", "What is this?"]
+        [
+            "Describe the image.",
+            "Describe this picture.",
+            "What do you see?",
+            "What is in the image?",
+            "What shapes are there?",
+        ]
     )
     return Dialogue((scene,), (Turn(question, _description(scene)),))
 
 
 def exist(rng: Random) -> Dialogue:
-    """Tells whether a figure is in the picture."""
+    """Tells whether a figure is in the picture, by looking for it corner by corner."""
     scene = random_scene(rng)
     wanted = rng.choice([*scene.values()]) if rng.random() < 0.5 else random_figure(rng)
     name = f"{wanted.color} {wanted.shape}"
     question = f"Is there a {name}{rng.choice([' in the image', ''])}?"
-    question += rng.choice([" Explain your answer.", ""])
-    found = [corner for corner, each in scene.items() if _looks_like(each, wanted)]
-    if not found:
-        answer = f"No, there is no {name} in the image. {_description(scene)}"
-        return Dialogue((scene,), (Turn(question, answer),))
-    figure, corner = scene[found[0]], CORNERS[found[0]]
-    answer = (
-        f"Yes, there is a {name} in the image. It is a {figure.name} and it is located in the "
-        f"{corner} corner of the image."
-    )
+    steps = ["We look at every corner of the image."]
+    verdict = f"no, there is no {name} in the image."
+    for corner, figure in scene.items():
+        is_found = (figure.color, figure.shape) == (wanted.color, wanted.shape)
+        steps.append(f"{_there(corner, figure)}{', and that is one' if is_found else ''}.")
+        if is_found:
+            verdict = f"yes, there is a {name} in the {CORNERS[corner]} corner of the image."
+            break
+    answer = " ".join([*steps, f"Therefore, {verdict}"])
     return Dialogue((scene,), (Turn(question, answer),))
 
 
 def count(rng: Random) -> Dialogue:
-    """Counts the figures of a color or shape, step by step."""
+    """Counts the figures of a color or shape, or all of them, corner by corner."""
     scene = random_scene(rng)
     wanted = rng.choice([*scene.values()]) if rng.random() < 0.6 else random_figure(rng)
-    by_color = rng.random() < 0.6
-    name = f"{wanted.color} shapes" if by_color else SHAPES[wanted.shape]
+    by_color, by_shape = f"{wanted.color} shapes", SHAPES[wanted.shape]
+    name = rng.choice([by_color, by_color, by_color, by_shape, by_shape, "shapes"])
     question = rng.choice(
         [
             f"How many {name}?",
             f"How many {name} are there?",
-            f"How many {name} are in the image? Explain your answer.",
+            f"How many {name} are in the image?",
         ]
     )
-    number = sum(
-        each.color == wanted.color if by_color else each.shape == wanted.shape
-        for each in scene.values()
-    )
-    corners = " ".join(f"The {CORNERS[c]} corner has a {each.name}." for c, each in scene.items())
-    answer = (
-        f"To answer the question, we look at every corner of the image. {corners} Therefore, the "
-        f"number of {name} is {NUMBERS[number]}."
-    )
+    steps = ["To answer the question, we count from corner to corner."]
+    number = 0
+    for corner, figure in scene.items():
+        counts = name in (f"{figure.color} shapes", SHAPES[figure.shape], "shapes")
+        number += counts
+        steps.append(f"{_there(corner, figure)}{f', number {NUMBERS[number]}' if counts else ''}.")
+    answer = " ".join([*steps, f"Therefore, the number of {name} is {NUMBERS[number]}."])
     return Dialogue((scene,), (Turn(question, answer),))
 
 
 def difference(rng: Random) -> Dialogue:
-    """Compares two pictures that differ in one figure."""
+    """Compares two pictures that differ in one figure, corner by corner."""
     first = dict(random_scene(rng))
     second = dict(first)
-    corner = rng.choice([*first])
-    old = first[corner]
-    where = f"The {old.name} in the {CORNERS[corner]} corner of the first image"
+    changed = rng.choice([*first])
+    old = first[changed]
     if len(first) > 1 and rng.random() < 0.5:
-        del second[corner]
-        what = "was removed in the second image."
+        del second[changed]
     else:
         color = rng.choice([each for each in COLORS if each != old.color])
-        second[corner] = Figure(color, old.shape, old.is_large)
-        what = f"changed into a {second[corner].name} in the second image."
+        second[changed] = Figure(color, old.shape, old.is_large)
+    steps = ["We compare both images."]
+    for corner, figure in first.items():
+        after = second.get(corner)
+        fate = "stays the same"
+        if after is None:
+            fate = "was removed in the second image"
+        elif after != figure:
+            fate = f"changed into a {after.name} in the second image"
+        steps.append(f"The {figure.name} in the {CORNERS[corner]} corner {fate}.")
     question = "What is the difference between the two images?"
-    turn = Turn(question, f"{where} {what} The other objects stay the same.")
-    return Dialogue((first, second), (turn,))
+    return Dialogue((first, second), (Turn(question, " ".join(steps)),))
 
 
 def summary(rng: Random) -> Dialogue:
@@ -227,8 +235,8 @@ def _description(scene: Scene) -> str:
     return " ".join([opening, *figures])
 
 
-def _looks_like(one: Figure, other: Figure) -> bool:
-    return (one.color, one.shape) == (other.color, other.shape)
+def _there(corner: int, figure: Figure) -> str:
+    return f"The {CORNERS[corner]} corner has a {figure.name}"
 
 
 def _problem(rng: Random) -> Turn:
