@@ -207,7 +207,7 @@ def test_long_prompts_run_in_parts_that_cut_no_image(family, monkeypatch):
     close(filled(family, prompt).extend(TOKENS, PARENTS), at_once)
 
 
-@per_family
+@pytest.mark.parametrize("family", ["gemma3", "llava", "qwen2_5_vl"])
 def test_it_is_a_network_for_text(family):
     assert reads_inputs(network_of(family))
     check_network(network_of(family), num_trials=1)

@@ -106,8 +106,20 @@ _ALTERNATING = {
     "sliding_window": 5,
 }
 
+_DEEP_TOWER = {
+    **GRID_TOWER,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "out_hidden_size": 32,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0, 1],
+}
+
 FAMILIES: Mapping[str, VisionFamily] = {
     "aya_vision": VisionFamily(
+        {"model_type": "cohere2"} | _ALTERNATING, _SIGLIP, {"downsample_factor": 2}, _square
+    ),
+    "cohere2_vision": VisionFamily(
         {"model_type": "cohere2"} | _ALTERNATING, _SIGLIP, {"downsample_factor": 2}, _square
     ),
     "gemma3": VisionFamily(_ALTERNATING, _SIGLIP, {"mm_tokens_per_image": 4}, _square),
@@ -155,20 +167,20 @@ FAMILIES: Mapping[str, VisionFamily] = {
     "qwen2_vl": VisionFamily(
         THREE_ROWS, {**GRID_TOWER, "embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}, {}, _grid
     ),
-    "qwen3_vl": VisionFamily(
-        THREE_ROWS,
+    "qwen3_vl": VisionFamily(THREE_ROWS, _DEEP_TOWER, {}, _grid),
+    "qwen3_vl_moe": VisionFamily(
         {
-            **GRID_TOWER,
-            "hidden_size": 16,
-            "intermediate_size": 24,
-            "out_hidden_size": 32,
-            "num_position_embeddings": 16,
-            "deepstack_visual_indexes": [0, 1],
+            **THREE_ROWS,
+            "moe_intermediate_size": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
         },
+        _DEEP_TOWER,
         {},
         _grid,
     ),
     "smolvlm": VisionFamily(_LLAMA, TOWER, {"scale_factor": 2}, _tiles, tiles=3),
+    "vipllava": VisionFamily(_LLAMA, _CLIP, {"vision_feature_layers": [-1, -2]}, _square),
 }
 
 
