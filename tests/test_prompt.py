@@ -16,6 +16,15 @@ from treesnake.prompt import Prompt, PromptInput, num_shared
 TOKENS = st.lists(st.integers(0, 2), max_size=6)
 
 
+def test_the_picture_of_an_input_is_no_part_of_what_it_is() -> None:
+    bare, shown = (
+        PromptInput({"pixel_values": torch.zeros(1)}, 0, 1, picture=each)
+        for each in (None, "a picture")
+    )
+    assert bare == shown
+    assert hash(bare) == hash(shown)
+
+
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="prompt is empty"):
         Prompt(())

@@ -31,7 +31,7 @@ from treesnake.loading.processors import ProcessorFiles
 from treesnake.models.tree_network import reads_inputs
 from treesnake.outcome import FinishReason, Generation, Step
 from treesnake.pairs import pair_by_name
-from treesnake.prompt import Prompt
+from treesnake.prompt import Prompt, PromptInput
 from treesnake.protocols import (
     AcceptanceRule,
     Drafter,
@@ -48,6 +48,12 @@ from treesnake.targets.load import load_target
 from treesnake.text import TextAssembler
 from treesnake.threads import new_reentrant_lock
 from treesnake.utf8 import check_text
+
+DESCRIBE = "Describe this image in one sentence."
+"""What is asked for a caption."""
+
+MOST_CAPTION = 48
+"""Tokens of a caption at most."""
 
 PromptLike = str | Sequence[int] | Sequence[Message] | Prompt
 """Text as it is, token ids, or a conversation to put through the tokenizer's chat template."""
@@ -328,6 +334,21 @@ class SpeculativeDecoder(OfOneProcess):
         note_maker(target, self)
         seeded_search = None if _keeps_seeds(self.search) else CLOCK_FREE_SEARCH
         return DecoderSession(target, drafter, self.search.new_session(), seeded_search)
+
+    def caption(self, image: PromptInput) -> str:
+        """Says in a sentence what an image shows, for a drafter that reads captions.
+
+        Raises:
+            InvalidInputError: if the input does not hold its picture, or the target sees none.
+        """
+        if image.picture is None:
+            raise InvalidInputError(
+                "the image came as tensors alone, and a caption needs its picture; give the prompt "
+                "as messages with images"
+            )
+        parts = [{"type": "image", "image": image.picture}, {"type": "text", "text": DESCRIBE}]
+        messages = [{"role": "user", "content": parts}]
+        return (self.generate(messages, max_new_tokens=MOST_CAPTION).text or "").strip()
 
     def generate(
         self,

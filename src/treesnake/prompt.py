@@ -30,6 +30,8 @@ class PromptInput:
         tensors: by the names of the model's own arguments, such as `pixel_values`.
         start: the index of its first placeholder among the prompt's tokens.
         num_placeholders: how many tokens in a row stand for it.
+        picture: what the tensors were made of, for those who put it into words; an image of Pillow,
+            or None where that is not known.
 
     Raises:
         InvalidInputError: if there is no tensor or no placeholder.
@@ -38,6 +40,7 @@ class PromptInput:
     tensors: Mapping[str, Shaped[Tensor, "..."]]
     start: int
     num_placeholders: int
+    picture: object = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         tensors: object = self.tensors

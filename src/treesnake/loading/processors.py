@@ -67,9 +67,9 @@ class ImagePrompts:
                 f"{counts} of each alone; give it one image"
             )
         inputs: list[PromptInput] = []
-        for named, count in tensors:
+        for (named, count), picture in zip(tensors, read, strict=True):
             start, end = places[0], places[count - 1] + 1
-            inputs.append(PromptInput(named, start, end - start))
+            inputs.append(PromptInput(named, start, end - start, picture=picture))
             places = places[count:]
         return Prompt(tuple(token_ids), tuple(inputs))
 
