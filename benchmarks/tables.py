@@ -82,6 +82,49 @@ def _scoring() -> str:
     return _table(["scoring, 2 threads", "1 node, ms", *counts[1:]], rows)
 
 
+def _gguf() -> str:
+    rows = []
+    for file in _read("gguf")["files"]:
+        times, opening = file["ms"], file["opening"]
+        for name in ("treesnake", "llama.cpp"):
+            opened = opening[name]
+            resident = opened["resident_bytes"] - opened["before_bytes"]
+            rows.append(
+                [
+                    f"{file['file']}, {name}",
+                    f"{times[f'{name}: decoding']['median']:.2f}",
+                    f"{times[f'{name}: prefill']['median']:.0f}",
+                    f"{opened['seconds']:.2f}",
+                    f"{resident / 1e6:.0f} MB",
+                ]
+            )
+    heads = ["file, 2 threads", "ms a token", "ms for 512 tokens", "opened, s", "resident"]
+    return _table(heads, rows)
+
+
+def _gguf_scoring() -> str:
+    rows = []
+    for file in _read("gguf")["files"]:
+        scored = {
+            name.rsplit(" ", 1)[1]: entry["median"]
+            for name, entry in file["ms"].items()
+            if "scoring" in name
+        }
+        ratios = [f"{time / scored['1']:.2f}" for time in scored.values()]
+        rows.append([file["file"], f"{scored['1']:.2f}", *ratios[1:]])
+    return _table(["scoring, 2 threads", "1 node, ms", "2", "4", "8", "16"], rows)
+
+
+def _gguf_quality() -> str:
+    rows = []
+    for file in _read("gguf_quality")["files"]:
+        found = file["perplexity"]
+        for name, value in found.items():
+            change = 100 * (value / found["float32"] - 1)
+            rows.append([f"{file['file']}, {name}", f"{value:.3f}", f"{change:+.2f} %"])
+    return _table(["file, weights", "perplexity", "against float32"], rows)
+
+
 def _memory() -> str:
     rows = [
         [
@@ -401,6 +444,9 @@ def _ratio(estimate: Mapping[str, float] | None) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "decoding": _decoding,
     "scoring": _scoring,
+    "gguf": _gguf,
+    "gguf_scoring": _gguf_scoring,
+    "gguf_quality": _gguf_quality,
     "memory": _memory,
     "equality": _equality,
     "shared_passes": _shared_passes,

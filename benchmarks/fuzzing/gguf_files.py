@@ -20,14 +20,13 @@ from fuzzing.mutations import mutate_file
 from treesnake.models.gguf import (
     ARRAY_KIND,
     DEFAULT_ALIGNMENT,
-    F32,
     MAGIC,
     NUMBER_FORMATS,
-    Q8_0,
     STRING_KIND,
 )
+from treesnake.models.gguf_blocks import Q8_0
 
-F16 = 1
+F32, F16 = 0, 1
 
 Value = tuple[int, Any]
 """The number of a type, and what is of it; for a list a pair of the items' type and the items."""
