@@ -27,7 +27,7 @@ from treesnake.kernels.cpu.grouped import TILE_ROWS, RoundedRows, new_rounded_ro
 from treesnake.kernels.cpu.jit import entry_point
 from treesnake.kernels.cpu.linear import REPLACE, TILES, padded
 from treesnake.kernels.cpu.products import multiply_rows
-from treesnake.kernels.grouped_weight import GROUPED_BITS, INT4
+from treesnake.kernels.grouped_weight import GROUPED_BITS, INT4, round_to_groups
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
@@ -130,8 +130,9 @@ def _copies(weight: Tensor, dtype: torch.dtype) -> WeightStack:
     bits = GROUPED_BITS.get(dtype, 8 * dtype.itemsize)
     number = STREAM_BYTES // (weight.numel() * bits // 8)
     stack = new_stack(number, *weight.shape, dtype)
+    rounded = round_to_groups(weight, bits) if dtype in GROUPED_BITS else weight
     for layer in range(number):
-        stack.write(layer, weight)
+        stack.write(layer, rounded)
     return stack
 
 
