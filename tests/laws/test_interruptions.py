@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import treesnake
 from treesnake import Pair, SpeculativeDecoder
 from treesnake.decoder import DecoderSession
+from treesnake.drafters.mixture import MixtureDrafterModel, Stream
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.models.hf_attention import HfAttention
@@ -25,11 +26,13 @@ from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space_cpu import to_cpu
 from treesnake.models.tree_network import TreeNetwork
+from treesnake.protocols import DrafterModel
 from treesnake.targets.network import NetworkTargetModel
 
 SOURCE = str(Path(treesnake.__file__).parent)
 VOCAB_SIZE = 53
 SIZES = {"vocab_size": VOCAB_SIZE, "hidden_size": 16, "num_layers": 2, "state_dim": 8}
+MIXED = ", in two streams"
 PROMPT = [3, 5, 8, 3, 5, 9, 3, 5]
 OTHER = [3, 5, 8, 7, 7, 7]
 NUM_NEW = 6
@@ -81,9 +84,12 @@ NETWORKS: dict[str, Callable[[], TreeNetwork]] = {
 @cache
 def decoder(network: str) -> SpeculativeDecoder:
     """Drafts with the target itself, so that long paths are accepted."""
-    weights = NETWORKS[network]()
-    pair = Pair(NetworkTargetModel(weights), NetworkDrafterModel(weights))
-    return SpeculativeDecoder(pair, search="chain(3)")
+    weights = NETWORKS[network.removesuffix(MIXED)]()
+    drafter: DrafterModel = NetworkDrafterModel(weights)
+    if network.endswith(MIXED):
+        readings = Stream("whole", weights), Stream("end", weights, lambda prompt: prompt.behind(3))
+        drafter = MixtureDrafterModel(readings)
+    return SpeculativeDecoder(Pair(NetworkTargetModel(weights), drafter), search="chain(3)")
 
 
 @cache
@@ -137,7 +143,7 @@ def interrupted(network: str, line: int, repair: int | None = None) -> DecoderSe
     return session
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [*NETWORKS, f"mamba{MIXED}"])
 def test_what_follows_an_interruption_at_any_line_is_plain_decoding(network: str) -> None:
     say(network, decoder(network).new_session(), PROMPT)  # what is made once is made
     with Interrupting() as counting:
