@@ -23,6 +23,15 @@ PAGES = (
     "docs/measurements.md",
     "docs/guides/searches.md",
     "docs/guides/train-a-drafter.md",
+    "docs/papers/tabed.md",
+)
+STREAMS = ("M", "T", "C", "P")
+MIXTURES = (
+    ("MT", "em"),
+    ("MT", "uniform"),
+    ("MTC", "em"),
+    ("MTP", "em"),
+    ("MTCP", "em"),
 )
 JUDGED = ("right", "told", "accepted alone")
 """What comes of an input of the fuzzer that is no find."""
@@ -419,6 +428,80 @@ def _variants() -> str:
     return _table(["variant", *heads], cells)
 
 
+def _streams(mode: str) -> str:
+    names = [*STREAMS, *(f"{ensemble} {rule}" for ensemble, rule in MIXTURES)]
+    compared = (names[len(STREAMS)], names[-1])
+    rows = []
+    for task, entries in _mixed_tasks(mode).items():
+        rates = [f"{_tokens_per_step(entries, name):.2f}" for name in names]
+        ratios = [f"{_of_best_stream(entries, name):.3f}" for name in compared]
+        rows.append([task.replace("_", " "), *rates, *ratios])
+    last = [f"{name} / its best stream" for name in compared]
+    return _table([f"tokens/step, {mode}, chain(5)", *names, *last], rows)
+
+
+def _weight_rules() -> str:
+    both = [_mixed_tasks(mode) for mode in ("greedy", "sampling")]
+    names = [name for name in both[0]["all"][0]["steps"] if "width" not in name]
+    rows = []
+    for name in names:
+        row = [name]
+        for tasks in both:
+            row.append(f"{_tokens_per_step(tasks['all'], name):.2f}")
+            row.append(f"{_of_best_stream(tasks['all'], name):.3f}")
+            row.append(f"{min(_of_best_stream(each, name) for each in tasks.values()):.3f}")
+        rows.append(row)
+    heads = ["tokens/step", "x its best stream", "worst task"]
+    columns = [f"{mode}: {head}" for mode in ("greedy", "sampling") for head in heads]
+    return _table(["streams, weights", *columns], rows)
+
+
+def _of_best_stream(entries: Sequence[Mapping[str, Any]], name: str) -> float:
+    """Returns what a mixture makes of the tokens a step of its best stream."""
+    streams = name.split(maxsplit=1)[0]
+    best = max(_tokens_per_step(entries, stream) for stream in streams)
+    return _tokens_per_step(entries, name) / best
+
+
+def _mixture_runs() -> str:
+    rows = [
+        [
+            name,
+            f"{each['tokens'] / each['steps']:.2f}",
+            f"{each['seconds'] / each['tokens'] * 1e3:.1f}",
+        ]
+        for name, each in _read("tabed")["run"]["methods"].items()
+    ]
+    return _table(["greedy, chain(5), 1 thread", "tokens/step", "ms a token"], rows)
+
+
+def _mixture_trees() -> str:
+    entries = _mixed_tasks("greedy")["all"]
+    names = [name for name in entries[0]["steps"] if f"{name}, width 2" in entries[0]["steps"]]
+    rows = [
+        [
+            name,
+            *(
+                f"{_tokens_per_step(entries, name + ending):.2f}"
+                for ending in ("", ", width 2", ", width 3")
+            ),
+        ]
+        for name in names
+    ]
+    return _table(["greedy, depth 5, all tasks", "chain", "width 2", "width 3"], rows)
+
+
+def _mixed_tasks(mode: str) -> dict[str, list[dict[str, Any]]]:
+    """Returns what was counted with each seed, by task, and of all tasks."""
+    tasks = _read("tabed")[mode]
+    return tasks | {"all": [entry for entries in tasks.values() for entry in entries]}
+
+
+def _tokens_per_step(entries: Sequence[Mapping[str, Any]], name: str) -> float:
+    tokens = sum(entry["tokens"] for entry in entries)
+    return tokens / sum(entry["steps"][name] for entry in entries)
+
+
 def _by_category(name: str) -> dict[str, dict[str, Any]]:
     """Returns the measures of each category, by method."""
     methods: dict[str, dict[str, Any]] = {}
@@ -466,6 +549,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "simulated": _simulated,
     "torch_threads": _torch_threads,
     "variants": _variants,
+    "streams_greedy": partial(_streams, "greedy"),
+    "streams_sampling": partial(_streams, "sampling"),
+    "weight_rules": _weight_rules,
+    "mixture_trees": _mixture_trees,
+    "mixture_runs": _mixture_runs,
 }
 
 
