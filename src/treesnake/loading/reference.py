@@ -42,7 +42,7 @@ TOLERANCES = {
     "bfloat16": 0.1,
     "int8": 0.5,
     "int4": 0.7,
-    "stored": 0.5,
+    "stored": 0.15,
 }
 """The error that rounding explains, by the dtype of the weights; other weights cost 1 or more."""
 
