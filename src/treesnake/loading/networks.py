@@ -73,7 +73,7 @@ class LoadedNetwork:
             "family": self.checkpoint.config.model_type,
             "engine": f"{self.engine} ({self.why})",
             "dtype": self.dtype,
-            "activations": in_integers if self.is_in_integers else "as computed",
+            "activations": in_integers if self.is_in_integers else "not rounded",
             "device": self.device,
             "weights_bytes": self.num_bytes,
             "reads": "text and images" if reads_inputs(self.network) else "text",
