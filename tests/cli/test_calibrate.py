@@ -12,6 +12,7 @@ from treesnake.cli import calibrate
 from treesnake.cli.app import app
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.loading.cost_files import CostKey, read_costs
+from treesnake.pairs import Pair
 from treesnake.search.costs import CostTable
 from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import TableModel, TinyNetwork
@@ -49,7 +50,7 @@ def returning(value: object) -> Callable[..., object]:
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TREESNAKE_CACHE", str(tmp_path))
     monkeypatch.setattr(calibrate, "load_target", returning((MODEL, Loaded())))
-    monkeypatch.setattr(calibrate, "load_drafter", returning(NoDrafterModel()))
+    monkeypatch.setattr(calibrate, "pair_by_name", returning(Pair(MODEL, NoDrafterModel())))
     monkeypatch.setattr(calibrate, "measure_costs", returning(COSTS))
     monkeypatch.setattr(CostKey, "of", returning(KEY))
 

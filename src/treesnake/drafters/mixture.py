@@ -10,7 +10,7 @@ and min-p apply to the mixture.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -23,7 +23,12 @@ from treesnake.drafters.draft_state import DraftState
 from treesnake.drafters.growing import GrownDraft, grow
 from treesnake.drafters.views import View, natural_view
 from treesnake.drafters.vocabulary import SAME_VOCABULARY, VocabularyMap
-from treesnake.drafters.weight_rules import Evidence, ExpectationMaximization, WeightRule
+from treesnake.drafters.weight_rules import (
+    Evidence,
+    ExpectationMaximization,
+    OverlapGrid,
+    WeightRule,
+)
 from treesnake.errors import InvalidInputError
 from treesnake.models.tree_network import TreeNetwork
 from treesnake.prompt import Key, Prompt
@@ -68,6 +73,7 @@ class MixtureDrafterModel:
     Attributes:
         streams: one or more, with names that differ.
         rule: how much each stream counts; the first step of a text has the rule's first weights.
+            None is `ExpectationMaximization` for greedy texts, and `OverlapGrid` for samples.
         least_weight: a stream that counts for less is left out, until all begin anew.
 
     Raises:
@@ -76,7 +82,7 @@ class MixtureDrafterModel:
     """
 
     streams: tuple[Stream, ...]
-    rule: WeightRule = field(default_factory=ExpectationMaximization)
+    rule: WeightRule | None = None
     least_weight: float = LEAST_WEIGHT
 
     def __post_init__(self) -> None:
@@ -89,7 +95,16 @@ class MixtureDrafterModel:
             raise InvalidInputError(
                 f"the least weight of a stream is at least 0 and below 1, got {self.least_weight}"
             )
-        self.rule.start(len(names))
+        self.rule_for(SamplingParams()).start(len(names))
+
+    def rule_for(self, params: SamplingParams) -> WeightRule:
+        """Returns what moves the weights of a text that is decoded so.
+
+        A sample is accepted as often as mixture and target overlap, and that is what counts then.
+        """
+        if self.rule is not None:
+            return self.rule
+        return ExpectationMaximization() if params.is_greedy else OverlapGrid()
 
     def new_session(self) -> "MixtureDrafter":
         """Returns a session with empty states."""
@@ -136,6 +151,9 @@ class MixtureDrafter:
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Grows a tree over `anchor` from the mixture; see `treesnake.drafters.growing.grow`."""
         self._forget_draft()
+        rule = self._model.rule_for(params)
+        if rule != self._rule:
+            self._begin_weights(rule)
         members = self._members(shape)
         if not members:
             self._grown = grow(anchor, OFF, params, rng, _nothing)
@@ -165,7 +183,7 @@ class MixtureDrafter:
             evidence = Evidence(
                 mixing.seen_probs(seen).numpy(force=True), rows.numpy(force=True), mixing.column_of
             )
-            self._weighing = self._model.rule.update(self._weighing, evidence)
+            self._weighing = self._rule.update(self._weighing, evidence)
             self._count_step()
         self._mixing = self._grown = None
 
@@ -174,10 +192,11 @@ class MixtureDrafter:
         self._num_steps += 1
         weights = self._weighing.weights[list(self._readable)]
         if self._num_steps >= RETRY_STEPS and weights.min() < self._model.least_weight:
-            self._begin_weights()
+            self._begin_weights(self._rule)
 
-    def _begin_weights(self) -> None:
-        self._weighing = self._model.rule.start(len(self._texts))
+    def _begin_weights(self, rule: WeightRule) -> None:
+        self._rule = rule
+        self._weighing = rule.start(len(self._texts))
         self._num_steps = 0
 
     def _members(self, shape: Shape) -> tuple[int, ...]:
@@ -207,7 +226,7 @@ class MixtureDrafter:
 
     def _forget_text(self) -> None:
         self._forget_draft()
-        self._begin_weights()
+        self._begin_weights(self._model.rule_for(SamplingParams()))
         self._readable: tuple[int, ...] = ()
 
     def _forget_draft(self) -> None:

@@ -9,11 +9,7 @@ from treesnake.drafters.mixture import MixtureDrafterModel, Stream
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.text import TextDrafterModel
 from treesnake.drafters.vocabulary import SAME_VOCABULARY
-from treesnake.drafters.weight_rules import (
-    ExpectationMaximization,
-    WeightRule,
-    parse_weight_rule,
-)
+from treesnake.drafters.weight_rules import WeightRule, parse_weight_rule
 from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import local_path
 from treesnake.models.tree_network import reads_inputs
@@ -145,10 +141,10 @@ def _streams(
     ]
 
 
-def _rule(specs: Sequence[StreamSpec]) -> WeightRule:
+def _rule(specs: Sequence[StreamSpec]) -> WeightRule | None:
     rules = {spec.rule for spec in specs if spec.rule is not None}
     if len(rules) > 1:
         raise InvalidInputError(
             f"a mixture has one rule for its weights, got {', '.join(sorted(rules))}"
         )
-    return parse_weight_rule(rules.pop()) if rules else ExpectationMaximization()
+    return parse_weight_rule(rules.pop()) if rules else None
