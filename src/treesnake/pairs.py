@@ -1,23 +1,24 @@
 """A target and its drafter, as one thing to load, to serve and to measure."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from treesnake.drafters.composite import CompositeDrafter
 from treesnake.drafters.load import DRAFTS_FOR_ITSELF, JOIN, WEIGHTLESS, load_drafter, parts_of
 from treesnake.drafters.self_drafting import SelfDrafter
 from treesnake.errors import InvalidInputError, UnsupportedModelError
-from treesnake.loading.networks import LoadedNetwork, load_network
-from treesnake.loading.options import DtypeName, LoadOptions
+from treesnake.loading.networks import STORED_INTEGERS, LoadedNetwork, load_network
+from treesnake.loading.options import LoadOptions
+from treesnake.models.gguf import mean_bits
 from treesnake.models.transformer import Transformer
 from treesnake.models.tree_network import TreeNetwork
 from treesnake.protocols import Drafter, DrafterModel, PairModel, Target, TargetModel
 from treesnake.targets.network import NetworkTargetModel
 
-COPY_DTYPE: Mapping[str, DtypeName] = dict.fromkeys(
-    ("float32", "float16", "bfloat16", "int8"), "int4"
-)
-"""What a copy that drafts has, by the dtype of its target."""
+COPIED_DTYPES = ("float32", "float16", "bfloat16", "int8")
+"""The dtypes of targets whose copy in int4 drafts."""
+
+LEAST_COPIED_BITS = 6
+"""A packed file of fewer bits, on average, has no copy in int4 that would be much smaller."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +109,26 @@ def _load_copy(loaded: LoadedNetwork, options: LoadOptions) -> TreeNetwork:
     Raises:
         UnsupportedModelError: if there is no such copy that could read the target's memory.
     """
-    name, dtype = loaded.checkpoint.name, COPY_DTYPE.get(loaded.dtype)
+    name = loaded.checkpoint.name
     if loaded.engine != "native" or loaded.device != "cpu":
         raise UnsupportedModelError(
             f"{name} cannot draft for itself: that needs the native engine on a CPU, and it runs "
             f"in the {loaded.engine} engine on {loaded.device}; choose another drafter"
         )
-    if dtype is None:
+    if not _has_bits_to_spare(loaded):
         raise UnsupportedModelError(
-            f"{name} cannot draft for itself: its weights are {loaded.dtype}, and a copy of fewer "
-            "bits would guess little; choose another drafter"
+            f"{name} cannot draft for itself: its weights ({loaded.dtype}) have about 4 bits, and "
+            "a copy of fewer would guess little; choose another drafter"
         )
     network = loaded.network
     cache_dtype = network.cache_dtype if isinstance(network, Transformer) else None
-    copied = replace(options, dtype=dtype, engine="native")
+    copied = replace(options, dtype="int4", engine="native")
     return load_network(loaded.checkpoint, copied, cache_dtype=cache_dtype).network
+
+
+def _has_bits_to_spare(loaded: LoadedNetwork) -> bool:
+    """Tells whether a copy in int4 takes much less time than a model."""
+    gguf = loaded.checkpoint.gguf
+    if loaded.dtype == STORED_INTEGERS and gguf is not None:
+        return mean_bits(gguf.tensors) >= LEAST_COPIED_BITS
+    return loaded.dtype in COPIED_DTYPES

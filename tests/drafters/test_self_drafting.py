@@ -150,7 +150,7 @@ def test_a_folder_drafts_for_itself_by_name(folder: Path) -> None:
 
 def test_what_has_no_smaller_copy_says_so(folder: Path) -> None:
     for options, reason in (
-        (LoadOptions(dtype="int4"), "its weights are int4"),
+        (LoadOptions(dtype="int4"), r"its weights \(int4\)"),
         (LoadOptions(engine="generic"), "generic engine"),
     ):
         model, loaded = load_target(str(folder), options)

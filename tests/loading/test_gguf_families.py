@@ -21,6 +21,7 @@ from transformers import (
     SmolLM3Config,
 )
 
+from treesnake import SpeculativeDecoder, StaticSearch, chain
 from treesnake.errors import LoadError, UnsupportedModelError
 from treesnake.loading.checkpoint import find_checkpoint
 from treesnake.loading.gguf_families import FAMILIES
@@ -260,3 +261,25 @@ def test_a_packed_file_that_does_not_fit_is_told(
     monkeypatch.setattr("treesnake.loading.memory.free_bytes", lambda _device: 10_000)
     with pytest.raises(LoadError, match=r"GB as it is stored, and 0\.00 GB are free"):
         load_network(find_checkpoint(str(path)), LoadOptions(device="cpu"))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "phi3"])
+def test_a_file_of_more_than_4_bits_drafts_for_itself(
+    tmp_path: Path, tokenizer_metadata: dict[str, Any], architecture: str
+) -> None:
+    path = str(write(tmp_path / "m.gguf", architecture, tokenizer_metadata, {}, kind="Q8_0").path)
+    plain, drafted = (
+        SpeculativeDecoder.from_pretrained(path, drafter, device="cpu", search=StaticSearch(shape))
+        for drafter, shape in (("none", chain(0)), ("self", chain(3)))
+    )
+    found = drafted.generate(TOKENS, max_new_tokens=24)
+    assert found.token_ids == plain.generate(TOKENS, max_new_tokens=24).token_ids
+    assert found.mean_tokens_per_step > 1.2
+
+
+def test_a_file_of_4_bits_has_none_to_spare(
+    tmp_path: Path, tokenizer_metadata: dict[str, Any]
+) -> None:
+    path = str(write(tmp_path / "m.gguf", "qwen2", tokenizer_metadata, {}, kind="Q4_0").path)
+    with pytest.raises(UnsupportedModelError, match="have about 4 bits"):
+        SpeculativeDecoder.from_pretrained(path, "self", device="cpu")

@@ -287,9 +287,22 @@ def describe_formats(weights: Mapping[str, GgufTensor]) -> str:
     counts = Counter(tensor.ggml_type for tensor in weights.values() if len(tensor.shape) == 2)
     parts: dict[int, list[str]] = {}
     for ggml_type, count in counts.most_common():
-        bits = 4 if ggml_type in FOUR_BIT_TYPES else 8
-        parts.setdefault(bits, []).append(f"{count} {TYPE_NAMES.get(ggml_type, ggml_type)}")
+        name = TYPE_NAMES.get(ggml_type, ggml_type)
+        parts.setdefault(_num_bits(ggml_type), []).append(f"{count} {name}")
     return "; ".join(f"{', '.join(parts[bits])} in {bits} bits" for bits in sorted(parts))
+
+
+def mean_bits(weights: Mapping[str, GgufTensor]) -> float:
+    """Returns in how many bits the values of matrices run as stored, on average."""
+    matrices = [tensor for tensor in weights.values() if len(tensor.shape) == 2]
+    num_values = sum(tensor.num_elements for tensor in matrices)
+    num_bits = sum(tensor.num_elements * _num_bits(tensor.ggml_type) for tensor in matrices)
+    return num_bits / max(num_values, 1)
+
+
+def _num_bits(ggml_type: int) -> int:
+    """Returns in how many bits a matrix of a packed file runs as stored."""
+    return 4 if ggml_type in FOUR_BIT_TYPES else 8
 
 
 class GgufFile(Weights):
