@@ -52,6 +52,8 @@ def test_an_image_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     path = tmp_path / "turned.png"
     RED.save(path, exif=exif)
     assert read_image(path, "the image").size == (2, 3)
+    with Image.open(path) as opened:
+        assert read_image(opened, "the image").size == (2, 3)
 
 
 def test_an_address_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,13 +73,15 @@ def test_an_address_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("missing.png", "the image, missing.png, does not exist"),
         (".", r"the image, \., is a folder; name a file in it"),
-        ("/dev/null", "is a device, a pipe or a socket"),
+        ("/dev/null", "^the image, /dev/null, is a device, a pipe or a socket"),
         ("a\0b", "cannot be read: embedded null"),
         (3, "must be a path, an address, a data URL or an image of Pillow, not 3"),
         ("data:image/png;base64", "data URL without a comma"),
         ("data:image/png;base64,???", "data URL that is no base64"),
         ("data:text/plain,hello", "a data URL, cannot be read: it is no image of a kind"),
         ("http://", "cannot be fetched"),
+        ("http://example.org:80 80/cat.png", "cannot be fetched: "),
+        ("http://exa mple.org/cat.png", "cannot be fetched: "),
     ],
 )
 def test_what_is_no_image_is_named(source: Any, expected: str) -> None:
@@ -98,6 +102,22 @@ def test_broken_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(images, "MOST_BYTES", 10)
     with pytest.raises(InvalidInputError, match="larger than 0 MiB"):
         read_image(path, "the image")
+
+
+def test_an_image_of_pillow_that_is_cut_off_is_named() -> None:
+    noise = as_png(Image.effect_noise((64, 64), 80))
+    opened = Image.open(io.BytesIO(noise[:900]))
+    with pytest.raises(InvalidInputError, match="an image of Pillow, cannot be read: "):
+        read_image(opened, "the image")
+
+
+def test_whatever_a_reader_of_pillow_raises_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(content: object) -> None:
+        raise RuntimeError("no frame")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(InvalidInputError, match="a data URL, cannot be read: no frame"):
+        read_image("data:,x", "the image")
 
 
 def test_an_image_beyond_all_measure_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,11 @@ import base64
 import binascii
 import io
 from collections.abc import Mapping
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
-from urllib.error import URLError
 from urllib.parse import unquote_to_bytes
 from urllib.request import Request, urlopen
 
@@ -86,14 +87,13 @@ def read_image(source: object, where: str) -> "Image":
     check_pillow()
     from PIL import Image, ImageOps  # noqa: PLC0415 - an optional dependency
 
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
-    content, name = _content(source, where)
+    is_open = isinstance(source, Image.Image)
+    content, name = (b"", "an image of Pillow") if is_open else _content(source, where)
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = "it is empty" if not content else reason_of(error)
+        image = source if is_open else Image.open(io.BytesIO(content))
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # each reader of Pillow raises what it likes
+        reason = "it is empty" if not (content or is_open) else reason_of(error)
         if isinstance(error, Image.UnidentifiedImageError) and content:
             reason = "it is no image of a kind that Pillow reads, or it is broken"
         raise InvalidInputError(f"{where}, {name}, cannot be read: {reason}") from error
@@ -124,18 +124,16 @@ def _from_file(path: Path, where: str) -> bytes:
     if path.is_dir():
         raise InvalidInputError(f"{where}, {path}, is a folder; name a file in it")
     try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise InvalidInputError(
-                f"{where}, {path}, is a device, a pipe or a socket; name a file"
-            )
-        _check_size(size, f"{where}, {path},")
-        return path.read_bytes()
+        status = path.stat()
+        if S_ISREG(status.st_mode) and status.st_size <= MOST_BYTES:
+            return path.read_bytes()
     except FileNotFoundError as error:
         raise InvalidInputError(f"{where}, {path}, does not exist") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or reason_of(error)
         raise InvalidInputError(f"{where}, {path}, cannot be read: {reason}") from error
+    _check_size(status.st_size, f"{where}, {path},")
+    raise InvalidInputError(f"{where}, {path}, is a device, a pipe or a socket; name a file")
 
 
 def _from_data(address: str, where: str) -> bytes:
@@ -156,7 +154,7 @@ def _from_web(address: str, where: str) -> bytes:
         request = Request(address, headers={"User-Agent": "treesnake"})
         with urlopen(request, timeout=PATIENCE_S) as answer:
             content = answer.read(MOST_BYTES + 1)
-    except (URLError, OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise InvalidInputError(
             f"{where}, {address:.100}, cannot be fetched: {reason_of(error)}"
         ) from error
