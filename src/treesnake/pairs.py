@@ -40,8 +40,8 @@ class Pair:
         for model in (self.target, self.drafter):
             if not isinstance(model, TargetModel | DrafterModel):
                 raise InvalidInputError(
-                    f"{type(model).__name__} has no new_session; a network plays a role inside of "
-                    "NetworkTargetModel or NetworkDrafterModel"
+                    f"{type(model).__name__} has no new_session; load a drafter by its name with "
+                    "load_drafter, and put a network into NetworkTargetModel or NetworkDrafterModel"
                 )
 
     def new_sessions(self) -> tuple[Target, Drafter]:

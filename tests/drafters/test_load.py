@@ -45,6 +45,12 @@ def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
         load_drafter("oracle")
 
 
+@pytest.mark.parametrize("name", ["auto:MT", "self:em", "prompt-lookup:T", "self+none:grid"])
+def test_only_the_name_of_a_model_says_how_it_takes_part(name: str) -> None:
+    with pytest.raises(InvalidInputError, match="no name of a model; name one before the colon"):
+        load_drafter(name)
+
+
 def test_auto_is_prompt_lookup_alone_where_there_is_no_target() -> None:
     assert isinstance(load_drafter("auto"), NgramDrafterModel)
     assert isinstance(load_drafter("auto+prompt-lookup"), NgramDrafterModel)

@@ -33,6 +33,8 @@ VIEWS = Views(byte_level(), lambda _: "a circle")
         ("owner/name:MTC:grid", StreamSpec("owner/name", "MTC", "grid")),
         ("owner/name:total-variation", StreamSpec("owner/name", None, "total-variation")),
         ("owner/name:MT:0.7,0.3", StreamSpec("owner/name", "MT", "0.7,0.3")),
+        ("C:\\models\\name:MT", StreamSpec("C:\\models\\name", "MT")),
+        ("C:/models/name", StreamSpec("C:/models/name")),
     ],
 )
 def test_a_name_says_how_a_model_takes_part(text: str, spec: StreamSpec) -> None:
@@ -53,8 +55,11 @@ def test_the_name_of_a_file_is_a_name(tmp_path: Path) -> None:
 def test_what_cannot_be_meant_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="names a stream twice"):
         StreamSpec.parse("owner/name:MM")
-    with pytest.raises(InvalidInputError, match="no rule 'best'"):
-        StreamSpec.parse("owner/name:MT:best")
+    for rule in ("best", "inverse_kl", "EM", "1e3,x", "1.2.3", ""):
+        with pytest.raises(InvalidInputError, match=f"no rule '{rule}' for the weights"):
+            StreamSpec.parse(f"owner/name:MT:{rule}")
+    with pytest.raises(InvalidInputError, match="must be finite and not negative"):
+        StreamSpec.parse("owner/name:MT:-1,2")
 
 
 def streams(model: object) -> dict[str, object]:

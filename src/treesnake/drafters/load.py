@@ -72,6 +72,9 @@ WEIGHTLESS: dict[str, Callable[[], DrafterModel]] = {
     NO_DRAFTER: NoDrafterModel,
 }
 
+NO_MODELS = frozenset({AUTO, DRAFTS_FOR_ITSELF, *WEIGHTLESS})
+"""Names of drafters that have no streams."""
+
 Tokens = Literal["auto", "same", "text", "shared"]
 """How the drafter's tokens become the target's: they are the same; the drafter writes text, which
 the target's tokenizer encodes; or only those are drafted that both tokenizers have in common."""
@@ -218,9 +221,16 @@ def check_drafter_name(name: str) -> None:
     Raises:
         InvalidInputError: if it can be no drafter.
     """
-    models = [StreamSpec.parse(part).model for part in parts_of(name) if part not in WEIGHTLESS]
-    known = {AUTO, DRAFTS_FOR_ITSELF, *PACKAGED_MODELS, *SHIPPED_FOR.values()}
-    for model in models:
+    known = {*PACKAGED_MODELS, *SHIPPED_FOR.values()}
+    for part in parts_of(name):
+        if part in NO_MODELS:
+            continue
+        model = StreamSpec.parse(part).model
+        if model in NO_MODELS:
+            raise InvalidInputError(
+                f"{part!r} says how a model takes part in a mixture, and {model} is no name of a "
+                "model; name one before the colon, as in owner/name:MT:grid"
+            )
         if model not in known and "/" not in model and not local_path(model).exists():
             shipped = dict.fromkeys(SHIPPED_FOR.values())
             choice = ", ".join([AUTO, *shipped, *WEIGHTLESS, DRAFTS_FOR_ITSELF])

@@ -14,7 +14,8 @@ from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import local_path
 from treesnake.models.tree_network import reads_inputs
 
-SPEC = re.compile(r"(.+?)(?::([A-Z]+))?(?::([a-z][a-z-]*|[\d.]+(?:,[\d.]+)*))?")
+SPEC = re.compile(r"(.+?)(?::([A-Z]+))?(?::([^:/\\]*))?")
+"""A model, its views and its rule. A colon before a slash is part of the model's name."""
 
 SEEING_STREAMS = "MT"
 """How a model that sees images reads, unless it is said: with and without them."""
