@@ -20,6 +20,7 @@ from treesnake.lease import note_maker, was_made_by
 from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
 from treesnake.loading.cost_files import CostKey, read_costs
 from treesnake.loading.generation_settings import warn_of_unapplied_settings
+from treesnake.loading.networks import LoadedNetwork
 from treesnake.loading.options import (
     DEFAULT_OPTIONS,
     DeviceMap,
@@ -315,6 +316,19 @@ class SpeculativeDecoder(OfOneProcess):
         pair = pair_by_name(model, loaded, drafter, drafter_options)
         if isinstance(search, str):
             search = search_by_name(search, read_costs(CostKey.of(loaded, drafter)))
+        return cls.of_loaded(pair, loaded, search)
+
+    @classmethod
+    def of_loaded(
+        cls, pair: PairModel, loaded: LoadedNetwork, search: str | SharedSearch = SELF_TUNING
+    ) -> "SpeculativeDecoder":
+        """Returns a decoder of a pair whose target was loaded with its tokenizer and processor.
+
+        Args:
+            pair: the models.
+            loaded: what the target was made of.
+            search: as in `from_pretrained`.
+        """
         return cls(
             pair,
             tokenizer=cast(Tokenizer, loaded.checkpoint.tokenizer),

@@ -8,8 +8,10 @@ from PIL import Image
 from treesnake.conversation import user_message
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.errors import InvalidInputError
+from treesnake.evaluation.bench.bench_recipe import PairTable
 from treesnake.evaluation.bench.bench_run import first_prompt
 from treesnake.evaluation.bench.methods import Peer
+from treesnake.evaluation.bench.pair_loader import PairLoader
 from treesnake.evaluation.bench.peers import TransformersRunner
 from treesnake.evaluation.tasks import Question
 from treesnake.models.hf_attention import HfAttention
@@ -35,6 +37,15 @@ def test_every_method_is_asked_about_the_same_image(tmp_path: Path) -> None:
     two = decoder.encode([user_message("What?", [str(picture)] * 2)])
     with pytest.raises(InvalidInputError, match="run with one image"):
         peer.run(two, SamplingParams(), 8, is_shown=False)
+
+
+def test_the_pair_of_a_recipe_sees(tmp_path: Path) -> None:
+    picture = tmp_path / "noise.png"
+    Image.effect_noise((40, 30), 80).save(picture)
+    folder = save_vision_model("llava", tmp_path / "target")
+    loader = PairLoader(PairTable(str(folder), "prompt-lookup"), {})
+    prompt = first_prompt(loader.decoder, Question("1", "seen", ("What?",), (str(picture),)))
+    assert len(prompt.inputs) == 1
 
 
 def test_a_question_about_images_needs_a_chat_template(tmp_path: Path) -> None:

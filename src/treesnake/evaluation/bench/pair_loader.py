@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 import torch
 from transformers import PreTrainedModel
 
-from treesnake.decoder import SpeculativeDecoder, Tokenizer
+from treesnake.decoder import SpeculativeDecoder
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.load import DRAFTS_FOR_ITSELF, JOIN, load_drafter, parts_of
 from treesnake.errors import InvalidInputError
@@ -17,7 +17,6 @@ from treesnake.evaluation.bench.llama_cpp import LlamaCppRunner
 from treesnake.evaluation.bench.methods import Method, Peer
 from treesnake.evaluation.bench.peers import TransformersRunner
 from treesnake.evaluation.bench.runners import Runner, SpeculativeRunner
-from treesnake.loading.checkpoint import end_token_ids
 from treesnake.loading.networks import LoadedNetwork
 from treesnake.loading.options import INTEGER_DTYPES, LoadOptions
 from treesnake.loading.pretrained import load_pretrained
@@ -120,12 +119,8 @@ class PairLoader:
         return self._once("target", lambda: load_target(pair.target, pair.load_options))
 
     def _decoder(self, drafter: str) -> SpeculativeDecoder:
-        _, loaded = self._target()
-        return SpeculativeDecoder(
-            self._once(f"pair {drafter}", lambda: self._make_pair(drafter)),
-            tokenizer=cast(Tokenizer, loaded.checkpoint.tokenizer),
-            end_token_ids=end_token_ids(loaded.checkpoint),
-        )
+        pair = self._once(f"pair {drafter}", lambda: self._make_pair(drafter))
+        return SpeculativeDecoder.of_loaded(pair, self.loaded)
 
     def _make_pair(self, drafter: str) -> PairModel:
         model, loaded = self._target()
