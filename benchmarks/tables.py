@@ -288,7 +288,7 @@ def _long_acceptance() -> str:
     )
 
 
-def _methods(name: str) -> str:
+def _methods(name: str, weights: str) -> str:
     greedy, sampled = (
         {row["method"]: row["measures"] for row in _bench_rows(name, sampling)}
         for sampling in ("greedy", "temperature 1")
@@ -306,7 +306,7 @@ def _methods(name: str) -> str:
         for method, measures in greedy.items()
     ]
     heads = ("tokens/step", "tokens/s", "x plain", "x transformers")
-    names = ["float32, 2 threads", *(f"greedy: {heads[0]}", *heads[1:])]
+    names = [f"{weights}, 2 threads", *(f"greedy: {heads[0]}", *heads[1:])]
     return _table([*names, *(["temperature 1: tokens/step", "x plain"] if sampled else [])], cells)
 
 
@@ -541,8 +541,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "long_context": _long_context,
     "long_pair": _long_pair,
     "long_acceptance": _long_acceptance,
-    "methods": partial(_methods, "default-pair-cpu"),
-    "long_methods": partial(_methods, "default-pair-long-cpu"),
+    "methods": partial(_methods, "default-pair-stored-cpu", "4 bits"),
+    "float_methods": partial(_methods, "default-pair-cpu", "float32"),
+    "long_methods": partial(_methods, "default-pair-long-cpu", "float32"),
     "acceptance": _acceptance,
     "categories": _categories,
     "searches": _searches,

@@ -1,5 +1,6 @@
 """Methods of transformers decode the same model, whatever its generation config asks for."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,9 @@ from transformers import GenerationConfig
 
 from treesnake import Pair, Prompt, SamplingParams, SpeculativeDecoder
 from treesnake.drafters.none import NoDrafterModel
-from treesnake.evaluation.bench.methods import Peer
+from treesnake.evaluation.bench.bench_recipe import PairTable
+from treesnake.evaluation.bench.methods import Peer, parse_method
+from treesnake.evaluation.bench.pair_loader import PairLoader
 from treesnake.evaluation.bench.peers import TransformersRunner
 from treesnake.models.hf_attention import HfAttention
 from treesnake.targets.network import NetworkTargetModel
@@ -40,3 +43,10 @@ def test_a_peer_says_what_plain_decoding_says(
     turn = runner.run(prompt, SamplingParams(), 12, is_shown=False).turn
     assert turn.token_ids == expected
     assert model.generation_config is own
+
+
+def test_a_target_in_integers_has_peers_in_floats(tiny_folder: Path) -> None:
+    loader = PairLoader(PairTable(str(tiny_folder), "none", dtype="int8", device="cpu"), {})
+    runner = loader.runner(parse_method("transformers"))
+    turn = runner.run(Prompt((3, 5, 7)), SamplingParams(), 4, is_shown=False).turn
+    assert turn.num_new == 4

@@ -18,7 +18,7 @@ from treesnake.evaluation.bench.methods import Method, Peer
 from treesnake.evaluation.bench.peers import TransformersRunner
 from treesnake.evaluation.bench.runners import Runner, SpeculativeRunner
 from treesnake.loading.networks import LoadedNetwork
-from treesnake.loading.options import INTEGER_DTYPES, LoadOptions
+from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
 from treesnake.models.hf_network import HfNetwork
 from treesnake.pairs import Pair, pair_by_name
@@ -101,7 +101,7 @@ class PairLoader:
         if is_shared and isinstance(network, HfNetwork):
             return network.model
         options = self._pair.load_options
-        if options.dtype in INTEGER_DTYPES:
+        if self.loaded.is_in_integers:
             options = replace(options, dtype="auto")
         return load_pretrained(self._pair.target, options).model
 
