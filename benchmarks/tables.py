@@ -310,6 +310,25 @@ def _methods(name: str, weights: str) -> str:
     return _table([*names, *(["temperature 1: tokens/step", "x plain"] if sampled else [])], cells)
 
 
+def _pairs(name: str, what: str) -> str:
+    """Returns tokens a step and speed of every method, pair by pair and sampling by sampling."""
+    result = _read(name)
+    rows = [row for row in result["rows"] if row["category"] == "all"]
+    samplings = list(dict.fromkeys(row["sampling"] for row in rows))
+    found = {(row["pair"], row["method"], row["sampling"]): row["measures"] for row in rows}
+    cells = []
+    for pair, method in dict.fromkeys((row["pair"], row["method"]) for row in rows):
+        numbers: list[str] = []
+        for sampling in samplings:
+            measures = found[pair, method, sampling]
+            numbers += [f"{measures['tokens_per_step']:.2f}", _ratio(measures["speedup"])]
+        first = found[pair, method, samplings[0]]["tokens_per_s"]["value"]
+        label = f"{pair}, {method}" if len(result["recipe"]["pairs"]) > 1 else method
+        cells.append([label, f"{first:.1f}", *numbers])
+    heads = [head for each in samplings for head in (f"{each}: tokens/step", "x plain")]
+    return _table([what, f"tokens/s, {samplings[0]}", *heads], cells)
+
+
 def _sampled_cells(sampled: Mapping[str, Any], method: str) -> list[str]:
     if not sampled:
         return []
@@ -543,6 +562,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "long_acceptance": _long_acceptance,
     "methods": partial(_methods, "default-pair-stored-cpu", "4 bits"),
     "float_methods": partial(_methods, "default-pair-cpu", "float32"),
+    "any_target": partial(_pairs, "any_target", "Q4_K_M, 2 threads"),
+    "self_drafting": partial(_pairs, "self-drafting-cpu", "2 threads"),
+    "recurrent": partial(_pairs, "recurrent-cpu", "float32, 2 threads"),
     "long_methods": partial(_methods, "default-pair-long-cpu", "float32"),
     "acceptance": _acceptance,
     "categories": _categories,
