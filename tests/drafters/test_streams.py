@@ -107,6 +107,9 @@ def test_several_models_are_a_mixture() -> None:
 def test_mixtures_that_cannot_be_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="the target reads text alone; leave out :MT"):
         join_models([StreamSpec("a", "MT")], [SEEING], None)
+    for spec, views in ((StreamSpec("a", None, "em"), None), (StreamSpec("a", "M", "em"), VIEWS)):
+        with pytest.raises(InvalidInputError, match=r"rule em weighs .*, and a is one stream"):
+            join_models([spec], [SEEING], views)
     specs = [StreamSpec("a", None, "em"), StreamSpec("b", None, "grid")]
     with pytest.raises(InvalidInputError, match="one rule for its weights, got em, grid"):
         join_models(specs, [SEEING, BLIND], None)

@@ -9,7 +9,7 @@ from treesnake.drafters.mixture import MixtureDrafterModel, Stream
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.text import TextDrafterModel
 from treesnake.drafters.vocabulary import SAME_VOCABULARY
-from treesnake.drafters.weight_rules import WeightRule, parse_weight_rule
+from treesnake.drafters.weight_rules import parse_weight_rule
 from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import local_path
 from treesnake.models.tree_network import reads_inputs
@@ -76,7 +76,7 @@ def join_models(
         views: those of the target's prompts; None if it reads text alone.
 
     Raises:
-        InvalidInputError: if a model cannot take part in a mixture.
+        InvalidInputError: if a model cannot take part in a mixture, or a rule has nothing to weigh.
     """
     if len(specs) == 1 and specs[0].letters is None and specs[0].rule is None:
         alone = _alone(models[0], views)
@@ -87,7 +87,13 @@ def join_models(
         for spec, model in zip(specs, models, strict=True)
         for stream in _streams(spec, _checked(spec, model), views, is_only=len(specs) == 1)
     ]
-    return MixtureDrafterModel(tuple(streams), _rule(specs))
+    rule = _rule(specs)
+    if len(streams) == 1 and rule is not None:
+        raise InvalidInputError(
+            f"the rule {rule} weighs the streams of a mixture, and {specs[0].model} is one stream; "
+            "leave the rule out, or name more streams"
+        )
+    return MixtureDrafterModel(tuple(streams), None if rule is None else parse_weight_rule(rule))
 
 
 def _alone(model: Drafting, views: Views | None) -> Drafting | None:
@@ -142,10 +148,10 @@ def _streams(
     ]
 
 
-def _rule(specs: Sequence[StreamSpec]) -> WeightRule | None:
+def _rule(specs: Sequence[StreamSpec]) -> str | None:
     rules = {spec.rule for spec in specs if spec.rule is not None}
     if len(rules) > 1:
         raise InvalidInputError(
             f"a mixture has one rule for its weights, got {', '.join(sorted(rules))}"
         )
-    return parse_weight_rule(rules.pop()) if rules else None
+    return rules.pop() if rules else None
