@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -26,7 +26,8 @@ from treesnake.errors import LoadError, UnsupportedModelError
 from treesnake.loading.checkpoint import find_checkpoint
 from treesnake.loading.gguf_families import FAMILIES
 from treesnake.loading.networks import load_network
-from treesnake.loading.options import LoadOptions
+from treesnake.loading.options import EngineName, LoadOptions
+from treesnake.loading.reference import Reference, find_reference
 from treesnake.models.tree_network import TreeNetwork
 from treesnake.prompt import Prompt
 
@@ -283,3 +284,15 @@ def test_a_file_of_4_bits_has_none_to_spare(
     path = str(write(tmp_path / "m.gguf", "qwen2", tokenizer_metadata, {}, kind="Q4_0").path)
     with pytest.raises(UnsupportedModelError, match="have about 4 bits"):
         SpeculativeDecoder.from_pretrained(path, "self", device="cpu")
+
+
+def test_only_integers_of_a_file_may_round_more_than_floats(
+    tmp_path: Path, tokenizer_metadata: dict[str, Any]
+) -> None:
+    path = str(write(tmp_path / "m.gguf", "qwen2", tokenizer_metadata, {}, kind="Q8_0").path)
+    found: dict[str, str] = {}
+    for engine in get_args(EngineName):
+        reference = find_reference(path, LoadOptions(device="cpu", engine=engine))
+        assert isinstance(reference, Reference)
+        found[engine] = reference.rounding
+    assert found == {"auto": "stored", "native": "stored", "generic": "float32"}

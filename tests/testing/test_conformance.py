@@ -240,7 +240,7 @@ class IgnoresCommits(NetworkDrafter):
     """Drafts on, but never learns what became of it."""
 
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
-        self._forget_draft()
+        self._text.forget_tree()
 
 
 class LosesUnseenTokens(NetworkDrafter):
@@ -248,7 +248,7 @@ class LosesUnseenTokens(NetworkDrafter):
 
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         super().commit(token_ids)
-        self._behind = []
+        self._text._behind = []
 
 
 class CommitsAllItDrafted(NetworkDrafter):
@@ -264,19 +264,18 @@ class KeepsUnseenTokens(NetworkDrafter):
     """Is behind by the tokens of another text."""
 
     def prefill(self, prompt: Prompt) -> None:
-        behind = self._behind
+        behind = self._text._behind
         super().prefill(prompt)
-        self._behind = behind
+        self._text._behind = behind
 
 
 class DraftsOnItsDraft(NetworkDrafter):
     """Leaves the nodes of an abandoned draft in its state."""
 
-    def _forget_draft(self) -> None:
-        if self._grown is not None:
-            seen = [node for node in self._grown.grown_nodes if node >= 0]
-            self._state.commit(seen[:1])
-            self._grown = None
+    def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
+        if self._grown is not None and any(node >= 0 for node in self._grown.grown_nodes):
+            self._text._state.commit([*range(len(self._text._behind) + 1)])
+        return super().draft(anchor, shape, params, rng)
 
 
 class DraftsTooDeep(NetworkDrafter):

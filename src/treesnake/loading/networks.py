@@ -225,7 +225,7 @@ def _load_native(
     tensors = checkpoint.weights
     torch_dtype = _native_dtype(checkpoint, options)
     name = _name(torch_dtype)
-    if _keeps_integers(checkpoint, options, device):
+    if keeps_integers(checkpoint, options, device):
         assert isinstance(tensors, Weights)
         tensors, torch_dtype, name = kept_packed(tensors), torch.int8, STORED_INTEGERS
         check_stored_memory(checkpoint)
@@ -295,16 +295,17 @@ def _load_generic(checkpoint: Checkpoint, options: LoadOptions, why: str) -> Loa
     )
 
 
+def keeps_integers(checkpoint: Checkpoint, options: LoadOptions, device: torch.device) -> bool:
+    """Tells whether matrices stay the integers of their file: in the native engine on a CPU."""
+    is_own = options.dtype in ("auto", "stored") and options.engine != "generic"
+    is_kept = is_own and checkpoint.is_packed and device.type == "cpu"
+    return is_kept and _native_obstacle(checkpoint, options, device) is None
+
+
 def _native_dtype(checkpoint: Checkpoint, options: LoadOptions) -> torch.dtype:
     """Returns the dtype of the weights; activations are float32 with all of them on a CPU."""
     is_own = options.dtype in ("auto", "stored")
     return stored_dtype(checkpoint) if is_own else getattr(torch, options.dtype)
-
-
-def _keeps_integers(checkpoint: Checkpoint, options: LoadOptions, device: torch.device) -> bool:
-    """Tells whether the matrices stay the integers that a file holds."""
-    is_own = options.dtype in ("auto", "stored")
-    return is_own and checkpoint.is_packed and device.type == "cpu"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -17,6 +17,7 @@ from treesnake.loading.architecture import Architecture
 from treesnake.loading.checkpoint import Checkpoint, find_checkpoint
 from treesnake.loading.gguf_models import scale_rotary_pairs
 from treesnake.loading.memory import check_memory
+from treesnake.loading.networks import STORED_INTEGERS, keeps_integers
 from treesnake.loading.options import INTEGER_DTYPES, LoadOptions
 from treesnake.loading.pretrained import find_model_class, resolve_device, resolve_dtype
 from treesnake.loading.state_space import stored_dtype
@@ -42,7 +43,7 @@ TOLERANCES = {
     "bfloat16": 0.1,
     "int8": 0.5,
     "int4": 0.7,
-    "stored": 0.15,
+    STORED_INTEGERS: 0.15,
 }
 """The error that rounding explains, by the dtype of the weights; other weights cost 1 or more."""
 
@@ -203,10 +204,15 @@ def _rounding(checkpoint: Checkpoint, options: LoadOptions) -> str:
     """Returns the coarsest dtype that weights and cache have."""
     if options.dtype not in ("auto", "stored"):
         return options.dtype
-    if checkpoint.is_packed and resolve_device(options.device).type == "cpu":
-        return "stored"
-    stored = str(stored_dtype(checkpoint)).removeprefix("torch.")
-    return stored if stored in TOLERANCES else "float32"
+    device = resolve_device(options.device)
+    if keeps_integers(checkpoint, options, device):
+        return STORED_INTEGERS
+    is_generic = options.engine == "generic"
+    dtype = (
+        resolve_dtype(options.dtype, checkpoint, device) if is_generic else stored_dtype(checkpoint)
+    )
+    name = str(dtype).removeprefix("torch.")
+    return name if name in TOLERANCES else "float32"
 
 
 def _check_layout(checkpoint: Checkpoint) -> None:

@@ -201,7 +201,9 @@ def tiny_vision_model(
         image_token_id=image_token,
         **parts.model,
     )
-    model = AutoModelForImageTextToText.from_config(config, attn_implementation=attention)
+    model = AutoModelForImageTextToText.from_config(
+        config, attn_implementation=attention, trust_remote_code=False
+    )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
