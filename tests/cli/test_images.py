@@ -21,7 +21,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def picture(tmp_path: Path) -> str:
-    pixels = torch.randint(256, (20, 30, 3), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (20, 30, 3), dtype=torch.uint8, generator=generator)
     Image.fromarray(pixels.numpy()).save(tmp_path / "cat.png")
     return str(tmp_path / "cat.png")
 

@@ -2,7 +2,8 @@
 
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -31,18 +32,30 @@ class _ClosedPipeError(Exception):
     """The reader of the output has gone."""
 
 
+@contextmanager
+def _writing_all() -> Iterator[None]:
+    """Writes all that was printed; typer itself would end with 1 where a reader has gone."""
+    try:
+        try:
+            yield
+        finally:
+            flush_streams()
+    except BrokenPipeError as error:
+        raise _ClosedPipeError from error
+
+
 class _Commands(TyperGroup):
-    """The commands; typer itself would end with 1 where a reader has gone."""
+    """The commands."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Reads the arguments; options such as --version print and end here."""
+        with _writing_all():
+            return super().make_context(*args, **extra)
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs a command and writes all that it printed."""
-        try:
-            try:
-                return super().invoke(ctx)
-            finally:
-                flush_streams()
-        except BrokenPipeError as error:
-            raise _ClosedPipeError from error
+        """Runs a command."""
+        with _writing_all():
+            return super().invoke(ctx)
 
 
 app = typer.Typer(
@@ -88,8 +101,10 @@ def main() -> None:
 def _tell(message: str) -> None:
     """Prints an error, unless standard error is what cannot be written."""
     line = Text.assemble(("error: ", "bold red"), plain(message))
-    with suppress(OSError):
+    try:
         console(is_error=True).print(line, soft_wrap=True)
+    except OSError:
+        give_up_output()
 
 
 def _print_version(is_asked: bool) -> bool:
