@@ -158,31 +158,26 @@ def _equality() -> str:
 
 def _shared_passes() -> str:
     passes = _read("shared_passes")["passes_ms"]
-    counts = list(next(iter(passes.values())))
-    rows = [
-        [
-            name,
-            f"{row[counts[0]]['median']:.1f}",
-            *(f"{row[count]['x one text']:.2f}" for count in counts[1:]),
-        ]
-        for name, row in passes.items()
-    ]
-    heads = [f"{count} texts" for count in counts[1:]]
-    return _table(["one node of each text, 2 threads", "1 text, ms", *heads], rows)
+    heads = "one node of each text, 2 threads", "1 text, ms"
+    return _times_of_first(passes, "x one text", heads, "{} texts")
 
 
 def _mixture_streams() -> str:
     drafts = _read("mixture_streams")["drafts_ms"]
-    variants = list(next(iter(drafts.values())))
+    heads = "a chain of 5, 2 threads", "alone, ms"
+    return _times_of_first(drafts, "x one stream", heads, "{}")
+
+
+def _times_of_first(
+    times: Mapping[str, Mapping[str, Any]], ratio: str, heads: tuple[str, str], others: str
+) -> str:
+    """Returns the milliseconds of each row's first variant, and the ratio of the others to it."""
+    first, *variants = next(iter(times.values()))
     rows = [
-        [
-            name,
-            f"{row[variants[0]]['median']:.1f}",
-            *(f"{row[variant]['x one stream']:.2f}" for variant in variants[1:]),
-        ]
-        for name, row in drafts.items()
+        [name, f"{row[first]['median']:.1f}", *(f"{row[each][ratio]:.2f}" for each in variants)]
+        for name, row in times.items()
     ]
-    return _table(["a chain of 5, 2 threads", "alone, ms", *variants[1:]], rows)
+    return _table([*heads, *map(others.format, variants)], rows)
 
 
 def _mixture_rules() -> str:

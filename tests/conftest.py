@@ -88,17 +88,13 @@ def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
 @pytest.fixture(scope="session")
 def tiny_model() -> TinyModel:
     """Builds a model of a family; matrices are drawn ten times as wide as usual."""
+    from treesnake.testing.wide_matrices import with_wide_matrices  # noqa: PLC0415 - behind the hook
 
     def build(
         model_type: str, *, attention: str | None = None, seed: int = 0, **changes: Any
     ) -> PreTrainedModel:
         config = tiny_config(model_type, **changes)
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim >= 2:
-                    parameter.normal_(0, 0.3, generator=generator)
-        return model.eval()
+        return with_wide_matrices(model, seed=seed)
 
     return build

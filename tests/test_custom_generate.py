@@ -29,6 +29,7 @@ from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import DEFAULT_MODEL, find_checkpoint
 from treesnake.shape import LevelWidths
 from treesnake.testing.tokenizers import KINDS
+from treesnake.testing.wide_matrices import with_wide_matrices
 
 VOCAB_SIZE = 24
 PROMPT = torch.tensor([[3, 5, 3, 5, 7, 3, 5]])
@@ -36,13 +37,7 @@ NUM_NEW = 20
 
 
 def randomized(model: PreTrainedModel) -> PreTrainedModel:
-    """Matrices wide enough that the text is not one token over and over."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(0, 0.4, generator=generator)
-    return model.eval()
+    return with_wide_matrices(model, deviation=0.4)
 
 
 @pytest.fixture(scope="module")

@@ -204,3 +204,10 @@ def test_a_model_that_reads_text_says_what_it_cannot_read() -> None:
 def test_borders_lie_in_the_prompt(border: int) -> None:
     with pytest.raises(InvalidInputError, match="numbers of tokens from 0 to 2"):
         Prompt((1, 2), borders=(border,))
+
+
+def test_a_prompt_that_goes_on_is_no_conversation_any_more() -> None:
+    prompt = Prompt((5, 7), messages=({"role": "user", "content": "a"},))
+    longer = prompt.followed_by([8, 9])
+    assert longer.token_ids == (5, 7, 8, 9)
+    assert longer.messages == ()

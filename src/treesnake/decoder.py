@@ -12,7 +12,13 @@ from treesnake.arguments import as_count, as_texts, as_token_ids
 from treesnake.beginnings import encode_text
 from treesnake.constraints import Constraint, as_constraints
 from treesnake.continuation import Continuation, continue_text
-from treesnake.conversation import Message, check_messages, image_sources, render
+from treesnake.conversation import (
+    Message,
+    check_messages,
+    image_sources,
+    render,
+    user_message,
+)
 from treesnake.detokenizing import decoding_of
 from treesnake.drafters.load import AUTO, check_drafter_name
 from treesnake.errors import InvalidInputError, LoadError
@@ -360,9 +366,8 @@ class SpeculativeDecoder(OfOneProcess):
                 "the image came as tensors alone, and a caption needs its picture; give the prompt "
                 "as messages with images"
             )
-        parts = [{"type": "image", "image": image.picture}, {"type": "text", "text": DESCRIBE}]
-        messages = [{"role": "user", "content": parts}]
-        return (self.generate(messages, max_new_tokens=MOST_CAPTION).text or "").strip()
+        asked = [user_message(DESCRIBE, [image.picture])]
+        return (self.generate(asked, max_new_tokens=MOST_CAPTION).text or "").strip()
 
     def generate(
         self,

@@ -1,8 +1,7 @@
 """What a sequence begins with."""
 
 import hashlib
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import itemgetter
@@ -193,12 +192,8 @@ class Prompt:
         """
         if not self.inputs:
             return self
-        placeholders = {index for each in self.inputs for index in range(each.start, each.end)}
-        kept = [index for index in range(len(self)) if index not in placeholders]
-        return Prompt(
-            tuple(self.token_ids[index] for index in kept),
-            borders=tuple(bisect_left(kept, border) for border in self.borders),
-        )
+        retold = retell(self, lambda _: ())
+        return Prompt(retold.token_ids, borders=retold.borders)
 
     def behind(self, start: int) -> "Prompt":
         """Returns the prompt from a token on, which stands in no input, as a text of its own."""
@@ -235,7 +230,7 @@ class Prompt:
 
     def followed_by(self, token_ids: Sequence[int]) -> "Prompt":
         """Returns the prompt with more tokens behind it."""
-        return replace(self, token_ids=(*self.token_ids, *token_ids))
+        return replace(self, token_ids=(*self.token_ids, *token_ids), messages=())
 
     def check_text_only(self) -> None:
         """Checks that the prompt is token ids and nothing else.
@@ -249,6 +244,49 @@ class Prompt:
                 f"the model reads text and nothing else, and the prompt brings {', '.join(names)}; "
                 "leave them out or load a model that takes them"
             )
+
+
+@dataclass(frozen=True)
+class Retold:
+    """A prompt with other tokens in the place of its images.
+
+    Attributes:
+        token_ids: its tokens.
+        starts: where the tokens for each image begin.
+        borders: those of the prompt.
+    """
+
+    token_ids: tuple[int, ...]
+    starts: tuple[int, ...]
+    borders: tuple[int, ...]
+
+
+def retell(
+    prompt: Prompt,
+    tokens_for: Callable[[PromptInput], Sequence[int]],
+    marks: Set[int] = frozenset(),
+) -> Retold:
+    """Puts tokens in the place of each image.
+
+    Args:
+        prompt: any.
+        tokens_for: returns the tokens for an image.
+        marks: tokens that are left out.
+    """
+    image_at = {each.start: each for each in prompt.inputs}
+    placeholders = {index for each in prompt.inputs for index in range(each.start, each.end)}
+    token_ids: list[int] = []
+    starts: list[int] = []
+    lengths = [0]
+    for index, token in enumerate(prompt.token_ids):
+        if index in image_at:
+            starts.append(len(token_ids))
+            token_ids += tokens_for(image_at[index])
+        elif index not in placeholders and token not in marks:
+            token_ids.append(token)
+        lengths.append(len(token_ids))
+    borders = tuple(lengths[each] for each in prompt.borders)
+    return Retold(tuple(token_ids), tuple(starts), borders)
 
 
 def _are_whole(numbers: Iterable[object]) -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 import torch
@@ -26,8 +25,7 @@ from treesnake.targets.load import load_target
 from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import TableModel, TinyNetwork
 from treesnake.testing.tokenizers import byte_level
-
-Module = TypeVar("Module", bound=torch.nn.Module)
+from treesnake.testing.wide_matrices import with_wide_matrices
 
 CPU = torch.device("cpu")
 SIZES = {"vocab_size": 53, "hidden_size": 16, "num_layers": 2, "state_dim": 8}
@@ -45,7 +43,7 @@ def llama(vocab_size: int = 53) -> LlamaForCausalLM:
         num_key_value_heads=2,
         max_position_embeddings=256,
     )
-    return _widened(LlamaForCausalLM(config))
+    return with_wide_matrices(LlamaForCausalLM(config))
 
 
 def transformers_pair() -> tuple[TreeNetwork, TreeNetwork]:
@@ -57,22 +55,13 @@ def transformers_pair() -> tuple[TreeNetwork, TreeNetwork]:
 
 
 def mamba_pair() -> tuple[TreeNetwork, TreeNetwork]:
-    network = _widened(Mamba(MambaConfig(**SIZES)))
+    network = with_wide_matrices(Mamba(MambaConfig(**SIZES)))
     return to_cpu(network), to_cpu(network, torch.int8)
 
 
 def mamba2_pair() -> tuple[TreeNetwork, TreeNetwork]:
-    network = _widened(Mamba2(Mamba2Config(**SIZES, num_heads=4, head_dim=8)))
+    network = with_wide_matrices(Mamba2(Mamba2Config(**SIZES, num_heads=4, head_dim=8)))
     return to_cpu(network), to_cpu(network, torch.int8)
-
-
-def _widened(module: Module) -> Module:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(0, 0.3, generator=generator)
-    return module.eval()
 
 
 PAIRS = [transformers_pair, mamba_pair, mamba2_pair]

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from treesnake.errors import InvalidInputError
 from treesnake.loading import cost_files
-from treesnake.loading.cost_files import CostKey, machine_name, read_costs, write_costs
+from treesnake.loading.cost_files import (
+    CACHE_VARIABLE,
+    CostKey,
+    cache_folder,
+    machine_name,
+    read_costs,
+    write_costs,
+)
 from treesnake.search.costs import CostTable
 
 KEY = CostKey("target", "drafter", "int8", "native", "a processor", 2, "0.1", "sizes")
@@ -87,3 +94,12 @@ def test_a_machine_goes_by_the_name_of_what_runs_the_target(
     assert machine_name("cpu") == "a processor"
     assert machine_name("cuda:1") == "a GPU at cuda:1"
     assert machine_name("mps") == "mps arm64"
+
+
+def test_the_cache_folder_is_the_users_or_the_one_that_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.setenv(CACHE_VARIABLE, "")
+    assert cache_folder().name == "treesnake"

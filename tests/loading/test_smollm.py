@@ -11,16 +11,7 @@ from treesnake.loading import smollm
 from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import Pretrained, load_checkpoint
-from treesnake.loading.smollm import CACHE_VARIABLE, cache_folder, find_gguf
-
-
-def test_the_cache_folder_is_the_users_or_the_one_that_is_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.setenv(CACHE_VARIABLE, "")
-    assert cache_folder().name == "treesnake"
+from treesnake.loading.smollm import find_gguf
 
 
 def test_a_missing_package_is_refused_with_the_way_to_install_it(

@@ -11,12 +11,12 @@ from typing import Generic, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from treesnake.drafters.views import RetoldView, View, as_it_is, retell
+from treesnake.drafters.views import RetoldView, View, as_it_is
 from treesnake.errors import InvalidInputError
 from treesnake.models.hf_attention import HfAttention
 from treesnake.models.hf_pooling import check_can_pool, pooled_features, pooled_image
 from treesnake.models.tree_network import TreeNetwork, reads_inputs
-from treesnake.prompt import Prompt, PromptInput
+from treesnake.prompt import Prompt, PromptInput, retell
 
 MARKS = re.compile(r"ima?g|vision|tile|row_\d+_col_\d+", re.IGNORECASE)
 """What the tokens around and between the placeholders of an image are called."""

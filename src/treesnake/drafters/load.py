@@ -46,6 +46,7 @@ from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
 from treesnake.loading.pretrained import resolve_device
 from treesnake.loading.processors import check_same_images
 from treesnake.models.checkpoint import PICKLE_FILE, TOKENIZER_FILES, open_tensors
+from treesnake.models.hf_images import image_token
 from treesnake.protocols import DrafterModel
 
 MAX_PADDING = 512
@@ -153,7 +154,7 @@ def _check_images(drafter: Checkpoint, target: Checkpoint) -> None:
 
 
 def _sees_images(target: Checkpoint) -> bool:
-    return getattr(target.config, "image_token_id", None) is not None
+    return image_token(target.config) is not None
 
 
 def drafter_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> DrafterModel:
@@ -270,8 +271,8 @@ def _load_model(
     if sees and target is not None and way == "same":
         _check_images(checkpoint, target)
     kept = None if way == "shared" else read_draft_vocabulary(found.path)
-    of_target = target if way == "same" else checkpoint
-    vocabulary = _vocabulary(checkpoint, _vocab_size(of_target or checkpoint), kept)
+    reader = checkpoint if way != "same" or target is None else target
+    vocabulary = _vocabulary(checkpoint, _vocab_size(reader), kept)
     if way == "shared" and target is not None:
         vocabulary = share_tokens(checkpoint.tokenizer, target.tokenizer, _vocab_size(target))
     if is_recurrent:

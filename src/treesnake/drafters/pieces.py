@@ -157,18 +157,12 @@ class PieceReader:
             The drafter's tokens that were closed by them, and the piece that is open now.
         """
         text, partial = self._continued(piece, token_ids)
-        border = self.encoder.border(text)
-        if not border:
-            is_begun = piece.is_begun or len(token_ids) > 0
-            return [], OpenPiece(text, partial, piece.is_first, is_begun)
-        closed = self.encoder.encode(text[:border], is_first=piece.is_first)
-        return closed, OpenPiece(text[border:], partial, is_first=False, is_begun=True)
+        is_begun = piece.is_begun or len(token_ids) > 0
+        return self._parted(OpenPiece(text, partial, piece.is_first, is_begun))
 
     def begin(self, text: str) -> tuple[list[int], OpenPiece]:
         """Begins a text that is no text of the target's, as `read` would continue it."""
-        border = self.encoder.border(text)
-        closed = self.encoder.encode(text[:border], is_first=True) if border else []
-        return closed, OpenPiece(text[border:], is_first=not border, is_begun=True)
+        return self._parted(OpenPiece(text, is_begun=True))
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Returns the text of tokens, as far as its characters are whole."""
@@ -177,6 +171,14 @@ class PieceReader:
     def tokens(self, piece: OpenPiece) -> list[int]:
         """Returns the drafter's tokens of an open piece, as far as its characters are whole."""
         return self.encoder.encode(piece.text, is_first=piece.is_first)
+
+    def _parted(self, piece: OpenPiece) -> tuple[list[int], OpenPiece]:
+        """Returns the tokens up to the last border in a piece, and the piece behind it."""
+        border = self.encoder.border(piece.text)
+        if not border:
+            return [], piece
+        closed = self.encoder.encode(piece.text[:border], is_first=piece.is_first)
+        return closed, OpenPiece(piece.text[border:], piece.partial, is_first=False, is_begun=True)
 
     def _continued(self, piece: OpenPiece, token_ids: Sequence[int]) -> tuple[str, bytes]:
         decoder = getincrementaldecoder("utf-8")("replace")

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.growing import grow
-from treesnake.drafters.vocabulary import SameVocabulary
 from treesnake.models.tree_network import TreeState
 from treesnake.prompt import Prompt
 from treesnake.sampling import Rng, SamplingParams
@@ -36,7 +35,7 @@ class SelfDrafter:
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Grows a tree over `anchor`; the target's next pass overwrites what it leaves behind."""
         self._state.commit(())
-        return grow(anchor, shape, params, rng, self._state.extend, SameVocabulary()).draft
+        return grow(anchor, shape, params, rng, self._state.extend).draft
 
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Needs nothing: the target's session takes the tokens."""

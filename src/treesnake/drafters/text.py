@@ -252,7 +252,7 @@ class TextDrafter:
         grown = grow(
             self._head[-1], _chosen(shape), SamplingParams(), rng, self._extend, self._vocabulary
         )
-        return self._in_target_tokens(anchor, grown, shape)
+        return self._in_target_tokens(anchor, grown, shape, len(piece.partial))
 
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Takes tokens into the text; those of whole pieces that were run become state."""
@@ -318,17 +318,18 @@ class TextDrafter:
         logits = self._state.extend(token_ids, parents)
         return logits[before:] if parents[0] < 0 else logits
 
-    def _in_target_tokens(self, anchor: int, grown: GrownDraft, shape: Shape) -> Draft:
+    def _in_target_tokens(
+        self, anchor: int, grown: GrownDraft, shape: Shape, num_partial: int
+    ) -> Draft:
         own = grown.draft.tree
         leaves = [node for node, below in enumerate(own.children) if not below and node]
         written = [self._written(own, leaf) for leaf in leaves]
         text = [*self._tokens[-32:], anchor]
         found = self._paths.continuations(text, [path.data for path in written])
-        _, piece = self._with_anchor(anchor)
         tree = PathTree(anchor, self._reader.spelling, grown.draft.node_probs)
         for path, tokens in zip(written, found, strict=True):
             if tokens or not path.data:
-                tree.add(path, tokens, len(piece.partial), shape.depth)
+                tree.add(path, tokens, num_partial, shape.depth)
         levels = grown.draft.num_expanded
         return tree.draft(shape, own.num_expanded if levels is None else levels)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from treesnake.models.tree_network import TreeNetwork, reads_inputs
-from treesnake.prompt import Prompt, PromptInput
+from treesnake.prompt import Prompt, PromptInput, retell
 
 View = Callable[[Prompt], Prompt]
 """How a drafter reads a prompt. A longer prompt should be read as the same and more."""
@@ -18,49 +18,6 @@ def as_it_is(prompt: Prompt) -> Prompt:
 def natural_view(network: TreeNetwork) -> View:
     """Returns how a network reads prompts if nothing was said: whole, or without placeholders."""
     return as_it_is if reads_inputs(network) else Prompt.without_inputs
-
-
-@dataclass(frozen=True)
-class Retold:
-    """A prompt with other tokens in the place of its images.
-
-    Attributes:
-        token_ids: its tokens.
-        starts: where the tokens for each image begin.
-        borders: those of the prompt.
-    """
-
-    token_ids: tuple[int, ...]
-    starts: tuple[int, ...]
-    borders: tuple[int, ...]
-
-
-def retell(
-    prompt: Prompt,
-    tokens_for: Callable[[PromptInput], Sequence[int]],
-    marks: Set[int] = frozenset(),
-) -> Retold:
-    """Puts tokens in the place of each image.
-
-    Args:
-        prompt: any.
-        tokens_for: returns the tokens for an image.
-        marks: tokens that are left out.
-    """
-    image_at = {each.start: each for each in prompt.inputs}
-    placeholders = {index for each in prompt.inputs for index in range(each.start, each.end)}
-    token_ids: list[int] = []
-    starts: list[int] = []
-    lengths = [0]
-    for index, token in enumerate(prompt.token_ids):
-        if index in image_at:
-            starts.append(len(token_ids))
-            token_ids += tokens_for(image_at[index])
-        elif index not in placeholders and token not in marks:
-            token_ids.append(token)
-        lengths.append(len(token_ids))
-    borders = tuple(lengths[each] for each in prompt.borders)
-    return Retold(tuple(token_ids), tuple(starts), borders)
 
 
 @dataclass(frozen=True, eq=False)

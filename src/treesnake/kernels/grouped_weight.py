@@ -103,6 +103,11 @@ Matrix: TypeAlias = Tensor | GroupedWeight
 """A matrix as a checkpoint holds it: floats, or integers in groups."""
 
 
+def in_floats(matrix: Matrix) -> Float[Tensor, "outputs inputs"]:
+    """Returns a matrix of floats as it is, and one of groups as the floats it stands for."""
+    return torch.from_numpy(matrix.to_floats()) if isinstance(matrix, GroupedWeight) else matrix
+
+
 def padded_to_groups(inputs: int) -> int:
     """Returns the inputs of a grouped weight for so many inputs."""
     return -(-inputs // GROUP) * GROUP

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -11,19 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from platformdirs import user_cache_path
 
 from treesnake.environment import processor_name
 from treesnake.errors import InvalidInputError
 from treesnake.files import write_text
 from treesnake.kept_work import sha256_of
 from treesnake.loading.networks import LoadedNetwork
-from treesnake.loading.smollm import CACHE_VARIABLE, cache_folder
 from treesnake.models.checkpoint import CONFIG_FILE
 from treesnake.search.costs import CostTable
 
+CACHE_VARIABLE = "TREESNAKE_CACHE"
 FOLDER_NAME = "costs"
 
 logger = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Returns the folder for what is measured here: TREESNAKE_CACHE, or the user's cache folder."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return Path(chosen).expanduser() if chosen else user_cache_path("treesnake")
 
 
 @dataclass(frozen=True)

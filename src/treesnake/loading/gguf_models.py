@@ -178,7 +178,7 @@ def _read_by_transformers(file: GgufFile, trust_remote_code: bool) -> PreTrained
             f"files of the architecture {file.metadata['general.architecture']!r:.40} need "
             f"{' and '.join(missing)}; install treesnake[gguf]"
         )
-    if file.metadata.get("split.count", 1) not in (0, 1):
+    if file.is_split:
         raise LoadError(
             "it is a split model, and transformers, which reads this architecture, reads whole "
             "ones; join the parts: llama-gguf-split --merge FIRST_PART WHOLE.gguf"

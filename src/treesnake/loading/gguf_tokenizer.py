@@ -23,7 +23,7 @@ from treesnake.models.gguf import GgufFile
 
 BYTE_PAIRS, SENTENCE_PIECES = "gpt2", "llama"
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 """Types of tokens. Control and user-defined tokens are never cut."""
 
 SPACE = "\u2581"

@@ -7,10 +7,9 @@ import torch
 
 from treesnake.errors import LoadError
 from treesnake.loading.checkpoint import Checkpoint
-from treesnake.models.gguf_blocks import FOUR_BIT_TYPES
 from treesnake.models.weights import Weights
 
-FOUR_BIT_BYTES, BYTES = 20 / 32, 36 / 32
+BYTES_OF_BITS = {4: 20 / 32, 8: 36 / 32}
 """What a value of a packed matrix takes, its share of a group's scale and minimum included."""
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -55,7 +54,7 @@ def check_stored_memory(checkpoint: Checkpoint) -> None:
     assert checkpoint.gguf is not None
     free = free_bytes(torch.device("cpu"))
     needed = sum(
-        tensor.num_elements * (FOUR_BIT_BYTES if tensor.ggml_type in FOUR_BIT_TYPES else BYTES)
+        tensor.num_elements * BYTES_OF_BITS[tensor.stored_bits]
         for tensor in checkpoint.gguf.tensors.values()
     )
     if needed > free:

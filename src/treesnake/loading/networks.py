@@ -19,8 +19,8 @@ from treesnake.loading.architecture import Architecture
 from treesnake.loading.checkpoint import Checkpoint
 from treesnake.loading.gguf_models import foreign_factors, rotary_factors
 from treesnake.loading.memory import check_memory, check_stored_memory
-from treesnake.loading.options import DEFAULT_OPTIONS, INTEGER_DTYPES, LoadOptions
-from treesnake.loading.pretrained import load_checkpoint, resolve_device
+from treesnake.loading.options import DEFAULT_OPTIONS, INTEGER_DTYPES, OWN_DTYPES, LoadOptions
+from treesnake.loading.pretrained import asks_for_integers, load_checkpoint, resolve_device
 from treesnake.loading.state_space import load_state_space, stored_dtype
 from treesnake.models.gguf import GgufFile, describe_formats, kept_packed
 from treesnake.models.hf_network import hf_network
@@ -120,10 +120,8 @@ def load_network(
         return _load_state_space(checkpoint, options, draft_vocab, target)
     device = resolve_device(options.device)
     obstacle = _native_obstacle(checkpoint, options, device)
-    is_in_integers = options.dtype in INTEGER_DTYPES or (
-        options.dtype == "stored" and checkpoint.is_packed
-    )
-    if obstacle and (options.engine == "native" or is_in_integers):
+    in_integers = asks_for_integers(options.dtype, checkpoint)
+    if obstacle and (options.engine == "native" or in_integers):
         asked = options.engine == "native"
         needed = "the native engine" if asked else f"the native engine, as {options.dtype} must"
         raise UnsupportedModelError(f"{checkpoint.name} cannot run in {needed}: {obstacle}")
@@ -297,14 +295,14 @@ def _load_generic(checkpoint: Checkpoint, options: LoadOptions, why: str) -> Loa
 
 def keeps_integers(checkpoint: Checkpoint, options: LoadOptions, device: torch.device) -> bool:
     """Tells whether matrices stay the integers of their file: in the native engine on a CPU."""
-    is_own = options.dtype in ("auto", "stored") and options.engine != "generic"
+    is_own = options.dtype in OWN_DTYPES and options.engine != "generic"
     is_kept = is_own and checkpoint.is_packed and device.type == "cpu"
     return is_kept and _native_obstacle(checkpoint, options, device) is None
 
 
 def _native_dtype(checkpoint: Checkpoint, options: LoadOptions) -> torch.dtype:
     """Returns the dtype of the weights; activations are float32 with all of them on a CPU."""
-    is_own = options.dtype in ("auto", "stored")
+    is_own = options.dtype in OWN_DTYPES
     return stored_dtype(checkpoint) if is_own else getattr(torch, options.dtype)
 
 

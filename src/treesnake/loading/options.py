@@ -10,6 +10,9 @@ DtypeName = Literal["auto", "float32", "float16", "bfloat16", "int8", "int4", "s
 INTEGER_DTYPES = ("int8", "int4")
 """The dtypes whose products are made in integers, by the native engine on a CPU."""
 
+OWN_DTYPES = ("auto", "stored")
+"""The dtypes that are the checkpoint's own, the first with exceptions."""
+
 EngineName = Literal["auto", "native", "generic"]
 DeviceMap = str | dict[str, int | str]
 

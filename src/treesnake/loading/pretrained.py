@@ -25,6 +25,7 @@ from treesnake.loading.memory import check_memory
 from treesnake.loading.options import (
     DEFAULT_OPTIONS,
     INTEGER_DTYPES,
+    OWN_DTYPES,
     DtypeName,
     LoadOptions,
     has_accelerate,
@@ -145,18 +146,23 @@ def resolve_device(device: str) -> torch.device:
     return found
 
 
+def asks_for_integers(dtype: DtypeName, checkpoint: Checkpoint) -> bool:
+    """Tells whether a dtype leaves nothing but products in integers."""
+    return dtype in INTEGER_DTYPES or (dtype == "stored" and checkpoint.is_packed)
+
+
 def resolve_dtype(dtype: DtypeName, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
     """Returns the dtype that a transformers module gets.
 
     Raises:
         UnsupportedModelError: for integers, which are no dtype of these modules.
     """
-    if dtype in INTEGER_DTYPES or (dtype == "stored" and checkpoint.is_packed):
+    if asks_for_integers(dtype, checkpoint):
         raise UnsupportedModelError(
             f"{dtype} weights exist in the native CPU engine only; load {checkpoint.name} with "
             "that, or choose float32, float16 or bfloat16"
         )
-    if dtype not in ("auto", "stored"):
+    if dtype not in OWN_DTYPES:
         return getattr(torch, dtype)
     stored = checkpoint.config.get_text_config().dtype
     if (device.type == "cpu" and dtype == "auto") or not isinstance(stored, torch.dtype):

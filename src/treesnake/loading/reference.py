@@ -18,7 +18,7 @@ from treesnake.loading.checkpoint import Checkpoint, find_checkpoint
 from treesnake.loading.gguf_models import scale_rotary_pairs
 from treesnake.loading.memory import check_memory
 from treesnake.loading.networks import STORED_INTEGERS, keeps_integers
-from treesnake.loading.options import INTEGER_DTYPES, LoadOptions
+from treesnake.loading.options import INTEGER_DTYPES, OWN_DTYPES, LoadOptions
 from treesnake.loading.pretrained import find_model_class, resolve_device, resolve_dtype
 from treesnake.loading.state_space import stored_dtype
 from treesnake.models.tree_network import TreeNetwork
@@ -202,7 +202,7 @@ def _logits_of(model: Any, checkpoint: Checkpoint, rounding: str) -> Reference:
 
 def _rounding(checkpoint: Checkpoint, options: LoadOptions) -> str:
     """Returns the coarsest dtype that weights and cache have."""
-    if options.dtype not in ("auto", "stored"):
+    if options.dtype not in OWN_DTYPES:
         return options.dtype
     device = resolve_device(options.device)
     if keeps_integers(checkpoint, options, device):

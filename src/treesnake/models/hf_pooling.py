@@ -61,8 +61,8 @@ def pooled_features(
     reader: Any = copy(model.base_model)
     pooling = nn.Sequential(_Pooling(), reader.multi_modal_projector)
     reader.__dict__["_modules"] = {**reader._modules, "multi_modal_projector": pooling}
-    moved = {name: at_home(tensor, model) for name, tensor in tensors.items()}
-    return torch.cat(list(reader.get_image_features(**moved, return_dict=True).pooler_output))
+    found = reader.get_image_features(**at_home(tensors, model), return_dict=True)
+    return torch.cat(list(found.pooler_output))
 
 
 def check_can_pool(model: PreTrainedModel) -> None:

@@ -139,10 +139,7 @@ def _plain_logits(
     model: PreTrainedModel, text: Prompt, tensors: Mapping[str, Any] = NOTHING
 ) -> Float[Tensor, " vocab"]:
     input_ids = torch.tensor([text.token_ids], device=model.device)
-    options = {
-        name: at_home(value, model) if isinstance(value, Tensor) else value
-        for name, value in tensors.items()
-    }
+    options = at_home(tensors, model)
     return model(input_ids=input_ids, use_cache=False, **options).logits[0, -1]
 
 

@@ -24,7 +24,7 @@ from treesnake.kernels.cpu.transformer import (
     count_steps,
     decode,
 )
-from treesnake.kernels.grouped_weight import INT4, GroupedWeight, Matrix
+from treesnake.kernels.grouped_weight import INT4, GroupedWeight, Matrix, in_floats
 from treesnake.models.transformer_cache import KvBank, TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_layers import (
@@ -297,11 +297,7 @@ def _pad_inputs(matrix: Matrix, width: int) -> Matrix:
 
     That moves inputs from group to group, so a grouped weight becomes floats, and is rounded anew.
     """
-    if width == padded(width):
-        return matrix
-    if isinstance(matrix, GroupedWeight):
-        matrix = torch.from_numpy(matrix.to_floats())
-    return _pad_parts(matrix, 1, width)
+    return matrix if width == padded(width) else _pad_parts(in_floats(matrix), 1, width)
 
 
 def _pad_parts(x: Tensor, axis: int, width: int) -> Tensor:

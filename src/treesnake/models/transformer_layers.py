@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from treesnake.errors import LoadError
-from treesnake.kernels.grouped_weight import GroupedWeight, Matrix
+from treesnake.kernels.grouped_weight import Matrix, in_floats
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.weight_gate import Promise, Shape, Tie, admit
 
@@ -96,19 +96,16 @@ def read_layer(
     matrices = read_matrices(tensors, config, layer)
     return LayerTensors(
         **vars(read_vectors(tensors, config, layer)),
-        qkv=_in_floats(matrices.qkv),
-        attention_out=_in_floats([matrices.attention_out]),
-        gate_up=_in_floats(matrices.gate_up),
-        down=_in_floats([matrices.down]),
+        qkv=_joined(matrices.qkv),
+        attention_out=in_floats(matrices.attention_out),
+        gate_up=_joined(matrices.gate_up),
+        down=in_floats(matrices.down),
     )
 
 
-def _in_floats(parts: Sequence[Matrix]) -> Float[Tensor, "outputs inputs"]:
+def _joined(parts: Sequence[Matrix]) -> Float[Tensor, "outputs inputs"]:
     """Returns matrices below each other, as floats; of one alone its own memory."""
-    floats = [
-        torch.from_numpy(part.to_floats()) if isinstance(part, GroupedWeight) else part
-        for part in parts
-    ]
+    floats = [in_floats(part) for part in parts]
     return torch.cat(floats) if len(floats) > 1 else floats[0]
 
 

@@ -9,13 +9,14 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from treesnake.kernels.cpu.grouped import BLOCK, BLOCK_OUTPUTS, form_of, group_bytes, pack_blocks
+from treesnake.kernels.cpu.grouped import BLOCK, BLOCK_OUTPUTS, GROUP_BYTES, form_of, pack_blocks
 from treesnake.kernels.cpu.linear import STORAGE, padded, write_weight
 from treesnake.kernels.grouped_weight import (
     GROUP,
     GROUPED_BITS,
     GroupedWeight,
     Matrix,
+    in_floats,
     round_to_groups,
 )
 
@@ -64,8 +65,7 @@ class FloatStack:
 
     def write(self, layer: int, matrix: Matrix, begin: int = 0) -> None:
         """Rounds a matrix, or some of its outputs, to the dtype."""
-        is_grouped = isinstance(matrix, GroupedWeight)
-        floats = torch.from_numpy(matrix.to_floats()) if is_grouped else matrix
+        floats = in_floats(matrix)
         rows, columns = slice(begin, begin + len(floats)), slice(self._inputs)
         write_weight(floats[:, columns], self.dtype, self.array[layer, rows, columns])
 
@@ -94,7 +94,7 @@ class GroupedStack:
         is_grouped = isinstance(matrix, GroupedWeight)
         weight = matrix if is_grouped else round_to_groups(matrix.float(), self.bits)
         form, num_blocks = form_of(weight), -(-len(weight) // BLOCK_OUTPUTS)
-        shape = num_blocks, self._groups, group_bytes(form)
+        shape = num_blocks, self._groups, GROUP_BYTES[form]
         blocks = torch.empty(shape, dtype=torch.uint8).numpy()  # aligned to a cache line
         pack_blocks(weight, blocks)
         self._parts.append(blocks)

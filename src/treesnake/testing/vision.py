@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrainedModel
 
 from treesnake.prompt import Prompt, PromptInput
+from treesnake.testing.wide_matrices import with_wide_matrices
 
 VOCAB_SIZE = 61
 IMAGE_TOKEN = 60
@@ -204,12 +205,7 @@ def tiny_vision_model(
     model = AutoModelForImageTextToText.from_config(
         config, attn_implementation=attention, trust_remote_code=False
     )
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(0, 0.3, generator=generator)
-    return model.eval()
+    return with_wide_matrices(model, seed=seed)
 
 
 def picture(model: PreTrainedModel, start: int, *, seed: int = 0) -> tuple[list[int], PromptInput]:

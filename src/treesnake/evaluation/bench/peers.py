@@ -111,8 +111,7 @@ def _images_of(prompt: Prompt, model: PreTrainedModel) -> Mapping[str, Tensor]:
             f"the methods of transformers are run with one image and a model that sees it, got "
             f"{len(prompt.inputs)} images for {type(model).__name__}; leave these methods out"
         )
-    tensors = {**prompt.inputs[0].tensors, **HfImages(model).token_types(prompt)}
-    return {name: at_home(tensor, model) for name, tensor in tensors.items()}
+    return at_home({**prompt.inputs[0].tensors, **HfImages(model).token_types(prompt)}, model)
 
 
 class _Clock(BaseStreamer):

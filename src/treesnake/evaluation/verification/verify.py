@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from random import Random
 from time import perf_counter
 
+from treesnake.conversation import user_message
 from treesnake.decoder import PromptLike, SpeculativeDecoder
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.shapeworld.scenes import as_png, draw, random_scene
@@ -13,6 +14,7 @@ from treesnake.evaluation.verification.evidence import Verdict
 from treesnake.evaluation.verification.greedy import Report, verify_greedy
 from treesnake.evaluation.verification.sampling import SamplingPlan, verify_sampling
 from treesnake.evaluation.verification.state import verify_state
+from treesnake.images import DATA
 from treesnake.loading.reference import LogitsComparison
 
 PROMPTS = (
@@ -29,7 +31,6 @@ PROMPTS = (
 
 QUESTIONS_ABOUT_PICTURES = ("What is in the picture?", "Which of the shapes is the largest?")
 """What a target that sees images is asked before, each about a picture that is drawn."""
-
 
 PICTURE_SCALE = 8
 """By how much the pictures are larger than those of ShapeWorld."""
@@ -106,11 +107,10 @@ def _about_pictures() -> Iterator[PromptLike]:
     for seed, text in enumerate(QUESTIONS_ABOUT_PICTURES):
         rng = Random(seed)
         picture = b64encode(as_png(draw(random_scene(rng), rng), PICTURE_SCALE)).decode()
-        parts = [{"type": "image", "base64": picture}, {"type": "text", "text": text}]
-        yield [{"role": "user", "content": parts}]
+        yield [user_message(text, [f"{DATA}image/png;base64,{picture}"])]
 
 
 def _as_conversation(decoder: SpeculativeDecoder, prompt: PromptLike) -> PromptLike:
     if isinstance(prompt, str) and decoder.has_chat_template:
-        return [{"role": "user", "content": prompt}]
+        return [user_message(prompt)]
     return prompt

@@ -57,10 +57,14 @@ PREFETCH_BYTES = 8192
 """How far ahead of the values in use a block's bytes are asked for."""
 
 
-def group_bytes(form: int) -> int:
-    """Returns the bytes that a group of inputs takes in a block."""
-    values = VALUES_BYTES // 2 if form == FOUR_BITS else VALUES_BYTES
-    return values + (SCALES_BYTES if form == EIGHT_BITS else 2 * SCALES_BYTES)
+SCALES_BEGIN = (VALUES_BYTES // 2, VALUES_BYTES, VALUES_BYTES, VALUES_BYTES)
+"""By form, the bytes of a group's values, behind which its scales begin."""
+
+GROUP_BYTES = tuple(
+    begin + (SCALES_BYTES if form == EIGHT_BITS else 2 * SCALES_BYTES)
+    for form, begin in enumerate(SCALES_BEGIN)
+)
+"""By form, the bytes that a group of inputs takes in a block."""
 
 
 def form_of(weight: GroupedWeight) -> int:
@@ -303,14 +307,15 @@ def _add_group(
     totals: Sequence[Any],
 ) -> list[Any]:
     """Adds the products of one group to the totals of all rows, as the reference does."""
-    size = group_bytes(form)
+    size, scales_begin = GROUP_BYTES[form], SCALES_BEGIN[form]
     start = builder.gep(block, [builder.mul(group, simd.index(size))])
     for line in range(0, size, CACHE_LINE):
         simd.prefetch(builder, builder.gep(start, [simd.index(PREFETCH_BYTES + line)]))
     sums = _sum_products(builder, form, dot, start, rows, group)
-    second_begin = size if form == EIGHT_BITS else size - SCALES_BYTES
-    scales = _load_scales(builder, start, second_begin - SCALES_BYTES)
-    seconds = None if form == EIGHT_BITS else _load_scales(builder, start, second_begin)
+    scales = _load_scales(builder, start, scales_begin)
+    seconds = None
+    if form != EIGHT_BITS:
+        seconds = _load_scales(builder, start, scales_begin + SCALES_BYTES)
     results: list[Any] = []
     for row, row_sums, before in zip(rows, sums, totals, strict=True):
         total, factor = before, _spread_float(builder, row.scales, group)
@@ -484,9 +489,8 @@ def _half_at(typing_context, address):
 def widen_output(blocks, output, width, out, row):
     """Writes `width` inputs of an output, such as an embedding, as floats to a row of `out`."""
     block, lane = blocks[output // BLOCK_OUTPUTS], output % BLOCK_OUTPUTS
-    four_bits, plain = block.form == FOUR_BITS, block.form == EIGHT_BITS
-    scales_begin = VALUES_BYTES // 2 if four_bits else VALUES_BYTES
-    size = scales_begin + (SCALES_BYTES if plain else 2 * SCALES_BYTES)
+    four_bits = block.form == FOUR_BITS
+    size, scales_begin = GROUP_BYTES[block.form], SCALES_BEGIN[block.form]
     for column in range(width):
         group, number = divmod(column, GROUP)
         start = block.address + group * size
