@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from treesnake.constraints import Constraint
 from treesnake.generate import generate
+from treesnake.logprobs import as_num_top
 from treesnake.outcome import FinishReason, Step
 from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule, Drafter, Target, TreeSearch
@@ -37,6 +38,7 @@ def continue_text(
     constraints: Sequence[Constraint] = (),
     stop_rules: Sequence[StopRule] = (),
     accept: AcceptanceRule | None = None,
+    logprobs: int | None = None,
 ) -> Continuation:
     """Continues a prompt by at most so many tokens, as far as the target's context goes.
 
@@ -53,9 +55,12 @@ def continue_text(
         constraints: on the next token given the text so far.
         stop_rules: what else ends the text.
         accept: the acceptance rule; by default the best that is exact for each draft.
+        logprobs: how many of the most probable tokens each position tells; None for no log
+            probabilities.
 
     Raises:
-        InvalidInputError: if the prompt has a token that the target does not know.
+        InvalidInputError: if the prompt has a token that the target does not know, or `logprobs` is
+            more than all tokens.
         ContextLengthError: if the prompt does not fit into the target's context.
     """
     context_length = target.context_length
@@ -74,5 +79,6 @@ def continue_text(
         accept=accept,
         constraints=constraints,
         stop_rules=[EndTokens(frozenset(end_token_ids)), *stop_rules],
+        num_top_logprobs=None if logprobs is None else as_num_top(logprobs, target.vocab_size),
     )
     return Continuation(steps, limit_reason)

@@ -23,6 +23,7 @@ from treesnake.detokenizing import decoding_of
 from treesnake.drafters.load import AUTO, check_drafter_name
 from treesnake.errors import InvalidInputError, LoadError
 from treesnake.lease import note_maker, was_made_by
+from treesnake.likelihood import score_text
 from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
 from treesnake.loading.cost_files import CostKey, read_costs
 from treesnake.loading.generation_settings import warn_of_unapplied_settings
@@ -35,6 +36,7 @@ from treesnake.loading.options import (
     LoadOptions,
 )
 from treesnake.loading.processors import ProcessorFiles
+from treesnake.logprobs import TokenLogprobs, as_num_top
 from treesnake.models.tree_network import reads_inputs
 from treesnake.outcome import FinishReason, Generation, Step
 from treesnake.pairs import pair_by_name
@@ -377,6 +379,7 @@ class SpeculativeDecoder(OfOneProcess):
         max_new_tokens: int = 256,
         stop: Collection[str] | None = None,
         constraints: Sequence[Constraint] = (),
+        logprobs: int | None = None,
         session: DecoderSession | None = None,
     ) -> Generation:
         """Continues a prompt and returns the text with its statistics.
@@ -388,6 +391,8 @@ class SpeculativeDecoder(OfOneProcess):
             max_new_tokens: at most so many; the context may end the text earlier.
             stop: strings that end the text and are not part of it; also names of special tokens.
             constraints: on the next token given the text so far.
+            logprobs: a number asks for the log probability of each new token and for so many of
+                the most probable ones beside it; see `treesnake.logprobs`. None costs nothing.
             session: one of this decoder's; what it holds of the prompt is not run again.
 
         Raises:
@@ -400,6 +405,7 @@ class SpeculativeDecoder(OfOneProcess):
             max_new_tokens=max_new_tokens,
             stop=stop,
             constraints=constraints,
+            logprobs=logprobs,
             session=session,
         ).run()
 
@@ -411,6 +417,7 @@ class SpeculativeDecoder(OfOneProcess):
         max_new_tokens: int = 256,
         stop: Collection[str] | None = None,
         constraints: Sequence[Constraint] = (),
+        logprobs: int | None = None,
         session: DecoderSession | None = None,
     ) -> TextStream:
         """Returns the text of `generate` piece by piece, as a stream to iterate over.
@@ -435,11 +442,32 @@ class SpeculativeDecoder(OfOneProcess):
             constraints=constraints,
             stop_rules=self._stop_rules(stop, encoded),
             accept=self._accept,
+            logprobs=logprobs,
         )
         assembler = None
         if self._decoding is not None:
             assembler = TextAssembler(self._decoding, stop, encoded.token_ids)
         return TextStream(continuation, assembler)
+
+    def score_text(
+        self, text: PromptLike, *, logprobs: int = 0, session: DecoderSession | None = None
+    ) -> tuple[TokenLogprobs, ...]:
+        """Returns the target's log probability of each token of a text but the first.
+
+        Args:
+            text: as the prompt of `generate`; without images.
+            logprobs: how many of the most probable tokens each position tells beside it.
+            session: one of this decoder's; a generation that continues the text in it does not run
+                the text again in the target.
+
+        Raises:
+            InvalidInputError: naming the argument that cannot be right.
+            ContextLengthError: if the text does not fit into the target's context.
+        """
+        session = self.new_session() if session is None else self._own(session)
+        num_top = as_num_top(logprobs, session.target.vocab_size)
+        parts = score_text(session.target, self.encode(text), num_top)
+        return tuple(token for part in parts for token in part)
 
     def encode(self, prompt: PromptLike) -> Prompt:
         """Returns the prompt as token ids.

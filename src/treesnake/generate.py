@@ -12,6 +12,7 @@ from treesnake.clock import waited_s, work_clock
 from treesnake.constraints import Constraint, constrain, num_allowed
 from treesnake.draft import Scored
 from treesnake.lease import leased
+from treesnake.logprobs import token_logprobs
 from treesnake.outcome import Step, StepSeconds
 from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule, Drafter, Target, TreeSearch
@@ -32,6 +33,7 @@ def generate(
     accept: AcceptanceRule | None = None,
     constraints: Sequence[Constraint] = (),
     stop_rules: Sequence[StopRule] = (),
+    num_top_logprobs: int | None = None,
 ) -> Generator[Step, None, None]:
     """Continues a prompt step by step, until a stop rule ends the text or it is `max_length` long.
 
@@ -50,6 +52,8 @@ def generate(
         accept: the acceptance rule; by default the best that is exact for each draft.
         constraints: applied to the target at every node.
         stop_rules: cut the text; nothing after a cut is emitted or committed.
+        num_top_logprobs: how many of the most probable tokens each step tells for each of its own,
+            beside the log probability of that; None for no log probabilities.
     """
     accept = accept or rule_for(params)
     target.prefill(prompt)
@@ -63,9 +67,9 @@ def generate(
 
         drafted = work_clock()
         find_cut = partial(first_cut, stop_rules, context[len(prompt) :])
-        logits = target.score(draft.tree)
+        own_logits = target.score(draft.tree)
         logits, dead_ends = constrain(
-            logits, draft.tree, context, constraints, find_cut, is_greedy=params.is_greedy
+            own_logits, draft.tree, context, constraints, find_cut, is_greedy=params.is_greedy
         )
 
         scored = work_clock()
@@ -76,10 +80,13 @@ def generate(
         cut = find_cut(emitted)
         if cut:
             emitted = emitted[: cut.num_kept]
+        path = acceptance.path[: len(emitted)]
+        logprobs = None
+        if num_top_logprobs is not None:
+            logprobs = token_logprobs(own_logits[list(path)], emitted, num_top_logprobs)
 
         accepted = work_clock()
         # The last emitted token is the next anchor; all before it is committed.
-        path = acceptance.path[: len(emitted)]
         target.commit(path)
         drafter.commit([context[-1], *emitted[:-1]], Scored(draft, target_probs, path))
         context += emitted
@@ -101,6 +108,7 @@ def generate(
             draft.node_probs,
             draft.num_expanded,
             draft.stream_weights,
+            logprobs,
         )
         search.observe(step)
         yield step

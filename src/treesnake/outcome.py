@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
+from treesnake.logprobs import TokenLogprobs
 from treesnake.shape import Shape
 from treesnake.tree import TokenTree
 
@@ -81,6 +82,7 @@ class Step:
         node_probs: those of the draft.
         num_expanded: that of the draft.
         stream_weights: those of the draft.
+        logprobs: what the target said of each emitted token, where that was asked for.
     """
 
     shape: Shape
@@ -92,6 +94,7 @@ class Step:
     node_probs: tuple[float, ...] | None = None
     num_expanded: tuple[int, ...] | None = None
     stream_weights: Mapping[str, float] | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
     @property
     def num_drafted(self) -> int:
@@ -122,6 +125,11 @@ class Generation:
     steps: tuple[Step, ...]
     finish_reason: FinishReason
     prefill_s: float
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprobs, ...] | None:
+        """What the target said of each new token; None where nobody asked, or there is none."""
+        return tuple(each for step in self.steps for each in step.logprobs or ()) or None
 
     @property
     def num_drafted(self) -> int:
