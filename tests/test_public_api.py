@@ -42,3 +42,39 @@ def test_public_names_that_are_not_exported_are_modules(module: ModuleType) -> N
 def test_exported_names_can_be_imported_from_a_fresh_interpreter() -> None:
     program = "from treesnake import *; from treesnake.testing import *"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_importing_the_package_waits_for_no_model_library() -> None:
+    program = (
+        "import sys, treesnake; treesnake.TreesnakeError; "
+        "print(sorted({'numba', 'torch', 'transformers'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_loading_waits_for_no_model_class_of_transformers() -> None:
+    """In annotations such a class is a string; `import transformers` finds it when it is used."""
+    program = (
+        "import sys, treesnake.decoder, treesnake.cli.generate; "
+        "print(sorted({'transformers.modeling_utils', 'torch._dynamo'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_a_function_is_not_hidden_by_the_module_of_its_name() -> None:
+    program = (
+        "import treesnake.generate, treesnake.custom_generate; import treesnake; "
+        "assert callable(treesnake.generate) and callable(treesnake.custom_generate)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_name_that_is_not_exported_is_refused() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'speculate'"):
+        _ = treesnake.speculate  # pyrefly: ignore

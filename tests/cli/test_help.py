@@ -1,11 +1,14 @@
 """Help, version and information, in this process."""
 
 import json
+import subprocess
+import sys
+from inspect import getdoc
 
 import pytest
 from typer.testing import CliRunner
 
-from treesnake.cli.app import app
+from treesnake.cli.app import COMMANDS, app
 
 RUNNER = CliRunner()
 
@@ -34,3 +37,36 @@ def test_info_says_what_is_here() -> None:
 @pytest.mark.parametrize("options", [["-n", "0"], ["--threads", "0"], ["--dtype", "int3"]], ids=str)
 def test_options_out_of_range_are_refused(options: list[str]) -> None:
     assert RUNNER.invoke(app, ["generate", "hello", *options]).exit_code == 2
+
+
+@pytest.mark.parametrize("arguments", ["--version", "--help"])
+def test_help_and_version_wait_for_no_model_library(arguments: str) -> None:
+    program = (
+        "import sys, treesnake.cli.app as cli\n"
+        f"sys.argv[1:] = {arguments.split()!r}\n"
+        "try:\n    cli.main()\n"
+        "finally:\n    print(sorted({'numba', 'torch', 'transformers'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_says_what_each_help_begins_with(command: str) -> None:
+    module = __import__(f"treesnake.cli.{command}", fromlist=[command])
+    assert (getdoc(getattr(module, command)) or "").splitlines()[0] == COMMANDS[command]
+
+
+def test_a_command_of_another_name_is_refused_with_those_that_are_near() -> None:
+    result = RUNNER.invoke(app, ["generat", "hello"])
+    assert result.exit_code == 2
+    assert "Did you mean 'generate'" in result.output
+
+
+def test_the_package_is_a_command() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "treesnake", "--version"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.startswith("treesnake ")

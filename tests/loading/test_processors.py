@@ -12,7 +12,6 @@ from transformers import AutoModelForImageTextToText
 from treesnake.conversation import Message
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
-from treesnake.loading import processors
 from treesnake.loading.checkpoint import find_checkpoint
 from treesnake.loading.processors import load_processor
 from treesnake.testing.vision_files import PROCESSORS, save_vision_model
@@ -145,7 +144,7 @@ def test_a_missing_package_or_file_is_named_and_text_goes_on(
 def test_a_family_without_a_processor_is_named(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processors, "PROCESSOR_MAPPING", {})
+    monkeypatch.setattr("transformers.PROCESSOR_MAPPING", {})
     with pytest.raises(UnsupportedModelError, match="no processor of images"):
         load_processor(find_checkpoint(str(folder("llava"))))
 

@@ -4,24 +4,31 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 from typer.core import TyperGroup
+from typer.main import get_command
 
-from treesnake.cli.bench import bench
-from treesnake.cli.calibrate import calibrate
-from treesnake.cli.chat import chat
-from treesnake.cli.generate import generate
-from treesnake.cli.info import info
-from treesnake.cli.report import report
-from treesnake.cli.scene import scene
-from treesnake.cli.train import train
-from treesnake.cli.verify import verify_command
 from treesnake.errors import TreesnakeError
 from treesnake.terminal import console, flush_streams, give_up_output, plain, prepare_streams
+
+COMMANDS = {
+    "generate": "Answer a prompt and say how fast.",
+    "chat": "Hold a conversation.",
+    "info": "Show this machine, what is installed, and how a model would run.",
+    "calibrate": "Measure what drafting and scoring take on this machine.",
+    "train": "Train a drafter for your target.",
+    "bench": "Compare methods on the same questions, in turn.",
+    "verify": "Look for anything that speculation changes.",
+    "report": "Make one HTML page of results, which needs nothing else.",
+    "scene": "Draw coloured shapes to ask the model shapeworld about.",
+}
+"""Each command with the first line of its help. A command is the function of its name in the module
+of its name, which is imported when the command is called: some need libraries that take seconds."""
 
 TOLD, FAULT, CLOSED_PIPE = 2, 70, 141
 """Exit statuses: what a user can mend, a fault of ours, and a reader that has gone, as shells have
@@ -47,6 +54,23 @@ def _writing_all() -> Iterator[None]:
 class _Commands(TyperGroup):
     """The commands."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = dict.fromkeys(COMMANDS)  # what a mistyped name is compared with
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Imports a command; returns None if there is none of this name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = typer.Typer(**_SETTINGS)
+        command.command()(getattr(import_module(f"treesnake.cli.{cmd_name}"), cmd_name))
+        return get_command(command)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes the commands into the help, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
     def make_context(self, *args: Any, **extra: Any) -> Any:
         """Reads the arguments; options such as --version print and end here."""
         with _writing_all():
@@ -58,23 +82,13 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
 
 
-app = typer.Typer(
-    cls=_Commands,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # boxes take half of a terminal's width
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command()(generate)
-app.command()(chat)
-app.command()(info)
-app.command()(calibrate)
-app.command()(train)
-app.command()(bench)
-app.command("verify")(verify_command)
-app.command()(report)
-app.command()(scene)
+_SETTINGS: dict[str, Any] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,  # boxes take half of a terminal's width
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+app = typer.Typer(cls=_Commands, no_args_is_help=True, **_SETTINGS)
 
 
 def main() -> None:

@@ -35,10 +35,10 @@ def calibrate(
     drafter: options.Drafter = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Measure what drafting and scoring take here, for the self-tuning search to begin with.
+    """Measure what drafting and scoring take on this machine.
 
-    The costs are kept for this pair, machine, dtype and number of threads. Without them the search
-    learns as it goes.
+    The self-tuning search begins with these costs; without them it learns as it goes. They are
+    kept for this pair, machine, dtype and number of threads.
     """
     check_drafter_name(drafter)
     if threads is not None:

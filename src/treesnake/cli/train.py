@@ -30,7 +30,7 @@ def train(
     """Train a drafter for your target.
 
     The drafter is in FOLDER/NAME/drafter when all is done. A run that ended goes on when the same
-    command is given. For many devices: accelerate launch -m treesnake.cli train RECIPE.
+    command is given. For many devices: accelerate launch -m treesnake train RECIPE.
     """
     if missing := [package for package in PACKAGES if find_spec(package) is None]:
         raise LoadError(f"training needs {', '.join(missing)}; install treesnake[train]")

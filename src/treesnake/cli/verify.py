@@ -11,8 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from treesnake.cli import options
 from treesnake.cli.target_options import loading, open_decoder
 from treesnake.environment import describe_environment
+from treesnake.evaluation import verification
 from treesnake.evaluation.tasks import load_questions
-from treesnake.evaluation.verification import SamplingPlan, VerifyPlan, verify
+from treesnake.evaluation.verification import SamplingPlan, VerifyPlan
 from treesnake.evaluation.verification.page import to_page
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.reference import find_reference
@@ -26,7 +27,7 @@ NOT_LOSSLESS = 1
 """The exit status of a verdict against it."""
 
 
-def verify_command(
+def verify(
     target: options.Target = "smollm2",
     drafter: options.Drafter = "auto",
     search: options.Search = "self-tuning",
@@ -107,7 +108,7 @@ def verify_command(
                 lines[what] = int(bar.add_task(what, total=num_all))
             bar.update(bar.tasks[lines[what]].id, completed=num_done)
 
-        verdict = verify(
+        verdict = verification.verify(
             decoder,
             [question.turns[0] for question in questions] or None,
             VerifyPlan(max_new_tokens, sampling, state=recurrent),

@@ -6,9 +6,10 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Literal, get_args
 
+import transformers
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.heads import check_config_is_of_a_model, check_tensors_are_of_a_model
@@ -157,7 +158,9 @@ def _sees_images(target: Checkpoint) -> bool:
     return image_token(target.config) is not None
 
 
-def drafter_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> DrafterModel:
+def drafter_for(
+    model: "transformers.PreTrainedModel", tokenizer: PreTrainedTokenizerBase
+) -> DrafterModel:
     """Returns what "auto" stands for, for a model of transformers that is loaded already.
 
     Args:

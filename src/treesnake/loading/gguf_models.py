@@ -13,13 +13,10 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+import transformers
 from jaxtyping import Float
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PreTrainedConfig
 
 from treesnake.errors import LoadError, reason_of
 from treesnake.loading.gguf_families import FAMILIES, ROPE_FACTORS, build_config
@@ -105,7 +102,7 @@ def rotary_factors(file: GgufFile) -> Float[Tensor, " pairs"] | None:
     return factors
 
 
-def scale_rotary_pairs(model: PreTrainedModel, file: GgufFile) -> None:
+def scale_rotary_pairs(model: "transformers.PreTrainedModel", file: GgufFile) -> None:
     """Divides the frequencies of a loaded model by the factors that the file holds.
 
     Raises:
@@ -133,7 +130,7 @@ def foreign_factors(file: GgufFile, model_type: str) -> LoadError:
     )
 
 
-def names_in_file(model: PreTrainedModel, file: GgufFile) -> Mapping[str, str]:
+def names_in_file(model: "transformers.PreTrainedModel", file: GgufFile) -> Mapping[str, str]:
     """Returns what each tensor that a GGUF file may hold of a model is called in the model.
 
     It is empty for an architecture that transformers reads by rules instead of names.

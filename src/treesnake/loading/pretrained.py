@@ -7,16 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Shaped
 from torch import Tensor
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError, reason_of
 from treesnake.loading.checkpoint import DEFAULT_MODEL, Checkpoint, find_checkpoint
@@ -46,7 +40,7 @@ class Pretrained:
     """A model in memory, ready for inference: evaluation mode, no gradients."""
 
     checkpoint: Checkpoint
-    model: PreTrainedModel
+    model: "transformers.PreTrainedModel"
 
     @property
     def name(self) -> str:
@@ -178,9 +172,12 @@ def find_model_class(checkpoint: Checkpoint) -> Any:
     """
     config = checkpoint.config
     if checkpoint.trust_remote_code and hasattr(config, "auto_map"):
-        return AutoModelForCausalLM
+        return transformers.AutoModelForCausalLM
     if not config.is_encoder_decoder:
-        for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+        for mapping in (
+            transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+            transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        ):
             if type(config) in mapping:
                 return _named_class(mapping[type(config)], config.architectures)
     raise UnsupportedModelError(
@@ -284,7 +281,7 @@ def _check_size(checkpoint: Checkpoint, model_class: Any) -> None:
 
 def _check_report(
     checkpoint: Checkpoint,
-    model: PreTrainedModel,
+    model: "transformers.PreTrainedModel",
     report: Mapping[str, Any],
     names: Mapping[str, str],
 ) -> None:

@@ -10,9 +10,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Shaped
 from torch import Tensor
-from transformers import PROCESSOR_MAPPING, ProcessorMixin
 
 from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError, reason_of
 from treesnake.images import check_pillow, read_image
@@ -32,7 +32,7 @@ class ImagePrompts:
         token_id: the token that stands for a feature of an image in the model's config.
     """
 
-    def __init__(self, processor: ProcessorMixin, token_id: int) -> None:
+    def __init__(self, processor: "transformers.ProcessorMixin", token_id: int) -> None:
         self.processor = processor
         self.token_id = token_id
         self.mark: str = getattr(processor, "image_token", "")
@@ -188,7 +188,7 @@ VIDEOS = "video_processor"
 """The part of a processor that reads videos."""
 
 
-def load_processor(checkpoint: Checkpoint) -> ProcessorMixin:
+def load_processor(checkpoint: Checkpoint) -> "transformers.ProcessorMixin":
     """Returns the processor of a model that sees images, which needs no torchvision.
 
     Those of transformers that read videos, too, ask for torchvision, also where there is no video;
@@ -200,13 +200,13 @@ def load_processor(checkpoint: Checkpoint) -> ProcessorMixin:
     """
     check_pillow()
     config = checkpoint.config
-    if type(config) not in PROCESSOR_MAPPING:
+    if type(config) not in transformers.PROCESSOR_MAPPING:
         raise UnsupportedModelError(
             f"{checkpoint.name} has the model type {config.model_type!r}, for which transformers "
             "has no processor of images; give it text"
         )
     try:
-        processor_class = for_images(PROCESSOR_MAPPING[type(config)])
+        processor_class = for_images(transformers.PROCESSOR_MAPPING[type(config)])
         return processor_class.from_pretrained(
             checkpoint.path, trust_remote_code=checkpoint.trust_remote_code
         )

@@ -7,9 +7,9 @@ committed path are kept.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import transformers
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from treesnake.errors import BrokenModelError
 from treesnake.models.hf_diagnosis import broken_model_error
@@ -47,7 +47,7 @@ class HfAttention:
         InvalidInputError: if the model is in training mode.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: "transformers.PreTrainedModel") -> None:
         check_supported(model)
         self.model = model
         self.config = model.config.get_text_config(decoder=True)

@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers.activations import ACT2FN
 
 from treesnake.errors import UnsupportedModelError
 from treesnake.states.grown_nodes import GrownNodes
@@ -96,7 +96,9 @@ class MixerPass:
             given = inputs[row, :, : text.num_new].T
             filtered = memory.convolve(conv, given, weight, bias, text.grown)
             outputs[row, :, : text.num_new] = filtered.T
-        return outputs if activation is None else ACT2FN[activation](outputs)
+        if activation is None:
+            return outputs
+        return transformers.activations.ACT2FN[activation](outputs)
 
     def recur(
         self, recurrence: Recurrence, moving: Rows, reading: Float[Tensor, "texts new ..."]

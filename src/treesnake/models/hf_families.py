@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
+import transformers
+from transformers import PreTrainedConfig
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from treesnake.errors import InvalidInputError, UnsupportedModelError
@@ -155,7 +156,7 @@ def activation_width(config: PreTrainedConfig, num_rows: int) -> int:
     return max(widths)
 
 
-def check_supported(model: PreTrainedModel) -> None:
+def check_supported(model: "transformers.PreTrainedModel") -> None:
     """Checks what a model with attention says about itself; `hf_probe` checks what it does.
 
     Raises:
@@ -179,7 +180,7 @@ def check_supported(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(f"{name} {KEEPS_A_STATE}")
 
 
-def check_decoder(model: PreTrainedModel) -> None:
+def check_decoder(model: "transformers.PreTrainedModel") -> None:
     """Checks that a model is a decoder that reads masks and is ready to run.
 
     Raises:

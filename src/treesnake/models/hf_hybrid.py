@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
 
 from treesnake.errors import BrokenModelError
@@ -52,7 +52,7 @@ class HfHybrid:
         InvalidInputError: if the model is in training mode.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: "transformers.PreTrainedModel") -> None:
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
         check_decoder(model)
@@ -131,7 +131,7 @@ class HfHybrid:
         return mixer_cache(layers, self.layout.num_convolutions)
 
 
-def _tell_of_limits(model: PreTrainedModel) -> None:
+def _tell_of_limits(model: "transformers.PreTrainedModel") -> None:
     """Warns of a model that reads prompts in another way than it reads its own tokens."""
     stated: list[Any] = [getattr(module, "time_step_limit", None) for module in model.modules()]
     limits: set[tuple[float, float]] = {tuple(each) for each in stated if each is not None}

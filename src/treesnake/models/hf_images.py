@@ -15,9 +15,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from treesnake.errors import InvalidInputError, UnsupportedModelError
 from treesnake.prompt import Prompt, PromptInput
@@ -43,7 +44,7 @@ ENCODED = "mm_encoder_outputs"
 Tensors = Mapping[str, Tensor]
 
 
-def sees_images(model: PreTrainedModel) -> bool:
+def sees_images(model: "transformers.PreTrainedModel") -> bool:
     """Tells whether a model puts features of images in the place of some token."""
     return image_token(model.config) is not None and hasattr(model.base_model, "get_image_features")
 
@@ -91,7 +92,7 @@ class EncodedImages(PromptInput):
             other.
     """
 
-    model: PreTrainedModel
+    model: "transformers.PreTrainedModel"
     outputs: Mapping[str, Any]
     positions: Int[Tensor, "rows 1 tokens"] | None
 
@@ -103,7 +104,7 @@ class HfImages:
         model: one that sees images.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: "transformers.PreTrainedModel") -> None:
         token = image_token(model.config)
         assert token is not None, "there is a token for images"
         self.token_id = token

@@ -1,6 +1,6 @@
 """A transformers model as a network: how it branches is decided here."""
 
-from transformers import PreTrainedModel
+import transformers
 
 from treesnake.errors import UnsupportedModelError
 from treesnake.models.hf_attention import HfAttention
@@ -11,7 +11,7 @@ from treesnake.models.hf_replay import HfReplay
 HfNetwork = HfAttention | HfHybrid | HfReplay
 
 
-def hf_network(model: PreTrainedModel) -> HfNetwork:
+def hf_network(model: "transformers.PreTrainedModel") -> HfNetwork:
     """Returns the network of a model, which is used as it is.
 
     Attention alone takes masks. Layers with a recurrent state take the dispatch of `hf_dispatch`,
@@ -38,7 +38,7 @@ def hf_network(model: PreTrainedModel) -> HfNetwork:
         return _replayed(model, reason)
 
 
-def _replayed(model: PreTrainedModel, reason: UnsupportedModelError) -> HfReplay:
+def _replayed(model: "transformers.PreTrainedModel", reason: UnsupportedModelError) -> HfReplay:
     """Returns a model that is replayed, if it can be; or else the reason why it must be."""
     try:
         return HfReplay(model)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from treesnake.errors import (
@@ -89,7 +89,7 @@ def new_rows(growths: Sequence[Growth]) -> NewRows:
     return NewRows(before, tuple(growth.nodes.num_new for growth in growths))
 
 
-def at_home(arguments: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+def at_home(arguments: Mapping[str, Any], model: "transformers.PreTrainedModel") -> dict[str, Any]:
     """Returns arguments for a model, tensors on its device and those of floats in its dtype."""
     return {
         name: value.to(model.device, model.dtype if value.is_floating_point() else None)
@@ -109,7 +109,10 @@ class HfPasses:
     """
 
     def __init__(
-        self, model: PreTrainedModel, spans: Mapping[str, Span], unmasked: Sequence[str] = ()
+        self,
+        model: "transformers.PreTrainedModel",
+        spans: Mapping[str, Span],
+        unmasked: Sequence[str] = (),
     ) -> None:
         arguments = inspect.signature(model.forward).parameters
         self.model = model

@@ -9,9 +9,9 @@ from math import isqrt
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from treesnake.errors import InvalidInputError, UnsupportedModelError
@@ -26,7 +26,7 @@ SIDE = 2
 
 
 def pooled_image(
-    model: PreTrainedModel, features: Float[Tensor, "pooled hidden"], start: int
+    model: "transformers.PreTrainedModel", features: Float[Tensor, "pooled hidden"], start: int
 ) -> EncodedImages:
     """Returns pooled features as an input of a prompt, in the place of pixels.
 
@@ -42,7 +42,7 @@ def pooled_image(
 
 @torch.no_grad()
 def pooled_features(
-    model: PreTrainedModel, tensors: Mapping[str, Shaped[Tensor, "..."]]
+    model: "transformers.PreTrainedModel", tensors: Mapping[str, Shaped[Tensor, "..."]]
 ) -> Float[Tensor, "pooled hidden"]:
     """Returns the projected means of an image's patches.
 
@@ -65,7 +65,7 @@ def pooled_features(
     return torch.cat(list(found.pooler_output))
 
 
-def check_can_pool(model: PreTrainedModel) -> None:
+def check_can_pool(model: "transformers.PreTrainedModel") -> None:
     """Raises UnsupportedModelError unless the means of a model's patches can be projected."""
     family = model.config.model_type
     if family not in POOLING_FAMILIES:

@@ -6,9 +6,9 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
+import transformers
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from treesnake.errors import InvalidInputError, TreesnakeError, UnsupportedModelError
 from treesnake.models.hf_images import HfImages
@@ -23,18 +23,18 @@ LEAF = 6
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
-_PASSED: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+_PASSED: WeakKeyDictionary["transformers.PreTrainedModel", str] = WeakKeyDictionary()
 """The attention with which each living model passed: `generate` of transformers may be called often
 with one model, each time without knowing what was found out before."""
 
-_PASSED_WITH_IMAGE: WeakSet[PreTrainedModel] = WeakSet()
+_PASSED_WITH_IMAGE: WeakSet["transformers.PreTrainedModel"] = WeakSet()
 """The living models that passed behind an image."""
 
 TreeScore = Callable[[Prompt, Sequence[int], Sequence[int]], Float[Tensor, "nodes vocab"]]
 """Returns the logits after the nodes of a tree that continues a prompt without its last token."""
 
 
-def check_scores_once(model: PreTrainedModel, state: TreeState) -> None:
+def check_scores_once(model: "transformers.PreTrainedModel", state: TreeState) -> None:
     """Does what `check_scores` does, unless the model passed before with the same attention."""
     attention = str(model.config.get_text_config(decoder=True)._attn_implementation)
     if _PASSED.get(model) != attention:
@@ -43,7 +43,7 @@ def check_scores_once(model: PreTrainedModel, state: TreeState) -> None:
 
 
 def check_images_once(
-    model: PreTrainedModel, images: HfImages, score: TreeScore, prompt: Prompt
+    model: "transformers.PreTrainedModel", images: HfImages, score: TreeScore, prompt: Prompt
 ) -> None:
     """Compares the scores of a tree behind an image with the model's own passes over its paths.
 
@@ -84,7 +84,7 @@ def check_images_once(
     _PASSED_WITH_IMAGE.add(model)
 
 
-def check_scores(model: PreTrainedModel, state: TreeState) -> None:
+def check_scores(model: "transformers.PreTrainedModel", state: TreeState) -> None:
     """Compares the scores of a small tree with the model's own forward passes over whole paths.
 
     The reference runs each path from the beginning of the text, with no cache, no mask and no
@@ -110,7 +110,7 @@ def check_scores(model: PreTrainedModel, state: TreeState) -> None:
         )
 
 
-def _largest_error(model: PreTrainedModel, state: TreeState) -> float:
+def _largest_error(model: "transformers.PreTrainedModel", state: TreeState) -> float:
     token_ids = _scattered_tokens(_vocab_size(model), 5 + len(PARENTS))
     text, nodes = token_ids[:5], token_ids[5:]
 
@@ -136,14 +136,14 @@ def _path(node: int) -> list[int]:
 
 @torch.no_grad()
 def _plain_logits(
-    model: PreTrainedModel, text: Prompt, tensors: Mapping[str, Any] = NOTHING
+    model: "transformers.PreTrainedModel", text: Prompt, tensors: Mapping[str, Any] = NOTHING
 ) -> Float[Tensor, " vocab"]:
     input_ids = torch.tensor([text.token_ids], device=model.device)
     options = at_home(tensors, model)
     return model(input_ids=input_ids, use_cache=False, **options).logits[0, -1]
 
 
-def _vocab_size(model: PreTrainedModel) -> int:
+def _vocab_size(model: "transformers.PreTrainedModel") -> int:
     return model.config.get_text_config(decoder=True).vocab_size
 
 

@@ -16,9 +16,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import transformers
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from treesnake.errors import BrokenModelError, UnsupportedModelError
 from treesnake.models.hf_diagnosis import broken_model_error
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 STATES = (*CACHE_ARGUMENTS, "state")
 """How models call the state that they are given and return."""
 
-_CONTINUES_AT_ONCE: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+_CONTINUES_AT_ONCE: WeakKeyDictionary["transformers.PreTrainedModel", bool] = WeakKeyDictionary()
 """What was found out about each living model."""
 
 
@@ -53,7 +53,7 @@ class HfReplay:
         InvalidInputError: if the model is in training mode.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: "transformers.PreTrainedModel") -> None:
         check_decoder(model)
         arguments = inspect.signature(model.forward).parameters
         named = [name for name in STATES if name in arguments]

@@ -1,6 +1,6 @@
 """One process or many, on CPUs or GPUs: Hugging Face Accelerate knows which.
 
-`accelerate launch -m treesnake.cli train RECIPE.toml` starts as many processes as it was told to;
+`accelerate launch -m treesnake train RECIPE.toml` starts as many processes as it was told to;
 started plainly there is one, on the best device.
 """
 
