@@ -33,6 +33,7 @@ MIXTURES = (
     ("MTP", "em"),
     ("MTCP", "em"),
 )
+ANY_TARGET_DEFAULT = "text+prompt-lookup@self-tuning"
 JUDGED = ("right", "told", "accepted alone")
 """What comes of an input of the fuzzer that is no find."""
 
@@ -366,6 +367,20 @@ def _categories() -> str:
     return _table(["int8, greedy, 2 threads", *heads, "+prompt-lookup, x plain"], cells)
 
 
+def _any_target_categories() -> str:
+    """Returns what the default makes of each category, one question each, by sampling."""
+    rows = [row for row in _read("any_target")["rows"] if row["method"] == ANY_TARGET_DEFAULT]
+    samplings = list(dict.fromkeys(row["sampling"] for row in rows))
+    found = {(row["category"], row["sampling"]): row["measures"] for row in rows}
+    cells = []
+    for category in dict.fromkeys(row["category"] for row in rows):
+        measures = [found[category, sampling] for sampling in samplings]
+        numbers = [(f"{each['tokens_per_step']:.2f}", _ratio(each["speedup"])) for each in measures]
+        cells.append([category.replace("_", " "), *(cell for pair in numbers for cell in pair)])
+    heads = [head for each in samplings for head in (f"{each}: tokens/step", "x plain")]
+    return _table(["text and prompt lookup, self-tuning", *heads], cells)
+
+
 def _searches() -> str:
     cells = [
         [
@@ -558,6 +573,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": partial(_methods, "default-pair-stored-cpu", "4 bits"),
     "float_methods": partial(_methods, "default-pair-cpu", "float32"),
     "any_target": partial(_pairs, "any_target", "Q4_K_M, 2 threads"),
+    "any_target_categories": _any_target_categories,
     "self_drafting": partial(_pairs, "self-drafting-cpu", "2 threads"),
     "recurrent": partial(_pairs, "recurrent-cpu", "float32, 2 threads"),
     "long_methods": partial(_methods, "default-pair-long-cpu", "float32"),
