@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.grouped import (
     BLOCK_OUTPUTS,
+    FORMS,
     TILE_ROWS,
+    Form,
     RoundedRows,
     form_of,
     grouped_rows,
@@ -28,11 +30,9 @@ from treesnake.kernels.cpu.integer_dots import (
     vnni_dot,
 )
 from treesnake.kernels.cpu.jit import entry_point
-from treesnake.kernels.grouped_weight import GroupedWeight
+from treesnake.kernels.grouped_weight import GroupedWeight, value_range
 from treesnake.kernels.reference.grouped_linear import grouped_linear, round_rows
 from treesnake.models.weight_stack import WeightStack, new_stack
-
-FORMS = range(4)
 
 
 def runnable_dots() -> list[BytesDot]:
@@ -84,14 +84,14 @@ def multiply(x: np.ndarray, weight: GroupedWeight, adds_to: np.ndarray | None = 
     return out[: len(x)]
 
 
-def random_weight(outputs: int, inputs: int, form: int, seed: int = 0) -> GroupedWeight:
+def random_weight(outputs: int, inputs: int, form: Form, seed: int = 0) -> GroupedWeight:
     random = np.random.default_rng(seed)
-    bits, size = (4 if form == 0 else 8), (16 if form == 3 else 32)
-    lowest, highest = (0, 15) if bits == 4 else (-128, 127)
+    size = 32 // form.parts
+    lowest, highest = value_range(form.bits, form.has_minimums)
     values = random.integers(lowest, highest + 1, (outputs, inputs)).astype(np.int8)
     scales, minimums = random.standard_normal((2, outputs, inputs // size)).astype(np.float16)
-    weight = GroupedWeight(bits, values, scales, minimums if form in (0, 2) else None)
-    assert form_of(weight) == form
+    weight = GroupedWeight(form.bits, values, scales, minimums if form.has_minimums else None)
+    assert FORMS[form_of(weight)] == form
     return weight
 
 
@@ -101,18 +101,18 @@ def random_rows(rows: int, inputs: int) -> np.ndarray:
     return (random.standard_normal((rows, inputs)) * spread).astype(np.float32)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS, ids=str)
 @settings(max_examples=25)
 @given(rows=st.integers(1, 20), outputs=st.integers(1, 70), groups=st.integers(1, 5))
 def test_products_have_the_bits_of_the_reference(
-    form: int, rows: int, outputs: int, groups: int
+    form: Form, rows: int, outputs: int, groups: int
 ) -> None:
     x, weight = random_rows(rows, 32 * groups), random_weight(outputs, 32 * groups, form)
     assert np.array_equal(multiply(x, weight), grouped_linear(round_rows(x), weight))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_row_has_the_same_bits_alone_and_in_any_tile(form: int) -> None:
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_row_has_the_same_bits_alone_and_in_any_tile(form: Form) -> None:
     x, weight = random_rows(2 * TILE_ROWS[0] - 1, 96), random_weight(33, 96, form)
     together = multiply(x, weight)
     for row in range(len(x)):
@@ -120,7 +120,7 @@ def test_a_row_has_the_same_bits_alone_and_in_any_tile(form: int) -> None:
 
 
 def test_products_can_be_added_to_what_is_there() -> None:
-    x, weight = random_rows(3, 64), random_weight(20, 64, 1)
+    x, weight = random_rows(3, 64), random_weight(20, 64, FORMS[-1])
     before = random_rows(3, 20)
     assert np.array_equal(multiply(x, weight, before), before + multiply(x, weight))
 
@@ -145,11 +145,11 @@ def test_rows_are_rounded_as_the_reference_rounds_them(
 def test_rows_that_are_no_finite_numbers_stay_visible() -> None:
     x = np.ones((2, 32), np.float32)
     x[0, 3], x[1, 3] = np.inf, np.nan
-    result = multiply(x, random_weight(3, 32, 1))
+    result = multiply(x, random_weight(3, 32, FORMS[-1]))
     assert np.isnan(result).all()
 
 
-def tile_of(form: int, dot: BytesDot):
+def tile_of(form: Form, dot: BytesDot):
     tile = product_tile(2, form, dot)
 
     @entry_point
@@ -159,10 +159,10 @@ def tile_of(form: int, dot: BytesDot):
     return run
 
 
-def extreme_weights(form: int) -> Sequence[GroupedWeight]:
+def extreme_weights(form: Form) -> Sequence[GroupedWeight]:
     """Returns weights of the smallest and the largest numbers, and of both in turn."""
     like = random_weight(BLOCK_OUTPUTS, 64, form)
-    low, high = (0, 15) if form == 0 else (-128, 127)
+    low, high = value_range(form.bits, form.has_minimums)
     patterns = ([low], [high], [low, high], [high, high, low, low])
     return [
         GroupedWeight(
@@ -176,8 +176,8 @@ def extreme_weights(form: int) -> Sequence[GroupedWeight]:
 
 
 @pytest.mark.parametrize("name", DOTS)
-@pytest.mark.parametrize("form", FORMS)
-def test_instructions_give_equal_bits_and_never_saturate(form: int, name: str) -> None:
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_instructions_give_equal_bits_and_never_saturate(form: Form, name: str) -> None:
     run = tile_of(form, DOTS[name])
     patterns = ([1.0], [-1.0], [1.0, -1.0], [1.0, 1.0, -1.0, -1.0])
     extremes = [np.resize(np.array(pattern, np.float32), (2, 64)) for pattern in patterns]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from treesnake.kernels.grouped_weight import value_range
 from treesnake.models.gguf import BLOCKS
 from treesnake.models.gguf_blocks import GROUPED_TYPES, Groups, unpack
 
@@ -39,18 +40,25 @@ def test_weights_have_the_same_values_but_for_the_rounding_of_scales(kind: int) 
         groups.numbers,
         np.sign(groups.scales) * np.clip(np.abs(groups.scales), 1e-3, 10),
         None if groups.minima is None else np.clip(groups.minima, -10, 10),
-        groups.offset,
+        groups.bits,
     )
     if not groups.fits_weight:
         assert kind == gguf.GGMLQuantizationType.Q2_K
         return
     weight = groups.to_weight()
-    assert weight.bits == (4 if gguf.GGMLQuantizationType(kind).name in FOUR_BITS else 8)
+    assert weight.bits == BITS.get(gguf.GGMLQuantizationType(kind).name, 8)
+    lowest, highest = value_range(weight.bits, weight.minimums is not None)
+    assert lowest <= weight.values.min()
+    assert weight.values.max() <= highest
     largest = np.abs(groups.scales).max() * 255 + 10
     assert np.abs(weight.to_floats() - groups.values()).max() <= largest / 1024
 
 
-FOUR_BITS = ("Q4_0", "Q4_1", "Q4_K")
+BITS = {
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q4_K"), 4),
+    **dict.fromkeys(("Q5_0", "Q5_1", "Q5_K", "MXFP4"), 5),
+    **dict.fromkeys(("Q3_K", "Q6_K"), 6),
+}
 
 
 @pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])

@@ -38,18 +38,24 @@ def test_floats_become_groups_of_the_width_asked_for(dtype: torch.dtype) -> None
 def test_parts_of_a_matrix_keep_forms_of_their_own() -> None:
     random = np.random.default_rng(0)
     values = random.integers(-32, 32, (BLOCK_OUTPUTS, 64)).astype(np.int8)
-    halves = GroupedWeight(8, values, random.standard_normal((BLOCK_OUTPUTS, 4)).astype(np.float16))
+    six_bits = GroupedWeight(
+        6, values, random.standard_normal((BLOCK_OUTPUTS, 4)).astype(np.float16)
+    )
     minimums = random.standard_normal((BLOCK_OUTPUTS, 2)).astype(np.float16)
     scales = random.standard_normal((BLOCK_OUTPUTS, 2)).astype(np.float16)
-    five_bits = GroupedWeight(8, values & 31, scales, minimums)
-    parts = [round_to_groups(normal(BLOCK_OUTPUTS, 64), 4), halves, five_bits, normal(7, 64)]
-    stack = new_stack(2, 3 * BLOCK_OUTPUTS + 7, 64, torch.int8)
+    parts = [
+        round_to_groups(normal(BLOCK_OUTPUTS, 64), 4),
+        six_bits,
+        GroupedWeight(5, values & 31, scales, minimums),
+        GroupedWeight(5, values >> 1, scales),
+        normal(7, 64),
+    ]
+    outputs = 4 * BLOCK_OUTPUTS + 7
+    stack = new_stack(2, outputs, 64, torch.int8)
     write_parts(stack, 1, parts)
-    floats = [part.to_floats() for part in parts[:3]] + [round_to_groups(parts[3], 8).to_floats()]
-    assert len(set(stack.array[1]["form"])) == 4
-    assert np.array_equal(
-        widened(stack.array[1], 3 * BLOCK_OUTPUTS + 7, 64), np.concatenate(floats)
-    )
+    floats = [part.to_floats() for part in parts[:4]] + [round_to_groups(parts[4], 8).to_floats()]
+    assert len(set(stack.array[1]["form"])) == 5
+    assert np.array_equal(widened(stack.array[1], outputs, 64), np.concatenate(floats))
 
 
 def test_grouped_weights_can_be_asked_for_as_floats() -> None:

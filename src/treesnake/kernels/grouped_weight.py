@@ -1,4 +1,4 @@
-"""Matrices of 4- or 8-bit integers in groups, each with a scale of its own: quantised weights.
+"""Matrices of integers of 4 to 8 bits in groups, each with a scale of its own: quantised weights.
 
 Files of quantised models hold such numbers, and `int8` and `int4` make them of floats. The type
 here is plain and readable, one byte a number. Kernels read a packed form of it
@@ -22,23 +22,30 @@ GROUP = 32
 """Numbers that share a scale."""
 
 HALF_GROUP = 16
-"""The smaller group that 8-bit weights without minimums may have."""
+"""The smaller group that weights of 6 bits have."""
 
-RANGES = {4: (0, 15), 8: (-128, 127)}
-"""The smallest and the largest number of each width."""
+MAY_HAVE_MINIMUMS = {4: (True,), 5: (False, True), 6: (False,), 8: (False,)}
+"""Whether weights of each width have minimums."""
 
 LARGEST_BYTE = 127
+
+
+def value_range(bits: int, has_minimums: bool) -> tuple[int, int]:
+    """Returns the smallest and the largest value: from 0 on with minimums, else signed."""
+    moved = 0 if has_minimums else 1 << (bits - 1)
+    return -moved, (1 << bits) - 1 - moved
 
 
 @dataclass(frozen=True, eq=False)
 class GroupedWeight:
     """A matrix (outputs, inputs) of `scale * value + minimum`, with one of each for every group.
 
-    Groups are consecutive inputs of one output: 32, or 16 in 8-bit weights without minimums. Fewer
-    inputs than whole groups are padded by whoever makes this.
+    Groups are consecutive inputs of one output: 32, or 16 where values have 6 bits. Fewer inputs
+    than whole groups are padded by whoever makes this. Values of 4 bits have minimums, those of 5
+    may have them, those of 6 and 8 have none.
 
     Attributes:
-        bits: 4 for values from 0 to 15, 8 for values from -128 to 127.
+        bits: the width of the values, 4, 5, 6 or 8; see `value_range`.
         values: the integers, one a byte.
         scales: what the values of a group are multiplied with.
         minimums: what is added to each product, or None for nothing.
@@ -53,7 +60,8 @@ class GroupedWeight:
         outputs, inputs = self.values.shape
         size = self.group_size
         assert self.scales.shape == (outputs, inputs // size), "groups do not fit the values"
-        assert size == GROUP or (size == HALF_GROUP and self.bits == 8 and self.minimums is None)
+        assert size == (HALF_GROUP if self.bits == 6 else GROUP)
+        assert (self.minimums is not None) in MAY_HAVE_MINIMUMS[self.bits]
         assert inputs % GROUP == 0, "inputs are whole groups"
         assert self.minimums is None or self.minimums.shape == self.scales.shape
 
@@ -128,7 +136,7 @@ def round_to_groups(weight: Float[Tensor, "outputs inputs"], bits: int) -> Group
         scales = (groups.abs().amax(2) / LARGEST_BYTE).half()
         values = _nearest(groups, scales, -LARGEST_BYTE, LARGEST_BYTE)
         return GroupedWeight(8, values.to(torch.int8).flatten(1).numpy(), scales.numpy())
-    lowest, highest = RANGES[4]
+    lowest, highest = value_range(4, has_minimums=True)
     minimums = groups.amin(2).half()
     scales = ((groups.amax(2) - minimums) / highest).half()
     values = _nearest(groups - minimums[:, :, None], scales, lowest, highest)

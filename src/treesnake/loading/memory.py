@@ -9,7 +9,7 @@ from treesnake.errors import LoadError
 from treesnake.loading.checkpoint import Checkpoint
 from treesnake.models.weights import Weights
 
-BYTES_OF_BITS = {4: 20 / 32, 8: 36 / 32}
+BYTES_OF_BITS = {4: 20 / 32, 5: 24 / 32, 6: 28 / 32, 8: 34 / 32}
 """What a value of a packed matrix takes, its share of a group's scale and minimum included."""
 
 CGROUP = Path("/sys/fs/cgroup")

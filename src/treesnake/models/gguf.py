@@ -28,7 +28,7 @@ from torch import Tensor
 
 from treesnake.errors import LoadError
 from treesnake.kernels.grouped_weight import GroupedWeight, round_to_groups
-from treesnake.models.gguf_blocks import FOUR_BIT_TYPES, GROUPED_TYPES, unpack
+from treesnake.models.gguf_blocks import GROUPED_TYPES, STORED_BITS, unpack
 from treesnake.models.pointers import check_no_pointer
 from treesnake.models.weights import Weights
 
@@ -178,7 +178,7 @@ class GgufTensor:
     @property
     def stored_bits(self) -> int:
         """In how many bits each value of a matrix runs as stored."""
-        return 4 if self.ggml_type in FOUR_BIT_TYPES else 8
+        return STORED_BITS.get(self.ggml_type, 8)
 
     def rows(self, begin: int, end: int) -> "GgufTensor":
         """Returns some of the rows, as if they were a tensor of their own."""

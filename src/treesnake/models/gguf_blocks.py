@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int8, UInt8
 
-from treesnake.kernels.grouped_weight import GROUP, GroupedWeight
+from treesnake.kernels.grouped_weight import GROUP, GroupedWeight, value_range
 
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 = 2, 3, 6, 7, 8
 Q2_K, Q3_K, Q4_K, Q5_K, Q6_K = 10, 11, 12, 13, 14
@@ -39,14 +39,14 @@ class Groups:
         numbers: one for each value, in the order of the row.
         scales: one for each group.
         minima: what is added to the values of each group, or None for nothing.
-        offset: what makes numbers of 4 bits, which are -offset and more, whole numbers from 0 to
-            15; None for numbers of 8 bits.
+        bits: the width in which a `GroupedWeight` has the numbers. Those without minima are signed;
+            for 4 bits, which always have minima there, they are moved.
     """
 
     numbers: Int8[np.ndarray, "rows width"]
     scales: Float32[np.ndarray, "rows groups"]
     minima: Float32[np.ndarray, "rows groups"] | None
-    offset: int | None
+    bits: int
 
     def values(self) -> Float32[np.ndarray, "rows width"]:
         """Returns the values, computed in float32 in the order of ggml."""
@@ -59,18 +59,18 @@ class Groups:
 
     @property
     def fits_weight(self) -> bool:
-        """Whether a `GroupedWeight` can have these groups: only those of 32 may have minima."""
+        """Whether a `GroupedWeight` can have these groups: those of 16 have no minima there."""
         return self.minima is None or self.numbers.shape[1] == GROUP * self.scales.shape[1]
 
     def to_weight(self) -> GroupedWeight:
         """Returns the same groups with scales and minima in half precision."""
-        minima = self.minima
-        if self.offset:
-            shift = np.float32(-self.offset) * self.scales
-            minima = shift if minima is None else minima + shift
+        numbers, minima = self.numbers, self.minima
+        if self.bits == 4 and minima is None:
+            lowest, _ = value_range(4, has_minimums=False)
+            numbers, minima = numbers - np.int8(lowest), np.float32(lowest) * self.scales
         return GroupedWeight(
-            bits=8 if self.offset is None else 4,
-            values=self.numbers + np.int8(self.offset or 0),
+            bits=self.bits,
+            values=numbers,
             scales=self.scales.astype(np.float16),
             minimums=None if minima is None else minima.astype(np.float16),
         )
@@ -85,7 +85,7 @@ def unpack(raw: UInt8[np.ndarray, "rows row_bytes"], ggml_type: int) -> Groups:
         numbers.reshape(rows, -1),
         scales.reshape(rows, -1),
         None if minima is None else minima.reshape(rows, -1),
-        kind.offset,
+        kind.bits,
     )
 
 
@@ -201,28 +201,28 @@ def _six_bits(blocks: Blocks) -> tuple[Scales, Scales]:
 @dataclass(frozen=True)
 class _Layout:
     block_bytes: int
-    offset: int | None
+    bits: int
     unpack: Callable[[Blocks], tuple[Numbers, Scales, Scales | None]]
 
 
 _LAYOUTS: Mapping[int, _Layout] = {
-    Q4_0: _Layout(18, 8, _q4_0),
-    Q4_1: _Layout(20, 0, _q4_1),
-    Q5_0: _Layout(22, None, _q5_0),
-    Q5_1: _Layout(24, None, _q5_1),
-    Q8_0: _Layout(34, None, _q8_0),
-    Q2_K: _Layout(84, None, _q2_k),
-    Q3_K: _Layout(110, None, _q3_k),
-    Q4_K: _Layout(144, 0, _q4_k),
-    Q5_K: _Layout(176, None, _q5_k),
-    Q6_K: _Layout(210, None, _q6_k),
-    IQ4_NL: _Layout(18, None, _iq4_nl),
-    IQ4_XS: _Layout(136, None, _iq4_xs),
-    MXFP4: _Layout(17, None, _mxfp4),
+    Q4_0: _Layout(18, 4, _q4_0),
+    Q4_1: _Layout(20, 4, _q4_1),
+    Q5_0: _Layout(22, 5, _q5_0),
+    Q5_1: _Layout(24, 5, _q5_1),
+    Q8_0: _Layout(34, 8, _q8_0),
+    Q2_K: _Layout(84, 8, _q2_k),
+    Q3_K: _Layout(110, 6, _q3_k),
+    Q4_K: _Layout(144, 4, _q4_k),
+    Q5_K: _Layout(176, 5, _q5_k),
+    Q6_K: _Layout(210, 6, _q6_k),
+    IQ4_NL: _Layout(18, 8, _iq4_nl),
+    IQ4_XS: _Layout(136, 8, _iq4_xs),
+    MXFP4: _Layout(17, 5, _mxfp4),
 }
 
 GROUPED_TYPES = frozenset(_LAYOUTS)
 """The ggml types that `unpack` reads."""
 
-FOUR_BIT_TYPES = frozenset(kind for kind, layout in _LAYOUTS.items() if layout.offset is not None)
-"""Those of them whose numbers have 4 bits in a `GroupedWeight`; the others have 8."""
+STORED_BITS = {kind: layout.bits for kind, layout in _LAYOUTS.items()}
+"""The width in which a `GroupedWeight` has the numbers of each."""

@@ -4,22 +4,26 @@
 once for each product, and tiles of several rows multiply them with one *block* of outputs, as many
 as a vector has lanes. A block is one stream of bytes. For each group of 32 inputs it holds
 
-    values    of four inputs of every output, then of the next four, ...
+    values    of four inputs of every output (a *quad*), then of the next four, ...
     scales    of every output
     second    minimums of every output, or scales of the second 16 inputs; may be absent
 
 so a vector of four inputs of every output meets four activations that all lanes share, and nothing
-is summed across lanes. Values of 4 bits lie in pairs: input i in the low half of a byte, input
-i + 16 in the high half. What a block holds is its *form*; the blocks of one matrix may differ.
+is summed across lanes. The lowest 4 bits of values of fewer than 8 lie in pairs: input i in the low
+half of a byte, input i + 16 in the high half. Behind them, planes have the fifth bits, or the fifth
+and sixth: a byte holds those of an input of one quad in its lowest bits, of the next quad in the
+next. Signed values of 5 and 6 bits are moved to lie from 0 on. What a block holds is its *form*;
+the blocks of one matrix may differ.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Int8, Shaped, UInt8
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -27,14 +31,20 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from treesnake.kernels.cpu import simd
-from treesnake.kernels.cpu.integer_dots import BYTE, INTS, QUADS, BytesDot, chosen_dot, splat
+from treesnake.kernels.cpu.integer_dots import (
+    BYTE,
+    FEWEST_BITS,
+    INTS,
+    QUADS,
+    SIGNED_BITS,
+    BytesDot,
+    chosen_dot,
+    splat,
+)
 from treesnake.kernels.cpu.jit import inlined, kernel
 from treesnake.kernels.grouped_weight import GROUP, HALF_GROUP, LARGEST_BYTE, GroupedWeight
 
 BLOCK_OUTPUTS = simd.LANES
-
-FOUR_BITS, EIGHT_BITS, WITH_MINIMUMS, WITH_HALVES = range(4)
-"""The forms: 4 bits with minimums; 8 bits; those with minimums; those with scales for 16 inputs."""
 
 BLOCK = np.dtype([("address", np.int64), ("form", np.int64)], align=True)
 """Where the bytes of a block are, and in which form."""
@@ -42,14 +52,13 @@ BLOCK = np.dtype([("address", np.int64), ("form", np.int64)], align=True)
 TILE_ROWS = (8, 4, 1) if simd.LANES == 16 else (4, 2, 1)
 """Rows of each tile, largest first. The last may go beyond what is asked for, as in `linear`."""
 
-RARE_TILE_ROWS = (4, 1)
-"""Those of the last two forms, which few files have: each tile takes time to compile."""
-
 HALVES = GROUP // HALF_GROUP
+QUADS_PER_GROUP = GROUP // 4
 QUADS_PER_HALF = HALF_GROUP // 4
 HALF_VECTOR = ir.VectorType(ir.HalfType(), BLOCK_OUTPUTS)
 SCALES_BYTES = 2 * BLOCK_OUTPUTS
-VALUES_BYTES = GROUP * BLOCK_OUTPUTS
+PLANE_BYTES = 4 * BLOCK_OUTPUTS
+PAIRS_BYTES = HALF_GROUP * BLOCK_OUTPUTS
 
 CACHE_LINE = 64
 
@@ -57,43 +66,87 @@ PREFETCH_BYTES = 8192
 """How far ahead of the values in use a block's bytes are asked for."""
 
 
-SCALES_BEGIN = (VALUES_BYTES // 2, VALUES_BYTES, VALUES_BYTES, VALUES_BYTES)
-"""By form, the bytes of a group's values, behind which its scales begin."""
+@dataclass(frozen=True)
+class Form:
+    """What a block holds. Values of 6 bits have scales for each 16 inputs, others for each 32."""
 
-GROUP_BYTES = tuple(
-    begin + (SCALES_BYTES if form == EIGHT_BITS else 2 * SCALES_BYTES)
-    for form, begin in enumerate(SCALES_BEGIN)
-)
-"""By form, the bytes that a group of inputs takes in a block."""
+    bits: int
+    has_minimums: bool
+
+    @property
+    def scales_begin(self) -> int:
+        """The bytes of a group's values, behind which its scales begin."""
+        return GROUP * BLOCK_OUTPUTS * self.bits // 8
+
+    @property
+    def parts(self) -> int:
+        """The scales of each output in a group."""
+        return HALVES if self.bits == 6 else 1
+
+    @property
+    def group_bytes(self) -> int:
+        """The bytes that a group of inputs takes in a block."""
+        return self.scales_begin + SCALES_BYTES * (self.parts + self.has_minimums)
+
+    @property
+    def moved_by(self) -> int:
+        """What is added to values in memory, so that they lie from 0 on."""
+        is_moved = self.bits < SIGNED_BITS and not self.has_minimums
+        return 1 << (self.bits - 1) if is_moved else 0
+
+    @property
+    def plane_bits(self) -> int:
+        """The bits of a value in planes, beyond the lowest four."""
+        return 0 if self.bits == SIGNED_BITS else self.bits - FEWEST_BITS
+
+
+FORMS = (Form(4, True), Form(5, False), Form(5, True), Form(6, False), Form(8, False))
+"""Blocks and kernels know a form by its place here."""
+
+FOUR_BITS, FIVE_BITS, FIVE_BITS_WITH_MINIMUMS, SIX_BITS, _ = range(len(FORMS))
+
+GROUP_BYTES = tuple(form.group_bytes for form in FORMS)
+SCALES_BEGIN = tuple(form.scales_begin for form in FORMS)
+MOVED_BY = tuple(form.moved_by for form in FORMS)
+PLANE_BITS = tuple(form.plane_bits for form in FORMS)
+BITS = tuple(form.bits for form in FORMS)
+HAS_MINIMUMS = tuple(form.has_minimums for form in FORMS)
 
 
 def form_of(weight: GroupedWeight) -> int:
-    """Returns the form of a weight's blocks."""
-    if weight.bits == 4:
-        return FOUR_BITS
-    if weight.group_size == HALF_GROUP:
-        return WITH_HALVES
-    return EIGHT_BITS if weight.minimums is None else WITH_MINIMUMS
+    """Returns the number of the form of a weight's blocks."""
+    return FORMS.index(Form(weight.bits, weight.minimums is not None))
 
 
 def pack_blocks(weight: GroupedWeight, blocks: UInt8[np.ndarray, "blocks groups bytes"]) -> None:
     """Writes the bytes of a weight's blocks; outputs that the last block lacks become zeros."""
     outputs, inputs = weight.values.shape
-    values = weight.values.view(np.uint8).reshape(outputs, -1, GROUP)
+    values = weight.values.reshape(outputs, -1, GROUP)
     scales = weight.scales.reshape(outputs, inputs // GROUP, -1)
-    seconds: list[np.ndarray] = [scales[:, :, 1:]] if form_of(weight) == WITH_HALVES else []
-    if weight.minimums is not None:
-        seconds = [weight.minimums]
-    elif weight.bits == 4:
-        seconds = [np.zeros_like(weight.scales)]
-    if weight.bits == 4:
-        values = values[:, :, :HALF_GROUP] | values[:, :, HALF_GROUP:] << 4
+    seconds = [] if weight.minimums is None else [weight.minimums]
     begin = 0
-    for part in (values.view(np.int32), scales[:, :, :1], *seconds):
+    parts = *_split(values, FORMS[form_of(weight)]), *np.split(scales, scales.shape[2], 2)
+    for part in (*parts, *seconds):
         columns = part.reshape(outputs, inputs // GROUP, -1)
         size = columns.shape[2] * columns.itemsize * BLOCK_OUTPUTS
         _interleave(torch.from_numpy(columns), torch.from_numpy(blocks)[:, :, begin : begin + size])
         begin += size
+
+
+def _split(values: Int8[np.ndarray, "outputs groups group"], form: Form) -> list[np.ndarray]:
+    """Returns values as a block has them, four bytes as an integer: pairs, then planes."""
+    if form.bits == SIGNED_BITS:
+        return [values.view(np.int32)]
+    numbers = (values + np.int8(form.moved_by)).view(np.uint8)
+    low = numbers & 15
+    pairs = low[:, :, :HALF_GROUP] | low[:, :, HALF_GROUP:] << 4
+    if not form.plane_bits:
+        return [pairs.view(np.int32)]
+    quads = 8 // form.plane_bits
+    shifts = np.arange(0, 8, form.plane_bits, dtype=np.uint8)[:, None]
+    high = (numbers >> 4).reshape(*numbers.shape[:2], -1, quads, 4) << shifts
+    planes = np.bitwise_or.reduce(high, axis=3)
+    return [pairs.view(np.int32), planes.view(np.int32)]
 
 
 def _interleave(
@@ -255,7 +308,7 @@ def _reduce(builder: Any, operation: str, vector: Any) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), [vector])
 
 
-def product_tile(num_rows: int, form: int, dot: BytesDot) -> Any:
+def product_tile(num_rows: int, form: Form, dot: BytesDot) -> Any:
     """Builds the intrinsic that multiplies `num_rows` rows with a block of one form.
 
     It takes (address, rounded, row, groups, out, column, adds). Rows of `rounded` from `row` on,
@@ -299,7 +352,7 @@ def product_tile(num_rows: int, form: int, dot: BytesDot) -> Any:
 
 def _add_group(
     builder: Any,
-    form: int,
+    form: Form,
     dot: BytesDot,
     block: Any,
     rows: list[_RowPointers],
@@ -307,74 +360,95 @@ def _add_group(
     totals: Sequence[Any],
 ) -> list[Any]:
     """Adds the products of one group to the totals of all rows, as the reference does."""
-    size, scales_begin = GROUP_BYTES[form], SCALES_BEGIN[form]
-    start = builder.gep(block, [builder.mul(group, simd.index(size))])
-    for line in range(0, size, CACHE_LINE):
+    start = builder.gep(block, [builder.mul(group, simd.index(form.group_bytes))])
+    for line in range(0, form.group_bytes, CACHE_LINE):
         simd.prefetch(builder, builder.gep(start, [simd.index(PREFETCH_BYTES + line)]))
     sums = _sum_products(builder, form, dot, start, rows, group)
-    scales = _load_scales(builder, start, scales_begin)
-    seconds = None
-    if form != EIGHT_BITS:
-        seconds = _load_scales(builder, start, scales_begin + SCALES_BYTES)
+    scales = [
+        _load_scales(builder, start, begin)
+        for begin in range(form.scales_begin, form.group_bytes, SCALES_BYTES)
+    ]
     results: list[Any] = []
     for row, row_sums, before in zip(rows, sums, totals, strict=True):
         total, factor = before, _spread_float(builder, row.scales, group)
-        for product, scale in zip(row_sums, (scales, seconds), strict=False):
+        for product, scale in zip(row_sums, scales[: form.parts], strict=True):
             both = builder.fmul(scale, factor)
             floats = builder.sitofp(product, simd.VECTOR)
             total = simd.fused_multiply_add(builder, floats, both, total)
-        if form in (FOUR_BITS, WITH_MINIMUMS):
+        if form.has_minimums:
             summed = _spread_float(builder, row.sums, group)
-            total = simd.fused_multiply_add(builder, seconds, summed, total)
+            total = simd.fused_multiply_add(builder, scales[-1], summed, total)
         results.append(total)
     return results
 
 
 def _sum_products(
-    builder: Any, form: int, dot: BytesDot, start: Any, rows: list[_RowPointers], group: Any
+    builder: Any, form: Form, dot: BytesDot, start: Any, rows: list[_RowPointers], group: Any
 ) -> list[list[Any]]:
     """Returns for each row the integer sums of all that shares a scale: a group, or two halves."""
-    is_signed = form != FOUR_BITS
-    parts = HALVES if form == WITH_HALVES else 1
-    sums: list[list[Any]] = []
-    for row in rows:
-        offsets = [builder.gep(row.offsets, [group])]
-        if form == WITH_HALVES:
-            positions = [_half(builder, group, half) for half in range(HALVES)]
-            offsets = [builder.gep(row.half_offsets, [position]) for position in positions]
-        sums.append([dot.start(builder, offset, is_signed) for offset in offsets])
+    bits = form.bits
+    sums = [
+        [dot.start(builder, offset, bits) for offset in _offsets(builder, form, row, group)]
+        for row in rows
+    ]
     for quad, vector in _quads(builder, form, start):
-        weights = dot.prepare(builder, vector, is_signed)
-        part = quad * parts // (GROUP // 4)
+        weights = dot.prepare(builder, vector, bits)
+        part = quad * form.parts // QUADS_PER_GROUP
         position = builder.add(builder.mul(group, simd.index(GROUP)), simd.index(4 * quad))
         for row, totals in zip(rows, sums, strict=True):
             inputs = _spread_quad(builder, builder.gep(row.values, [position]))
-            totals[part] = dot.add(builder, totals[part], weights, inputs, is_signed)
-    return [[dot.finish(builder, total, is_signed) for total in totals] for totals in sums]
+            totals[part] = dot.add(builder, totals[part], weights, inputs, bits)
+    return [[dot.finish(builder, total, bits) for total in totals] for totals in sums]
 
 
-def _quads(builder: Any, form: int, start: Any) -> list[tuple[int, Any]]:
-    """Returns vectors of four inputs of every output, each with its number in the group."""
-    size = 4 * BLOCK_OUTPUTS
+def _offsets(builder: Any, form: Form, row: _RowPointers, group: Any) -> list[Any]:
+    """Returns for each part of a group the vector that undoes that weights lie from 0 on."""
+    if form.has_minimums:
+        return [None] * form.parts
+    pointers = [builder.gep(row.offsets, [group])]
+    if form.parts > 1:
+        positions = [_half(builder, group, half) for half in range(HALVES)]
+        pointers = [builder.gep(row.half_offsets, [position]) for position in positions]
+    # They are made for weights of 8 bits: -128 times the sum of the inputs.
+    shift = ir.Constant(INTS, [SIGNED_BITS - form.bits] * simd.LANES)
+    return [builder.ashr(splat(builder, builder.load(pointer)), shift) for pointer in pointers]
 
-    def load(number: int) -> Any:
-        pointer = builder.gep(start, [simd.index(number * size)])
-        return builder.load(builder.bitcast(pointer, QUADS.as_pointer()), align=1)
 
-    if form != FOUR_BITS:
-        return [(number, load(number)) for number in range(GROUP // 4)]
-    quads: list[tuple[int, Any]] = []
-    low_halves = ir.Constant(INTS, [0x0F0F0F0F] * simd.LANES)
-    shift = ir.Constant(INTS, [4] * simd.LANES)
+def _quads(builder: Any, form: Form, start: Any) -> Iterator[tuple[int, Any]]:
+    """Yields vectors of four inputs of every output, each with its number in the group."""
+    if form.bits == SIGNED_BITS:
+        for number in range(QUADS_PER_GROUP):
+            yield number, _load_plane(builder, start, number * PLANE_BYTES)
+        return
+    halves = ir.Constant(INTS, [0x0F0F0F0F] * simd.LANES)
     for number in range(QUADS_PER_HALF):
-        pairs = builder.bitcast(load(number), INTS)
-        low = builder.and_(pairs, low_halves)
-        high = builder.and_(builder.lshr(pairs, shift), low_halves)
-        quads += [
-            (number, builder.bitcast(low, QUADS)),
-            (number + QUADS_PER_HALF, builder.bitcast(high, QUADS)),
-        ]
-    return quads
+        pairs = builder.bitcast(_load_plane(builder, start, number * PLANE_BYTES), INTS)
+        for half in range(HALVES):
+            quad = number + half * QUADS_PER_HALF
+            low = builder.and_(_shifted(builder, pairs, 4 * half), halves)
+            if form.plane_bits:
+                low = builder.or_(low, _high_bits(builder, form, start, quad))
+            yield quad, builder.bitcast(low, QUADS)
+
+
+def _high_bits(builder: Any, form: Form, start: Any, quad: int) -> Any:
+    """Returns the bits of a quad that lie in a plane, where they belong in each byte."""
+    plane, slot = divmod(quad, 8 // form.plane_bits)
+    vector = _load_plane(builder, start, PAIRS_BYTES + plane * PLANE_BYTES)
+    shifted = _shifted(builder, builder.bitcast(vector, INTS), slot * form.plane_bits - 4)
+    mask = ((1 << form.plane_bits) - 1 << 4) * 0x01010101
+    return builder.and_(shifted, ir.Constant(INTS, [mask] * simd.LANES))
+
+
+def _shifted(builder: Any, ints: Any, right: int) -> Any:
+    """Shifts every integer to the right, or by a negative number to the left."""
+    distance = ir.Constant(INTS, [abs(right)] * simd.LANES)
+    return builder.shl(ints, distance) if right < 0 else builder.lshr(ints, distance)
+
+
+def _load_plane(builder: Any, start: Any, begin: int) -> Any:
+    pointer = builder.bitcast(builder.gep(start, [simd.index(begin)]), QUADS.as_pointer())
+    return builder.load(pointer, align=1)
 
 
 def _spread_quad(builder: Any, pointer: Any) -> Any:
@@ -403,7 +477,7 @@ def _write(builder: Any, totals: list[Any], targets: list[Any], columns: Any, ad
         simd.masked_store(builder, result, pointer, mask)
 
 
-def _row_sweep(num_rows: int, remainder: int, form: int) -> Any:
+def _row_sweep(num_rows: int, remainder: int, form: Form) -> Any:
     """Builds the kernel that does tiles of rows until only `remainder` are left, or fewer."""
     tile = product_tile(num_rows, form, chosen_dot())
 
@@ -426,14 +500,13 @@ def _one_after_another(first: Any, second: Any) -> Any:
     return both
 
 
-def _all_rows(form: int) -> Any:
+def _all_rows(form: Form) -> Any:
     """Builds the kernel that multiplies all rows with a block of one form."""
-    tile_rows = TILE_ROWS if form in (FOUR_BITS, EIGHT_BITS) else RARE_TILE_ROWS
     sweeps = functools.reduce(
         _one_after_another,
         [
             _row_sweep(rows, remainder, form)
-            for rows, remainder in zip(tile_rows, (*tile_rows[1:], 0), strict=True)
+            for rows, remainder in zip(TILE_ROWS, (*TILE_ROWS[1:], 0), strict=True)
         ],
     )
 
@@ -444,7 +517,7 @@ def _all_rows(form: int) -> Any:
     return multiply
 
 
-_four_bits, _eight_bits, _with_minimums, _with_halves = map(_all_rows, range(4))
+_four_bits, _five_bits, _five_bits_with_minimums, _six_bits, _eight_bits = map(_all_rows, FORMS)
 
 
 @kernel
@@ -455,12 +528,14 @@ def grouped_rows(rounded, num_rows, blocks, begin, end, groups, out, adds):
         address, form = block.address, block.form
         if form == FOUR_BITS:
             _four_bits(address, rounded, num_rows, groups, out, column, adds)
-        elif form == EIGHT_BITS:
-            _eight_bits(address, rounded, num_rows, groups, out, column, adds)
-        elif form == WITH_MINIMUMS:
-            _with_minimums(address, rounded, num_rows, groups, out, column, adds)
+        elif form == FIVE_BITS:
+            _five_bits(address, rounded, num_rows, groups, out, column, adds)
+        elif form == FIVE_BITS_WITH_MINIMUMS:
+            _five_bits_with_minimums(address, rounded, num_rows, groups, out, column, adds)
+        elif form == SIX_BITS:
+            _six_bits(address, rounded, num_rows, groups, out, column, adds)
         else:
-            _with_halves(address, rounded, num_rows, groups, out, column, adds)
+            _eight_bits(address, rounded, num_rows, groups, out, column, adds)
 
 
 @intrinsic
@@ -489,20 +564,31 @@ def _half_at(typing_context, address):
 def widen_output(blocks, output, width, out, row):
     """Writes `width` inputs of an output, such as an embedding, as floats to a row of `out`."""
     block, lane = blocks[output // BLOCK_OUTPUTS], output % BLOCK_OUTPUTS
-    four_bits = block.form == FOUR_BITS
-    size, scales_begin = GROUP_BYTES[block.form], SCALES_BEGIN[block.form]
+    form = block.form
     for column in range(width):
         group, number = divmod(column, GROUP)
-        start = block.address + group * size
-        half, inside = divmod(number, HALF_GROUP)
-        position = inside if four_bits else number
-        value = _byte_at(start + (position // 4 * BLOCK_OUTPUTS + lane) * 4 + position % 4)
-        if four_bits:
-            value = (value >> 4 * half) & 15
-        scales = start + scales_begin + 2 * lane
-        if block.form == WITH_HALVES:
-            scales += half * SCALES_BYTES
-        result = np.float32(value) * _half_at(scales)
-        if four_bits or block.form == WITH_MINIMUMS:
+        start = block.address + group * GROUP_BYTES[form]
+        value = np.float32(_value_at(start, form, lane, number))
+        scales = start + SCALES_BEGIN[form] + 2 * lane
+        if form == SIX_BITS:
+            scales += number // HALF_GROUP * SCALES_BYTES
+        result = value * _half_at(scales)
+        if HAS_MINIMUMS[form]:
             result += _half_at(scales + SCALES_BYTES)
         out[row, column] = result
+
+
+@kernel
+def _value_at(start, form, lane, number):
+    """Returns one of the values of an output in a group that begins at an address."""
+    quad, place = number // 4, 4 * lane + number % 4
+    if BITS[form] == SIGNED_BITS:
+        return _byte_at(start + quad * PLANE_BYTES + place)
+    half, pair = divmod(quad, QUADS_PER_HALF)
+    value = (_byte_at(start + pair * PLANE_BYTES + place) >> 4 * half) & 15
+    plane_bits = PLANE_BITS[form]
+    if plane_bits:
+        plane, slot = divmod(quad * plane_bits, 8)
+        high = _byte_at(start + PAIRS_BYTES + plane * PLANE_BYTES + place) >> slot
+        value += (high & ((1 << plane_bits) - 1)) << 4
+    return value - MOVED_BY[form]

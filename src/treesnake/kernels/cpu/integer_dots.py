@@ -1,7 +1,8 @@
 """Dot products of four bytes in every lane, by the best instructions that a processor has.
 
-Each way takes 8-bit weights, signed or from 0 to 15, and signed activations from -127 to 127, and
-gives the exact sum; so all give the same bits. `chosen_dot` picks one by the processor's features.
+Each way takes signed weights of 8 bits, or weights from 0 on of fewer bits, and signed activations
+from -127 to 127, and gives the exact sum; so all give the same bits. `chosen_dot` picks one by the
+processor's features.
 """
 
 import functools
@@ -26,6 +27,12 @@ LLVM_TAKES_BYTES = llvmlite.binding.llvm_version_info[0] >= 21
 
 NO_SUM = ir.Constant(INTS, [0] * simd.LANES)
 
+SIGNED_BITS = 8
+"""The width of weights that come signed."""
+
+FEWEST_BITS = 4
+"""The smallest width of weights."""
+
 
 @dataclass(frozen=True)
 class BytesDot:
@@ -33,53 +40,56 @@ class BytesDot:
 
     Attributes:
         name: the instructions.
-        start: `(builder, offset pointer, is_signed)` gives an empty sum; the offset is -128 times
-            the sum of all inputs to come.
-        prepare: `(builder, weights, is_signed)` gives what all rows need of some weights.
-        add: `(builder, sum, prepared weights, inputs, is_signed)` adds products to a sum.
-        finish: `(builder, sum, is_signed)` gives a vector of integers.
+        start: `(builder, offsets, bits)` gives a sum without products. `offsets` is a vector of
+            what undoes that weights were moved to lie from 0 on, or None. Weights of 8 bits come
+            signed, with offsets for whoever moves them.
+        prepare: `(builder, weights, bits)` gives what all rows need of some weights.
+        add: `(builder, sum, prepared weights, inputs, bits)` adds products to a sum.
+        finish: `(builder, sum, bits)` gives a vector of integers.
     """
 
     name: str
-    start: Callable[[Any, Any, bool], Any]
-    prepare: Callable[[Any, Any, bool], Any]
-    add: Callable[[Any, Any, Any, Any, bool], Any]
-    finish: Callable[[Any, Any, bool], Any]
+    start: Callable[[Any, Any | None, int], Any]
+    prepare: Callable[[Any, Any, int], Any]
+    add: Callable[[Any, Any, Any, Any, int], Any]
+    finish: Callable[[Any, Any, int], Any]
 
 
-def _start_at_zero(builder: Any, offset: Any, is_signed: bool) -> Any:
-    return NO_SUM
+def _start_unmoved(builder: Any, offsets: Any | None, bits: int) -> Any:
+    """Builds the start of a way that takes signed weights as they are."""
+    return NO_SUM if offsets is None or bits == SIGNED_BITS else offsets
 
 
-def _as_it_is(builder: Any, value: Any, is_signed: bool) -> Any:
+def _as_it_is(builder: Any, value: Any, bits: int) -> Any:
     return value
 
 
-def vnni_dot(bits: int) -> BytesDot:
+def vnni_dot(register_bits: int) -> BytesDot:
     """Returns `vpdpbusd` in registers of 256 or 512 bits.
 
     It takes unsigned weights. Signed ones are moved up by 128, which the offsets undo.
     """
 
-    def start(builder: Any, offset: Any, is_signed: bool) -> Any:
-        return splat(builder, builder.load(offset)) if is_signed else NO_SUM
+    def start(builder: Any, offsets: Any | None, bits: int) -> Any:
+        return NO_SUM if offsets is None else offsets
 
-    def prepare(builder: Any, weights: Any, is_signed: bool) -> Any:
+    def prepare(builder: Any, weights: Any, bits: int) -> Any:
         moved = builder.xor(weights, ir.Constant(QUADS, [-128] * QUADS.count))
-        return moved if is_signed else weights
+        return moved if bits == SIGNED_BITS else weights
 
-    def add(builder: Any, total: Any, weights: Any, inputs: Any, is_signed: bool) -> Any:
-        lanes = bits // 32
+    def add(builder: Any, total: Any, weights: Any, inputs: Any, bits: int) -> Any:
+        lanes = register_bits // 32
         ints, bytes_ = ir.VectorType(simd.INT32, lanes), ir.VectorType(BYTE, 4 * lanes)
         operand = bytes_ if LLVM_TAKES_BYTES else ints
 
         def multiply(sums: Any, weights: Any, inputs: Any) -> Any:
             operands = [builder.bitcast(value, operand) for value in (weights, inputs)]
-            return _call(builder, f"llvm.x86.avx512.vpdpbusd.{bits}", ints, [sums, *operands])
+            name = f"llvm.x86.avx512.vpdpbusd.{register_bits}"
+            return _call(builder, name, ints, [sums, *operands])
 
-        return _in_pieces(builder, multiply, bits // 8, [total, weights, inputs])
+        return _in_pieces(builder, multiply, register_bits // 8, [total, weights, inputs])
 
-    name = "AVX-512 VNNI" if bits == 512 else "AVX VNNI"
+    name = "AVX-512 VNNI" if register_bits == 512 else "AVX VNNI"
     return BytesDot(name, start, prepare, add, _as_it_is)
 
 
@@ -91,62 +101,70 @@ def avx2_dot() -> BytesDot:
     """
     zeros = ir.Constant(QUADS, [0] * QUADS.count)
 
-    def start(builder: Any, offset: Any, is_signed: bool) -> Any:
-        return NO_SUM if is_signed else ir.Constant(_SHORTS, [0] * _SHORTS.count)
-
-    def prepare(builder: Any, weights: Any, is_signed: bool) -> Any:
-        if not is_signed:
+    def prepare(builder: Any, weights: Any, bits: int) -> Any:
+        if bits != SIGNED_BITS:
             return weights, weights
         is_negative = builder.icmp_signed("<", weights, zeros)
         return builder.select(is_negative, builder.sub(zeros, weights), weights), weights
 
-    def add(builder: Any, total: Any, weights: Any, inputs: Any, is_signed: bool) -> Any:
+    def add(builder: Any, total: Any, weights: Any, inputs: Any, bits: int) -> Any:
         def multiply(sums: Any, magnitudes: Any, weights: Any, inputs: Any) -> Any:
-            if is_signed:
+            if bits == SIGNED_BITS:
                 inputs = _call(builder, "llvm.x86.avx2.psign.b", _BYTES_256, [inputs, weights])
             operands = [magnitudes, inputs]
             pairs = _call(builder, "llvm.x86.avx2.pmadd.ub.sw", _SHORTS_256, operands)
-            return builder.add(sums, widen(builder, pairs) if is_signed else pairs)
+            is_wide = bits != FEWEST_BITS
+            return builder.add(sums, _widen_pairs(builder, pairs) if is_wide else pairs)
 
         return _in_pieces(builder, multiply, 32, [total, *weights, inputs])
 
-    def widen(builder: Any, pairs: Any) -> Any:
-        ones = ir.Constant(_SHORTS_256, [1] * 16)
-        return _call(builder, "llvm.x86.avx2.pmadd.wd", _INTS_256, [pairs, ones])
+    return BytesDot("AVX2", _start_in_shorts, prepare, add, _finish_shorts)
 
-    def finish(builder: Any, total: Any, is_signed: bool) -> Any:
-        if is_signed:
-            return total
-        return _in_pieces(builder, functools.partial(widen, builder), 32, [total])
 
-    return BytesDot("AVX2", start, prepare, add, finish)
+def _start_in_shorts(builder: Any, offsets: Any | None, bits: int) -> Any:
+    """Builds the start of sums that are widened once, of the narrowest weights, or of others."""
+    if bits == FEWEST_BITS:
+        return ir.Constant(_SHORTS, [0] * _SHORTS.count)
+    return _start_unmoved(builder, offsets, bits)
+
+
+def _finish_shorts(builder: Any, total: Any, bits: int) -> Any:
+    if bits != FEWEST_BITS:
+        return total
+    return _in_pieces(builder, functools.partial(_widen_pairs, builder), 32, [total])
+
+
+def _widen_pairs(builder: Any, pairs: Any) -> Any:
+    """Adds pairs of 16 bits into 32 bits."""
+    ones = ir.Constant(_SHORTS_256, [1] * 16)
+    return _call(builder, "llvm.x86.avx2.pmadd.wd", _INTS_256, [pairs, ones])
 
 
 def arm_dot() -> BytesDot:
     """Returns `sdot`, which takes signed numbers."""
 
-    def add(builder: Any, total: Any, weights: Any, inputs: Any, is_signed: bool) -> Any:
+    def add(builder: Any, total: Any, weights: Any, inputs: Any, bits: int) -> Any:
         def multiply(sums: Any, weights: Any, inputs: Any) -> Any:
             name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
             return _call(builder, name, sums.type, [sums, weights, inputs])
 
         return _in_pieces(builder, multiply, 16, [total, weights, inputs])
 
-    return BytesDot("ARM dot product", _start_at_zero, _as_it_is, add, _as_it_is)
+    return BytesDot("ARM dot product", _start_unmoved, _as_it_is, add, _as_it_is)
 
 
 def portable_dot() -> BytesDot:
     """Returns products of 32 bits, for any processor."""
 
-    def prepare(builder: Any, weights: Any, is_signed: bool) -> Any:
+    def prepare(builder: Any, weights: Any, bits: int) -> Any:
         return _bytes_of_lanes(builder, weights)
 
-    def add(builder: Any, total: Any, weights: Any, inputs: Any, is_signed: bool) -> Any:
+    def add(builder: Any, total: Any, weights: Any, inputs: Any, bits: int) -> Any:
         for x, y in zip(weights, _bytes_of_lanes(builder, inputs), strict=True):
             total = builder.add(total, builder.mul(x, y))
         return total
 
-    return BytesDot("portable", _start_at_zero, prepare, add, _as_it_is)
+    return BytesDot("portable", _start_unmoved, prepare, add, _as_it_is)
 
 
 _SHORTS = ir.VectorType(INT16, 2 * simd.LANES)
