@@ -11,12 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from torch import Tensor
-from transformers import RepetitionPenaltyLogitsProcessor
+from transformers import (
+    MinNewTokensLengthLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+)
 
 from treesnake.constraints import (
     AllowedTokens,
     BannedTokens,
     Constraint,
+    EarliestEnd,
+    LogitBias,
+    OccurrencePenalty,
     RepetitionPenalty,
     as_constraints,
     constrain,
@@ -75,6 +82,48 @@ def test_banned_tokens_are_forbidden_and_others_untouched() -> None:
     assert constrained[[1, 3]].tolist() == [FORBIDDEN, FORBIDDEN]
     assert torch.equal(constrained[[0, 2, 4]], logits[[0, 2, 4]])
     assert torch.isfinite(logits).all(), "the logits that were given stay as they are"
+
+
+@given(st.integers(0, 10**6), st.dictionaries(st.integers(0, 8), st.floats(-99, 99), min_size=1))
+def test_a_bias_is_that_of_transformers(seed: int, biases: dict[int, float]) -> None:
+    logits = random_logits(seed, 9)
+    processor = SequenceBiasLogitsProcessor({(token,): bias for token, bias in biases.items()})
+    expected = processor(torch.LongTensor([[1]]), logits[None].clone())[0]
+    assert torch.equal(LogitBias(biases)([1], logits), expected)
+    assert torch.equal(logits, random_logits(seed, 9))
+
+
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=9), st.integers(1, 5))
+def test_an_end_is_as_early_as_in_transformers(prefix: list[int], least: int) -> None:
+    logits = random_logits(0, 9)
+    text = torch.LongTensor([prefix])
+    processor = MinNewTokensLengthLogitsProcessor(2, least, [3, 5], device=torch.device("cpu"))
+    expected = processor(text, logits[None].clone())[0]
+    assert torch.equal(EarliestEnd(2 + least, [3, 5])(prefix, logits), expected)
+
+
+def test_occurrences_are_counted_in_the_answer_alone() -> None:
+    """The formula of OpenAI's API reference, by hand."""
+    logits = random_logits(0, VOCAB_SIZE)
+    constrained = OccurrencePenalty(2, presence=0.5, frequency=0.25)([4, 4, 1, 3, 1], logits)
+    taken = torch.tensor([0.0, 0.5 + 2 * 0.25, 0.0, 0.5 + 0.25, 0.0])
+    torch.testing.assert_close(constrained, logits - taken)
+    assert torch.equal(OccurrencePenalty(2, presence=0.5)([4, 4], logits), logits)
+
+
+def test_numbers_that_are_no_biases_are_refused() -> None:
+    wrong: Any = {"5": 1.0}
+    for biases in ({5: 101.0}, {5: float("nan")}):
+        with pytest.raises(InvalidInputError, match="a bias must be from -100 to 100"):
+            LogitBias(biases)
+    with pytest.raises((InvalidInputError, TypeCheckError), match=r"token id|Type-check"):
+        LogitBias(wrong)
+    with pytest.raises(InvalidInputError, match="the model has tokens 0 to 4"):
+        LogitBias({5: 1.0})((), random_logits(0, VOCAB_SIZE))
+    with pytest.raises(InvalidInputError, match="a presence penalty must be from"):
+        OccurrencePenalty(0, presence=float("inf"))
+    with pytest.raises(InvalidInputError, match="num_prompt_tokens must be at least 0"):
+        OccurrencePenalty(-1)
 
 
 def test_allowed_tokens_depend_on_the_text() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 from treesnake import FinishReason, LevelWidths, Prompt, SamplingParams, SpeculativeDecoder
-from treesnake.constraints import AllowedTokens
+from treesnake.constraints import AllowedTokens, LogitBias
 from treesnake.decoder import DecoderSession
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
@@ -158,6 +158,17 @@ def test_an_end_token_ends_the_text_and_is_not_shown() -> None:
     assert generation.finish_reason == FinishReason.END_TOKEN
 
 
+def test_no_end_token_comes_before_the_fewest_tokens() -> None:
+    wants_to_end = LogitBias({END: 100})
+    lengths = [
+        decoder()
+        .generate("abc", constraints=[wants_to_end], min_new_tokens=fewest, max_new_tokens=6)
+        .num_emitted
+        for fewest in (0, 1, 4, 6)
+    ]
+    assert lengths == [1, 2, 5, 6]
+
+
 def test_a_text_ends_with_the_context() -> None:
     short = decoder(target=NetworkTargetModel(TinyNetwork(TARGET, context_length=10)))
     generation = short.generate("abcd", max_new_tokens=50)
@@ -264,6 +275,10 @@ BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
     ({"stop": ["\ud83d"]}, "a stop string is no text in UTF-8"),
     ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
     ({"max_new_tokens": -3}, "max_new_tokens must be at least 1, got -3"),
+    (
+        {"max_new_tokens": 3, "min_new_tokens": 4},
+        "min_new_tokens must be at most max_new_tokens, 3",
+    ),
     ({"stop": "end"}, r"stop is a list of strings: write stop=\['end'\]"),
     ({"stop": [""]}, "a stop string cannot be empty"),
 ]

@@ -10,7 +10,14 @@ import types
 import typing
 
 if typing.TYPE_CHECKING:
-    from treesnake.constraints import AllowedTokens, BannedTokens, Constraint, RepetitionPenalty
+    from treesnake.constraints import (
+        AllowedTokens,
+        BannedTokens,
+        Constraint,
+        LogitBias,
+        OccurrencePenalty,
+        RepetitionPenalty,
+    )
     from treesnake.custom_generate import custom_generate
     from treesnake.decoder import DecoderSession, SpeculativeDecoder, TextStream
     from treesnake.drafters.load import drafter_for
@@ -34,6 +41,8 @@ __all__ = [
     "FinishReason",
     "Generation",
     "LevelWidths",
+    "LogitBias",
+    "OccurrencePenalty",
     "Pair",
     "Prompt",
     "RepetitionPenalty",
@@ -51,7 +60,14 @@ __all__ = [
 ]
 
 _MODULES = {
-    "constraints": ("AllowedTokens", "BannedTokens", "Constraint", "RepetitionPenalty"),
+    "constraints": (
+        "AllowedTokens",
+        "BannedTokens",
+        "Constraint",
+        "LogitBias",
+        "OccurrencePenalty",
+        "RepetitionPenalty",
+    ),
     "custom_generate": ("custom_generate",),
     "decoder": ("DecoderSession", "SpeculativeDecoder", "TextStream"),
     "drafters.load": ("drafter_for",),

@@ -5,17 +5,18 @@ own path, so that constrained generation is as exact as free generation: what is
 constrained target. The drafter is left as it is; it may propose what is then rejected.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeGuard, cast, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from treesnake.arguments import as_number, as_token_ids
+from treesnake.arguments import as_count, as_number, as_token_ids
 from treesnake.errors import InvalidInputError
 from treesnake.sampling import first_largest
 from treesnake.threads import on_one_thread
@@ -23,6 +24,9 @@ from treesnake.tree import TokenTree
 
 FORBIDDEN = float("-inf")
 """The logit of a token that may not come next."""
+
+LARGEST_BIAS = 100
+"""Larger biases and penalties are refused, as OpenAI's API refuses them."""
 
 
 @runtime_checkable
@@ -76,14 +80,115 @@ class BannedTokens:
     def __call__(
         self, prefix: Sequence[int], logits: Float[Tensor, " vocab"]
     ) -> Float[Tensor, " vocab"]:
-        banned = sorted(self.token_ids)
-        if banned and not 0 <= banned[0] <= banned[-1] < len(logits):
+        return logits.index_fill(0, _indices("banned", self.token_ids, logits), FORBIDDEN)
+
+
+@dataclass(frozen=True)
+class EarliestEnd:
+    """Forbids the tokens that end a text until the text is so long.
+
+    Attributes:
+        length: tokens of the shortest text without its end token, the prompt included.
+        end_token_ids: the tokens that end it.
+    """
+
+    length: int
+    end_token_ids: Collection[int]
+
+    def __call__(
+        self, prefix: Sequence[int], logits: Float[Tensor, " vocab"]
+    ) -> Float[Tensor, " vocab"]:
+        if len(prefix) >= self.length:
+            return logits
+        return BannedTokens(self.end_token_ids)(prefix, logits)
+
+
+@dataclass(frozen=True)
+class LogitBias:
+    """Adds a number to the logits of some tokens, as `logit_bias` of OpenAI's API does.
+
+    Attributes:
+        biases: a number from -100 to 100 for each of some token ids.
+
+    Raises:
+        InvalidInputError: if it is anything else; once it is used, if the model lacks a token.
+    """
+
+    biases: Mapping[int, float]
+
+    def __post_init__(self) -> None:
+        biases: object = self.biases
+        if not isinstance(biases, Mapping):
             raise InvalidInputError(
-                f"the model has tokens 0 to {len(logits) - 1}, and those from {banned[0]} to "
-                f"{banned[-1]} are banned; give token ids of its own tokenizer"
+                "biases are a number for each of some token ids, such as {5: -100}, got "
+                f"{type(biases).__name__}"
             )
-        indices = torch.tensor(banned, dtype=torch.long, device=logits.device)
-        return logits.index_fill(0, indices, FORBIDDEN)
+        as_token_ids("biases", biases)
+        checked = {int(token): _as_bias("a bias", bias) for token, bias in biases.items()}
+        object.__setattr__(self, "biases", checked)
+
+    def __call__(
+        self, prefix: Sequence[int], logits: Float[Tensor, " vocab"]
+    ) -> Float[Tensor, " vocab"]:
+        indices = _indices("biased", self.biases, logits)
+        added = [self.biases[token] for token in sorted(self.biases)]
+        return logits.index_add(0, indices, logits.new_tensor(added))
+
+
+@dataclass(frozen=True)
+class OccurrencePenalty:
+    """Makes tokens of the answer less probable, as the penalties of OpenAI's API do.
+
+    From the logit of each token that the answer has, it takes `presence`, and `frequency` once for
+    each time that the token is there. The prompt does not count.
+
+    Attributes:
+        num_prompt_tokens: where the answer begins; `len(decoder.encode(prompt))`.
+        presence: what one occurrence or more take off; negative makes repetition more probable.
+        frequency: what each occurrence takes off.
+
+    Raises:
+        InvalidInputError: if a penalty is no number from -100 to 100.
+    """
+
+    num_prompt_tokens: int
+    presence: float = 0.0
+    frequency: float = 0.0
+
+    def __post_init__(self) -> None:
+        as_count("num_prompt_tokens", self.num_prompt_tokens, least=0)
+        _as_bias("a presence penalty", self.presence)
+        _as_bias("a frequency penalty", self.frequency)
+
+    def __call__(
+        self, prefix: Sequence[int], logits: Float[Tensor, " vocab"]
+    ) -> Float[Tensor, " vocab"]:
+        counts = Counter(prefix[self.num_prompt_tokens :])
+        indices = torch.tensor(list(counts), dtype=torch.long, device=logits.device)
+        taken = [self.presence + self.frequency * count for count in counts.values()]
+        return logits.index_add(0, indices, logits.new_tensor(taken), alpha=-1)
+
+
+def _as_bias(name: str, value: object) -> float:
+    bias = as_number(name, value)
+    if not -LARGEST_BIAS <= bias <= LARGEST_BIAS:
+        raise InvalidInputError(
+            f"{name} must be from -{LARGEST_BIAS} to {LARGEST_BIAS}, got {bias}"
+        )
+    return bias
+
+
+def _indices(
+    what: str, token_ids: Iterable[int], logits: Float[Tensor, " vocab"]
+) -> Int[Tensor, " tokens"]:
+    """Returns tokens in their order, if the model has them all."""
+    tokens = sorted(token_ids)
+    if tokens and not 0 <= tokens[0] <= tokens[-1] < len(logits):
+        raise InvalidInputError(
+            f"the model has tokens 0 to {len(logits) - 1}, and those from {tokens[0]} to "
+            f"{tokens[-1]} are {what}; give token ids of its own tokenizer"
+        )
+    return torch.tensor(tokens, dtype=torch.long, device=logits.device)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from treesnake.constraints import Constraint
+from treesnake.constraints import Constraint, EarliestEnd
 from treesnake.generate import generate
 from treesnake.logprobs import as_num_top
 from treesnake.outcome import FinishReason, Step
@@ -34,6 +34,7 @@ def continue_text(
     *,
     search: TreeSearch,
     max_new_tokens: int,
+    min_new_tokens: int = 0,
     end_token_ids: Collection[int] = (),
     constraints: Sequence[Constraint] = (),
     stop_rules: Sequence[StopRule] = (),
@@ -51,6 +52,7 @@ def continue_text(
         params: how to sample.
         search: the text's own.
         max_new_tokens: at most so many.
+        min_new_tokens: no end token comes before so many.
         end_token_ids: tokens that end the text.
         constraints: on the next token given the text so far.
         stop_rules: what else ends the text.
@@ -68,6 +70,9 @@ def continue_text(
     max_length, limit_reason = len(prompt) + max_new_tokens, FinishReason.LENGTH
     if context_length is not None and context_length < max_length:
         max_length, limit_reason = context_length, FinishReason.CONTEXT
+    if min_new_tokens:
+        earliest = EarliestEnd(len(prompt) + min_new_tokens, frozenset(end_token_ids))
+        constraints = [earliest, *constraints]
     steps = generate(
         target,
         drafter,

@@ -377,6 +377,7 @@ class SpeculativeDecoder(OfOneProcess):
         params: SamplingParams | None = None,
         *,
         max_new_tokens: int = 256,
+        min_new_tokens: int = 0,
         stop: Collection[str] | None = None,
         constraints: Sequence[Constraint] = (),
         logprobs: int | None = None,
@@ -389,6 +390,8 @@ class SpeculativeDecoder(OfOneProcess):
                 chat template; or token ids.
             params: how to sample; greedy by default.
             max_new_tokens: at most so many; the context may end the text earlier.
+            min_new_tokens: so many before an end token may come; as many as `max_new_tokens`
+                forbid it altogether. Stop strings end the text all the same.
             stop: strings that end the text and are not part of it; also names of special tokens.
             constraints: on the next token given the text so far.
             logprobs: a number asks for the log probability of each new token and for so many of
@@ -403,6 +406,7 @@ class SpeculativeDecoder(OfOneProcess):
             prompt,
             params,
             max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
             stop=stop,
             constraints=constraints,
             logprobs=logprobs,
@@ -415,6 +419,7 @@ class SpeculativeDecoder(OfOneProcess):
         params: SamplingParams | None = None,
         *,
         max_new_tokens: int = 256,
+        min_new_tokens: int = 0,
         stop: Collection[str] | None = None,
         constraints: Sequence[Constraint] = (),
         logprobs: int | None = None,
@@ -425,6 +430,7 @@ class SpeculativeDecoder(OfOneProcess):
         Bad input is refused here, before the first piece.
         """
         max_new_tokens = as_count("max_new_tokens", max_new_tokens)
+        min_new_tokens = _as_least("min_new_tokens", min_new_tokens, max_new_tokens)
         stop = as_texts("stop", stop)
         constraints = as_constraints(constraints)
         _check_part("params", params, SamplingParams)
@@ -438,6 +444,7 @@ class SpeculativeDecoder(OfOneProcess):
             params,
             search=_search_for(params, session),
             max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
             end_token_ids=self.end_token_ids,
             constraints=constraints,
             stop_rules=self._stop_rules(stop, encoded),
@@ -592,6 +599,14 @@ def _as_name(role: str, name: object) -> str:
         f"{role} must be the name of a model or its folder, got {name!r}; a model that is loaded "
         "already goes into SpeculativeDecoder(Pair(target, drafter))"
     )
+
+
+def _as_least(name: str, least: object, most: int) -> int:
+    """Returns a number of tokens, if there may be so many."""
+    number = as_count(name, least, least=0)
+    if number > most:
+        raise InvalidInputError(f"{name} must be at most max_new_tokens, {most}, got {number}")
+    return number
 
 
 def _search_for(params: SamplingParams, session: DecoderSession) -> TreeSearch:

@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from treesnake.constraints import AllowedTokens, BannedTokens, Constraint, RepetitionPenalty
+from treesnake.constraints import (
+    AllowedTokens,
+    BannedTokens,
+    Constraint,
+    LogitBias,
+    OccurrencePenalty,
+    RepetitionPenalty,
+)
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.errors import InvalidInputError
 from treesnake.generate import generate
@@ -119,7 +126,13 @@ def test_a_grammar_gives_its_own_texts_only(seed: int, shape: Shape, temperature
 def test_constrained_greedy_text_is_that_of_plain_constrained_decoding(
     seed: int, shape: Shape
 ) -> None:
-    constraints = [RepetitionPenalty(1.3), BannedTokens([B]), AllowedTokens(balanced_tokens)]
+    constraints = [
+        RepetitionPenalty(1.3),
+        OccurrencePenalty(len(PROMPT), presence=0.3, frequency=0.6),
+        LogitBias({A: 0.5}),
+        BannedTokens([B]),
+        AllowedTokens(balanced_tokens),
+    ]
     models = toy_models(seed)
     assert emitted_by(run(models, shape, constraints)) == plain_constrained(models[0], constraints)
 

@@ -13,7 +13,14 @@ import pytest
 from treesnake.acceptance.rejection import rejection
 from treesnake.acceptance.traversal import traversal
 from treesnake.acceptance.tree_rejection import tree_rejection
-from treesnake.constraints import BannedTokens, Constraint, RepetitionPenalty
+from treesnake.constraints import (
+    BannedTokens,
+    Constraint,
+    EarliestEnd,
+    LogitBias,
+    OccurrencePenalty,
+    RepetitionPenalty,
+)
 from treesnake.drafters.mixture import MixtureDrafterModel, Stream
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.weight_rules import ExpectationMaximization, MatchingGrid, WeightRule
@@ -154,10 +161,23 @@ def test_mixtures_whose_weights_move_keep_the_distribution(rule: WeightRule, sha
     assert total_variation(law, own_law(models[0], 4)) < 1e-5
 
 
-def test_texts_with_constraints_and_an_end_have_the_constrained_targets_distribution() -> None:
+CONSTRAINTS: dict[str, list[Constraint]] = {
+    "repetition and ban": [RepetitionPenalty(1.5), BannedTokens([3])],
+    "occurrences and bias": [
+        OccurrencePenalty(len(PROMPT), presence=0.7, frequency=-1.3),
+        LogitBias({2: -0.5, 3: -100}),
+    ],
+    "length": [EarliestEnd(len(PROMPT) + 2, [2]), BannedTokens([3])],
+}
+
+
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_texts_with_constraints_and_an_end_have_the_constrained_targets_distribution(
+    name: str,
+) -> None:
     models = RecurrentModel(4, seed=1), TableModel(4, seed=2)
     params = SamplingParams(temperature=0.8, top_p=0.9)
-    constraints = [RepetitionPenalty(1.5), BannedTokens([3])]
+    constraints = CONSTRAINTS[name]
     law = enumerate_outcomes(
         lambda rng: new_text(
             models,
