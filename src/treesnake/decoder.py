@@ -39,7 +39,7 @@ from treesnake.loading.processors import ProcessorFiles
 from treesnake.logprobs import TokenLogprobs, as_num_top
 from treesnake.models.tree_network import reads_inputs
 from treesnake.outcome import FinishReason, Generation, Step
-from treesnake.pairs import pair_by_name
+from treesnake.pairs import pair_by_name, warm_up
 from treesnake.prompt import Prompt, PromptInput
 from treesnake.protocols import (
     AcceptanceRule,
@@ -322,6 +322,8 @@ class SpeculativeDecoder(OfOneProcess):
         warn_of_unapplied_settings(target, loaded.checkpoint.generation_config)
         drafter_options = LoadOptions(device=options.device)
         pair = pair_by_name(model, loaded, drafter, drafter_options)
+        if loaded.device == "cpu" and loaded.engine == "native":
+            warm_up(pair)
         if isinstance(search, str):
             search = search_by_name(search, read_costs(CostKey.of(loaded, drafter)))
         return cls.of_loaded(pair, loaded, search)

@@ -1,17 +1,23 @@
 """A target and its drafter, as one thing to load, to serve and to measure."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from treesnake.drafters.composite import CompositeDrafter
 from treesnake.drafters.load import DRAFTS_FOR_ITSELF, JOIN, WEIGHTLESS, load_drafter, parts_of
 from treesnake.drafters.self_drafting import SelfDrafter
-from treesnake.errors import InvalidInputError, UnsupportedModelError
+from treesnake.errors import InvalidInputError, TreesnakeError, UnsupportedModelError
+from treesnake.generate import generate
 from treesnake.loading.networks import STORED_INTEGERS, LoadedNetwork, load_network
 from treesnake.loading.options import LoadOptions
 from treesnake.models.gguf import mean_bits
 from treesnake.models.transformer import Transformer
 from treesnake.models.tree_network import TreeNetwork
+from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter, DrafterModel, PairModel, Target, TargetModel
+from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.search.static import StaticSearch
+from treesnake.shape import chain
 from treesnake.targets.network import NetworkTargetModel
 
 COPIED_DTYPES = ("float32", "float16", "bfloat16", "int8")
@@ -19,6 +25,9 @@ COPIED_DTYPES = ("float32", "float16", "bfloat16", "int8")
 
 LEAST_COPIED_BITS = 6
 """A packed file of fewer bits, on average, has no copy in int4 that would be much smaller."""
+
+WARM_UP_TOKENS = (0, 1)
+"""Two different tokens, so that prompt lookup finds nothing and the drafter must draft."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,28 @@ class SelfPair:
         if self.beside is None:
             return target, drafter
         return target, CompositeDrafter(drafter, self.beside.new_session())
+
+
+def warm_up(pair: PairModel) -> None:
+    """Runs a step of a text of its own, so that the first step of a real text compiles nothing.
+
+    Searches learn what a step takes. One that compiles a kernel, or reads it from disk, takes up to
+    a thousand times as long as the next, and a search would not draft such trees again. A model
+    that fails here fails in the first real step, too, which tells why.
+    """
+    with suppress(TreesnakeError):
+        target, drafter = pair.new_sessions()
+        steps = generate(
+            target,
+            drafter,
+            Prompt(WARM_UP_TOKENS),
+            search=StaticSearch(chain(1)),
+            params=SamplingParams(),
+            rng=TorchRng(0),
+            max_length=len(WARM_UP_TOKENS) + 3,
+        )
+        for _ in steps:
+            pass
 
 
 def pair_by_name(

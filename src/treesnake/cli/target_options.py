@@ -58,7 +58,8 @@ class _CompilationNotice(event.Listener):
         if not self._is_given:
             self._is_given = True
             console(is_error=True).print(
-                "Compiling kernels for this machine, once; this takes a minute ...", style="dim"
+                "Compiling kernels for this machine, once; this takes about half a minute ...",
+                style="dim",
             )
 
     def on_end(self, event: event.Event) -> None:
