@@ -22,6 +22,7 @@ from treesnake.conversation import (
 from treesnake.detokenizing import decoding_of
 from treesnake.drafters.load import AUTO, check_drafter_name
 from treesnake.errors import InvalidInputError, LoadError
+from treesnake.explanation import Explanation, explain
 from treesnake.lease import note_maker, was_made_by
 from treesnake.likelihood import score_text
 from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
@@ -358,6 +359,18 @@ class SpeculativeDecoder(OfOneProcess):
         note_maker(target, self)
         seeded_search = None if _keeps_seeds(self.search) else CLOCK_FREE_SEARCH
         return DecoderSession(target, drafter, self.search.new_session(), seeded_search)
+
+    def explain(self, generation: Generation) -> Explanation:
+        """Tells who wrote each token of a generation of this decoder, and draws its last tree.
+
+        Printed it is text; a notebook shows it in colours.
+
+        Raises:
+            InvalidInputError: if the decoder has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise InvalidInputError("tokens have no text without a tokenizer; give one to decoder")
+        return explain(generation, self.tokenizer.decode)
 
     def caption(self, image: PromptInput) -> str:
         """Says in a sentence what an image shows, for a drafter that reads captions.

@@ -4,10 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from statistics import median
 
 from treesnake.logprobs import TokenLogprobs
 from treesnake.shape import Shape
 from treesnake.tree import TokenTree
+
+LEAST_PLAIN_STEPS = 3
+"""Steps that score one node, from which the cost of a plain step is estimated."""
 
 
 class FinishReason(StrEnum):
@@ -175,6 +179,21 @@ class Generation:
     def decode_s(self) -> float:
         """The seconds of all steps."""
         return sum(step.seconds.total_s for step in self.steps)
+
+    @property
+    def estimated_speedup(self) -> float | None:
+        """How many times as fast as plain decoding, estimated from the steps of this generation.
+
+        A plain step is taken to cost what the median step that scored a single node cost, without
+        its drafting. None if fewer than `LEAST_PLAIN_STEPS` steps did.
+        """
+        plain = [
+            step.seconds.work_s - step.seconds.draft_s for step in self.steps if len(step.tree) == 1
+        ]
+        work_s = sum(step.seconds.work_s for step in self.steps)
+        if len(plain) < LEAST_PLAIN_STEPS:
+            return None
+        return _ratio(self.num_emitted * median(plain), work_s)
 
     @property
     def tokens_per_s(self) -> float:

@@ -33,3 +33,14 @@ def test_one_stream_needs_no_weight(
 ) -> None:
     print_statistics(Comparison(generation(weights)))
     assert "%" not in capsys.readouterr().err
+
+
+def test_the_gain_is_an_estimate_from_steps_of_one_node(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    step = generation(None).steps[0]
+    several = Generation((2, 2, 2), None, (step,) * 3, FinishReason.LENGTH, 0.1)
+    assert several.estimated_speedup == pytest.approx(0.75)  # a quarter of each step was drafting
+    print_statistics(Comparison(several))
+    assert "about 0.8x plain (estimate)" in capsys.readouterr().err
+    assert generation(None).estimated_speedup is None

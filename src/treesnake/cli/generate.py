@@ -7,7 +7,12 @@ from typing import Annotated
 import typer
 
 from treesnake.cli import options
-from treesnake.cli.statistics import Comparison, print_statistics, statistics
+from treesnake.cli.statistics import (
+    Comparison,
+    print_explanation,
+    print_statistics,
+    statistics,
+)
 from treesnake.cli.streaming import run_stream
 from treesnake.cli.target_options import open_decoder
 from treesnake.conversation import user_message
@@ -49,6 +54,9 @@ def generate(
     ] = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Decode plainly as well, and compare.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Colour tokens by who wrote them; draw the last tree.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -94,6 +102,8 @@ def generate(
         print(json.dumps({"text": generation.text, **statistics(comparison)}))
     else:
         print_statistics(comparison)
+    if show:
+        print_explanation(decoder.explain(generation))
     if is_cancelled:
         raise typer.Exit(INTERRUPTED)
 

@@ -6,8 +6,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from treesnake.explanation import COLORS, Explanation
 from treesnake.outcome import Generation
-from treesnake.terminal import console
+from treesnake.terminal import console, plain
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,32 @@ def _summary(generation: Generation) -> str:
     ended = "" if generation.finish_reason == "end_token" else f" · ended by {_ended(generation)}"
     return (
         f"{generation.num_emitted} tokens · {generation.tokens_per_s:.1f} tokens/s · "
-        f"{generation.mean_tokens_per_step:.2f} tokens/step{_streams(generation)}{ended}"
+        f"{generation.mean_tokens_per_step:.2f} tokens/step"
+        f"{_gain(generation)}{_streams(generation)}{ended}"
     )
+
+
+def _gain(generation: Generation) -> str:
+    speedup = generation.estimated_speedup
+    return "" if speedup is None else f" · about {speedup:.1f}x plain (estimate)"
+
+
+def print_explanation(explanation: Explanation) -> None:
+    """Prints a text in the colours of who wrote each token, and the last tree."""
+    notes = console(is_error=True)
+    notes.print()
+    notes.print(
+        Text.assemble(*((plain(token.text), COLORS[token.author]) for token in explanation.tokens))
+    )
+    notes.print()
+    legend = [
+        (f"{author} {count}   ", COLORS[author])
+        for author, count in explanation.counts.items()
+        if count
+    ]
+    notes.print(Text.assemble(*legend))
+    for line in explanation.tree:
+        notes.print(Text(plain(line)), no_wrap=True, overflow="ellipsis")
 
 
 def _streams(generation: Generation) -> str:
@@ -71,12 +96,12 @@ def _streams(generation: Generation) -> str:
     return " · " + " ".join(f"{name} {weight:.0%}" for name, weight in weights.items())
 
 
-def _table(generation: Generation, plain: Generation) -> Table:
+def _table(generation: Generation, plainly: Generation) -> Table:
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("")
     for heading in ("tokens/s", "tokens/step", "steps", "prefill"):
         table.add_column(heading, justify="right")
-    for name, run in (("treesnake", generation), ("plain decoding", plain)):
+    for name, run in (("treesnake", generation), ("plain decoding", plainly)):
         table.add_row(
             name,
             f"{run.tokens_per_s:.1f}",
@@ -113,6 +138,7 @@ def _numbers(generation: Generation) -> dict[str, Any]:
         "num_steps": len(generation.steps),
         "num_drafted": generation.num_drafted,
         "num_accepted": generation.num_accepted,
+        "estimated_speedup": generation.estimated_speedup,
         "prefill_s": generation.prefill_s,
         "decode_s": generation.decode_s,
         "finish_reason": str(generation.finish_reason),
