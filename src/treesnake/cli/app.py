@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": "Answer a prompt and say how fast.",
     "chat": "Hold a conversation.",
     "info": "Show this machine, what is installed, and how a model would run.",
+    "cache": "Show or clear what is kept between runs.",
     "calibrate": "Measure what drafting and scoring take on this machine.",
     "train": "Train a drafter for your target.",
     "bench": "Compare methods on the same questions, in turn.",

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import psutil
 import torch
 import typer
+from huggingface_hub.constants import HF_HUB_CACHE
+from llvmlite.binding import get_host_cpu_name
 from rich.table import Table
 
 from treesnake.cli import options
@@ -16,6 +18,7 @@ from treesnake.drafters.load import describe_default
 from treesnake.environment import package_versions
 from treesnake.errors import InvalidInputError
 from treesnake.kernels.cpu.integer_dots import chosen_dot
+from treesnake.loading.caches import find_caches
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.reference import find_reference
 from treesnake.targets.load import load_target
@@ -58,7 +61,7 @@ def info(
     if check and target is None:
         raise InvalidInputError("--check compares the logits of a model: name it as TARGET")
     comparison = None
-    facts: dict[str, Any] = {"machine": _machine(), "packages": _packages()}
+    facts: dict[str, Any] = {"machine": _machine(), "packages": _packages(), "caches": _caches()}
     if target is not None:
         load_options = LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code)
         with loading(target):
@@ -103,6 +106,7 @@ def _machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "kernels_for": get_host_cpu_name(),
         "integer_products": chosen_dot().name,
         "memory_bytes": memory.total,
         "free_memory_bytes": memory.available,
@@ -113,6 +117,14 @@ def _machine() -> dict[str, Any]:
 def _packages() -> dict[str, str]:
     versions = package_versions(PACKAGES)
     return {package: found or "not installed" for package, found in versions.items()}
+
+
+def _caches() -> dict[str, str]:
+    kept = {
+        cache.name: f"{cache.num_bytes / 1e6:.1f} MB in {cache.folder or 'no folder'}"
+        for cache in find_caches()
+    }
+    return kept | {"models_of_the_hub": str(HF_HUB_CACHE)}
 
 
 def _readable(name: str, value: object) -> str:

@@ -31,6 +31,9 @@ SOURCE_DIGEST = hashlib.sha256(
 
 VERSIONS = (sys.version, numba.__version__, llvmlite.__version__)
 
+CHECKED = "-checked"
+"""What the names of files with a digest end in."""
+
 _told: set[str] = set()
 
 
@@ -95,7 +98,7 @@ class _SourceKeyedCache(FunctionCache):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         stamp = self._impl.locator.get_source_stamp()
-        name = f"{self._impl.filename_base}-checked"
+        name = f"{self._impl.filename_base}{CHECKED}"
         self._cache_file = _CheckedFiles(self._cache_path, name, stamp)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
@@ -113,6 +116,19 @@ class _SourceKeyedCache(FunctionCache):
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         return (*super()._index_key(sig, codegen), SOURCE_DIGEST, VERSIONS)
+
+
+def kernel_folder() -> Path | None:
+    """Returns where compiled kernels are kept; None if no folder can be written."""
+    try:
+        return Path(_SourceKeyedCache(kernel).cache_path)
+    except (RuntimeError, OSError):
+        return None
+
+
+def kernels_in(folder: Path) -> list[Path]:
+    """Returns the files of compiled kernels, also those of other versions."""
+    return sorted([*folder.glob(f"*{CHECKED}.nbi"), *folder.glob(f"*{CHECKED}.*.nbc")])
 
 
 class _NoCache(NullCache):
