@@ -23,6 +23,7 @@ PAGES = (
     "docs/measurements.md",
     "docs/guides/searches.md",
     "docs/guides/train-a-drafter.md",
+    "docs/papers/stree.md",
     "docs/papers/tabed.md",
 )
 STREAMS = ("M", "T", "C", "P")
