@@ -282,6 +282,12 @@ def test_code_beside_a_known_model_type_does_not_run_unasked(
     assert not (model_with_code / "ran").exists()
 
 
+def test_a_file_named_as_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InvalidInputError, match="leave out the slash at its end"):
+        find_checkpoint(f"{tmp_path}/m.gguf/")
+
+
 def test_a_broken_gguf_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"<html>")
     with pytest.raises(LoadError, match="is no GGUF file"):

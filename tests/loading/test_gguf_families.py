@@ -228,8 +228,7 @@ def test_a_packed_file_runs_in_its_own_bits(
     exact = load_network(checkpoint, LoadOptions(dtype="float32", device="cpu"))
     assert (loaded.engine, loaded.dtype, exact.dtype) == ("native", "stored", "float32")
     assert loaded.num_bytes < exact.num_bytes / (2 if kind == "Q8_0" else 3)
-    bits = 4 if kind.startswith("Q4") else 8
-    assert f"{kind} in {bits} bits" in loaded.description["formats"]
+    assert f"{kind} in {kind[1]} bits" in loaded.description["formats"]
     assert "rounded to 8 bits" in loaded.description["activations"]
     error = logits_of(loaded.network) - logits_of(exact.network)
     assert error.norm() / logits_of(exact.network).norm() < 0.2  # wrong weights: 1

@@ -238,6 +238,10 @@ def local_path(name: str) -> Path:
         raise LoadError(f"{name!r:.80} cannot be looked at: {error.strerror}") from error
     except (ValueError, RuntimeError) as error:
         raise InvalidInputError(f"{name!r:.80} is no name of a model: {error}") from error
+    if name.endswith("/") and path.is_file():
+        raise InvalidInputError(
+            f"{name!r:.80} names a folder, and {path} is a file; leave out the slash at its end"
+        )
     return path
 
 

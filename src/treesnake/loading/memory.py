@@ -15,9 +15,16 @@ BYTES_OF_BITS = {4: 20 / 32, 5: 24 / 32, 6: 28 / 32, 8: 34 / 32}
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    """Returns what the weights take in memory; a quantised checkpoint keeps its stored types."""
+def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None) -> int:
+    """Returns what the weights take in memory; a quantised checkpoint keeps its stored types.
+
+    Without a dtype the matrices of a GGUF file stay the integers that they are.
+    """
     weights = checkpoint.weights
+    if dtype is None:
+        assert checkpoint.gguf is not None, "other checkpoints have a dtype"
+        tensors = checkpoint.gguf.tensors.values()
+        return sum(int(t.num_elements * BYTES_OF_BITS[t.stored_bits]) for t in tensors)
     quantised = getattr(checkpoint.config, "quantization_config", None) is not None
     if quantised and isinstance(weights, Weights):
         return weights.num_bytes
@@ -26,8 +33,8 @@ def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     return sum(tensor.numel() * dtype.itemsize for tensor in weights.values())
 
 
-def check_memory(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
-    """Refuses weights that do not fit.
+def check_memory(checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device) -> None:
+    """Refuses weights that do not fit, in a dtype or as they are stored.
 
     Raises:
         LoadError: with the numbers, and a smaller dtype if that would fit.
@@ -39,29 +46,11 @@ def check_memory(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devic
     advice = "choose a smaller model or another device"
     if half <= free:
         advice = f"dtype='bfloat16' would take {half / 1e9:.2f} GB"
+    kind = "as it is stored" if dtype is None else f"in {str(dtype).removeprefix('torch.')}"
     raise LoadError(
-        f"{checkpoint.name} takes {needed / 1e9:.2f} GB in {str(dtype).removeprefix('torch.')}, "
-        f"and {free / 1e9:.2f} GB are free on {device}; {advice}"
+        f"{checkpoint.name} takes {needed / 1e9:.2f} GB {kind}, and {free / 1e9:.2f} GB are free "
+        f"on {device}; {advice}"
     )
-
-
-def check_stored_memory(checkpoint: Checkpoint) -> None:
-    """Refuses a packed file that does not fit where its matrices stay the integers that they are.
-
-    Raises:
-        LoadError: with the numbers.
-    """
-    assert checkpoint.gguf is not None
-    free = free_bytes(torch.device("cpu"))
-    needed = sum(
-        tensor.num_elements * BYTES_OF_BITS[tensor.stored_bits]
-        for tensor in checkpoint.gguf.tensors.values()
-    )
-    if needed > free:
-        raise LoadError(
-            f"{checkpoint.name} takes {needed / 1e9:.2f} GB as it is stored, and {free / 1e9:.2f} "
-            "GB are free; choose a smaller model, or a file of fewer bits"
-        )
 
 
 def free_bytes(device: torch.device) -> int:

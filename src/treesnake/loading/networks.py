@@ -18,7 +18,7 @@ from treesnake.kernels.cpu.integer_dots import chosen_dot
 from treesnake.loading.architecture import Architecture
 from treesnake.loading.checkpoint import Checkpoint
 from treesnake.loading.gguf_models import foreign_factors, rotary_factors
-from treesnake.loading.memory import check_memory, check_stored_memory
+from treesnake.loading.memory import check_memory
 from treesnake.loading.options import DEFAULT_OPTIONS, INTEGER_DTYPES, OWN_DTYPES, LoadOptions
 from treesnake.loading.pretrained import asks_for_integers, load_checkpoint, resolve_device
 from treesnake.loading.state_space import load_state_space, stored_dtype
@@ -226,7 +226,7 @@ def _load_native(
     if keeps_integers(checkpoint, options, device):
         assert isinstance(tensors, Weights)
         tensors, torch_dtype, name = kept_packed(tensors), torch.int8, STORED_INTEGERS
-        check_stored_memory(checkpoint)
+        check_memory(checkpoint, None, device)
     else:
         in_memory = exact_dtype(tensors, torch_dtype) if device.type == "cpu" else torch_dtype
         check_memory(checkpoint, in_memory, device)
