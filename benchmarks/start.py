@@ -3,9 +3,9 @@
     git worktree add ../before c2a2356
     uv run python benchmarks/start.py --other ../before --threads 2 --output results/start.json
 
-Each version starts in processes of its own, in turns. An answer on a fresh machine has an empty cache of
-kernels; answers after it find them on disk. Reported are the median wall-clock seconds until a process
-ends, and the tokens per step of the first answer and of the second.
+Each version starts in processes of its own, in turns. An answer on a fresh machine has an empty
+cache of kernels; answers after it find them on disk. Reported are the median wall-clock seconds
+until a process ends, and the tokens per step of the first answer and of the second.
 """
 
 import json
