@@ -142,10 +142,11 @@ def _split(values: Int8[np.ndarray, "outputs groups group"], form: Form) -> list
     pairs = low[:, :, :HALF_GROUP] | low[:, :, HALF_GROUP:] << 4
     if not form.plane_bits:
         return [pairs.view(np.int32)]
-    quads = 8 // form.plane_bits
-    shifts = np.arange(0, 8, form.plane_bits, dtype=np.uint8)[:, None]
-    high = (numbers >> 4).reshape(*numbers.shape[:2], -1, quads, 4) << shifts
-    planes = np.bitwise_or.reduce(high, axis=3)
+    # Bits of four bytes at once: none moves beyond its byte.
+    high = (numbers >> 4).view(np.uint32).reshape(*numbers.shape[:2], form.plane_bits, -1)
+    planes = np.zeros(high.shape[:3], np.uint32)
+    for slot in range(high.shape[3]):
+        planes |= high[:, :, :, slot] << np.uint32(slot * form.plane_bits)
     return [pairs.view(np.int32), planes.view(np.int32)]
 
 
