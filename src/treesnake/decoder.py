@@ -23,6 +23,7 @@ from treesnake.detokenizing import decoding_of
 from treesnake.drafters.load import AUTO, check_drafter_name
 from treesnake.errors import InvalidInputError, LoadError
 from treesnake.explanation import Explanation, explain
+from treesnake.grammars import GrammarCompiler, chosen_grammar
 from treesnake.lease import note_maker, was_made_by
 from treesnake.likelihood import score_text
 from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
@@ -258,6 +259,7 @@ class SpeculativeDecoder(OfOneProcess):
         self.tokenizer = tokenizer
         self._decoding = None if tokenizer is None else decoding_of(tokenizer)
         self.end_token_ids = as_token_ids("end_token_ids", end_token_ids)
+        self._grammars = GrammarCompiler(tokenizer, self.end_token_ids)
         self.search = as_search(search)
         self.images = images
         self._accept = accept
@@ -395,6 +397,9 @@ class SpeculativeDecoder(OfOneProcess):
         min_new_tokens: int = 0,
         stop: Collection[str] | None = None,
         constraints: Sequence[Constraint] = (),
+        response_format: Mapping[str, object] | None = None,
+        grammar: str | None = None,
+        regex: str | None = None,
         logprobs: int | None = None,
         session: DecoderSession | None = None,
     ) -> Generation:
@@ -409,6 +414,10 @@ class SpeculativeDecoder(OfOneProcess):
                 forbid it altogether. Stop strings end the text all the same.
             stop: strings that end the text and are not part of it; also names of special tokens.
             constraints: on the next token given the text so far.
+            response_format: the answer is JSON: `{"type": "json_object"}`, or
+                `{"type": "json_schema", "json_schema": {"schema": schema}}` as in OpenAI's API.
+            grammar: the answer keeps to a grammar in Lark's language.
+            regex: the whole answer matches a regular expression.
             logprobs: a number asks for the log probability of each new token and for so many of
                 the most probable ones beside it; see `treesnake.logprobs`. None costs nothing.
             session: one of this decoder's; what it holds of the prompt is not run again.
@@ -424,6 +433,9 @@ class SpeculativeDecoder(OfOneProcess):
             min_new_tokens=min_new_tokens,
             stop=stop,
             constraints=constraints,
+            response_format=response_format,
+            grammar=grammar,
+            regex=regex,
             logprobs=logprobs,
             session=session,
         ).run()
@@ -437,6 +449,9 @@ class SpeculativeDecoder(OfOneProcess):
         min_new_tokens: int = 0,
         stop: Collection[str] | None = None,
         constraints: Sequence[Constraint] = (),
+        response_format: Mapping[str, object] | None = None,
+        grammar: str | None = None,
+        regex: str | None = None,
         logprobs: int | None = None,
         session: DecoderSession | None = None,
     ) -> TextStream:
@@ -448,10 +463,14 @@ class SpeculativeDecoder(OfOneProcess):
         min_new_tokens = _as_least("min_new_tokens", min_new_tokens, max_new_tokens)
         stop = as_texts("stop", stop)
         constraints = as_constraints(constraints)
+        form = chosen_grammar(response_format, grammar, regex)
         _check_part("params", params, SamplingParams)
         params = SamplingParams() if params is None else params
         session = self.new_session() if session is None else self._own(session)
         encoded = self.encode(prompt)
+        if form is not None:
+            self._tokenizer_for("a grammar")
+            constraints = (*constraints, self._grammars.constraint(form, len(encoded)))
         continuation = continue_text(
             session.target,
             session.drafter,

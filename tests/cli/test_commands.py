@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +40,17 @@ def test_json_is_one_object_also_with_a_comparison_and_the_generic_engine() -> N
     assert numbers["num_tokens"] == 8
     assert numbers["text"]
     assert result.stderr == ""
+
+
+def test_an_answer_fits_the_schema_in_a_file(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(
+        json.dumps(
+            {"type": "object", "properties": {"big": {"type": "boolean"}}, "required": ["big"]}
+        )
+    )
+    result = treesnake("generate", "Is Paris big?", "--json-schema", str(schema), "--json")
+    assert isinstance(json.loads(json.loads(result.stdout)["text"])["big"], bool)
 
 
 def test_what_a_user_can_cause_ends_in_one_message() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,12 +20,13 @@ from treesnake.cli.target_options import open_decoder
 from treesnake.conversation import user_message
 from treesnake.decoder import DecoderSession, PromptLike, TextStream
 from treesnake.errors import InvalidInputError
+from treesnake.json_lines import parse_json
 from treesnake.loading.options import LoadOptions
 from treesnake.outcome import FinishReason
 from treesnake.sampling import SamplingParams
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF
-from treesnake.utf8 import decode_text
+from treesnake.utf8 import decode_text, read_text_file
 
 INTERRUPTED = 130
 """The exit status of what Ctrl-C ended, as shells have it."""
@@ -49,6 +52,14 @@ def generate(
     seed: options.Seed = None,
     stop: options.Stop = None,
     image: options.Image = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option("--json-schema", metavar="FILE", help="Answer with JSON of this schema."),
+    ] = None,
+    regex: Annotated[
+        str | None,
+        typer.Option("--regex", metavar="R", help="Answer with what matches this expression."),
+    ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")
     ] = False,
@@ -65,6 +76,7 @@ def generate(
     The text goes to standard output as it is made, the statistics to standard error.
     """
     params = SamplingParams(temperature, top_k, top_p, min_p, seed)
+    response_format = None if json_schema is None else _format_of(json_schema)
     text = _read_standard_input() if prompt == "-" else prompt
     decoder = open_decoder(
         target,
@@ -84,7 +96,13 @@ def generate(
 
     def stream(session: DecoderSession) -> TextStream:
         return decoder.stream(
-            asked, params, max_new_tokens=max_new_tokens, stop=stop or (), session=session
+            asked,
+            params,
+            max_new_tokens=max_new_tokens,
+            stop=stop or (),
+            response_format=response_format,
+            regex=regex,
+            session=session,
         )
 
     if compare:
@@ -106,6 +124,12 @@ def generate(
         print_explanation(decoder.explain(generation))
     if is_cancelled:
         raise typer.Exit(INTERRUPTED)
+
+
+def _format_of(path: Path) -> Mapping[str, object]:
+    """Returns what asks for answers of the schema in a file."""
+    schema = parse_json(read_text_file(path), str(path))
+    return {"type": "json_schema", "json_schema": {"schema": schema}}
 
 
 def _read_standard_input() -> str:
