@@ -186,6 +186,11 @@ class TextStream(Iterator[str], OfOneProcess):
         return self.generation
 
     @property
+    def last_step(self) -> Step | None:
+        """The newest step; None before the first."""
+        return self._steps[-1] if self._steps else None
+
+    @property
     def generation(self) -> Generation:
         """What was generated so far; unless it came to its end, it counts as cancelled."""
         return Generation(
@@ -348,6 +353,17 @@ class SpeculativeDecoder(OfOneProcess):
             end_token_ids=end_token_ids(loaded.checkpoint),
             search=search,
             images=ProcessorFiles(loaded.checkpoint) if reads_inputs(loaded.network) else None,
+        )
+
+    def with_pair(self, pair: PairModel) -> "SpeculativeDecoder":
+        """Returns a decoder like this one, of other models with the same tokens."""
+        return SpeculativeDecoder(
+            pair,
+            tokenizer=self.tokenizer,
+            end_token_ids=self.end_token_ids,
+            search=self.search,
+            accept=self._accept,
+            images=self.images,
         )
 
     @property

@@ -1,0 +1,1 @@
+"""Many texts of one decoder at once, for clients of OpenAI's API."""
