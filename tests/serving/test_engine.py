@@ -254,3 +254,12 @@ def test_counts_are_those_of_the_texts(decoder: SpeculativeDecoder) -> None:
 def test_limits_that_are_too_small_are_refused(name: str) -> None:
     with pytest.raises(InvalidInputError, match=name):
         EngineLimits(**{name: -1})
+
+
+def test_an_end_token_may_be_put_off(decoder: SpeculativeDecoder) -> None:
+    ending = SpeculativeDecoder(decoder.pair, end_token_ids=range(5, VOCAB_SIZE))
+    with running(ending) as engine:
+        ticket = engine.submit(PROMPTS[1], GREEDY, max_new_tokens=8, min_new_tokens=3)
+        least = ending.generate(PROMPTS[1], max_new_tokens=8, min_new_tokens=3)
+        assert ticket.wait().token_ids == least.token_ids
+        assert len(least.token_ids) >= 3

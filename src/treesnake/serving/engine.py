@@ -179,6 +179,7 @@ class Engine:
         stop: Collection[str] = (),
         constraints: Sequence[Constraint] = (),
         logprobs: int | None = None,
+        min_new_tokens: int = 0,
     ) -> Ticket:
         """Puts a text into the queue; the arguments are those of `SpeculativeDecoder.stream`.
 
@@ -191,7 +192,9 @@ class Engine:
             self._check_room()
         encoded = self.decoder.encode(prompt)
         most_tokens = self._room_behind(len(encoded), max_new_tokens)
-        request = TextRequest(encoded, params, most_tokens, stop, constraints, logprobs)
+        request = TextRequest(
+            encoded, params, most_tokens, stop, constraints, logprobs, min_new_tokens
+        )
         ticket = Ticket(request, request.begin(self.decoder, self._checking))
         with self._changed:
             self._check_room()

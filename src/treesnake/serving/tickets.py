@@ -23,6 +23,7 @@ class TextRequest:
     stop: Collection[str] = ()
     constraints: Sequence[Constraint] = ()
     logprobs: int | None = None
+    min_new_tokens: int = 0
 
     def begin(self, decoder: SpeculativeDecoder, session: DecoderSession) -> TextStream:
         """Returns the text as a stream in a session; nothing runs yet.
@@ -38,6 +39,7 @@ class TextRequest:
             stop=self.stop,
             constraints=self.constraints,
             logprobs=self.logprobs,
+            min_new_tokens=self.min_new_tokens,
             session=session,
         )
 
