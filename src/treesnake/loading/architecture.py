@@ -17,6 +17,9 @@ from treesnake.models.gguf import PART_NAME
 
 GGUF_SUFFIX = ".gguf"
 
+GRAFTED_ONTO = "grafted_onto"
+"""Names, in a config, the model of a package that has all weights which a folder lacks."""
+
 SIZE_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -89,6 +92,7 @@ class Architecture(Enum):
     STATE_SPACE = "our own Mamba or Mamba-2"
     TRANSFORMERS = "a folder of transformers"
     GGUF = "a GGUF file"
+    GRAFT = "mixers for a model of a package"
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,13 @@ def identify(name: str, path: Path) -> FoundModel:
     _check_folder(path)
     fields = read_fields(path)
     _check_fields(fields, path / CONFIG_FILE)
-    known = is_state_space(fields)
-    architecture = Architecture.STATE_SPACE if known else Architecture.TRANSFORMERS
-    return FoundModel(name, path, architecture, fields)
+    return FoundModel(name, path, _architecture(fields), fields)
+
+
+def _architecture(fields: Mapping[str, Any]) -> Architecture:
+    if is_state_space(fields):
+        return Architecture.STATE_SPACE
+    return Architecture.GRAFT if GRAFTED_ONTO in fields else Architecture.TRANSFORMERS
 
 
 def file_names(folder: Path) -> list[str]:

@@ -25,6 +25,7 @@ from transformers import (
 from treesnake.errors import InvalidInputError, LoadError, reason_of
 from treesnake.loading.architecture import (
     GGUF_SUFFIX,
+    GRAFTED_ONTO,
     Architecture,
     FoundModel,
     file_names,
@@ -35,6 +36,7 @@ from treesnake.loading.architecture import (
 from treesnake.loading.gguf_families import FAMILIES, hugging_face_tensors
 from treesnake.loading.gguf_models import gguf_end_ids, read_gguf_config
 from treesnake.loading.gguf_tokenizer import read_gguf_tokenizer
+from treesnake.loading.grafts import grafted_weights
 from treesnake.loading.hub import HUB_FILE, fetch_gguf, fetch_model
 from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
 from treesnake.loading.smollm import find_gguf
@@ -42,8 +44,15 @@ from treesnake.models.checkpoint import CONFIG_FILE, hugging_face_fields, open_t
 from treesnake.models.gguf import GgufFile, is_gguf
 from treesnake.models.json_files import read_json_object
 from treesnake.models.pointers import check_no_pointer
+from treesnake.models.rounded_weights import unrounded
 from treesnake.models.weight_gate import check_sizes
-from treesnake.models.weights import INDEX_FILE, SINGLE_FILE, open_weights, without_index
+from treesnake.models.weights import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    Weights,
+    open_weights,
+    without_index,
+)
 
 DEFAULT_MODEL = "smollm2"
 SHAPEWORLD = "shapeworld"
@@ -109,6 +118,7 @@ class Checkpoint:
             transformers must read.
         trust_remote_code: whether code that it brings along may run.
         gguf: the GGUF file that is all of it, or None for a folder.
+        base: what it is grafted onto, whose tokenizer it has, or None.
     """
 
     found: FoundModel
@@ -117,6 +127,7 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     trust_remote_code: bool
     gguf: GgufFile | None = None
+    base: "Checkpoint | None" = None
 
     @property
     def name(self) -> str:
@@ -145,6 +156,8 @@ class Checkpoint:
         Raises:
             LoadError: if there is none, or it is broken.
         """
+        if self.base is not None:
+            return self.base.tokenizer
         try:
             if self.gguf is not None:
                 return read_gguf_tokenizer(self.gguf)
@@ -192,6 +205,7 @@ def open_checkpoint(found: FoundModel, options: LoadOptions = DEFAULT_OPTIONS) -
         Architecture.STATE_SPACE: _open_state_space,
         Architecture.TRANSFORMERS: _open_folder,
         Architecture.GGUF: _open_gguf,
+        Architecture.GRAFT: _open_graft,
     }
     return openers[found.architecture](found, trust_remote_code=options.trust_remote_code)
 
@@ -322,6 +336,27 @@ def _open_gguf(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
         weights = hugging_face_tensors(file, config)
         trust_remote_code = False  # there is no code in a file
     return Checkpoint(found, config, generation_config, weights, trust_remote_code, file)
+
+
+def _open_graft(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
+    name = found.fields[GRAFTED_ONTO]
+    if name != DEFAULT_MODEL:
+        raise LoadError(
+            f"{found.path} is grafted onto {name!r:.60}, and only {DEFAULT_MODEL!r} can be grafted "
+            f"onto; correct {GRAFTED_ONTO!r} in its {CONFIG_FILE}"
+        )
+    base = open_checkpoint(identify(name, PACKAGED_MODELS[name]()))
+    assert isinstance(base.weights, Weights)
+    where = str(found.path)
+    _check_weights(found.path)
+    own = unrounded(open_weights(found.path), where)
+    weights = grafted_weights(found.fields, own, base.weights, where)
+    check_sizes(found.fields, weights, where)
+    config = _read_config(
+        found, lambda: AutoConfig.from_pretrained(found.path, trust_remote_code=False)
+    )
+    del trust_remote_code  # there is no code in mixers
+    return Checkpoint(found, config, base.generation_config, weights, False, base=base)
 
 
 def _read_config(found: FoundModel, read: Callable[[], PreTrainedConfig]) -> PreTrainedConfig:

@@ -156,6 +156,10 @@ def find_reference(name: str, options: LoadOptions) -> Reference | MissingRefere
 def _read_reference(checkpoint: Checkpoint, options: LoadOptions) -> Reference:
     if checkpoint.found.architecture is Architecture.STATE_SPACE:
         _check_layout(checkpoint)
+    if checkpoint.base is not None:
+        raise LoadError(
+            f"{checkpoint.name} is put together here, and transformers does not do that"
+        )
     device = resolve_device(options.device)
     dtype = torch.float32
     in_integers = options.dtype in INTEGER_DTYPES or checkpoint.is_packed
