@@ -1,8 +1,10 @@
 """Who wrote what, as text and as HTML."""
 
-from treesnake.explanation import Author, explain
+import pytest
+
+from treesnake.explanation import Author, explain, why
 from treesnake.outcome import Acceptance, FinishReason, Generation, Step, StepSeconds
-from treesnake.shape import OFF, chain
+from treesnake.shape import OFF, chain, parse_shape
 from treesnake.tree import TokenTree
 
 SECONDS = StepSeconds(0.1, 0.1, 0.1, 0.1)
@@ -56,3 +58,18 @@ def test_text_of_a_model_is_no_html() -> None:
     html = explain(generation(None), decode)._repr_html_()
     assert "&lt;three&gt;" in html
     assert "<three>" not in html
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ("off", "Plain decoding"),
+        ("chain(3)", "A chain."),
+        ("3x2", "always the same"),
+        ("best_first(2, 2, 3)", "most probable"),
+        ("tree(0, 0)", "of that rank and depth"),
+        ("priced(2; 0.1; 0.2)", "worth their time"),
+    ],
+)
+def test_every_kind_of_shape_is_explained(shape: str, reason: str) -> None:
+    assert reason in why(parse_shape(shape))

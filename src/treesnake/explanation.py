@@ -6,6 +6,7 @@ from enum import StrEnum
 from html import escape
 
 from treesnake.outcome import Generation, Step
+from treesnake.shape import Shape, ShapeKind
 
 MAX_LINES = 40
 """Nodes of a tree that are drawn at most."""
@@ -20,6 +21,15 @@ class Author(StrEnum):
 
 
 COLORS = {Author.TARGET: "default", Author.DRAFTER: "green", Author.LOOKUP: "cyan"}
+
+
+REASONS = {
+    ShapeKind.LEVEL_WIDTHS: "A tree of a form that is always the same.",
+    ShapeKind.BEST_FIRST: "The drafter's most probable paths, up to a number of nodes.",
+    ShapeKind.FIXED_TREE: "Wider where tokens of that rank and depth were accepted more often.",
+    ShapeKind.PRICED: "Nodes were drafted as long as their probability was worth their time.",
+}
+"""Why a tree looks as it does, by the kind of its shape."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,18 @@ class Explanation:
         return " · ".join(f"{author} {count}" for author, count in self.counts.items() if count)
 
 
+def why(shape: Shape) -> str:
+    """Says what a shape stands for: why the tree looks as it does."""
+    if shape.depth == 0 or shape.num_drafted == 0:
+        return "Plain decoding: drafting was not worth its time, or there was no room for it."
+    return "A chain." if str(shape).startswith("chain(") else REASONS[shape.kind]
+
+
+def guesser_of(step: Step) -> Author:
+    """Tells who wrote the drafted tokens of a step."""
+    return Author.LOOKUP if step.num_expanded == () else Author.DRAFTER
+
+
 def explain(generation: Generation, decode: Callable[[Sequence[int]], str]) -> Explanation:
     """Tells who wrote each token, and draws the last tree that was drafted.
 
@@ -90,7 +112,7 @@ def explain(generation: Generation, decode: Callable[[Sequence[int]], str]) -> E
 
 
 def _written(step: Step, decode: Callable[[Sequence[int]], str]) -> list[WrittenToken]:
-    guesser = Author.LOOKUP if step.num_expanded == () else Author.DRAFTER
+    guesser = guesser_of(step)
     return [
         WrittenToken(decode([token]), guesser if index < step.num_accepted else Author.TARGET)
         for index, token in enumerate(step.emitted)

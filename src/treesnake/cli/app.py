@@ -19,6 +19,7 @@ from treesnake.terminal import console, flush_streams, give_up_output, plain, pr
 COMMANDS = {
     "generate": "Answer a prompt and say how fast.",
     "chat": "Hold a conversation.",
+    "serve": "Serve a model to clients of OpenAI's API.",
     "info": "Show this machine, what is installed, and how a model would run.",
     "cache": "Show or clear what is kept between runs.",
     "calibrate": "Measure what drafting and scoring take on this machine.",

@@ -20,7 +20,6 @@ from treesnake.evaluation.bench.record import (
     TurnRecord,
 )
 from treesnake.evaluation.report import read_result, save_pictures, to_html
-from treesnake.evaluation.report.steps import why
 from treesnake.evaluation.report.stream_weights import weight_lines
 
 ENVIRONMENT = {
@@ -161,21 +160,6 @@ def test_pictures_are_drawn_for_papers(result_path: Path, tmp_path: Path) -> Non
         "made-up-long-context-1",
     ]
     assert all(path.read_text().startswith("<?xml") for path in written)
-
-
-@pytest.mark.parametrize(
-    ("shape", "reason"),
-    [
-        ("off", "Plain decoding"),
-        ("chain(3)", "A chain."),
-        ("3x2", "always the same"),
-        ("best_first(2, 2, 3)", "most probable"),
-        ("tree(0, 0)", "of that rank and depth"),
-        ("priced(2; 0.1; 0.2)", "worth their time"),
-    ],
-)
-def test_every_kind_of_shape_is_explained(shape: str, reason: str) -> None:
-    assert reason in why(shape)
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

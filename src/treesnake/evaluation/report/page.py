@@ -20,6 +20,7 @@ from treesnake.evaluation.report.charts import (
 from treesnake.evaluation.report.results import Result
 from treesnake.evaluation.report.steps import steps_json
 from treesnake.evaluation.report.stream_weights import weight_lines
+from treesnake.pages import page_part
 
 RARE_SHARE = 0.03
 PHASES = ("draft", "score", "accept", "commit")
@@ -30,11 +31,11 @@ def to_html(results: Sequence[Result]) -> str:
     name = ", ".join(result.summary.recipe["name"] for result in results)
     shown = [run for result in results for run in result.shown]
     body = "".join(_result(result) for result in results) + (_part("steps.html") if shown else "")
-    script = f"<script>{_part('steps.js')}</script>" if shown else ""
+    script = f"<script>{page_part('tree.js')}{_part('steps.js')}</script>" if shown else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(name)}: treesnake</title><style>{_part('style.css')}</style></head>"
+        f"<title>{escape(name)}: treesnake</title><style>{page_part('style.css')}</style></head>"
         f'<body><main>{body}</main><script type="application/json" id="runs">'
         f"{steps_json(shown)}</script>{script}</body></html>\n"
     )

@@ -5,29 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from treesnake.evaluation.bench.record import RunRecord, ShownStep
+from treesnake.explanation import why
 from treesnake.shape import ShapeKind, parse_shape
-
-REASONS = {
-    ShapeKind.LEVEL_WIDTHS: "A tree of a form that is always the same.",
-    ShapeKind.BEST_FIRST: "The drafter's most probable paths, up to a number of nodes.",
-    ShapeKind.FIXED_TREE: "Wider where tokens of that rank and depth were accepted more often.",
-    ShapeKind.PRICED: "Nodes were drafted as long as their probability was worth their time.",
-}
-"""Why a tree looks as it does, by the kind of its shape."""
 
 
 def steps_json(runs: Sequence[RunRecord]) -> str:
     """Returns the runs as JSON that may stand in a script element."""
     data = [_run(run) for run in runs if any(turn.shown for turn in run.turns)]
     return json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-
-
-def why(shape: str) -> str:
-    """Says what a shape stands for: why the tree looks as it does."""
-    parsed = parse_shape(shape)
-    if parsed.depth == 0 or parsed.num_drafted == 0:
-        return "Plain decoding: drafting was not worth its time, or there was no room for it."
-    return "A chain." if str(parsed).startswith("chain(") else REASONS[parsed.kind]
 
 
 def _run(run: RunRecord) -> dict[str, Any]:
@@ -51,7 +36,7 @@ def _step(step: ShownStep) -> dict[str, Any]:
     }
     return {
         "shape": names.get(parsed.kind, step.shape),
-        "why": why(step.shape),
+        "why": why(parsed),
         "tokens": step.texts or [str(token) for token in step.tokens],
         "parents": step.parents,
         "path": step.path,

@@ -1,0 +1,441 @@
+"""The endpoints."""
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from threading import Lock
+from time import perf_counter, time
+from typing import Any
+from uuid import uuid4
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from treesnake.decoder import Tokenizer
+from treesnake.errors import ContextLengthError, InvalidInputError, TreesnakeError
+from treesnake.logprobs import TokenLogprobs
+from treesnake.prompt import Prompt
+from treesnake.serving.answers import (
+    FINISHED,
+    ChatForm,
+    EchoedToken,
+    TextForm,
+    TokenNames,
+    step_record,
+    timings,
+    usage,
+)
+from treesnake.serving.engine import Engine
+from treesnake.serving.gate import (
+    KeyCheck,
+    RequestName,
+    check_images,
+    error_object,
+    read_body,
+    tell,
+)
+from treesnake.serving.metrics import Metrics
+from treesnake.serving.page import page_html
+from treesnake.serving.relay import cancelled_with, pieces_of
+from treesnake.serving.requests import (
+    MOST_CHOICES,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    RequestError,
+    TokenizeRequest,
+    read_request,
+)
+from treesnake.serving.tickets import StreamPiece, Ticket
+
+MOST_NEW_TOKENS = 4096
+"""Tokens of an answer of a model without an end of its context, where the client says nothing."""
+
+Asked = ChatRequest | CompletionRequest
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served, and to whom.
+
+    Attributes:
+        engine: what generates.
+        model_name: the name that clients call it by.
+        api_keys: keys, any of which opens the server; none at all opens it to everybody.
+        plain_step_s: seconds of a step of plain decoding, for the page; None is not known.
+    """
+
+    engine: Engine
+    model_name: str
+    api_keys: Sequence[str] = ()
+    plain_step_s: float | None = None
+
+
+def create_app(served: Served) -> Starlette:
+    """Returns the server's application.
+
+    Raises:
+        InvalidInputError: if the decoder has no tokenizer.
+    """
+    api = Api(served)
+    routes = [
+        Route("/", api.page),
+        Route("/health", api.health),
+        Route("/version", api.version),
+        Route("/metrics", api.metrics_page),
+        Route("/v1/models", api.models),
+        Route("/v1/chat/completions", api.chat, methods=["POST"]),
+        Route("/v1/completions", api.completions, methods=["POST"]),
+        Route("/tokenize", api.tokenize, methods=["POST"]),
+        Route("/detokenize", api.detokenize, methods=["POST"]),
+    ]
+    middleware = [
+        Middleware(RequestName),
+        Middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"]),
+        Middleware(KeyCheck, keys=served.api_keys),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=middleware,
+        exception_handlers={404: tell, 405: tell, TreesnakeError: tell, Exception: tell},
+    )
+
+
+@dataclass(eq=False)
+class Choice:
+    """One of the answers to a request.
+
+    Attributes:
+        index: its number.
+        ticket: its text in the engine; None where nothing is to be generated.
+        form: how it is written.
+        prompt: what it continues.
+        echo: the prompt's text with its tokens, the first of which has no probability.
+    """
+
+    index: int
+    ticket: Ticket | None
+    form: ChatForm | TextForm
+    prompt: Prompt
+    echo: tuple[str, list[EchoedToken] | None] | None = None
+    texts: list[str] = field(default_factory=list)
+
+    def json(self, body: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        """Returns the choice with its number and the reason why it ended."""
+        return {"index": self.index, **body, "finish_reason": finish_reason}
+
+    @property
+    def finish_reason(self) -> str:
+        """Why it ended, in OpenAI's words."""
+        return FINISHED[self.ticket.generation.finish_reason] if self.ticket else "length"
+
+
+class Answer:
+    """The answer to one request: choices, and the frame around them."""
+
+    def __init__(self, asked: Asked, choices: Sequence[Choice], model: str) -> None:
+        self.asked = asked
+        self.choices = choices
+        self.tickets = [choice.ticket for choice in choices if choice.ticket]
+        is_chat = isinstance(asked, ChatRequest)
+        self._kind = "chat.completion" if is_chat else "text_completion"
+        self._chunk_kind = "chat.completion.chunk" if is_chat else "text_completion"
+        self._id = f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid4().hex}"
+        self._created = int(time())
+        self._model = model
+
+    def frame(self, choices: list[dict[str, Any]], *, is_chunk: bool) -> dict[str, Any]:
+        """Returns choices with what stands around them."""
+        return {
+            "id": self._id,
+            "object": self._chunk_kind if is_chunk else self._kind,
+            "created": self._created,
+            "model": self._model,
+            "choices": choices,
+        }
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of all prompts, each counted once."""
+        return sum(len(choice.prompt) for choice in self.choices[:: self.asked.n])
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens of the prompts that did not run again."""
+        return sum(
+            choice.ticket.num_cached if choice.ticket else 0
+            for choice in self.choices[:: self.asked.n]
+        )
+
+    def numbers(self) -> dict[str, Any]:
+        """Returns usage and timings."""
+        generations = [ticket.generation for ticket in self.tickets]
+        return {
+            "usage": usage(self.num_prompt_tokens, self.num_cached, generations),
+            "timings": timings(self.num_prompt_tokens, generations),
+        }
+
+
+class Api:
+    """The endpoints of one server."""
+
+    def __init__(self, served: Served) -> None:
+        tokenizer = served.engine.decoder.tokenizer
+        if tokenizer is None:
+            raise InvalidInputError("a server needs the target's tokenizer; give the decoder one")
+        self._served = served
+        self._engine = served.engine
+        self._tokenizer: Tokenizer = tokenizer
+        self._names = TokenNames(tokenizer)
+        self._metrics = Metrics(served.engine)
+        self._created = int(time())
+        self._most_length = served.engine.max_model_len
+        self._scoring = Lock()
+
+    async def chat(self, request: Request) -> Response:
+        """Answers a conversation."""
+        asked = read_request(ChatRequest, await read_body(request))
+        check_images(asked.messages)
+        return await self._answer(request, asked)
+
+    async def completions(self, request: Request) -> Response:
+        """Continues texts."""
+        return await self._answer(
+            request, read_request(CompletionRequest, await read_body(request))
+        )
+
+    async def _answer(self, request: Request, asked: Asked) -> Response:
+        asked_at = perf_counter()
+        self._check_model(asked.model)
+        choices = await run_in_threadpool(self._begin, asked)
+        answer = Answer(asked, choices, self._served.model_name)
+        if asked.stream:
+            lines = self._stream(request, answer, asked_at)
+            headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+            return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
+        return await self._whole(request, answer, asked_at)
+
+    def _begin(self, asked: Asked) -> list[Choice]:
+        """Puts all texts of a request into the queue, or none of them."""
+        prompts = [self._encode(prompt) for prompt in asked.prompts]
+        if len(prompts) * asked.n > MOST_CHOICES:
+            raise RequestError(f"a request can have {MOST_CHOICES} answers at most", "n")
+        choices: list[Choice] = []
+        try:
+            for prompt in prompts:
+                echo = self._echo(asked, prompt)
+                for number in range(asked.n):
+                    ticket = self._submit(asked, prompt, number)
+                    form = self._form(asked)
+                    choices.append(Choice(len(choices), ticket, form, prompt, echo))
+        except BaseException:
+            for choice in choices:
+                if choice.ticket:
+                    choice.ticket.cancel()
+            raise
+        return choices
+
+    def _encode(self, prompt: Any) -> Prompt:
+        encoded = self._engine.decoder.encode(prompt)
+        if self._most_length is not None and len(encoded) >= self._most_length:
+            raise ContextLengthError(
+                f"the prompt has {len(encoded)} tokens, and prompt and answer can have "
+                f"{self._most_length}; shorten the prompt"
+            )
+        return encoded
+
+    def _form(self, asked: Asked) -> ChatForm | TextForm:
+        return (ChatForm if isinstance(asked, ChatRequest) else TextForm)(self._names)
+
+    def _submit(self, asked: Asked, prompt: Prompt, number: int) -> Ticket | None:
+        room = MOST_NEW_TOKENS if self._most_length is None else self._most_length - len(prompt)
+        wanted = asked.most_tokens
+        max_new_tokens = room if wanted is None else min(wanted, room)
+        if wanted == 0:
+            return None
+        return self._engine.submit(
+            prompt,
+            asked.params(number),
+            max_new_tokens=max_new_tokens,
+            stop=asked.stop_strings,
+            min_new_tokens=max_new_tokens if asked.ignore_eos else asked.min_tokens,
+            constraints=asked.constraints(len(prompt)),
+            logprobs=asked.num_top,
+        )
+
+    def _echo(self, asked: Asked, prompt: Prompt) -> tuple[str, list[EchoedToken] | None] | None:
+        if not isinstance(asked, CompletionRequest) or not asked.echo:
+            return None
+        text = self._tokenizer.decode(list(prompt.token_ids))
+        if asked.logprobs is None:
+            return text, None
+        return text, [prompt.token_ids[0], *self._score(prompt, asked.logprobs)]
+
+    def _score(self, prompt: Prompt, num_top: int) -> Sequence[TokenLogprobs]:
+        """Returns the log probabilities of a prompt, of one prompt at a time."""
+        if len(prompt) == 1:
+            return ()
+        with self._scoring:
+            return self._engine.decoder.score_text(prompt, logprobs=num_top)
+
+    async def _pieces(
+        self, answer: Answer, asked_at: float
+    ) -> AsyncIterator[tuple[Choice, StreamPiece | None]]:
+        """Iterates over what the texts get, and counts it."""
+        running = [choice for choice in answer.choices if choice.ticket]
+        begun: set[int] = set()
+        async for number, piece in pieces_of(answer.tickets):
+            choice = running[number]
+            if piece is None:
+                self._metrics.observe_end(len(choice.prompt), answer.tickets[number].generation)
+            elif piece.step:
+                if number not in begun:
+                    begun.add(number)
+                    self._metrics.observe_first(asked_at)
+                self._metrics.observe_step(piece.step)
+            yield choice, piece
+
+    async def _whole(self, request: Request, answer: Answer, asked_at: float) -> Response:
+        tokens: dict[int, list[EchoedToken]] = {}
+        for choice in answer.choices:
+            text, echoed = choice.echo or ("", None)
+            choice.texts.append(text)
+            tokens[choice.index] = list(echoed or ())
+        async with cancelled_with(request, answer.tickets):
+            async for choice, piece in self._pieces(answer, asked_at):
+                if piece:
+                    choice.texts.append(piece.text)
+                    tokens[choice.index] += piece.logprobs
+        has_logprobs = answer.asked.num_top is not None
+        bodies = [
+            choice.json(
+                choice.form.whole(
+                    "".join(choice.texts), tokens[choice.index] if has_logprobs else None
+                ),
+                choice.finish_reason,
+            )
+            for choice in answer.choices
+        ]
+        return JSONResponse(answer.frame(bodies, is_chunk=False) | answer.numbers())
+
+    async def _stream(
+        self, request: Request, answer: Answer, asked_at: float
+    ) -> AsyncIterator[str]:
+        """Yields the lines of an event stream; an error ends it with an object of its own."""
+        async with cancelled_with(request, answer.tickets):
+            try:
+                async for chunk in self._chunks(answer, asked_at):
+                    yield _event(chunk)
+            except TreesnakeError as error:
+                yield _event(error_object(error))
+            except Exception as error:  # noqa: BLE001 - the headers are gone already
+                await tell(request, error)
+                yield _event(error_object(error))
+            yield "data: [DONE]\n\n"
+
+    async def _chunks(self, answer: Answer, asked_at: float) -> AsyncIterator[dict[str, Any]]:
+        asked = answer.asked
+        for choice in answer.choices:
+            for body in self._openings(choice):
+                yield answer.frame([choice.json(body)], is_chunk=True)
+        num_open = len(answer.choices)
+        for choice in answer.choices:
+            if not choice.ticket:
+                num_open -= 1
+                yield self._closing(answer, choice, is_last=not num_open)
+        async for choice, piece in self._pieces(answer, asked_at):
+            if piece is None:
+                num_open -= 1
+                yield self._closing(answer, choice, is_last=not num_open)
+            elif piece.text or piece.logprobs or asked.return_steps:
+                logprobs = None if asked.num_top is None else piece.logprobs
+                body = choice.form.piece(piece.text, logprobs)
+                chunk = answer.frame([choice.json(body)], is_chunk=True)
+                if asked.return_steps and piece.step:
+                    chunk["step"] = step_record(piece.step, self._names)
+                yield chunk
+        if asked.stream_options.include_usage:
+            yield answer.frame([], is_chunk=True) | answer.numbers()
+
+    def _openings(self, choice: Choice) -> list[dict[str, Any]]:
+        if isinstance(choice.form, ChatForm):
+            return [choice.form.opening()]
+        return [choice.form.piece(*choice.echo)] if choice.echo else []
+
+    def _closing(self, answer: Answer, choice: Choice, *, is_last: bool) -> dict[str, Any]:
+        body = choice.json(choice.form.closing(), choice.finish_reason)
+        chunk = answer.frame([body], is_chunk=True)
+        if is_last:
+            chunk["timings"] = answer.numbers()["timings"]
+        return chunk
+
+    async def models(self, request: Request) -> Response:
+        """Tells the one model."""
+        model = {
+            "id": self._served.model_name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "treesnake",
+            "max_model_len": self._most_length,
+            "meta": {"n_ctx": self._most_length},
+        }
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def tokenize(self, request: Request) -> Response:
+        """Turns a text or a conversation into tokens."""
+        asked = read_request(TokenizeRequest, await read_body(request))
+        self._check_model(asked.model)
+        if (asked.prompt is None) == (asked.messages is None):
+            raise RequestError("give a prompt or messages, and one of them only", "prompt")
+        check_images(asked.messages or ())
+        prompt: Any = asked.messages if asked.prompt is None else asked.prompt
+        encoded = await run_in_threadpool(self._engine.decoder.encode, prompt)
+        tokens = list(encoded.token_ids)
+        return JSONResponse(
+            {"tokens": tokens, "count": len(tokens), "max_model_len": self._most_length}
+        )
+
+    async def detokenize(self, request: Request) -> Response:
+        """Turns tokens into text."""
+        asked = read_request(DetokenizeRequest, await read_body(request))
+        self._check_model(asked.model)
+        num_tokens = self._engine.decoder.new_session().target.vocab_size
+        if not all(0 <= token < num_tokens for token in asked.tokens):
+            raise RequestError(f"tokens must be from 0 to {num_tokens - 1}", "tokens")
+        return JSONResponse({"prompt": self._tokenizer.decode(asked.tokens)})
+
+    async def health(self, request: Request) -> Response:
+        """Tells that the server runs."""
+        return JSONResponse({"status": "ok"})
+
+    async def version(self, request: Request) -> Response:
+        """Tells the version."""
+        return JSONResponse({"version": version("treesnake")})
+
+    async def metrics_page(self, request: Request) -> Response:
+        """Tells the numbers for Prometheus."""
+        return Response(self._metrics.page(), media_type="text/plain; version=0.0.4")
+
+    async def page(self, request: Request) -> Response:
+        """Shows the page."""
+        return HTMLResponse(page_html(self._served.model_name, self._served.plain_step_s))
+
+    def _check_model(self, name: str | None) -> None:
+        if name is not None and name != self._served.model_name:
+            raise RequestError(
+                f"the model {name!r:.200} does not exist; this server has "
+                f"{self._served.model_name!r}",
+                "model",
+                status=404,
+                code="model_not_found",
+            )
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
