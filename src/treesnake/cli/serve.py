@@ -58,7 +58,10 @@ def serve(
         str | None, typer.Option(metavar="NAME", help="What clients call the model.")
     ] = None,
 ) -> None:
-    """Serve a model to clients of OpenAI's API, with a page to look at."""
+    """Serve a model to clients of OpenAI's API.
+
+    It has a page to look at, too.
+    """
     _check_extra()
     if api_key and not all(key.strip() for key in api_key):
         raise InvalidInputError("an API key is empty; leave --api-key out to let everybody in")
