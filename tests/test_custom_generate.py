@@ -361,3 +361,18 @@ def test_for_a_model_with_its_tokenizer_the_shipped_drafter_drafts_tokens() -> N
     drafter = drafter_for(LlamaForCausalLM(padded), target.tokenizer)
     assert isinstance(drafter, CompositeDrafterModel)
     assert isinstance(drafter.first, NetworkDrafterModel)
+
+
+def test_a_model_by_name_has_no_drafter_in_transformers() -> None:
+    with pytest.raises(InvalidInputError, match=r"got str and str; .*from_pretrained"):
+        drafter_for("owner/model", "owner/model")
+
+
+def test_a_drafter_by_name_is_refused_with_the_call_that_makes_one(model: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"drafter_for\(model, tokenizer\)"):
+        model.generate(
+            torch.tensor([[1, 2, 3]]),
+            max_new_tokens=2,
+            custom_generate=custom_generate,
+            drafter="auto",
+        )

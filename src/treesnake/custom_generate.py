@@ -9,6 +9,7 @@ the argument `stop_strings` asks for a tokenizer that custom methods are not giv
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -87,7 +88,7 @@ def custom_generate(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    drafter: DrafterModel | None = None,
+    drafter: DrafterModel | str | Path | None = None,
     search: str | SharedSearch | None = None,
     token_streamer: BaseStreamer | None = None,
     **model_kwargs: object,
@@ -104,7 +105,8 @@ def custom_generate(
             any logits processor.
         generation_config: sampling or greedy; beams are refused. The text ends at the latest with
             the model's context.
-        drafter: what drafts; prompt lookup by default.
+        drafter: what drafts; prompt lookup by default. A name is refused: a drafter by name needs
+            the target's tokenizer, and `treesnake.drafter_for(model, tokenizer)` makes one.
         search: what chooses the trees, by name or as an object. The default for greedy text tunes
             itself, anew in every call; give a search to keep what it learns. The default for
             sampled text is chains of 4: with trees that depend on measured times or on earlier
@@ -126,7 +128,7 @@ def custom_generate(
     _check_inputs(model_kwargs, prompt, images)
     rules = [_CriterionRule(prompt, each, input_ids.device) for each in stopping_criteria]
     params = _sampling_params(logits_processor, sampled=bool(generation_config.do_sample))
-    pair = Pair(NetworkTargetModel(network), drafter or NgramDrafterModel())
+    pair = Pair(NetworkTargetModel(network), _drafter(drafter))
     continuation = continue_text(
         *pair.new_sessions(),
         prompt,
@@ -217,6 +219,18 @@ def _may_remember(part: LogitsProcessor | StoppingCriteria) -> bool:
     """Tells whether what a part does may depend on more than the text; transformers' do not."""
     is_known = type(part).__module__.startswith("transformers.")
     return not is_known or isinstance(part, ASKING_PROCESSORS)
+
+
+def _drafter(drafter: DrafterModel | str | Path | None) -> DrafterModel:
+    """Returns what drafts. A name is refused: custom methods are given no tokenizer."""
+    if isinstance(drafter, str | Path):
+        raise InvalidInputError(
+            f"a drafter by name, {drafter!r:.60}, needs the target's tokenizer, which transformers "
+            "does not hand on; give drafter=treesnake.drafter_for(model, tokenizer) for what "
+            '"auto" stands for, a drafter of treesnake.drafters.load.load_drafter, or leave it '
+            "out for prompt lookup"
+        )
+    return drafter or NgramDrafterModel()
 
 
 def _check_options(input_ids: Int[Tensor, "batch tokens"], config: GenerationConfig) -> None:

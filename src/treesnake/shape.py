@@ -307,6 +307,11 @@ OFF = LevelWidths(())
 """Plain decoding: the target scores the anchor alone."""
 
 
+def is_off(shape: Shape) -> bool:
+    """Tells whether no network is run for a draft; guesses that need none are kept if they pay."""
+    return shape.depth == 0 or not shape.level_pays(0, 1.0)
+
+
 def chain(length: int, *, sampled: bool = True) -> LevelWidths:
     """Returns the shape of `length` tokens in a row."""
     if not _is_whole(length, 0):

@@ -101,3 +101,4 @@ def test_white_space_that_added_tokens_take_in_is_no_border() -> None:
     encoder = PieceEncoder(taking)
     assert encoder.border("ax y") == 0
     assert encoder.border("ab y") == 2
+    assert encoder.border("ab y", num_searched=3) == 0

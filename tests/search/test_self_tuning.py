@@ -195,6 +195,17 @@ def test_off_has_the_guesses_for_which_nothing_is_run() -> None:
     assert sum(len(step.emitted) for step in late) / seconds > 0.95 * 1.5 / 1.025
 
 
+def test_free_guesses_that_come_while_drafting_is_off_are_seen() -> None:
+    search, length = SelfTuningSearch().new_session(), 10
+    num_free = 0
+    for number in range(220):
+        step = step_beside_lookup(search.choose(length), has_guess=number >= 180)
+        search.observe(step)
+        length += len(step.emitted)
+        num_free += number >= 180 and len(step.emitted) > 1
+    assert num_free == 40
+
+
 def test_a_first_step_that_compiles_for_long_is_forgotten() -> None:
     class Slow(Watched):
         def observe(self, step: Step) -> None:

@@ -1,6 +1,6 @@
 """Drafters by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import transformers
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from treesnake.drafters.composite import CompositeDrafterModel
@@ -159,7 +159,7 @@ def _sees_images(target: Checkpoint) -> bool:
 
 
 def drafter_for(
-    model: "transformers.PreTrainedModel", tokenizer: PreTrainedTokenizerBase
+    model: "transformers.PreTrainedModel | str", tokenizer: PreTrainedTokenizerBase | str
 ) -> DrafterModel:
     """Returns what "auto" stands for, for a model of transformers that is loaded already.
 
@@ -168,22 +168,29 @@ def drafter_for(
         tokenizer: the target's.
 
     Raises:
-        InvalidInputError: if the tokenizer is none of the package tokenizers.
+        InvalidInputError: if the tokenizer is none of the package tokenizers, or one of both is
+            given by its name.
     """
+    if not isinstance(model, nn.Module) or not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InvalidInputError(
+            "drafter_for takes a model of transformers and its tokenizer, both loaded, got "
+            f"{type(model).__name__} and {type(tokenizer).__name__}; for a model by name call "
+            "SpeculativeDecoder.from_pretrained(name), whose default drafter is the same"
+        )
     options = LoadOptions(device=str(model.device))
     shipped = open_checkpoint(identify(SHIPPED_FOR_OTHERS, SHIPPED_FOLDER / SHIPPED_FOR_OTHERS))
     kept = read_draft_vocabulary(shipped.path)
     network = load_network(shipped, _drafting_options(options), draft_vocab=kept).network
-    if has_same_tokens(shipped.tokenizer, tokenizer):
-        size = model.config.get_text_config(decoder=True).vocab_size
-        drafter: DrafterModel = NetworkDrafterModel(network, _vocabulary(shipped, size, kept))
-    else:
-        own = NetworkDrafterModel(network, _vocabulary(shipped, _vocab_size(shipped), kept))
-        stated = getattr(model.generation_config, "eos_token_id", None)
-        ends = token_ids_in(stated, Path(GENERATION_CONFIG_FILE))
-        translation = Translation(shipped.tokenizer, tokenizer, end_token_ids(shipped), ends)
-        drafter = TextDrafterModel(own, translation)
-    return CompositeDrafterModel(drafter, NgramDrafterModel())
+    reads_text = not has_same_tokens(shipped.tokenizer, tokenizer)
+    text_config = (shipped if reads_text else model).config.get_text_config(decoder=True)
+    size = text_config.vocab_size
+    drafter = NetworkDrafterModel(network, _vocabulary(shipped, size, kept))
+    if not reads_text:
+        return CompositeDrafterModel(drafter, NgramDrafterModel())
+    stated = getattr(model.generation_config, "eos_token_id", None)
+    ends = token_ids_in(stated, Path(GENERATION_CONFIG_FILE))
+    in_text = _in_text(drafter, shipped, tokenizer, ends)
+    return CompositeDrafterModel(in_text, NgramDrafterModel())
 
 
 def default_drafters(target: Checkpoint | None) -> tuple[str, ...]:
@@ -285,7 +292,7 @@ def _load_model(
     )
     drafter = NetworkDrafterModel(loaded.network, vocabulary, window)
     if way == "text" and target is not None:
-        return TextDrafterModel(drafter, _translation(checkpoint, target))
+        return _in_text(drafter, checkpoint, target.tokenizer, end_token_ids(target))
     return drafter
 
 
@@ -308,10 +315,15 @@ def _way(
     return "same" if has_same_tokens(drafter.tokenizer, target.tokenizer) else "text"
 
 
-def _translation(drafter: Checkpoint, target: Checkpoint) -> Translation:
-    return Translation(
-        drafter.tokenizer, target.tokenizer, end_token_ids(drafter), end_token_ids(target)
-    )
+def _in_text(
+    own: NetworkDrafterModel,
+    drafter: Checkpoint,
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Collection[int],
+) -> TextDrafterModel:
+    """Returns a network with its own tokens as a drafter in text for a target's tokenizer."""
+    translation = Translation(drafter.tokenizer, tokenizer, end_token_ids(drafter), ends)
+    return TextDrafterModel(own, translation)
 
 
 def _has_pickle_only(folder: Path) -> bool:

@@ -33,7 +33,7 @@ from treesnake.errors import InvalidInputError
 from treesnake.models.tree_network import TreeNetwork
 from treesnake.prompt import Key, Prompt
 from treesnake.sampling import Rng, SamplingParams, log_of, to_probs
-from treesnake.shape import OFF, Shape
+from treesnake.shape import OFF, Shape, is_off
 from treesnake.threads import on_one_thread
 
 LEAST_WEIGHT = 0.05
@@ -201,7 +201,7 @@ class MixtureDrafter:
 
     def _members(self, shape: Shape) -> tuple[int, ...]:
         """Returns the streams that draft a tree of the shape."""
-        if shape.depth == 0:
+        if is_off(shape):
             return ()
         is_trial = self._num_steps < TRIAL_STEPS
         return tuple(

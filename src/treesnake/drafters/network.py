@@ -17,7 +17,7 @@ from treesnake.errors import InvalidInputError
 from treesnake.models.tree_network import TreeNetwork, TreeState
 from treesnake.prompt import Prompt
 from treesnake.sampling import Rng, SamplingParams
-from treesnake.shape import Shape
+from treesnake.shape import Shape, is_off
 
 MOST_ROOM = 64
 """Positions of a context that are kept free for trees, if it is long enough."""
@@ -121,7 +121,7 @@ class NetworkDrafter:
         self._text.forget_tree()
         if self._max_depth is not None:
             shape = shape.clipped(self._max_depth)
-        if shape.depth > 0:
+        if not is_off(shape):
             self._text.catch_up()
         self._grown = grow(anchor, shape, params, rng, self._text.extend, self._vocabulary)
         return self._grown.draft

@@ -62,9 +62,15 @@ class PieceEncoder:
             'in common with tokens="shared"'
         )
 
-    def border(self, text: str) -> int:
-        """Returns where the last border is; 0 if there is none."""
-        places = range(len(text) - 1, 0, -1)
+    def border(self, text: str, num_searched: int = 0) -> int:
+        """Returns where the last border is; 0 if there is none.
+
+        Args:
+            text: what may have one.
+            num_searched: characters in front that have none; a border depends on the text up to it
+                and on the next character.
+        """
+        places = range(len(text) - 1, max(num_searched, 1) - 1, -1)
         return next((place for place in places if self._is_border(text, place)), 0)
 
     def encode(self, text: str, *, is_first: bool) -> list[int]:
@@ -158,7 +164,8 @@ class PieceReader:
         """
         text, partial = self._continued(piece, token_ids)
         is_begun = piece.is_begun or len(token_ids) > 0
-        return self._parted(OpenPiece(text, partial, piece.is_first, is_begun))
+        continued = OpenPiece(text, partial, piece.is_first, is_begun)
+        return self._parted(continued, len(piece.text))
 
     def begin(self, text: str) -> tuple[list[int], OpenPiece]:
         """Begins a text that is no text of the target's, as `read` would continue it."""
@@ -172,9 +179,9 @@ class PieceReader:
         """Returns the drafter's tokens of an open piece, as far as its characters are whole."""
         return self.encoder.encode(piece.text, is_first=piece.is_first)
 
-    def _parted(self, piece: OpenPiece) -> tuple[list[int], OpenPiece]:
+    def _parted(self, piece: OpenPiece, num_searched: int = 0) -> tuple[list[int], OpenPiece]:
         """Returns the tokens up to the last border in a piece, and the piece behind it."""
-        border = self.encoder.border(piece.text)
+        border = self.encoder.border(piece.text, num_searched)
         if not border:
             return [], piece
         closed = self.encoder.encode(piece.text[:border], is_first=piece.is_first)

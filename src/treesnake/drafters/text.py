@@ -34,11 +34,11 @@ from treesnake.errors import InvalidInputError
 from treesnake.models.tree_network import TreeState
 from treesnake.prompt import Prompt, num_shared
 from treesnake.sampling import Rng, SamplingParams
-from treesnake.shape import Shape
+from treesnake.shape import Shape, is_off
 from treesnake.tree import TokenTree
 
-MOST_OPEN = 256
-"""Characters of an open piece behind which nothing is drafted: it would run at each draft."""
+MOST_OPEN = 64
+"""Bytes of an open piece behind which nothing is drafted: all of its tokens run at each draft."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +242,7 @@ class TextDrafter:
         if self._max_depth is not None:
             shape = shape.clipped(self._max_depth)
         closed, piece = self._with_anchor(anchor)
-        if shape.depth == 0 or len(piece.text) > MOST_OPEN:
+        if is_off(shape) or len(piece.text.encode()) > MOST_OPEN:
             return _nothing(anchor)
         ahead = [*closed, *self._reader.tokens(piece)]
         if not ahead or not self._fits(len(ahead) + shape.depth):

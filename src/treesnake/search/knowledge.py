@@ -11,7 +11,7 @@ from treesnake.search.arms import MeasuredRate
 from treesnake.search.belief import ConfidenceBelief, RankBelief
 from treesnake.search.costs import CostTable, LearnedCosts
 from treesnake.search.planning import plan_prices, plan_tree
-from treesnake.shape import OFF, Shape
+from treesnake.shape import OFF, Shape, is_off
 from treesnake.threads import new_lock
 
 MAX_NODES = 64
@@ -55,7 +55,7 @@ class Mode(StrEnum):
     @classmethod
     def of(cls, shape: Shape) -> "Mode":
         """Returns the mode that a shape belongs to."""
-        if shape.depth == 0 or not shape.level_pays(0, 1.0):
+        if is_off(shape):
             return cls.OFF
         return cls.PRICED if shape.as_tree() is None else cls.FIXED
 
@@ -219,9 +219,9 @@ class PairKnowledge:
             width=min(PRICED_WIDTH, max_width),
         )
         self.shapes[Mode.PRICED] = priced
-        if self._has_free_guesses:
-            prices = (UNPAYABLE_PRICE,) * priced.depth
-            self.shapes[Mode.OFF] = replace(priced, level_prices=prices)
+        # Whether there are free guesses is seen while drafting is off, too: they cost nothing.
+        prices = (UNPAYABLE_PRICE,) * priced.depth
+        self.shapes[Mode.OFF] = replace(priced, level_prices=prices)
 
     def _rates_by_mode(self) -> dict[Mode, float]:
         """Returns the tokens per second of off and of the modes that had a step."""
