@@ -20,7 +20,7 @@ from treesnake.conversation import (
     user_message,
 )
 from treesnake.detokenizing import decoding_of
-from treesnake.drafters.load import AUTO, check_drafter_name
+from treesnake.drafters.load import AUTO, NO_DRAFTER, check_drafter_name, reads_captions
 from treesnake.errors import InvalidInputError, LoadError
 from treesnake.explanation import Explanation, explain
 from treesnake.grammars import GrammarCompiler, chosen_grammar
@@ -282,6 +282,7 @@ class SpeculativeDecoder(OfOneProcess):
         revision: str | None = None,
         trust_remote_code: bool = False,
         search: str | SharedSearch = SELF_TUNING,
+        captions: str | Path | None = None,
     ) -> "SpeculativeDecoder":
         """Loads a target and a drafter by name.
 
@@ -300,6 +301,8 @@ class SpeculativeDecoder(OfOneProcess):
             search: what chooses the trees of all sessions: "self-tuning", another one by name, or
                 a shape such as "chain(4)", see `treesnake.search.by_name.search_by_name`; or a
                 search of your own.
+            captions: a model that sees images. It describes each image once, for a drafter with a
+                stream `C`, as in "owner/small-vlm:MTC".
 
         Raises:
             LoadError: if the model cannot be had.
@@ -307,7 +310,7 @@ class SpeculativeDecoder(OfOneProcess):
             InvalidInputError: for names and options that do not exist or contradict each other.
         """
         options = LoadOptions(dtype, device, engine, device_map, revision, trust_remote_code)
-        return cls.load(target, drafter, options, search=search)
+        return cls.load(target, drafter, options, search=search, captions=captions)
 
     @classmethod
     def load(
@@ -317,24 +320,42 @@ class SpeculativeDecoder(OfOneProcess):
         options: LoadOptions = DEFAULT_OPTIONS,
         *,
         search: str | SharedSearch = SELF_TUNING,
+        captions: str | Path | None = None,
     ) -> "SpeculativeDecoder":
         """Does what `from_pretrained` does, with options in one piece.
 
-        They are the target's; the drafter is loaded to the same device, with a dtype of its own.
+        They are the target's. The drafter and the model that writes captions are loaded to the same
+        device, with dtypes of their own.
         """
         target, drafter = _as_name("target", target), _as_name("drafter", drafter)
         _check_part("options", options, LoadOptions)
         check_drafter_name(drafter)
         as_search(search)  # a wrong one need not wait for the models
+        if captions is not None and not reads_captions(drafter):
+            raise InvalidInputError(
+                f"the drafter {drafter!r} has no stream that reads captions; name one with a "
+                "stream C, as in owner/small-vlm:MTC, or leave captions out"
+            )
         model, loaded = load_target(target, options)
         warn_of_unapplied_settings(target, loaded.checkpoint.generation_config)
         drafter_options = LoadOptions(device=options.device)
-        pair = pair_by_name(model, loaded, drafter, drafter_options)
+        caption = None if captions is None else cls._captioner(captions, drafter_options).caption
+        pair = pair_by_name(model, loaded, drafter, drafter_options, caption)
         if loaded.device == "cpu" and loaded.engine == "native":
             warm_up(pair)
         if isinstance(search, str):
             search = search_by_name(search, read_costs(CostKey.of(loaded, drafter)))
         return cls.of_loaded(pair, loaded, search)
+
+    @classmethod
+    def _captioner(cls, name: str | Path, options: LoadOptions) -> "SpeculativeDecoder":
+        """Loads a model that describes images, without a drafter."""
+        captioner = cls.load(_as_name("captions", name), NO_DRAFTER, options)
+        if captioner.images is None:
+            raise InvalidInputError(
+                f"{name} reads text alone and cannot write captions; name a vision-language model"
+            )
+        return captioner
 
     @classmethod
     def of_loaded(

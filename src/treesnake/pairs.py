@@ -4,6 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from treesnake.drafters.composite import CompositeDrafter
+from treesnake.drafters.image_views import Caption
 from treesnake.drafters.load import DRAFTS_FOR_ITSELF, JOIN, WEIGHTLESS, load_drafter, parts_of
 from treesnake.drafters.self_drafting import SelfDrafter
 from treesnake.errors import InvalidInputError, TreesnakeError, UnsupportedModelError
@@ -104,7 +105,11 @@ def warm_up(pair: PairModel) -> None:
 
 
 def pair_by_name(
-    model: NetworkTargetModel, loaded: LoadedNetwork, drafter: str, options: LoadOptions
+    model: NetworkTargetModel,
+    loaded: LoadedNetwork,
+    drafter: str,
+    options: LoadOptions,
+    caption: Caption | None = None,
 ) -> PairModel:
     """Returns a loaded target with a drafter by name.
 
@@ -114,6 +119,7 @@ def pair_by_name(
         drafter: as in `load_drafter`; or "self", a copy of the target with weights of fewer bits,
             perhaps with prompt lookup beside it, as in "self+prompt-lookup".
         options: how the drafter is loaded.
+        caption: says in words what an image shows, for streams C.
 
     Raises:
         LoadError: if there is no such drafter, or its files are broken.
@@ -123,7 +129,9 @@ def pair_by_name(
     """
     parts = parts_of(drafter)
     if DRAFTS_FOR_ITSELF not in parts:
-        return Pair(model, load_drafter(drafter, options, target=loaded.checkpoint))
+        return Pair(
+            model, load_drafter(drafter, options, target=loaded.checkpoint, caption=caption)
+        )
     others = [part for part in parts if part != DRAFTS_FOR_ITSELF]
     if not {*others} <= {*WEIGHTLESS}:
         raise InvalidInputError(

@@ -93,6 +93,27 @@ def test_captions_come_from_any_model_that_sees(folders: Path, plain: Speculativ
     assert captions[0]
 
 
+def test_a_model_by_name_writes_the_captions(folders: Path, plain: SpeculativeDecoder) -> None:
+    target, small = folders / "target", folders / "small"
+    decoder = SpeculativeDecoder.from_pretrained(
+        target, f"{small}:TC", captions=small, search="chain(3)"
+    )
+    generation = decoder.generate(question(), max_new_tokens=NUM_NEW)
+    expected = plain.generate(question(), max_new_tokens=NUM_NEW)
+    assert generation.token_ids == expected.token_ids
+    assert [*generation.stream_weights] == ["T", "C"]
+
+
+def test_captions_that_nothing_reads_or_writes_are_refused(folders: Path) -> None:
+    target, small = folders / "target", folders / "small"
+    with pytest.raises(InvalidInputError, match="has no stream that reads captions"):
+        SpeculativeDecoder.load(target, f"{small}:MT", captions=small)
+    with pytest.raises(InvalidInputError, match="nothing writes them; name a model"):
+        SpeculativeDecoder.load(target, f"{small}:MTC")
+    with pytest.raises(InvalidInputError, match="mamba reads text alone and cannot write captions"):
+        SpeculativeDecoder.load(target, f"{small}:MTC", captions=folders / "mamba")
+
+
 def test_a_caption_needs_a_picture(plain: SpeculativeDecoder) -> None:
     image = PromptInput({"pixel_values": torch.zeros(1)}, 0, 1)
     with pytest.raises(InvalidInputError, match="a caption needs its picture"):

@@ -29,6 +29,7 @@ def chat(
     threads: options.Threads = None,
     trust_remote_code: options.TrustRemoteCode = False,
     drafter: options.Drafter = "auto",
+    captions: options.Captions = None,
     search: options.Search = "self-tuning",
     max_new_tokens: options.MaxNewTokens = 512,
     temperature: options.Temperature = 0.0,
@@ -48,6 +49,7 @@ def chat(
         drafter,
         LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code),
         search=search,
+        captions=captions,
         threads=threads,
     )
     if not decoder.has_chat_template:

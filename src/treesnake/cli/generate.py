@@ -43,6 +43,7 @@ def generate(
     threads: options.Threads = None,
     trust_remote_code: options.TrustRemoteCode = False,
     drafter: options.Drafter = "auto",
+    captions: options.Captions = None,
     search: options.Search = "self-tuning",
     max_new_tokens: options.MaxNewTokens = 256,
     temperature: options.Temperature = 0.0,
@@ -83,6 +84,7 @@ def generate(
         drafter,
         LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code),
         search=search,
+        captions=captions,
         threads=threads,
     )
     asked: PromptLike = text

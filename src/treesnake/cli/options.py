@@ -55,6 +55,13 @@ Drafter = Annotated[
         help="auto, the default; prompt-lookup; a model; or none for plain decoding.",
     ),
 ]
+Captions = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="A model that sees images, and describes them for a drafter such as NAME:MTC.",
+    ),
+]
 Search = Annotated[
     str,
     typer.Option(

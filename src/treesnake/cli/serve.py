@@ -27,6 +27,7 @@ def serve(
     threads: options.Threads = None,
     trust_remote_code: options.TrustRemoteCode = False,
     drafter: options.Drafter = "auto",
+    captions: options.Captions = None,
     search: options.Search = "self-tuning",
     host: Annotated[
         str, typer.Option(metavar="HOST", help="Where to listen; 0.0.0.0 for other machines, too.")
@@ -76,6 +77,7 @@ def serve(
         drafter,
         LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code),
         search=search,
+        captions=captions,
         threads=threads,
     )
     name = served_model_name or PurePath(target).name or target

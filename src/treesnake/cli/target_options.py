@@ -17,13 +17,19 @@ from treesnake.terminal import console
 
 
 def open_decoder(
-    target: str, drafter: str, options: LoadOptions, *, search: str, threads: int | None
+    target: str,
+    drafter: str,
+    options: LoadOptions,
+    *,
+    search: str,
+    captions: str | None,
+    threads: int | None,
 ) -> SpeculativeDecoder:
     """Loads what a command needs; the options are checked before anything is loaded."""
     if threads is not None:
         torch.set_num_threads(as_num_threads(threads))
     with loading(target):
-        return SpeculativeDecoder.load(target, drafter, options, search=search)
+        return SpeculativeDecoder.load(target, drafter, options, search=search, captions=captions)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ NOT_LOSSLESS = 1
 def verify(
     target: options.Target = "smollm2",
     drafter: options.Drafter = "auto",
+    captions: options.Captions = None,
     search: options.Search = "self-tuning",
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -86,7 +87,9 @@ def verify(
     load_options = LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code)
     with loading(target):
         reference = find_reference(target, load_options)
-    decoder = open_decoder(target, drafter, load_options, search=search, threads=threads)
+    decoder = open_decoder(
+        target, drafter, load_options, search=search, captions=captions, threads=threads
+    )
     model = decoder.pair.target
     assert isinstance(model, NetworkTargetModel)
     facts = describe_environment()

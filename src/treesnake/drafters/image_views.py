@@ -141,8 +141,9 @@ class Views:
         caption = self.caption
         if caption is None:
             raise InvalidInputError(
-                "the stream C reads captions, and nothing writes them; give load_drafter a "
-                "function as caption, which returns the text for an image"
+                "the stream C reads captions, and nothing writes them; name a model that sees "
+                "images as captions (--captions NAME), or give load_drafter a function as caption, "
+                "which returns the text for an image"
             )
         tokens_for = OnceForEachImage(lambda image: self._tokens(caption(image)), MOST_CAPTIONS)
         return RetoldView(tokens_for, self._marks)

@@ -251,6 +251,12 @@ def check_drafter_name(name: str) -> None:
             )
 
 
+def reads_captions(name: str) -> bool:
+    """Tells whether a drafter's name asks for a stream that reads captions."""
+    specs = [StreamSpec.parse(part) for part in parts_of(name) if part not in NO_MODELS]
+    return any("C" in (spec.letters or "") for spec in specs)
+
+
 def parts_of(name: str) -> list[str]:
     """Returns the names of the drafters that a name joins."""
     return [name] if local_path(name).exists() else name.split(JOIN)

@@ -51,9 +51,9 @@ class ImagePrompts:
         number = text.count(self.mark) if self.mark else 0
         if number != len(images):
             raise InvalidInputError(
-                f"the conversation has {len(images)} images, and the target's chat template makes "
-                f"{number} places for them"
-                + (f": a text must not say {self.mark}" if number > len(images) else "")
+                f"images in the conversation: {len(images)}; places that the target's chat "
+                f"template makes for them: {number}"
+                + (f"; a text must not say {self.mark}" if number > len(images) else "")
             )
         read = [read_image(source, where) for where, source in images]
         whole = self._processed(text, read)
