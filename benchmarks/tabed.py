@@ -84,7 +84,7 @@ class Prompts:
 def measure(arguments: Namespace) -> Result:
     measured = {}
     for seed in arguments.seeds:
-        pair = _Pair(arguments.pairs, seed)
+        pair = RecordedPair(arguments.pairs, seed)
         for task in MEASURED_TASKS:
             prompts, is_right = pair.prompts(task, arguments.prompts)
             for mode in ("greedy", "sampling"):
@@ -127,12 +127,12 @@ def _run(folder: Path, seed: int, number: int) -> Result:
     return counted
 
 
-class _Pair:
+class RecordedPair:
     """A target and a drafter of one seed, with what makes their prompts."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         load = partial(LlavaForConditionalGeneration.from_pretrained, dtype=torch.float32)
-        self._target = load(folder / f"target-{seed}").eval()
+        self.target = load(folder / f"target-{seed}").eval()
         self._drafter = load(folder / f"drafter-{seed}").eval()
         self._processor = AutoProcessor.from_pretrained(folder / f"target-{seed}")
         self._tokenizer = self._processor.tokenizer
@@ -161,7 +161,7 @@ class _Pair:
             return_tensors="pt",
         )
         ids = encoded["input_ids"][0].tolist()
-        size = self._target.config.image_seq_length
+        size = self.target.config.image_seq_length
         views = {
             "M": ids,
             "T": self._replaced(ids, [self._ids("\n") for _ in pictures]),
@@ -172,7 +172,7 @@ class _Pair:
 
     def _replaced(self, ids: Sequence[int], parts: Sequence[list[int]]) -> list[int]:
         """Puts parts in the place of pictures."""
-        size = self._target.config.image_seq_length
+        size = self.target.config.image_seq_length
         left, out, index = iter(parts), [], 0
         while index < len(ids):
             is_picture = ids[index] == self._image_token
@@ -185,7 +185,7 @@ class _Pair:
 
     @property
     def _image_token(self) -> int:
-        return self._target.config.image_token_id
+        return self.target.config.image_token_id
 
     def texts(self, prompts: Prompts, mode: str) -> Iterator[Text]:
         """Yields what the target says, prompt by prompt."""
@@ -193,10 +193,12 @@ class _Pair:
             pixels = prompts.pixels[index]
             view = {name: views[index] for name, views in prompts.views.items()}
             draft = {
-                name: _probs(self._drafter, ids, tokens, *_seen(name, pixels))
+                name: expected_probs(self._drafter, ids, tokens, *_seen(name, pixels))
                 for name, ids in view.items()
             }
-            yield Text(np.array(tokens), _probs(self._target, view["M"], tokens, pixels), draft)
+            yield Text(
+                np.array(tokens), expected_probs(self.target, view["M"], tokens, pixels), draft
+            )
 
     def _answers(self, prompts: Prompts, *, is_greedy: bool) -> list[list[int]]:
         """Returns the target's texts for all prompts, which it makes together."""
@@ -207,7 +209,7 @@ class _Pair:
         mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in ids])
         pixels = [each for each in prompts.pixels if each is not None]
         with torch.inference_mode():
-            made = self._target.generate(
+            made = self.target.generate(
                 input_ids=padded,
                 attention_mask=mask,
                 max_new_tokens=MAX_NEW_TOKENS,
@@ -237,7 +239,7 @@ def _seen(stream: str, pixels: Tensor | None) -> tuple[Tensor | None, bool]:
 
 
 @torch.inference_mode()
-def _probs(
+def expected_probs(
     model: LlavaForConditionalGeneration,
     prompt: list[int],
     tokens: list[int],

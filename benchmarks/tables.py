@@ -505,6 +505,40 @@ def _mixture_runs() -> str:
     return _table(["greedy, chain(5), 1 thread", "tokens/step", "ms a token"], rows)
 
 
+def _image_dependence() -> str:
+    result = _read("image_dependence")
+    depth, prices = result["drafted"], (0.02, 0.05, 0.1, 0.2, 0.5)
+
+    def tasks_of(name: str) -> list[dict[str, Any]]:
+        return [counts[name] for counts in result["tasks"].values()]
+
+    def total(name: str, field: str, index: int) -> int:
+        return sum(each[field][index] for each in tasks_of(name))
+
+    def price_of_token(name: str, price: float) -> float:
+        drafted = sum(each["num_drafted"] for each in tasks_of(name))
+        steps, tokens = (
+            total(name, field, 0) + total(name, field, 1) for field in ("steps", "tokens")
+        )
+        return (steps + depth * price * drafted) / tokens
+
+    rows = [
+        [
+            name,
+            f"{total(name, 'steps', 0) / (total(name, 'steps', 0) + total(name, 'steps', 1)):.0%}",
+            f"{total(name, 'tokens', 0) / total(name, 'steps', 0):.2f}",
+            f"{total(name, 'tokens', 1) / total(name, 'steps', 1):.2f}",
+            *(
+                f"{price_of_token(name, each) / price_of_token(f'{name}, skips', each):.2f}"
+                for each in prices
+            ),
+        ]
+        for name in ("M", "T", "MT")
+    ]
+    heads = ["greedy, chain(5), all tasks", "steps that depend", "tokens/step there", "elsewhere"]
+    return _table([*heads, *(f"skipping, price {each}" for each in prices)], rows)
+
+
 def _mixture_trees() -> str:
     entries = _mixed_tasks("greedy")["all"]
     names = [name for name in entries[0]["steps"] if f"{name}, width 2" in entries[0]["steps"]]
@@ -589,6 +623,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "weight_rules": _weight_rules,
     "mixture_trees": _mixture_trees,
     "mixture_runs": _mixture_runs,
+    "image_dependence": _image_dependence,
 }
 
 
