@@ -506,8 +506,7 @@ class SpeculativeDecoder(OfOneProcess):
         session = self.new_session() if session is None else self._own(session)
         encoded = self.encode(prompt)
         if form is not None:
-            self._tokenizer_for("a grammar")
-            constraints = (*constraints, self._grammars.constraint(form, len(encoded)))
+            constraints = (*constraints, self._grammar_constraint(form, len(encoded)))
         continuation = continue_text(
             session.target,
             session.drafter,
@@ -526,6 +525,28 @@ class SpeculativeDecoder(OfOneProcess):
         if self._decoding is not None:
             assembler = TextAssembler(self._decoding, stop, encoded.token_ids)
         return TextStream(continuation, assembler)
+
+    def form_constraint(
+        self,
+        num_prompt_tokens: int,
+        *,
+        response_format: Mapping[str, object] | None = None,
+        grammar: str | None = None,
+        regex: str | None = None,
+    ) -> Constraint | None:
+        """Returns what keeps one answer to a form, to make it once and before the answer begins.
+
+        Args:
+            num_prompt_tokens: where the answer begins.
+            response_format: as for `generate`.
+            grammar: as for `generate`.
+            regex: as for `generate`.
+
+        Raises:
+            InvalidInputError: if the form cannot be used.
+        """
+        form = chosen_grammar(response_format, grammar, regex)
+        return None if form is None else self._grammar_constraint(form, num_prompt_tokens)
 
     def score_text(
         self, text: PromptLike, *, logprobs: int = 0, session: DecoderSession | None = None
@@ -624,6 +645,10 @@ class SpeculativeDecoder(OfOneProcess):
         self._tokenizer_for("a stop string")
         assert self._decoding is not None
         return [StopStrings(stop, self._decoding, prompt.token_ids)]
+
+    def _grammar_constraint(self, grammar: str, num_prompt_tokens: int) -> Constraint:
+        self._tokenizer_for("a grammar")
+        return self._grammars.constraint(grammar, num_prompt_tokens)
 
     def _tokenizer_for(self, purpose: str) -> Tokenizer:
         if self.tokenizer is None:

@@ -1,19 +1,22 @@
 """The endpoints, as clients meet them over a real socket."""
 
 import json
+import re
 from collections.abc import Callable
 from threading import Event
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 
 from treesnake import Pair, SamplingParams, SpeculativeDecoder
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.serving.engine import EngineLimits
 from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import RecurrentModel, TinyNetwork
+from treesnake.testing.tokenizers import END
 
 ASKED = [{"role": "user", "content": "def draft(tree):"}]
 GREEDY = {"model": "tiny", "temperature": 0, "max_tokens": 24}
@@ -163,6 +166,89 @@ def test_penalties_and_biases_are_applied(client: openai.OpenAI) -> None:
     free = client.completions.create(prompt="draft", presence_penalty=2, frequency_penalty=2,
                                      extra_body={"repetition_penalty": 1.3}, **GREEDY)  # fmt: skip
     assert free.choices[0].text != answer.choices[0].text
+
+
+class Shape(BaseModel):
+    kind: Literal["chain", "best-first"]
+    is_tree: bool
+
+
+@pytest.fixture(scope="module")
+def ending(start_server: Callable[..., str], decoder: SpeculativeDecoder) -> tuple[str, int]:
+    """A server whose texts can end, and the token that ends them."""
+    pytest.importorskip("llguidance", reason="the extra serve is not installed")
+    tokenizer: Any = decoder.tokenizer
+    end = tokenizer.convert_tokens_to_ids(END)
+    chosen = SpeculativeDecoder(
+        decoder.pair, tokenizer=tokenizer, end_token_ids=[end], search="chain(3)"
+    )
+    return start_server(chosen=chosen), end
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_answers_fit_the_class_that_openai_python_is_given(
+    ending: tuple[str, int], is_stream: bool
+) -> None:
+    server, end = ending
+    client = openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
+    asked: dict[str, Any] = {"model": "tiny", "messages": ASKED, "max_tokens": 300}
+    asked |= {"logit_bias": {str(end): 9}, "response_format": Shape, "n": 2, "seed": 1}
+    if is_stream:
+        with client.chat.completions.stream(**asked) as stream:
+            answer = stream.get_final_completion()
+    else:
+        answer = client.chat.completions.parse(**asked)
+    assert [choice.finish_reason for choice in answer.choices] == ["stop"] * 2
+    assert all(isinstance(choice.message.parsed, Shape) for choice in answer.choices)
+
+
+@pytest.mark.parametrize(
+    ("form", "pattern"),
+    [
+        ({"guided_regex": "(yes|no), [a-c]{1,9}"}, "(yes|no), [a-c]{1,9}"),
+        ({"guided_grammar": 'start: "yes" | "no"'}, "yes|no"),
+        ({"guided_json": {"enum": ["yes", "no"]}}, '"(yes|no)"'),
+        ({"guided_json": '{"enum": ["yes", "no"]}'}, '"(yes|no)"'),
+        ({"response_format": {"type": "json_object"}}, r"\{.*"),
+        ({"response_format": {"type": "text"}}, ".*"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_forms_have_the_names_of_openai_and_vllm(
+    ending: tuple[str, int], path: str, form: dict[str, Any], pattern: str
+) -> None:
+    body = {"messages": ASKED} if "chat" in path else {"prompt": "draft"}
+    answer = post(ending[0], path, GREEDY | body | form)
+    choice = answer.json()["choices"][0]
+    text = choice["message"]["content"] if "chat" in path else choice["text"]
+    assert re.fullmatch(pattern, text, re.DOTALL), text
+
+
+@pytest.mark.parametrize(
+    ("form", "field", "reason"),
+    [
+        ({"response_format": {}}, "response_format", "a type of text, json_object, json_schema"),
+        ({"response_format": {"type": "xml"}}, "response_format", "a type of text"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "needs a schema"),
+        ({"response_format": "json"}, "response_format", "dictionary"),
+        ({"guided_json": {"type": "x"}}, "guided_json", "x"),
+        ({"guided_json": "{"}, "guided_json", "no JSON"),
+        ({"guided_json": "[]"}, "guided_json", "needs a schema"),
+        ({"guided_regex": "("}, "guided_regex", "unclosed group"),
+        ({"guided_grammar": "start"}, "guided_grammar", "grammar"),
+        ({"guided_regex": "a", "guided_json": {}}, "guided_regex", "exclude each other"),
+        ({"guided_choice": ["a"]}, "guided_choice", "not supported"),
+    ],
+)
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_form_that_cannot_be_used_is_refused_with_the_reason(
+    ending: tuple[str, int], is_stream: bool, form: dict[str, Any], field: str, reason: str
+) -> None:
+    body = GREEDY | {"messages": ASKED, "stream": is_stream}
+    answer = post(ending[0], "/v1/chat/completions", body | form)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, field)
+    assert reason in error["message"]
 
 
 def test_the_page_gets_each_step(server: str) -> None:

@@ -265,7 +265,7 @@ class Api:
             max_new_tokens=max_new_tokens,
             stop=asked.stop_strings,
             min_new_tokens=max_new_tokens if asked.ignore_eos else asked.min_tokens,
-            constraints=asked.constraints(len(prompt)),
+            constraints=asked.constraints(self._engine.decoder, len(prompt)),
             logprobs=asked.num_top,
         )
 

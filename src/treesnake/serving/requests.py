@@ -4,6 +4,7 @@ A field that has no effect here is refused with its name. `user` is the exceptio
 operators, and changes no answer anywhere.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -15,6 +16,7 @@ from treesnake.constraints import (
     OccurrencePenalty,
     RepetitionPenalty,
 )
+from treesnake.decoder import SpeculativeDecoder
 from treesnake.errors import InvalidInputError
 from treesnake.sampling import SamplingParams
 
@@ -26,13 +28,15 @@ NOT_SUPPORTED: Mapping[str, str] = {
     "tool_choice": "leave it out",
     "functions": "write what may be called into the messages instead",
     "function_call": "leave it out",
-    "response_format": "ask for the form in the prompt, and leave the field out",
     "suffix": "the models continue texts only",
     "best_of": "ask for n answers and choose",
     "audio": "only text can be answered with",
     "modalities": "only text can be answered with",
 }
 """What to do instead of fields that clients know from elsewhere."""
+
+FORMS = ("response_format", "guided_json", "guided_regex", "guided_grammar")
+"""Fields that give an answer a form, as OpenAI's API and vLLM name them; one of them at a time."""
 
 
 class RequestError(InvalidInputError):
@@ -88,6 +92,10 @@ class AnswerRequest(_Fields):
     min_tokens: Annotated[int, Field(ge=0)] = 0
     ignore_eos: bool = False
     seed: int | None = None
+    response_format: dict[str, Any] | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
     stop: str | list[str] = []
     user: str | None = None
@@ -104,8 +112,12 @@ class AnswerRequest(_Fields):
         seed = None if self.seed is None else self.seed + choice
         return SamplingParams(self.temperature, top_k, self.top_p, self.min_p, seed)
 
-    def constraints(self, num_prompt_tokens: int) -> list[Constraint]:
-        """Returns what changes the logits of an answer."""
+    def constraints(self, decoder: SpeculativeDecoder, num_prompt_tokens: int) -> list[Constraint]:
+        """Returns what changes the logits of one answer.
+
+        Raises:
+            RequestError: if the form of the answer cannot be used.
+        """
         found: list[Constraint] = []
         if self.repetition_penalty != 1:
             found.append(RepetitionPenalty(self.repetition_penalty))
@@ -115,7 +127,34 @@ class AnswerRequest(_Fields):
             )
         if self.logit_bias:
             found.append(LogitBias(self.logit_bias))
-        return found
+        form = self._form(decoder, num_prompt_tokens)
+        return [*found, form] if form else found
+
+    def _form(self, decoder: SpeculativeDecoder, num_prompt_tokens: int) -> Constraint | None:
+        asked = [name for name in FORMS if getattr(self, name) is not None]
+        if len(asked) > 1:
+            message = f"{' and '.join(asked)} exclude each other: give one of them"
+            raise RequestError(message, asked[-1])
+        try:
+            return decoder.form_constraint(
+                num_prompt_tokens,
+                response_format=self._response_format(),
+                grammar=self.guided_grammar,
+                regex=self.guided_regex,
+            )
+        except InvalidInputError as error:
+            raise RequestError(str(error), asked[0] if asked else None) from error
+
+    def _response_format(self) -> dict[str, Any] | None:
+        schema = self.guided_json
+        if schema is None:
+            return self.response_format
+        if isinstance(schema, str):
+            try:
+                schema = json.loads(schema)
+            except ValueError as error:
+                raise InvalidInputError(f"guided_json is text that is no JSON: {error}") from error
+        return {"type": "json_schema", "json_schema": {"schema": schema}}
 
 
 class ChatRequest(AnswerRequest):
@@ -203,7 +242,7 @@ def read_request(kind: type[R], body: object) -> R:
         raise RequestError("the body must be a JSON object")
     given = {name: value for name, value in body.items() if value is not None}
     for name, remedy in NOT_SUPPORTED.items():
-        if name in given and given[name] not in ([], "none", {"type": "text"}):
+        if name in given and given[name] not in ([], "none"):
             raise RequestError(f"{name} is not supported; {remedy}", name)
     given = {name: value for name, value in given.items() if name not in NOT_SUPPORTED}
     try:
