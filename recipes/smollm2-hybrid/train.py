@@ -136,30 +136,38 @@ class Work:
         self._write("ablation.json", losses)
 
     def layerwise(self) -> None:
-        """Trains mixers alone, each on its attention's inputs and outputs."""
-        if (self.folder / "layerwise.pt").exists():
+        """Trains mixers alone, each on its attention's inputs and outputs.
+
+        The file grows with each of them, and those that it holds are not trained again.
+        """
+        done = (self.folder / "layerwise.pt").exists()
+        mixers = self._load("layerwise.pt") if done else {}
+        missing = [index for index in self._chosen() if index not in mixers]
+        print(f"layers: {missing}", flush=True)
+        if not missing:
             return
+        batches = [*self._batches(self.recipe["layerwise"]["batch_texts"])]
+        recorded = self._record(missing, batches)
+        for index in missing:
+            mixers[index] = self._new_mixer(index)
+            self._fit(mixers[index], recorded.pop(index), index)
+            self._save("layerwise.pt", mixers)
+
+    def _chosen(self) -> list[int]:
+        """Returns which layers become mixers."""
         losses = self._read("ablation.json")
         indices = sorted(losses.keys() - {"none"}, key=losses.__getitem__)
         settings = self.recipe["layers"]
         cheapest = sorted(int(each) for each in indices[: settings["num_cheapest"]])
-        chosen = cheapest[: settings["num_mixers"]]
-        print(f"layers: {chosen}", flush=True)
-        batches = [*self._batches(self.recipe["layerwise"]["batch_texts"])]
-        recorded = self._record(chosen, batches)
-        mixers = {}
-        for index in chosen:
-            mixers[index] = self._new_mixer(index)
-            self._fit(mixers[index], recorded[index], index)
-            recorded.pop(index)
-        self._save("layerwise.pt", mixers)
+        return cheapest[: settings["num_mixers"]]
 
     def distil(self) -> None:
         """Trains the chosen mixers together on the teacher's probabilities."""
         settings = self.recipe["logits"]
         if (self.folder / "distilled.pt").exists():
             return
-        mixers = self._load("layerwise.pt")
+        trained = self._load("layerwise.pt")
+        mixers = {index: trained[index] for index in self._chosen()}
         student = copy.deepcopy(self.fast)
         answers = self._read("held_out.json")
         base = held_out_loss(self.fast, answers)
@@ -180,13 +188,13 @@ class Work:
                 nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
-                step += 1
-                if step % 20 == 0:
+                if step % 50 == 0:
                     ratio = math.exp(held_out_loss(student, answers) - base)
                     print(
                         f"{past:.0f} s {step}: {float(loss.detach()):.4f}, x {ratio:.3f}",
                         flush=True,
                     )
+                step += 1
         self._save("distilled.pt", mixers)
 
     def export(self) -> None:
@@ -204,6 +212,7 @@ class Work:
                 is_matrix = tensor.ndim == 2
                 tensors |= round_to_8_bits(own, tensor) if is_matrix else {own: tensor.clone()}
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        (folder / "model.safetensors").chmod(0o644)
         answers = self._read("held_out.json")
         base = held_out_loss(self.teacher, answers)
         for mixer in mixers.values():

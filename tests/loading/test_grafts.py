@@ -16,10 +16,9 @@ from transformers import (
 
 from treesnake import SpeculativeDecoder
 from treesnake.errors import LoadError
-from treesnake.loading.checkpoint import find_checkpoint
+from treesnake.loading.checkpoint import HYBRID, find_checkpoint
 from treesnake.loading.grafts import grafted_weights
 from treesnake.loading.pretrained import load_pretrained
-from treesnake.models.rounded_weights import round_to_8_bits
 from treesnake.models.weights import Weights, open_weights
 
 SIZES = {
@@ -37,14 +36,13 @@ SIZES = {
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
 
-def granite(mixers: tuple[int, ...], **sizes: Any) -> Any:
+def granite(mixers: tuple[int, ...]) -> Any:
     torch.manual_seed(1)
-    sizes = SIZES | sizes
-    layers, heads = range(sizes["num_hidden_layers"]), sizes["num_attention_heads"]
-    head_dim = sizes["hidden_size"] // heads
+    layers, heads = range(SIZES["num_hidden_layers"]), SIZES["num_attention_heads"]
+    head_dim = SIZES["hidden_size"] // heads
     config = GraniteMoeHybridConfig(
-        **sizes,
-        shared_intermediate_size=sizes["intermediate_size"],
+        **SIZES,
+        shared_intermediate_size=SIZES["intermediate_size"],
         position_embedding_type="rope",
         attention_multiplier=head_dim**-0.5,
         num_local_experts=0,
@@ -115,32 +113,15 @@ def test_only_the_default_target_is_grafted_onto(tmp_path: Path) -> None:
         find_checkpoint(str(tmp_path))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hybrid of the default target, with a mixer that knows nothing."""
-    folder = tmp_path_factory.mktemp("hybrid")
-    llama = find_checkpoint().config
-    sizes = {name: getattr(llama, name) for name in SIZES}
-    with torch.device("meta"):
-        hybrid = granite((1,), **sizes)
-    fields = hybrid.config.to_diff_dict() | {"grafted_onto": "smollm2"}
-    (folder / "config.json").write_text(json.dumps(fields))
-    torch.manual_seed(2)
-    tensors: dict[str, torch.Tensor] = {}
-    for name, empty in hybrid.model.layers[1].mamba.state_dict().items():
-        own, tensor = f"model.layers.1.mamba.{name}", torch.randn(empty.shape) / 30
-        tensors |= round_to_8_bits(own, tensor) if tensor.ndim == 2 else {own: tensor}
-    save_file(tensors, folder / "model.safetensors")
-    return folder
-
-
-def test_a_hybrid_of_the_default_target_says_what_transformers_makes_it_say(folder: Path) -> None:
-    decoder = SpeculativeDecoder.from_pretrained(folder, "prompt-lookup", search="chain(3)")
+def test_the_hybrid_by_its_name_says_what_transformers_makes_it_say() -> None:
+    decoder = SpeculativeDecoder.from_pretrained(HYBRID, search="chain(3)")
     question = [{"role": "user", "content": "Repeat: one two one two one two"}]
     prompt = list(decoder.encode(question).token_ids)
-    model: Any = load_pretrained(str(folder)).model
+    model: Any = load_pretrained(HYBRID).model
+    assert any(kind == "linear_attention" for kind in model.config.layer_types)
     theirs = model.generate(
-        torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0
+        torch.tensor([prompt]), max_new_tokens=8, do_sample=False, pad_token_id=0
     )
-    generation = decoder.generate(question, max_new_tokens=12)
+    generation = decoder.generate(question, max_new_tokens=8)
     assert list(generation.token_ids) == theirs[0, len(prompt) :].tolist()
+    assert generation.num_drafted > 0

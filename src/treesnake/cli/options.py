@@ -12,7 +12,7 @@ Target = Annotated[
         "--target",
         "-t",
         metavar="NAME",
-        help="At the hub, a folder, a GGUF file, smollm2 (a package), or shapeworld (sees).",
+        help="At the hub, a folder, a GGUF file, smollm2 (a package), smollm2-hybrid, shapeworld.",
     ),
 ]
 Dtype = Annotated[

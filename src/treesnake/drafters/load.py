@@ -33,6 +33,7 @@ from treesnake.loading.architecture import Architecture, FoundModel, identify
 from treesnake.loading.checkpoint import (
     DEFAULT_MODEL,
     GENERATION_CONFIG_FILE,
+    HYBRID,
     PACKAGED_MODELS,
     SHAPEWORLD,
     Checkpoint,
@@ -61,10 +62,13 @@ JOIN = "+"
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 SHIPPED_FOR = {
-    **dict.fromkeys((DEFAULT_MODEL, "HuggingFaceTB/SmolLM2-135M-Instruct"), "treesnake-smol"),
+    **dict.fromkeys(
+        (DEFAULT_MODEL, "HuggingFaceTB/SmolLM2-135M-Instruct", HYBRID), "treesnake-smol"
+    ),
     SHAPEWORLD: "shapeworld-drafter",
 }
-"""The trained drafters that come with the package, by the targets that they were trained for."""
+"""The trained drafters that come with the package, by the targets that they were trained for, and
+by what was made of those."""
 
 SHIPPED_FOR_OTHERS = "treesnake-smol"
 """What drafts in text for all other targets."""

@@ -56,14 +56,17 @@ from treesnake.models.weights import (
 
 DEFAULT_MODEL = "smollm2"
 SHAPEWORLD = "shapeworld"
+HYBRID = "smollm2-hybrid"
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 
 PACKAGED_MODELS: dict[str, Callable[[], Path]] = {
     DEFAULT_MODEL: find_gguf,
     SHAPEWORLD: lambda: SHIPPED_FOLDER / SHAPEWORLD,
+    HYBRID: lambda: SHIPPED_FOLDER / HYBRID,
 }
-"""Models that come with a package, by name, with what finds them: the default, and a small one
-that sees pictures of coloured shapes (recipes/shapeworld)."""
+"""Models that come with a package, by name, with what finds them: the default, a small one that
+sees pictures of coloured shapes (recipes/shapeworld), and the default with Mamba-2 mixers in the
+place of some attentions (recipes/smollm2-hybrid)."""
 
 GENERATION_CONFIG_FILE = "generation_config.json"
 

@@ -12,8 +12,8 @@ def load_target(
     """Loads a target.
 
     Args:
-        name: "smollm2", "shapeworld", a folder, a GGUF file, or a name at the hub, of a model that
-            has a tokenizer: a Transformer, a Mamba or a Mamba-2.
+        name: "smollm2", "smollm2-hybrid", "shapeworld", a folder, a GGUF file, or a name at the
+            hub, of a model that has a tokenizer: a Transformer, a Mamba, a Mamba-2 or a hybrid.
         options: how it is loaded.
 
     Returns:
