@@ -5,27 +5,47 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 pytest.importorskip("starlette", reason="the extra serve is not installed")
 
 from treesnake.cli import serve
 from treesnake.errors import InvalidInputError, LoadError
 from treesnake.serving.server import listen
+from treesnake.testing.tokenizers import byte_level
 
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 COMMAND = [sys.executable, "-m", "treesnake", "serve"]
 
 
-def test_the_printed_address_answers_and_sigterm_ends_the_server() -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tokenizer = byte_level()
+    tokenizer.save_pretrained(tmp_path)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_the_printed_address_answers_and_sigterm_ends_the_server(folder: Path) -> None:
     server = subprocess.Popen(
-        [*COMMAND, "--port", "0", "--drafter", "prompt-lookup", "--served-model-name", "mine"],
+        [*COMMAND, str(folder), "--port", "0", "--drafter", "prompt-lookup",
+         "--served-model-name", "mine"],
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
-    )
+    )  # fmt: skip
     assert server.stderr is not None
     found = None
     try:
