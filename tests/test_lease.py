@@ -1,8 +1,10 @@
 """A session goes on with the text that was begun last, and with no other."""
 
+import gc
 from collections.abc import Generator
 from itertools import chain, repeat
 from threading import Thread
+from weakref import ref
 
 import pytest
 
@@ -60,6 +62,16 @@ def test_a_generation_that_was_closed_is_in_nobodys_way() -> None:
     first.close()
     assert list(first) == []
     assert list(spell(session, "two"))[-1] == "two"
+
+
+def test_a_generation_that_was_left_half_way_keeps_no_session_alive() -> None:
+    session = Session()
+    steps = spell(session, "one")
+    next(steps)
+    is_there = ref(session)
+    del session, steps
+    gc.collect()
+    assert is_there() is None
 
 
 def test_threads_in_one_session_get_their_own_text_or_are_refused() -> None:

@@ -50,7 +50,7 @@ def was_made_by(session: object, maker: object) -> bool:
 
 
 class _Tenancy:
-    """What is known of one session: who made it, and which generation has it."""
+    """What is known of one session: who made it, and the mark of the generation that has it."""
 
     def __init__(self) -> None:
         self.maker: object = None
@@ -64,15 +64,16 @@ class _LeasedSteps(Generator[Step, None, None]):
     def __init__(self, tenancy: _Tenancy, steps: Generator[Step, None, None]) -> None:
         self._tenancy = tenancy
         self._steps = steps
+        self._mark = object()  # the steps themselves hold the session, which would never end
         self._has_begun = False
 
     def send(self, value: None) -> Step:
         """Runs the next step."""
         with self._tenancy.lock:
             if not self._has_begun:
-                self._tenancy.tenant = self._steps
+                self._tenancy.tenant = self._mark
                 self._has_begun = True
-            if self._tenancy.tenant is not self._steps:
+            if self._tenancy.tenant is not self._mark:
                 raise InvalidInputError(
                     "the session serves another text by now, so this one cannot go on: give each "
                     "text a session of its own, or generate again from what came of it"
