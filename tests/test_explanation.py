@@ -63,7 +63,7 @@ def test_text_of_a_model_is_no_html() -> None:
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        ("off", "Plain decoding"),
+        ("off", "No network drafts"),
         ("chain(3)", "A chain."),
         ("3x2", "always the same"),
         ("best_first(2, 2, 3)", "most probable"),

@@ -6,7 +6,7 @@ from enum import StrEnum
 from html import escape
 
 from treesnake.outcome import Generation, Step
-from treesnake.shape import Shape, ShapeKind
+from treesnake.shape import Shape, ShapeKind, is_off
 
 MAX_LINES = 40
 """Nodes of a tree that are drawn at most."""
@@ -89,8 +89,8 @@ class Explanation:
 
 def why(shape: Shape) -> str:
     """Says what a shape stands for: why the tree looks as it does."""
-    if shape.depth == 0 or shape.num_drafted == 0:
-        return "Plain decoding: drafting was not worth its time, or there was no room for it."
+    if shape.num_drafted == 0 or is_off(shape):
+        return "No network drafts: it was not worth its time, or there was no room for it."
     return "A chain." if str(shape).startswith("chain(") else REASONS[shape.kind]
 
 

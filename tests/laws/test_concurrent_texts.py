@@ -20,6 +20,7 @@ from treesnake.outcome import Step
 from treesnake.pairs import Pair
 from treesnake.search.by_name import SELF_TUNING, search_by_name
 from treesnake.search.costs import LearnedCosts
+from treesnake.shape import is_off
 from treesnake.targets.network import NetworkTargetModel
 
 VOCAB_SIZE = 31
@@ -95,7 +96,7 @@ def facts_of(prompt: Sequence[int], steps: Sequence[Step]) -> dict[int, tuple[in
     facts = {}
     length, num_behind = len(prompt), 0
     for step in steps:
-        runs_drafter = step.shape.depth > 0
+        runs_drafter = not is_off(step.shape)
         facts[id(step)] = length, num_behind if runs_drafter else 0
         num_behind = 0 if runs_drafter else num_behind + len(step.emitted)
         length += len(step.emitted)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from treesnake.outcome import Step
-from treesnake.shape import Shape, ShapeKind
+from treesnake.shape import Shape, ShapeKind, is_off
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def with_texts(turn: TurnRecord, decode: Callable[[Sequence[int]], str]) -> Turn
 
 def kind_of_shape(shape: Shape) -> str:
     """Names a shape as far as it makes sense to add up its steps."""
-    if shape.num_drafted == 0 or shape.depth == 0:
+    if shape.num_drafted == 0 or is_off(shape):
         return "off"
     match shape.kind:
         case ShapeKind.FIXED_TREE:
