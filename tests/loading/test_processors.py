@@ -147,7 +147,7 @@ def test_a_missing_package_or_file_is_named_and_text_goes_on(
 def test_a_family_without_a_processor_is_named(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transformers.PROCESSOR_MAPPING", {})
+    monkeypatch.setattr("treesnake.loading.processors.transformers.PROCESSOR_MAPPING", {})
     with pytest.raises(UnsupportedModelError, match="no processor of images"):
         load_processor(find_checkpoint(str(folder("llava"))))
 
