@@ -539,6 +539,30 @@ def _image_dependence() -> str:
     return _table([*heads, *(f"skipping, price {each}" for each in prices)], rows)
 
 
+def _serving() -> str:
+    result = _read("serving")
+    rows = [
+        [
+            {"auto": "drafting", "none": "plain"}[drafter],
+            *(f"{rate:.0f}" for rate in rates.values()),
+            *(f"{rate / rates['1']:.2f}" for number, rate in rates.items() if number != "1"),
+        ]
+        for drafter, rates in result["tokens_per_s"].items()
+    ]
+    numbers = list(result["tokens_per_s"]["auto"])
+    heads = [f"{result['target']}, tokens/s of all", *(f"{number} at once" for number in numbers)]
+    return _table([*heads, *(f"{number} / 1" for number in numbers[1:])], rows)
+
+
+def _serving_faults() -> str:
+    result = _read("serving_faults")
+    rows = [
+        [name, f"{at['rss_mib']:.0f}", str(at["threads"]), str(at["descriptors"])]
+        for name, at in result["footprints"].items()
+    ]
+    return _table([f"{result['count']} of each", "MiB", "threads", "descriptors"], rows)
+
+
 def _mixture_trees() -> str:
     entries = _mixed_tasks("greedy")["all"]
     names = [name for name in entries[0]["steps"] if f"{name}, width 2" in entries[0]["steps"]]
@@ -597,6 +621,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": _memory,
     "equality": _equality,
     "shared_passes": _shared_passes,
+    "serving": _serving,
+    "serving_faults": _serving_faults,
     "mixture_streams": _mixture_streams,
     "mixture_rules": _mixture_rules,
     "two_versions": _two_versions,
