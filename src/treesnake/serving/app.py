@@ -405,7 +405,7 @@ class Api:
         """Turns tokens into text."""
         asked = read_request(DetokenizeRequest, await read_body(request))
         self._check_model(asked.model)
-        num_tokens = self._engine.decoder.new_session().target.vocab_size
+        num_tokens = self._engine.vocab_size
         if not all(0 <= token < num_tokens for token in asked.tokens):
             raise RequestError(f"tokens must be from 0 to {num_tokens - 1}", "tokens")
         return JSONResponse({"prompt": self._tokenizer.decode(asked.tokens)})

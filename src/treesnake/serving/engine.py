@@ -149,6 +149,11 @@ class Engine:
             return sum(not ticket.is_cancelled for ticket in self._waiting)
 
     @property
+    def vocab_size(self) -> int:
+        """The number of tokens that the target knows."""
+        return self._checking.target.vocab_size
+
+    @property
     def max_model_len(self) -> int | None:
         """Tokens of a text at most, prompt included; None if there is no limit."""
         bounds = [self.limits.max_model_len, self._checking.target.context_length]
