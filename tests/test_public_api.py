@@ -44,15 +44,20 @@ def test_exported_names_can_be_imported_from_a_fresh_interpreter() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def printed_by(program: str) -> str:
+    """Returns what a program prints in a fresh interpreter."""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return result.stdout.strip()
+
+
 def test_importing_the_package_waits_for_no_model_library() -> None:
     program = (
         "import sys, treesnake; treesnake.TreesnakeError; "
         "print(sorted({'numba', 'torch', 'transformers'} & set(sys.modules)))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "[]"
+    assert printed_by(program) == "[]"
 
 
 def test_loading_waits_for_no_model_class_of_transformers() -> None:
@@ -61,10 +66,7 @@ def test_loading_waits_for_no_model_class_of_transformers() -> None:
         "import sys, treesnake.decoder, treesnake.cli.generate; "
         "print(sorted({'transformers.modeling_utils', 'torch._dynamo'} & set(sys.modules)))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "[]"
+    assert printed_by(program) == "[]"
 
 
 def test_a_function_is_not_hidden_by_the_module_of_its_name() -> None:
