@@ -101,7 +101,7 @@ def _mixture(drafters: Sequence[NetworkDrafterModel], rule: str = "em") -> Mixtu
         )
         for number, drafter in enumerate(drafters)
     ]
-    return MixtureDrafterModel(tuple(streams), WEIGHT_RULES[rule](), least_weight=0.0)
+    return MixtureDrafterModel(tuple(streams), WEIGHT_RULES[rule](), least_weight=0.0, clock=None)
 
 
 def _drafting(name: str, dtype: str) -> Iterator[tuple[str, Callable[[], Draft]]]:

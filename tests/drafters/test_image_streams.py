@@ -13,7 +13,13 @@ from treesnake.drafters.none import NoDrafterModel
 from treesnake.drafters.weight_rules import ExpectationMaximization, FixedWeights, WeightRule
 from treesnake.errors import InvalidInputError, UnsupportedModelError
 from treesnake.models.hf_attention import HfAttention
-from treesnake.models.hf_pooling import pool, pooled_features, pooled_image
+from treesnake.models.hf_pooling import (
+    PROJECTORS,
+    PooledFeatures,
+    pool,
+    pooled_features,
+    pooled_image,
+)
 from treesnake.models.tree_network import TreeNetwork
 from treesnake.prompt import Prompt
 from treesnake.sampling import TorchRng
@@ -120,19 +126,58 @@ def test_pooled_features_are_projected_means_of_patches() -> None:
             ]
         )
         expected = projector(means)
-    assert torch.allclose(pooled_features(model, tensors), expected, atol=1e-5)
+    assert torch.allclose(pooled_features(model, tensors).rows, expected, atol=1e-5)
     assert reader.multi_modal_projector is projector
+
+
+NUM_POOLED = {
+    "idefics3": 3,
+    "internvl": 3,
+    "llava": 4,
+    "llava_next": 14,
+    "llava_onevision": 14,
+    "smolvlm": 3,
+    "vipllava": 4,
+}
+"""Of families whose pooled image is more than one feature."""
+
+
+@pytest.mark.parametrize("family", sorted(PROJECTORS))
+def test_every_family_with_such_a_projector_reads_pooled_images(family: str) -> None:
+    model = tiny_vision_model(family)
+    drafter = HfAttention(model)
+    view = PooledView(drafter)
+    rows: list[torch.Tensor] = []
+    for seed in (3, 4):
+        whole = prompt_with(model, [5, 8], seed, [9, 4, 7])
+        pooled = view(whole)
+        num_pooled = pooled.inputs[0].num_placeholders
+        assert num_pooled == NUM_POOLED.get(family, 1)
+        assert num_pooled < whole.inputs[0].num_placeholders
+        state = drafter.new_state()
+        state.prefill(pooled)
+        rows.append(state.extend([7], [-1]))
+    assert (rows[0] - rows[1]).abs().max() > 1e-3
+
+
+def test_a_projector_that_takes_means_itself_takes_them_of_larger_squares() -> None:
+    model = tiny_vision_model("gemma3")
+    reader = model.base_model
+    tensors = prompt_with(model, [5], 3, [9]).inputs[0].tensors
+    with torch.no_grad():
+        patches = reader.vision_tower(**tensors).last_hidden_state
+        projector = reader.multi_modal_projector
+        means = patches.mean(1, keepdim=True)
+        expected = projector.mm_soft_emb_norm(means) @ projector.mm_input_projection_weight
+    assert torch.allclose(pooled_features(model, tensors).rows, expected[0], atol=1e-5)
+    assert projector.patches_per_image == 4
 
 
 def test_features_made_beforehand_are_read_as_pixels_are() -> None:
     model, image = llava(), prompt().inputs[0]
     with torch.no_grad():
-        features = torch.cat(
-            list(
-                model.base_model.get_image_features(**image.tensors, return_dict=True).pooler_output
-            )
-        )
-    made = pooled_image(model, features, image.start)
+        made = model.base_model.get_image_features(**image.tensors, return_dict=True).pooler_output
+    made = pooled_image(model, PooledFeatures(made), image.start)
     rows = []
     for given in (prompt(), Prompt(prompt().token_ids, (made,))):
         state = network().new_state()
@@ -144,8 +189,12 @@ def test_features_made_beforehand_are_read_as_pixels_are() -> None:
 def test_pooling_is_refused_with_the_reason() -> None:
     with pytest.raises(InvalidInputError, match="the drafter is none"):
         PooledView(TinyNetwork(RecurrentModel(5)))
-    with pytest.raises(UnsupportedModelError, match="it is known that patches are projected"):
-        PooledView(HfAttention(tiny_vision_model("gemma3")))
+    with pytest.raises(UnsupportedModelError, match="patches of square tiles are projected"):
+        PooledView(HfAttention(tiny_vision_model("qwen2_vl")))
+    odd = tiny_vision_model("aya_vision")
+    odd.config.downsample_factor = 4
+    with pytest.raises(UnsupportedModelError, match="1 x 1 features, and of an odd number"):
+        PooledView(HfAttention(odd))
     for num_patches in (9, 12):
         with pytest.raises(InvalidInputError, match="no square with an even side"):
             pool(torch.zeros(1, num_patches, 8))

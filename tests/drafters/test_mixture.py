@@ -206,13 +206,15 @@ def test_weights_stay_where_nothing_was_said() -> None:
     assert not rule.shown
 
 
-def run(session: MixtureDrafter, num_steps: int) -> list[dict[str, float]]:
+def run(
+    session: MixtureDrafter, num_steps: int, params: SamplingParams = GREEDY
+) -> list[dict[str, float]]:
     """Drafts on and on, and returns the weights of each draft."""
     target = TableModel(VOCAB_SIZE)
     session.prefill(PROMPT)
     weights = []
     for _ in range(num_steps):
-        draft = session.draft(1, chain(1), GREEDY, TorchRng(0))
+        draft = session.draft(1, chain(1), params, TorchRng(0))
         assert draft.stream_weights is not None
         weights.append(dict(draft.stream_weights))
         session.commit([1], Scored(draft, scored(draft, target).target_probs, (0,)))
@@ -242,15 +244,52 @@ def test_a_stream_that_was_left_out_reads_what_it_missed() -> None:
 def test_a_stream_that_did_not_run_is_taken_to_have_said_what_the_mixture_said() -> None:
     streams = Stream("whole", NETWORK), Stream("end", NETWORK, last_tokens), Stream("x", OTHER)
     rule = Noting((0.5, 0.49, 0.01))
-    run(MixtureDrafterModel(streams, rule).new_session(), TRIAL_STEPS + 1)
+    run(MixtureDrafterModel(streams, rule, clock=None).new_session(), TRIAL_STEPS + 1)
     probs = rule.shown[-1].draft_probs
     mixed = (0.5 * probs[0] + 0.49 * probs[1]) / 0.99
     assert probs[2] == pytest.approx(mixed, abs=1e-6)
 
 
+class Timed(TinyNetwork):
+    """A network that takes a second for each stream that runs, on a clock of its own."""
+
+    now = 0.0
+
+    def extend_all(self, parts: Sequence[Part]) -> list[torch.Tensor]:
+        self.now += len(parts)
+        return super().extend_all(parts)
+
+
+def test_a_stream_that_takes_more_than_it_brings_is_left_out_and_tried_again() -> None:
+    network = Timed(RecurrentModel(VOCAB_SIZE, seed=1))
+    streams = Stream("whole", network), Stream("end", network, last_tokens)
+    model = MixtureDrafterModel(streams, FixedWeights((0.6, 0.4)), clock=lambda: network.now)
+    is_in = [each["end"] > 0 for each in run(model.new_session(), RETRY_STEPS + TRIAL_STEPS + 1)]
+    trials = [True] * TRIAL_STEPS
+    assert is_in == [*trials, *[False] * (RETRY_STEPS - TRIAL_STEPS), *trials, False]
+    by_weight = MixtureDrafterModel(streams, FixedWeights((0.6, 0.4)), clock=None)
+    assert all(each["end"] > 0 for each in run(by_weight.new_session(), TRIAL_STEPS + 9))
+
+
+def test_no_measured_time_has_a_say_in_samples_with_a_seed() -> None:
+    network = Timed(RecurrentModel(VOCAB_SIZE, seed=1))
+    streams = Stream("whole", network), Stream("end", network, last_tokens)
+    model = MixtureDrafterModel(streams, FixedWeights(), clock=lambda: network.now)
+    seeded, free = SamplingParams(1.0, seed=3), SamplingParams(1.0)
+    for params, runs in ((seeded, True), (free, False)):
+        weights = run(model.new_session(), TRIAL_STEPS + 1, params)
+        assert (weights[-1]["end"] > 0) is runs
+
+
+def test_streams_that_read_nothing_of_their_own_take_no_weight_from_the_others() -> None:
+    streams = Stream("whole", NETWORK), Stream("same", NETWORK)
+    session = MixtureDrafterModel(streams, FixedWeights((0, 1)), clock=None).new_session()
+    assert run(session, TRIAL_STEPS + 1)[-1] == {"whole": 1.0, "same": 0.0}
+
+
 def test_weights_begin_anew_with_each_prompt() -> None:
     session = MixtureDrafterModel(
-        (Stream("whole", NETWORK), Stream("end", OTHER)), MatchingGrid()
+        (Stream("whole", NETWORK), Stream("end", OTHER)), MatchingGrid(), clock=None
     ).new_session()
     first = run(session, 5)
     assert first[0] != first[-1]
@@ -261,7 +300,7 @@ def test_a_generation_says_what_streams_counted_for() -> None:
     target = NetworkTargetModel(OTHER)
     streams = Stream("other", OTHER), Stream("bad", TinyNetwork(TableModel(VOCAB_SIZE)))
     decoder = SpeculativeDecoder(
-        Pair(target, MixtureDrafterModel(streams, least_weight=0.0)), search="chain(2)"
+        Pair(target, MixtureDrafterModel(streams, least_weight=0.0, clock=None)), search="chain(2)"
     )
     generation = decoder.generate(PROMPT, max_new_tokens=40)
     weights = [step.stream_weights for step in generation.steps if step.stream_weights]

@@ -156,7 +156,7 @@ def test_mixtures_whose_weights_move_keep_the_distribution(rule: WeightRule, sha
         Stream("end", first, lambda prompt: Prompt(prompt.token_ids[-1:])),
         Stream("table", second),
     )
-    mixture = MixtureDrafterModel(streams, rule, least_weight=0.3)
+    mixture = MixtureDrafterModel(streams, rule, least_weight=0.3, clock=None)
     law = enumerate_outcomes(lambda rng: new_text(models, shape, rng, 4, drafter=mixture))
     assert total_variation(law, own_law(models[0], 4)) < 1e-5
 

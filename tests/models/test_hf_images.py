@@ -13,6 +13,7 @@ from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.errors import InvalidInputError, UnsupportedModelError
 from treesnake.models import hf_images, hf_passes, hf_probe
 from treesnake.models.hf_attention import HfAttention, HfAttentionState
+from treesnake.models.hf_hybrid import HfHybrid, HybridState
 from treesnake.models.hf_images import VERIFIED_VISION
 from treesnake.models.hf_network import hf_network
 from treesnake.models.tree_network import Part, reads_inputs
@@ -24,6 +25,7 @@ from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import check_network
 from treesnake.testing.vision import (
     FAMILIES,
+    HYBRID_FAMILIES,
     IMAGE_TOKEN,
     TILED_FAMILIES,
     prompt_with,
@@ -44,9 +46,9 @@ def model_of(family: str) -> PreTrainedModel:
 
 
 @cache
-def network_of(family: str) -> HfAttention:
+def network_of(family: str) -> HfAttention | HfHybrid:
     network = hf_network(model_of(family))
-    assert isinstance(network, HfAttention)
+    assert isinstance(network, HfHybrid if family in HYBRID_FAMILIES else HfAttention)
     return network
 
 
@@ -54,7 +56,7 @@ def prompt_of(family: str, *parts: Any) -> Prompt:
     return prompt_with(model_of(family), *parts)
 
 
-def filled(family: str, prompt: Prompt) -> HfAttentionState:
+def filled(family: str, prompt: Prompt) -> HfAttentionState | HybridState:
     state = network_of(family).new_state()
     state.prefill(prompt)
     return state

@@ -86,7 +86,7 @@ class PooledView:
         """Returns the prompt with features in the place of pixels."""
         features = [self._features(image) for image in prompt.inputs]
         numbers = iter(features)
-        retold = retell(prompt, lambda _: [self._token] * len(next(numbers)))
+        retold = retell(prompt, lambda _: [self._token] * len(next(numbers).rows))
         inputs = (
             pooled_image(self._model, rows, start)
             for start, rows in zip(retold.starts, features, strict=True)

@@ -9,8 +9,8 @@ Each stream's distribution has the temperature that is sampled with, 1 where tha
 and min-p apply to the mixture.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -18,9 +18,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from treesnake.clock import work_clock
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.draft_state import DraftState
 from treesnake.drafters.growing import GrownDraft, grow
+from treesnake.drafters.stream_prices import Gains, LevelCosts, Members
 from treesnake.drafters.views import View, natural_view
 from treesnake.drafters.vocabulary import SAME_VOCABULARY, VocabularyMap
 from treesnake.drafters.weight_rules import (
@@ -37,7 +39,7 @@ from treesnake.shape import OFF, Shape, is_off
 from treesnake.threads import on_one_thread
 
 LEAST_WEIGHT = 0.05
-"""A stream that counts for less is left out: it takes more time than it brings tokens."""
+"""A stream that counts for less is left out, whatever it takes."""
 
 RETRY_STEPS = 64
 """After so many steps with streams left out, all weights begin anew."""
@@ -68,13 +70,15 @@ class MixtureDrafterModel:
     """Makes sessions of streams that draft together.
 
     The streams of one network share each of its passes. A stream whose text outgrows the context of
-    its network is left out.
+    its network is left out, and so is one that takes more time than it brings tokens. Samples with
+    a seed must not depend on measured times, so there the weight alone decides.
 
     Attributes:
         streams: one or more, with names that differ.
         rule: how much each stream counts; the first step of a text has the rule's first weights.
             None is `ExpectationMaximization` for greedy texts, and `OverlapGrid` for samples.
         least_weight: a stream that counts for less is left out, until all begin anew.
+        clock: tells the seconds that drafting takes; None leaves no stream out for its price.
 
     Raises:
         InvalidInputError: if there is no stream, two have one name, or the rule is for another
@@ -84,6 +88,8 @@ class MixtureDrafterModel:
     streams: tuple[Stream, ...]
     rule: WeightRule | None = None
     least_weight: float = LEAST_WEIGHT
+    clock: Callable[[], float] | None = work_clock
+    costs: LevelCosts = field(default_factory=LevelCosts, init=False, repr=False)
 
     def __post_init__(self) -> None:
         names = [stream.name for stream in self.streams]
@@ -154,25 +160,27 @@ class MixtureDrafter:
         rule = self._model.rule_for(params)
         if rule != self._rule:
             self._begin_weights(rule)
-        members = self._members(shape)
+        members = self._members(shape, params)
         if not members:
             self._grown = grow(anchor, OFF, params, rng, _nothing)
             return self._grown.draft
         for member in members:
             self._texts[member].catch_up()
-        temperature = 1.0 if params.is_greedy else params.temperature
-        self._mixing = _Mixing(
-            self._model, self._texts, members, self._shares(members), temperature
+        mixing = self._mixing = _Mixing(
+            self._model, self._texts, members, self._shares(members), params
         )
         if not params.is_greedy:
             params = replace(params, temperature=1.0)  # the streams have it already
-        vocabulary = self._mixing.vocabulary
-        self._grown = grow(anchor, shape, params, rng, self._mixing.extend, vocabulary)
-        return replace(self._grown.draft, stream_weights=self._mixing.weights)
+        started = self._now()
+        self._grown = grow(anchor, shape, params, rng, mixing.extend, mixing.vocabulary)
+        self._drafted_at = self._now()
+        self._model.costs.observe(members, (self._drafted_at - started) / mixing.num_passes)
+        return replace(self._grown.draft, stream_weights=mixing.weights)
 
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Takes tokens into all streams, and moves the weights by what the target said."""
         assert self._grown is not None, "commit comes after draft"
+        rest_s = self._now() - self._drafted_at
         seen = self._grown.seen(token_ids)
         mixing = self._mixing
         for index in self._readable:
@@ -183,37 +191,59 @@ class MixtureDrafter:
             evidence = Evidence(
                 mixing.seen_probs(seen).numpy(force=True), rows.numpy(force=True), mixing.column_of
             )
+            self._gains = self._gains.after(
+                evidence, self._readable_weights, rest_s, is_greedy=mixing.is_greedy
+            )
             self._weighing = self._rule.update(self._weighing, evidence)
-            self._count_step()
+            self._count_step(mixing.members)
         self._mixing = self._grown = None
 
-    def _count_step(self) -> None:
+    def _count_step(self, members: Members) -> None:
         """Lets all weights begin anew, if streams were left out for long enough."""
         self._num_steps += 1
-        weights = self._weighing.weights[list(self._readable)]
-        if self._num_steps >= RETRY_STEPS and weights.min() < self._model.least_weight:
+        if self._num_steps >= RETRY_STEPS and len(members) < len(self._readable):
             self._begin_weights(self._rule)
 
     def _begin_weights(self, rule: WeightRule) -> None:
         self._rule = rule
         self._weighing = rule.start(len(self._texts))
+        self._gains = Gains.none(len(self._texts))
         self._num_steps = 0
 
-    def _members(self, shape: Shape) -> tuple[int, ...]:
+    def _members(self, shape: Shape, params: SamplingParams) -> Members:
         """Returns the streams that draft a tree of the shape."""
         if is_off(shape):
             return ()
-        is_trial = self._num_steps < TRIAL_STEPS
-        return tuple(
-            index
-            for index in self._readable
-            if (is_trial or self._weighing.weights[index] >= self._model.least_weight)
-            and self._has_room(index, shape.depth)
-        )
+        able = tuple(index for index in self._readable if self._has_room(index, shape.depth))
+        if self._num_steps < TRIAL_STEPS:
+            return able
+        shares = zip(able, self._shares(able), strict=True)
+        heavy = [index for index, share in shares if share >= self._model.least_weight]
+        may_read_clock = params.is_greedy or params.seed is None
+        if self._model.clock is None or not may_read_clock or len(heavy) < 2:
+            return tuple(heavy)
+        return self._worth_their_time(heavy, shape.depth)
+
+    def _worth_their_time(self, members: Sequence[int], depth: int) -> Members:
+        """Returns those of some streams that run, as many as make the most tokens per second."""
+        ranked = sorted(members, key=lambda index: -self._weighing.weights[index])
+        firsts = [tuple(sorted(ranked[:count])) for count in range(1, len(ranked) + 1)]
+        level_s = [self._model.costs.seconds(each) for each in firsts]
+        return firsts[self._gains.best_count(level_s, depth) - 1]
 
     def _has_room(self, index: int, depth: int) -> bool:
         limit = self._model.streams[index].network.context_length
         return limit is None or self._texts[index].length + depth <= limit
+
+    @property
+    def _readable_weights(self) -> Float[np.ndarray, " streams"]:
+        """The weights of streams, 0 for those that read nothing of their own."""
+        weights = np.zeros(len(self._texts))
+        weights[list(self._readable)] = self._weighing.weights[list(self._readable)]
+        return weights
+
+    def _now(self) -> float:
+        return 0.0 if self._model.clock is None else self._model.clock()
 
     def _shares(self, members: Sequence[int]) -> Float[np.ndarray, " members"]:
         """Returns the weights of those that draft; alike if the others have all the weight."""
@@ -233,6 +263,7 @@ class MixtureDrafter:
         """Empties the trees, also what was grown of them before an interruption."""
         self._grown: GrownDraft | None = None
         self._mixing: _Mixing | None = None
+        self._drafted_at = 0.0
         for text in self._texts:
             text.forget_tree()
 
@@ -248,22 +279,29 @@ class _Mixing:
         texts: their states.
         members: those that run.
         shares: their weights.
-        temperature: that of each stream's distribution.
+        params: how the text is decoded; each stream's distribution has its temperature.
+
+    Attributes:
+        members: those that run.
+        num_passes: how often they ran.
+        is_greedy: whether the text is decoded greedily.
     """
 
     def __init__(
         self,
         model: MixtureDrafterModel,
         texts: Sequence[DraftState],
-        members: tuple[int, ...],
+        members: Members,
         shares: Float[np.ndarray, " members"],
-        temperature: float,
+        params: SamplingParams,
     ) -> None:
         self.members = members
+        self.num_passes = 0
+        self.is_greedy = params.is_greedy
         self._streams = model.streams
         self._texts = texts
         self._shares = torch.from_numpy(shares).float()
-        self._params = SamplingParams(temperature=temperature)
+        self._params = SamplingParams(temperature=params.temperature or 1.0)
         self._rows: list[Float[Tensor, "members columns"]] = []
         first = model.streams[members[0]].vocabulary
         is_shared = all(model.streams[member].vocabulary is first for member in members)
@@ -283,6 +321,7 @@ class _Mixing:
         self, token_ids: Sequence[int], parents: Sequence[int]
     ) -> Float[Tensor, "new_nodes columns"]:
         """Appends nodes to the tree of each stream, and returns the mixture's log-probabilities."""
+        self.num_passes += 1
         logits: dict[int, Float[Tensor, "new_nodes network_logits"]] = {}
         for members in self._passes:
             network = self._streams[members[0]].network

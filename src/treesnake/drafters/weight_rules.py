@@ -108,6 +108,14 @@ def _likely_tokens(probs: Float[np.ndarray, " vocab"]) -> Int[np.ndarray, " like
     return likely
 
 
+def overlaps(
+    weights: Float[np.ndarray, "mixtures streams"], evidence: Evidence
+) -> Float[np.ndarray, " mixtures"]:
+    """Returns how often tokens drawn from each mixture are accepted, summed over the positions."""
+    mixtures = weights @ evidence.likely_draft_probs
+    return np.minimum(mixtures, evidence.likely_target_probs).sum(-1)
+
+
 @dataclass(frozen=True, eq=False)
 class Weighing:
     """What a rule knows after some steps.
@@ -254,9 +262,7 @@ class OverlapGrid(_Decaying):
     def update(self, weighing: Weighing, evidence: Evidence) -> Weighing:
         """Adds what mixtures and target have in common in a step."""
         grid = _grid(len(weighing.weights))
-        mixtures = grid @ evidence.likely_draft_probs
-        overlaps = np.minimum(mixtures, evidence.likely_target_probs).sum(-1)
-        totals = self.decay * weighing.totals + overlaps
+        totals = self.decay * weighing.totals + overlaps(grid, evidence)
         return Weighing(_normalized(grid[totals.argmax()]), totals)
 
 

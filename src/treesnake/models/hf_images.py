@@ -25,9 +25,9 @@ from treesnake.prompt import Prompt, PromptInput
 
 # fmt: off
 VERIFIED_VISION = frozenset({
-    "aya_vision", "cohere2_vision", "gemma3", "glm4v", "idefics3", "internvl", "llava",
-    "llava_next", "llava_onevision", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl",
-    "qwen3_vl_moe", "smolvlm", "vipllava",
+    "aya_vision", "cohere2_vision", "gemma3", "glm4v", "idefics3", "internvl", "lfm2_vl", "llava",
+    "llava_next", "llava_onevision", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_5",
+    "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe", "smolvlm", "vipllava",
 })
 # fmt: on
 """Families, by `model_type`, that the tests compare with plain passes over texts with images."""

@@ -159,17 +159,18 @@ class StateSpaceState(Generic[Memory]):
         which may be empty.
 
         Raises:
-            InvalidInputError: if the prompt is more than token ids, or a token does not exist.
+            InvalidInputError: if the prompt brings inputs that the network does not read, or a
+                token does not exist.
         """
-        prompt.check_text_only()
-        check_tokens(prompt.token_ids, self.network.vocab_size)
+        self._check_prompt(prompt)
         self._go_back(prompt)
         last = len(prompt) - 1
         borders = {border for border in prompt.borders if self.length < border < last}
+        borders -= {inner for each in prompt.inputs for inner in range(each.start + 1, each.end)}
         for end in sorted(borders | ({last} if self.length < last else set())):
             begin = self.length
             with self._change() as held:
-                self.network.run_text(prompt.token_ids[begin:end], self.memory)
+                self._run(prompt, begin, end)
                 held.read(prompt.key[begin:end])
             self._keep()
 
@@ -207,6 +208,15 @@ class StateSpaceState(Generic[Memory]):
     ) -> BrokenModelError:
         """Returns the error for a network whose logits are no numbers, naming where."""
         return self.network.broken_model_error(token_ids)
+
+    def _check_prompt(self, prompt: Prompt) -> None:
+        """Checks that the network reads what a prompt brings."""
+        prompt.check_text_only()
+        check_tokens(prompt.token_ids, self.network.vocab_size)
+
+    def _run(self, prompt: Prompt, begin: int, end: int) -> None:
+        """Moves the memory along a part of a prompt, which cuts no input."""
+        self.network.run_text(prompt.token_ids[begin:end], self.memory)
 
     def _go_back(self, prompt: Prompt) -> None:
         """Forgets the tree, and makes the text a beginning of the prompt, the longest there is."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -14,12 +15,15 @@ class HybridMemory:
 
     Attributes:
         length: the number of tokens in the text.
+        shift: what to add to a number of tokens for the position of the next, where images take
+            fewer positions than they have placeholders.
         rows: keys and values, those of the text and then those of the nodes.
         layers: the memories of recurrent layers, by the number of the layer.
     """
 
     def __init__(self, has_rows: Sequence[bool], num_convolutions: Sequence[int]) -> None:
         self.length = 0
+        self.shift = 0
         self.rows = KvCache(has_rows)
         self.layers = {
             number: LayerMemory()
@@ -48,19 +52,21 @@ class HybridMemory:
     def reset(self) -> None:
         """Makes the text an empty one."""
         self.length = 0
+        self.shift = 0
         self.rows.keep(0)
         for layer in self.layers.values():
             layer.reset()
 
     def mark(self) -> tuple[Shaped[Tensor, "..."], ...]:
         """Returns what brings the text back while a text that begins with it is held."""
-        return tuple(tensor for layer in self.layers.values() for tensor in layer.copy())
+        layers = (tensor for layer in self.layers.values() for tensor in layer.copy())
+        return torch.tensor(self.shift), *layers
 
     def return_to(self, length: int, marked: Sequence[Shaped[Tensor, "..."]]) -> None:
         """Makes the text its own beginning of a length, given what `mark` returned there."""
         self.length = length
         self.rows.keep(length)
-        self._restore_layers(marked)
+        self._restore_mark(marked)
 
     def copy(self) -> tuple[Shaped[Tensor, "..."], ...]:
         """Returns a copy of all of the text's part, for `restore` here or elsewhere."""
@@ -68,14 +74,15 @@ class HybridMemory:
 
     def restore(self, length: int, copied: Sequence[Shaped[Tensor, "..."]]) -> None:
         """Makes the text that of a length whose `copy` this is."""
-        self.rows.restore(self._restore_layers(copied))
+        self.rows.restore(self._restore_mark(copied))
         self.length = length
 
-    def _restore_layers(
+    def _restore_mark(
         self, tensors: Sequence[Shaped[Tensor, "..."]]
     ) -> list[Shaped[Tensor, "..."]]:
-        """Gives each layer what its `copy` returned, and returns what is behind all of that."""
-        rest = list(tensors)
+        """Takes what `mark` returned, and returns what is behind all of that."""
+        shift, *rest = tensors
+        self.shift = int(shift)
         for layer in self.layers.values():
             del rest[: layer.restore(rest)]
         return rest

@@ -93,6 +93,15 @@ def _crops(chance: torch.Generator) -> dict[str, Tensor]:
     return {"pixel_values": torch.rand(3, 3, 16, 16, generator=chance)}
 
 
+def _flat_patches(chance: torch.Generator) -> dict[str, Tensor]:
+    """A picture of 4 by 4 patches in a row, and room for more of them."""
+    return {
+        "pixel_values": torch.rand(1, 20, 3 * 4 * 4, generator=chance),
+        "spatial_shapes": torch.tensor([[4, 4]]),
+        "pixel_attention_mask": (torch.arange(20) < 16).long()[None],
+    }
+
+
 def _grid(chance: torch.Generator) -> dict[str, Tensor]:
     pixels = torch.rand(4 * 6, 3 * 2 * 4 * 4, generator=chance)
     return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 4, 6]])}
@@ -115,6 +124,21 @@ _DEEP_TOWER = {
     "num_position_embeddings": 16,
     "deepstack_visual_indexes": [0, 1],
 }
+
+_MERGED_TOWER = {key: value for key, value in _DEEP_TOWER.items() if "deepstack" not in key}
+_DELTA: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "rope_parameters": {**THREE_ROWS["rope_parameters"], "partial_rotary_factor": 1.0},
+}
+_CONV: dict[str, Any] = {
+    "layer_types": ["conv", "full_attention", "conv"],
+    "block_auto_adjust_ff_dim": False,
+}
+_EXPERTS = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
 
 FAMILIES: Mapping[str, VisionFamily] = {
     "aya_vision": VisionFamily(
@@ -139,6 +163,12 @@ FAMILIES: Mapping[str, VisionFamily] = {
     "idefics3": VisionFamily(_LLAMA, TOWER, {"scale_factor": 2}, _tiles, tiles=3),
     "internvl": VisionFamily(
         {"model_type": "qwen2"}, {**TOWER, "image_size": [16, 16], "patch_size": [4, 4]}, {}, _crops
+    ),
+    "lfm2_vl": VisionFamily(
+        {"model_type": "lfm2"} | _CONV,
+        {**TOWER, "model_type": "siglip2_vision_model", "num_patches": 16},
+        {"downsample_factor": 2, "projector_hidden_size": 24},
+        _flat_patches,
     ),
     "llava": VisionFamily(_LLAMA, _CLIP, {}, _square),
     "llava_next": VisionFamily(_LLAMA, _CLIP, _PINPOINTS, _patches),
@@ -168,14 +198,11 @@ FAMILIES: Mapping[str, VisionFamily] = {
     "qwen2_vl": VisionFamily(
         THREE_ROWS, {**GRID_TOWER, "embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}, {}, _grid
     ),
+    "qwen3_5": VisionFamily(_DELTA, _MERGED_TOWER, {}, _grid),
+    "qwen3_5_moe": VisionFamily(_DELTA | _EXPERTS, _MERGED_TOWER, {}, _grid),
     "qwen3_vl": VisionFamily(THREE_ROWS, _DEEP_TOWER, {}, _grid),
     "qwen3_vl_moe": VisionFamily(
-        {
-            **THREE_ROWS,
-            "moe_intermediate_size": 16,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-        },
+        {**THREE_ROWS, **_EXPERTS},
         _DEEP_TOWER,
         {},
         _grid,
@@ -236,6 +263,9 @@ def prompt_with(model: PreTrainedModel, *parts: Sequence[int] | int) -> Prompt:
             token_ids += part
     return Prompt(tuple(token_ids), inputs=tuple(inputs))
 
+
+HYBRID_FAMILIES = ("lfm2_vl", "qwen3_5", "qwen3_5_moe")
+"""Families with recurrent layers."""
 
 TILED_FAMILIES = tuple(name for name, parts in FAMILIES.items() if parts.tiles)
 """Families that take all tiles of all pictures as one row of them."""

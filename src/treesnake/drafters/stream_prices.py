@@ -1,0 +1,149 @@
+"""Whether streams of a mixture are worth their time: what they take, and what they bring.
+
+Streams are ranked by weight. What the first of them bring is how often a token is accepted that
+they draft together; what they take is measured. As many run as make the most tokens per second.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from treesnake.drafters.weight_rules import Evidence, overlaps
+
+COST_GAIN = 0.1
+"""The weight of an observation in the seconds of a level."""
+
+LARGEST_CHANGE = 2.0
+"""An observation that is off by a larger factor counts as off by this one: a machine may pause."""
+
+MEMORY = 0.95
+"""What a step counts for after each later one."""
+
+CHANCE_OF_BEST = np.float32(2)
+"""A token with more than half of the probability is the best one. Else so many times its
+probability is taken for the chance that it is."""
+
+Members = tuple[int, ...]
+"""Streams by number, in rising order."""
+
+
+class LevelCosts:
+    """The seconds in which streams draft a level of a tree, learned from the steps of all texts.
+
+    Streams of one network share its passes, so these are the seconds of all that run, not of each.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Members, tuple[float, int]] = {}
+
+    def seconds(self, members: Members) -> float:
+        """Returns what a level is believed to take.
+
+        Streams that never ran alone are hoped to take their part of what more of them took. Hope
+        makes them run alone, and then it is known.
+        """
+        known = dict(self._known)  # other texts may add to it
+        if members in known:
+            return known[members][0]
+        shares = (
+            seconds * min(len(members) / len(others), 1.0) for others, (seconds, _) in known.items()
+        )
+        return min(shares, default=0.0)
+
+    def observe(self, members: Members, seconds: float) -> None:
+        """Learns what a level took; of the first two the smaller one holds."""
+        believed, count = self._known.get(members, (seconds, 0))
+        if count < 2:
+            believed = min(believed, seconds)
+        else:
+            seconds = min(max(seconds, believed / LARGEST_CHANGE), believed * LARGEST_CHANGE)
+            believed += COST_GAIN * (seconds - believed)
+        self._known[members] = believed, count + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Gains:
+    """How often tokens of one text are accepted that its first streams draft, the others left out.
+
+    Attributes:
+        accepted: for the first stream, the first two and so on, the expected number of positions
+            where the drafted token is accepted; later steps count for more.
+        num_positions: the number of positions, which are counted alike.
+        rest_s: the seconds of a step beside drafting.
+    """
+
+    accepted: Float[np.ndarray, " counts"]
+    num_positions: float = 0.0
+    rest_s: float = 0.0
+
+    @classmethod
+    def none(cls, num_streams: int) -> "Gains":
+        """Returns what is known before the first step."""
+        return cls(np.zeros(num_streams))
+
+    def after(
+        self,
+        evidence: Evidence,
+        weights: Float[np.ndarray, " streams"],
+        rest_s: float,
+        *,
+        is_greedy: bool,
+    ) -> "Gains":
+        """Returns what is known after one more step.
+
+        Args:
+            evidence: what the step showed.
+            weights: those of its draft, by which the streams are ranked.
+            rest_s: the seconds of the step beside drafting.
+            is_greedy: whether the target's best token alone is accepted.
+        """
+        factor = CHANCE_OF_BEST if is_greedy else 1
+        accepted = overlaps(factor * _first_alone(weights), evidence)
+        known_s = self.rest_s or rest_s
+        return Gains(
+            MEMORY * self.accepted + accepted,
+            MEMORY * self.num_positions + len(evidence.target_probs),
+            known_s + COST_GAIN * (min(rest_s, LARGEST_CHANGE * known_s) - known_s),
+        )
+
+    def best_count(self, level_s: Sequence[float], depth: int) -> int:
+        """Returns how many of the streams make the most tokens per second.
+
+        What is accepted is that of chains; trees are judged as if they were some. One more position
+        is taken to have needed all streams: little evidence leaves none out.
+
+        Args:
+            level_s: what a level takes with the first stream, the first two and so on.
+            depth: the number of levels.
+        """
+        counts = range(1, len(level_s) + 1)
+        rates = self.accepted.copy()
+        rates[len(level_s) - 1 :] += 1
+        rates /= self.num_positions + 1
+        return max(
+            counts,
+            key=lambda count: (
+                _tokens_per_step(rates[count - 1], depth)
+                / (self.rest_s + depth * level_s[count - 1])
+            ),
+        )
+
+
+def _first_alone(
+    weights: Float[np.ndarray, " streams"],
+) -> Float[np.ndarray, "counts streams"]:
+    """Returns the weights of the first stream alone, of the first two alone and so on."""
+    order = np.argsort(-weights, kind="stable")
+    kept = np.zeros((len(weights), len(weights)), np.float32)
+    for count in range(1, len(weights) + 1):
+        first = order[:count]
+        total = weights[first].sum()
+        kept[count - 1, first] = weights[first] / total if total > 0 else 1 / count
+    return kept
+
+
+def _tokens_per_step(rate: float, depth: int) -> float:
+    """Returns the expected tokens of a step whose levels are accepted at a rate."""
+    return sum(rate**level for level in range(depth + 1))
