@@ -17,13 +17,13 @@ CHECKS = (
     "zensical build --clean --strict",
     "python benchmarks/tables.py --check",
 )
-TESTS = "pytest"
+TESTS = "pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal"
 
 
 def main() -> int:
     """Runs all checks, the tests last, and returns the exit code of the first that failed."""
     failures = {check: code for check in CHECKS if (code := run_quietly(check))}
-    if code := subprocess.call(TESTS, cwd=ROOT):
+    if code := subprocess.call(TESTS.split(), cwd=ROOT):
         failures[TESTS] = code
     if failures:
         say(f"FAILED: {', '.join(failures)}")
