@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from treesnake.cli import calibrate
 from treesnake.cli.app import app
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.loading.cost_files import CostKey, read_costs
@@ -49,9 +48,12 @@ def returning(value: object) -> Callable[..., object]:
 @pytest.fixture(autouse=True)
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TREESNAKE_CACHE", str(tmp_path))
-    monkeypatch.setattr(calibrate, "load_target", returning((MODEL, Loaded())))
-    monkeypatch.setattr(calibrate, "pair_by_name", returning(Pair(MODEL, NoDrafterModel())))
-    monkeypatch.setattr(calibrate, "measure_costs", returning(COSTS))
+    for name, value in (
+        ("targets.load.load_target", (MODEL, Loaded())),
+        ("pairs.pair_by_name", Pair(MODEL, NoDrafterModel())),
+        ("evaluation.calibration.measure_costs", COSTS),
+    ):
+        monkeypatch.setattr(f"treesnake.{name}", returning(value))
     monkeypatch.setattr(CostKey, "of", returning(KEY))
 
 

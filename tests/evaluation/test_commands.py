@@ -72,7 +72,7 @@ def test_a_benchmark_that_is_interrupted_says_how_it_goes_on(
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("treesnake.cli.bench.run_recipe", interrupt)
+    monkeypatch.setattr("treesnake.evaluation.bench.run_recipe", interrupt)
     output = tmp_path / "out.json"
     arguments = ["bench", "-o", str(output), "--task", str(question_file)]
     result = RUNNER.invoke(app, [*arguments, *model_options(tiny_folder)])

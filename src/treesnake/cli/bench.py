@@ -1,7 +1,7 @@
 """`treesnake bench`: methods compared on the same questions."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,19 +16,11 @@ from rich.table import Table
 
 from treesnake.cli import options
 from treesnake.cli.generate import INTERRUPTED
-from treesnake.cli.target_options import loading
-from treesnake.environment import describe_environment
 from treesnake.errors import InvalidInputError
-from treesnake.evaluation.bench import (
-    BenchRecipe,
-    ResultFiles,
-    read_bench_recipe,
-    run_recipe,
-    write_results,
-)
-from treesnake.evaluation.bench.bench_recipe import PairTable, SamplingTable, TaskTable
-from treesnake.evaluation.bench.summary import ALL, Summary, interval
 from treesnake.terminal import OutsideColumn, console, progress_bar
+
+if TYPE_CHECKING:
+    import treesnake.evaluation.bench.summary
 
 METHODS = ["plain", "transformers", "transformers prompt lookup", "chain(4)"]
 
@@ -76,6 +68,17 @@ def bench(
 
     Results are written after every answer, and a run that was stopped continues.
     """
+    from treesnake.cli.target_options import loading
+    from treesnake.environment import describe_environment
+    from treesnake.evaluation.bench import (
+        BenchRecipe,
+        ResultFiles,
+        read_bench_recipe,
+        run_recipe,
+        write_results,
+    )
+    from treesnake.evaluation.bench.bench_recipe import PairTable, SamplingTable, TaskTable
+
     if recipe is not None:
         wanted = read_bench_recipe(recipe)
     else:
@@ -123,8 +126,10 @@ def bench(
     )
 
 
-def _print(summary: Summary) -> None:
+def _print(summary: "treesnake.evaluation.bench.summary.Summary") -> None:
     """Prints what matters most; the files hold the rest."""
+    from treesnake.evaluation.bench.summary import ALL, interval
+
     output = console()
     for pair, sampling in dict.fromkeys((row.pair, row.sampling) for row in summary.rows):
         table = Table(title=f"{pair}, {sampling}", box=None, title_justify="left")

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from treesnake.loading.caches import find_caches
 from treesnake.terminal import console
 
 
@@ -26,6 +25,8 @@ def cache(
     These are the kernels that were compiled for this machine and the costs that calibrate measured.
     Both are made anew when they are needed. Models of the hub are not touched: `hf cache` has them.
     """
+    from treesnake.loading.caches import find_caches
+
     output = console()
     for each in find_caches():
         what = (

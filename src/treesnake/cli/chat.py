@@ -6,16 +6,12 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.text import Text
 
+import treesnake
 from treesnake.cli import options
-from treesnake.cli.statistics import Comparison, print_statistics
-from treesnake.cli.streaming import run_stream
-from treesnake.cli.target_options import open_decoder
 from treesnake.conversation import Message, user_message
-from treesnake.decoder import SpeculativeDecoder
 from treesnake.errors import ContextLengthError, InvalidInputError, TreesnakeError
 from treesnake.images import read_image
 from treesnake.loading.options import LoadOptions
-from treesnake.sampling import SamplingParams
 from treesnake.terminal import console
 
 RESET, IMAGE = "/reset", "/image"
@@ -43,7 +39,9 @@ def chat(
     Ctrl-C stops an answer, /image FILE shows a picture with what is said next, /reset forgets what
     was said, Ctrl-D ends.
     """
-    params = SamplingParams(temperature, top_k, top_p, min_p, seed)
+    from treesnake.cli.target_options import open_decoder
+
+    params = treesnake.SamplingParams(temperature, top_k, top_p, min_p, seed)
     decoder = open_decoder(
         target,
         drafter,
@@ -67,7 +65,14 @@ class _Said:
     images: list[object] = field(default_factory=list)
 
 
-def _converse(decoder: SpeculativeDecoder, params: SamplingParams, max_new_tokens: int) -> None:
+def _converse(
+    decoder: "treesnake.SpeculativeDecoder",
+    params: "treesnake.SamplingParams",
+    max_new_tokens: int,
+) -> None:
+    from treesnake.cli.statistics import Comparison, print_statistics
+    from treesnake.cli.streaming import run_stream
+
     notes = console(is_error=True)
     shows = "" if decoder.images is None else f"{IMAGE} FILE shows a picture, "
     notes.print(f"Ctrl-C stops an answer, {shows}{RESET} starts anew, Ctrl-D ends.", style="dim")
@@ -92,7 +97,9 @@ def _converse(decoder: SpeculativeDecoder, params: SamplingParams, max_new_token
         said.messages = [*asked, {"role": "assistant", "content": generation.text}]
 
 
-def _obeyed(line: str, said: _Said, decoder: SpeculativeDecoder, notes: Console) -> _Said:
+def _obeyed(
+    line: str, said: _Said, decoder: "treesnake.SpeculativeDecoder", notes: Console
+) -> _Said:
     """Does what a line that begins with a slash says; returns what counts as said from then on."""
     command, _, name = line.partition(" ")
     if line == RESET:

@@ -3,29 +3,18 @@
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+import treesnake
 from treesnake.cli import options
-from treesnake.cli.statistics import (
-    Comparison,
-    print_explanation,
-    print_statistics,
-    statistics,
-)
-from treesnake.cli.streaming import run_stream
-from treesnake.cli.target_options import open_decoder
 from treesnake.conversation import user_message
-from treesnake.decoder import DecoderSession, PromptLike, TextStream
 from treesnake.errors import InvalidInputError
 from treesnake.json_lines import parse_json
 from treesnake.loading.options import LoadOptions
-from treesnake.outcome import FinishReason
-from treesnake.sampling import SamplingParams
-from treesnake.search.static import StaticSearch
-from treesnake.shape import OFF
 from treesnake.utf8 import decode_text, read_text_file
 
 INTERRUPTED = 130
@@ -76,7 +65,16 @@ def generate(
 
     The text goes to standard output as it is made, the statistics to standard error.
     """
-    params = SamplingParams(temperature, top_k, top_p, min_p, seed)
+    from treesnake.cli.statistics import (
+        Comparison,
+        print_explanation,
+        print_statistics,
+        statistics,
+    )
+    from treesnake.cli.streaming import run_stream
+    from treesnake.cli.target_options import open_decoder
+
+    params = treesnake.SamplingParams(temperature, top_k, top_p, min_p, seed)
     response_format = None if json_schema is None else _format_of(json_schema)
     text = _read_standard_input() if prompt == "-" else prompt
     decoder = open_decoder(
@@ -87,16 +85,15 @@ def generate(
         captions=captions,
         threads=threads,
     )
-    asked: PromptLike = text
-    if decoder.has_chat_template and not raw:
-        asked = [user_message(text, image or ())]
-    elif image:
+    uses_template = decoder.has_chat_template and not raw
+    asked = [user_message(text, image or ())] if uses_template else text
+    if image and not uses_template:
         raise InvalidInputError(
             "a picture needs the chat template, which says where it stands; leave out --raw, or "
             "choose an instruct model"
         )
 
-    def stream(session: DecoderSession) -> TextStream:
+    def stream(session: treesnake.DecoderSession) -> treesnake.TextStream:
         return decoder.stream(
             asked,
             params,
@@ -110,13 +107,13 @@ def generate(
     if compare:
         decoder.generate(asked, params, max_new_tokens=8)  # so that both sides run warm
     generation = run_stream(stream(decoder.new_session()), is_shown=not as_json)
-    is_cancelled = generation.finish_reason is FinishReason.CANCELLED
+    is_cancelled = generation.finish_reason is treesnake.FinishReason.CANCELLED
     plain = None
     if compare and not is_cancelled:
         session = decoder.new_session()
-        plain_session = DecoderSession(session.target, session.drafter, StaticSearch(OFF))
+        plain_session = replace(session, search=treesnake.StaticSearch(treesnake.OFF))
         plain = run_stream(stream(plain_session), is_shown=False)
-        is_cancelled = plain.finish_reason is FinishReason.CANCELLED
+        is_cancelled = plain.finish_reason is treesnake.FinishReason.CANCELLED
     comparison = Comparison(generation, None if is_cancelled else plain)
     if as_json:
         print(json.dumps({"text": generation.text, **statistics(comparison)}))

@@ -6,22 +6,12 @@ import platform
 from typing import Annotated, Any
 
 import psutil
-import torch
 import typer
-from huggingface_hub.constants import HF_HUB_CACHE
-from llvmlite.binding import get_host_cpu_name
 from rich.table import Table
 
 from treesnake.cli import options
-from treesnake.cli.target_options import loading
-from treesnake.drafters.load import describe_default
-from treesnake.environment import package_versions
 from treesnake.errors import InvalidInputError
-from treesnake.kernels.cpu.integer_dots import chosen_dot
-from treesnake.loading.caches import find_caches
 from treesnake.loading.options import LoadOptions
-from treesnake.loading.reference import find_reference
-from treesnake.targets.load import load_target
 from treesnake.terminal import console
 
 DIFFERENT_LOGITS = 1
@@ -58,6 +48,11 @@ def info(
 
     With --check, the exit status is 1 if the logits differ by more than rounding.
     """
+    from treesnake.cli.target_options import loading
+    from treesnake.drafters.load import describe_default
+    from treesnake.loading.reference import find_reference
+    from treesnake.targets.load import load_target
+
     if check and target is None:
         raise InvalidInputError("--check compares the logits of a model: name it as TARGET")
     comparison = None
@@ -100,6 +95,11 @@ def _table(rows: dict[str, Any]) -> Table:
 
 
 def _machine() -> dict[str, Any]:
+    import torch
+    from llvmlite.binding import get_host_cpu_name
+
+    from treesnake.kernels.cpu.integer_dots import chosen_dot
+
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     memory = psutil.virtual_memory()
     return {
@@ -115,11 +115,17 @@ def _machine() -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
+    from treesnake.environment import package_versions
+
     versions = package_versions(PACKAGES)
     return {package: found or "not installed" for package, found in versions.items()}
 
 
 def _caches() -> dict[str, str]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from treesnake.loading.caches import find_caches
+
     kept = {
         cache.name: f"{cache.num_bytes / 1e6:.1f} MB in {cache.folder or 'no folder'}"
         for cache in find_caches()

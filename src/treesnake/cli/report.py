@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from treesnake.evaluation.report import read_result, save_pictures, to_html
 from treesnake.outputs import check_output, write_output
 from treesnake.terminal import console
 
@@ -29,6 +28,8 @@ def report(
 
     Steps are shown where the records lie beside the results.
     """
+    from treesnake.evaluation.report import read_result, save_pictures, to_html
+
     page = output or results[0].with_suffix(".html")
     read = [read_result(path) for path in results]
     check_output(page)

@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from treesnake.evaluation.shapeworld.dialogues import caption
-from treesnake.evaluation.shapeworld.scenes import as_png, draw, random_scene
 from treesnake.files import replacing
 from treesnake.outputs import check_output, telling_failure
 
@@ -22,6 +20,9 @@ def scene(
 
     What is in the picture goes to standard output.
     """
+    from treesnake.evaluation.shapeworld.dialogues import caption
+    from treesnake.evaluation.shapeworld.scenes import as_png, draw, random_scene
+
     check_output(output)
     rng = Random(seed)
     drawn = random_scene(rng)

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from treesnake.cli import options
-from treesnake.cli.target_options import open_decoder
 from treesnake.errors import InvalidInputError, LoadError
 from treesnake.loading.options import LoadOptions
 from treesnake.terminal import console, plain
@@ -66,10 +65,11 @@ def serve(
     _check_extra()
     if api_key and not all(key.strip() for key in api_key):
         raise InvalidInputError("an API key is empty; leave --api-key out to let everybody in")
-    from treesnake.serving.app import Served, create_app  # noqa: PLC0415 - an optional dependency
-    from treesnake.serving.engine import Engine, EngineLimits  # noqa: PLC0415
-    from treesnake.serving.server import address_of, listen, try_decoding  # noqa: PLC0415
-    from treesnake.serving.server import serve as run  # noqa: PLC0415
+    from treesnake.cli.target_options import open_decoder
+    from treesnake.serving.app import Served, create_app
+    from treesnake.serving.engine import Engine, EngineLimits
+    from treesnake.serving.server import address_of, listen, try_decoding
+    from treesnake.serving.server import serve as run
 
     listener = listen(host, port)
     loaded = open_decoder(

@@ -26,10 +26,15 @@ def open_decoder(
     threads: int | None,
 ) -> SpeculativeDecoder:
     """Loads what a command needs; the options are checked before anything is loaded."""
-    if threads is not None:
-        torch.set_num_threads(as_num_threads(threads))
+    set_threads(threads)
     with loading(target):
         return SpeculativeDecoder.load(target, drafter, options, search=search, captions=captions)
+
+
+def set_threads(threads: int | None) -> None:
+    """Lets torch compute on so many threads; None leaves that to torch."""
+    if threads is not None:
+        torch.set_num_threads(as_num_threads(threads))
 
 
 @contextmanager

@@ -5,16 +5,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-import torch
-import transformers
 import typer
 
-from treesnake.arguments import as_num_threads
 from treesnake.cli import options
 from treesnake.errors import LoadError
 from treesnake.terminal import console
-from treesnake.training.reporting import TerminalReporter
-from treesnake.training.training_recipe import read_training_recipe
 
 PACKAGES = ("accelerate", "datasets", "tensorboard")
 
@@ -34,14 +29,19 @@ def train(
     """
     if missing := [package for package in PACKAGES if find_spec(package) is None]:
         raise LoadError(f"training needs {', '.join(missing)}; install treesnake[train]")
-    from treesnake.training.devices import keep_memory  # noqa: PLC0415, for it needs the extra
-    from treesnake.training.training_run import train_drafter  # noqa: PLC0415
+    import torch
+    import transformers
+
+    from treesnake.cli.target_options import set_threads
+    from treesnake.training.devices import keep_memory
+    from treesnake.training.reporting import TerminalReporter
+    from treesnake.training.training_recipe import read_training_recipe
+    from treesnake.training.training_run import train_drafter
 
     parsed = read_training_recipe(recipe)
     if not torch.cuda.is_available():
         keep_memory()
-    if threads is not None:
-        torch.set_num_threads(as_num_threads(threads))
+    set_threads(threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)

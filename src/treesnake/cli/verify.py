@@ -8,18 +8,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+import treesnake
 from treesnake.cli import options
-from treesnake.cli.target_options import loading, open_decoder
-from treesnake.environment import describe_environment
-from treesnake.evaluation import verification
 from treesnake.evaluation.tasks import load_questions
-from treesnake.evaluation.verification import SamplingPlan, VerifyPlan
-from treesnake.evaluation.verification.page import to_page
 from treesnake.loading.options import LoadOptions
-from treesnake.loading.reference import find_reference
 from treesnake.outputs import check_output, write_output
-from treesnake.sampling import SamplingParams
-from treesnake.targets.network import NetworkTargetModel
 from treesnake.terminal import OutsideColumn, console, progress_bar
 from treesnake.terminal import page as page_of
 
@@ -77,12 +70,19 @@ def verify(
     decoding token by token, samples with the target's own probabilities. The exit status is 0 if
     nothing was found and 1 if something was.
     """
+    from treesnake.cli.target_options import loading, open_decoder
+    from treesnake.environment import describe_environment
+    from treesnake.evaluation import verification
+    from treesnake.evaluation.verification.page import to_page
+    from treesnake.loading.reference import find_reference
+    from treesnake.targets.network import NetworkTargetModel
+
     if page is not None:
         check_output(page)
     sampling = None
     if temperature > 0:
-        params = SamplingParams(temperature, top_k, top_p, min_p)
-        sampling = SamplingPlan(params, num_samples=samples, alpha=alpha, seed=seed)
+        params = treesnake.SamplingParams(temperature, top_k, top_p, min_p)
+        sampling = verification.SamplingPlan(params, num_samples=samples, alpha=alpha, seed=seed)
     questions = load_questions(prompts, per_category=1) if prompts else []
     load_options = LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code)
     with loading(target):
@@ -114,7 +114,7 @@ def verify(
         verdict = verification.verify(
             decoder,
             [question.turns[0] for question in questions] or None,
-            VerifyPlan(max_new_tokens, sampling, state=recurrent),
+            verification.VerifyPlan(max_new_tokens, sampling, state=recurrent),
             subject=subject,
             report=report,
             loading=reference.compare(model.network),
