@@ -22,7 +22,7 @@ from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.sampling import TorchRng
 from treesnake.search.by_name import search_by_name
-from treesnake.shape import BestFirst, LevelWidths, Priced, Shape, chain
+from treesnake.shape import OFF, BestFirst, FixedTree, LevelWidths, Priced, Shape, chain
 from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import AttentionModel, RecurrentModel, TableModel, TinyNetwork, check_drafter
 from treesnake.testing.tokenizers import KINDS
@@ -149,15 +149,16 @@ def test_a_long_text_is_seen_through_a_window() -> None:
 
 
 def draft_with(
-    pair: tuple[str, str], logits_of: dict[str, str], text: str, shape: Shape
+    pair: tuple[str, str], next_of: dict[str, tuple[str, ...]], text: str, shape: Shape
 ) -> list[str]:
-    """Drafts behind a text, where after some pieces the drafter is sure of others."""
+    """Drafts behind a text, where after some pieces the drafter expects others, the first most."""
     ours, theirs = tokenizer(pair[0]), tokenizer(pair[1])
     table = TableModel(len(ours))
     table._table.zero_()
-    for before, after in logits_of.items():
-        row = [ours.encode(each, add_special_tokens=False)[-1] for each in (before, after)]
-        table._table[row[0], row[1]] = 9.0
+    for before, after in next_of.items():
+        row, *best = (ours.encode(each, add_special_tokens=False)[-1] for each in (before, *after))
+        for rank, token in enumerate(best):
+            table._table[row, token] = 9.0 - rank
     model = TextDrafterModel(NetworkDrafterModel(TinyNetwork(table)), translation(*pair))
     session = model.new_session()
     tokens = theirs.encode(text, add_special_tokens=False)
@@ -168,14 +169,53 @@ def draft_with(
 
 def test_the_drafters_end_proposes_the_targets() -> None:
     pair = ("byte-level", "byte-level as in Llama 3")
-    ended = draft_with(pair, {" news": "<|end|>"}, "reads the news", chain(3))
+    ended = draft_with(pair, {" news": ("<|end|>",)}, "reads the news", chain(3))
     assert ended[-1:] == ["<|end|>"]
 
 
 @pytest.mark.parametrize("shape", [chain(2), BestFirst(1, 2, 4), Priced(1, (0.1, 0.1), (0.5,) * 8)])
 def test_what_it_is_sure_of_is_drafted_in_the_targets_tokens(shape: Shape) -> None:
     pair = ("byte-level", "byte-level as in Llama 3")
-    assert draft_with(pair, {" the": "s", "s": ","}, "it reads the", shape)[:2] == ["s", ","]
+    next_of = {" the": ("s",), "s": (",",)}
+    assert draft_with(pair, next_of, "it reads the", shape)[:2] == ["s", ","]
+
+
+@pytest.mark.parametrize("shape", [FixedTree((0, 0, 1)), Priced(2, (0.1, 0.5), (0.1, 0.1, 0.1))])
+def test_of_two_siblings_the_more_probable_one_comes_first(shape: Shape) -> None:
+    pair = ("byte-level", "byte-level as in Llama 3")
+    next_of = {" the": ("s", ","), "s": (",",)}
+    assert draft_with(pair, next_of, "it reads the", shape) == ["s", ",", ","]
+
+
+class Forbidden:
+    """Stands where nothing may be called."""
+
+    def __getattr__(self, name: str) -> None:
+        raise AssertionError(f"{name} is not for steps without drafts")
+
+
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_what_is_emitted_while_drafting_is_off_is_read_with_the_next_draft(is_chat: bool) -> None:
+    pair = PAIRS[0]
+    ours, theirs = (KINDS[kind]() for kind in pair)
+    ours.chat_template = OURS
+    model = TextDrafterModel(NetworkDrafterModel(mamba2(len(ours))), Translation(ours, theirs))
+    text = theirs.encode("The snake reads the international news", add_special_tokens=False)
+    messages = [{"role": "user", "content": "the snake"}] if is_chat else []
+    prompt = Prompt(tuple(text[:3]), messages=tuple(messages))
+    sessions = [model.new_session(), model.new_session()]
+    for session, shape in zip(sessions, (OFF, chain(1)), strict=True):
+        assert isinstance(session, TextDrafter)
+        session.prefill(prompt)
+        reader, session._reader = session._reader, Forbidden() if shape is OFF else session._reader
+        for token in text[2:-1]:
+            session.draft(token, shape, SamplingParams(), TorchRng(0))
+            session.commit([token])
+        session._reader = reader
+    drafts = [each.draft(text[-1], chain(3), SamplingParams(), TorchRng(0)) for each in sessions]
+    assert drafts[0].tree == drafts[1].tree
+    held = [[*session.held, *session.open_tokens] for session in sessions]
+    assert held[0] == held[1]
 
 
 @settings(max_examples=30)

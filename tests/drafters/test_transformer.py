@@ -178,3 +178,18 @@ def test_a_window_moves_by_half_its_length(window):
 def test_a_window_that_cannot_be_is_refused(window, reason, tiny_model):
     with pytest.raises(InvalidInputError, match=reason):
         NetworkDrafterModel(HfAttention(tiny_model("llama")), window=window)
+
+
+def test_the_window_stays_while_nothing_is_drafted():
+    inner = NetworkDrafterModel(TinyNetwork(RecurrentModel(7))).new_session()
+    prefilled = []
+    prefill = inner.prefill
+    inner.prefill = lambda prompt: (prefilled.append(prompt), prefill(prompt))
+    session = WindowedDrafter(inner, 4)
+    session.prefill(Prompt((1, 2, 3)))
+    for token in (3, 4, 5, 6, 1, 2, 3, 4):
+        session.draft(token, OFF, GREEDY, TorchRng(0))
+        session.commit([token])
+    assert len(prefilled) == 1
+    session.draft(5, chain(2), GREEDY, TorchRng(0))
+    assert [prompt.token_ids for prompt in prefilled[1:]] == [(1, 2, 3, 4, 5)]

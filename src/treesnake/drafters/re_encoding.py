@@ -1,6 +1,8 @@
 """What a drafter wrote, in the target's tokens: paths of text become one tree."""
 
+from bisect import bisect_left
 from codecs import getincrementaldecoder
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -67,21 +69,28 @@ class PathEncoder:
         """
         tail = self._tail(token_ids)
         decoder = getincrementaldecoder("utf-8")("replace")
-        before = decoder.decode(tail.data)
+        before = tail.guard + decoder.decode(tail.data)
         partial = decoder.getstate()[0]
-        return [self._continuation(tail, before, partial, path) for path in paths]
+        known = [*self._ids(tail.guard), *tail.token_ids]
+        return [self._continuation(before, known, partial, path) for path in paths]
 
-    def _continuation(self, tail: "_Tail", before: str, partial: bytes, path: bytes) -> list[int]:
+    def _continuation(
+        self, before: str, known: Sequence[int], partial: bytes, path: bytes
+    ) -> list[int]:
+        """Returns the tokens of a path behind a text, of which the tokens are known."""
         text = _valid_text(path)
         if not path.startswith(partial) or not text:
             return []
-        tokens = self._ids_behind(tail.guard, before + text)
-        num_tail = len(tail.token_ids)
-        if tokens is not None and tokens[:num_tail] == tail.token_ids:
-            return tokens[num_tail:]
-        if partial:
-            return []
-        return self._ids_behind("a" if text[0].isspace() else "\n", text) or []
+        tokens = self._ids(before + text)
+        if tokens[: len(known)] == known:
+            return tokens[len(known) :]
+        return [] if partial else self._ids_alone(text)
+
+    def _ids_alone(self, text: str) -> list[int]:
+        """Returns the tokens of a text behind another one that they do not depend on."""
+        guard = "a" if text[0].isspace() else "\n"
+        before, both = self._ids(guard), self._ids(guard + text)
+        return both[len(before) :] if both[: len(before)] == before else []
 
     def _tail(self, token_ids: Sequence[int]) -> "_Tail":
         """Returns the last word of the text, or its last few tokens, and what to put before it."""
@@ -104,11 +113,6 @@ class PathEncoder:
             data = data.removeprefix(b" ")
         start = len(token_ids) - len(spelled)
         return _Tail(guard, data, list(token_ids[start:]))
-
-    def _ids_behind(self, guard: str, text: str) -> list[int] | None:
-        """Returns the tokens of a text that comes behind another; None if they cannot be told."""
-        before, both = self._ids(guard), self._ids(guard + text)
-        return both[len(before) :] if both[: len(before)] == before else None
 
     def _ids(self, text: str) -> list[int]:
         found = self._cache.get(text)
@@ -152,11 +156,11 @@ class PathTree:
     spelling: Spelling
     probs: Sequence[float] | None
     _builder: TreeBuilder = field(init=False)
-    _reached_by: list[set[int]] = field(init=False)
+    _reached_by: dict[int, set[int]] = field(init=False)
 
     def __post_init__(self) -> None:
         self._builder = TreeBuilder(self.anchor)
-        self._reached_by = [{0}]
+        self._reached_by = defaultdict(set)
 
     def add(
         self, path: WrittenPath, token_ids: Sequence[int], num_partial: int, depth: int
@@ -169,65 +173,61 @@ class PathTree:
             num_partial: bytes in front that the text holds already.
             depth: of the tree, at most.
         """
-        ends = accumulate(map(self.spelling.num_bytes, token_ids), initial=num_partial)
-        next(ends)
-        parent = 0
-        for token, end in list(zip(token_ids, ends, strict=True))[:depth]:
-            parent = self._add(parent, token, _first_reaching(path, end))
+        nodes = [*accumulate(token_ids[:depth], self._builder.add, initial=0)]
         if path.last is not None and len(token_ids) < depth:
-            self._add(parent, path.last, path.last_node)
+            last = self._builder.add(nodes[-1], path.last)
+            self._reached_by[last].add(path.last_node)
+        if self.probs is not None:
+            end = num_partial
+            for node, token in zip(nodes[1:], token_ids, strict=False):
+                end += self.spelling.num_bytes(token)
+                self._reached_by[node].add(_first_reaching(path, end))
 
     def draft(self, shape: Shape, num_expanded: tuple[int, ...]) -> Draft:
         """Returns the nodes that the shape has room for and that pay."""
-        kept = self._kept(shape)
-        number = {node: index for index, node in enumerate(kept)}
-        tokens, parents = self._builder.tokens, self._builder.parents
-        tree = TokenTree(
-            tuple(tokens[node] for node in kept),
-            (-1, *(number[parents[node]] for node in kept[1:])),
-        )
-        probs = self._node_probs
+        probs = self._node_probs()
+        kept = self._kept(shape, probs)
         return Draft.chosen(
-            tree,
+            self._tree(kept),
             node_probs=None if probs is None else tuple(probs[node] for node in kept),
             num_expanded=num_expanded,
         )
 
-    @property
+    def _tree(self, kept: Sequence[int]) -> TokenTree:
+        tokens, parents = self._builder.tokens, self._builder.parents
+        if len(kept) == len(tokens):
+            return self._builder.build()
+        number = {node: index for index, node in enumerate(kept)}
+        return TokenTree(
+            tuple(tokens[node] for node in kept),
+            (-1, *(number[parents[node]] for node in kept[1:])),
+        )
+
     def _node_probs(self) -> list[float] | None:
         if self.probs is None:
             return None
         probs = [1.0]
-        for nodes, parent in list(zip(self._reached_by, self._builder.parents, strict=True))[1:]:
-            probs.append(min(sum(self.probs[node] for node in nodes), probs[parent]))
+        for node, parent in enumerate(self._builder.parents[1:], start=1):
+            prob = sum(self.probs[reached] for reached in self._reached_by[node])
+            probs.append(min(prob, probs[parent]))
         return probs
 
-    def _kept(self, shape: Shape) -> list[int]:
+    def _kept(self, shape: Shape, probs: Sequence[float] | None) -> Sequence[int]:
         """Returns the best nodes, or without probabilities the first ones, in their order."""
-        probs = self._node_probs
-        nodes = range(1, len(self._builder.tokens))
-        kept: list[int] = []
+        nodes = range(len(self._builder.tokens))
         if probs is None:
-            kept = [*nodes][: shape.num_drafted]
-        else:
-            for node in sorted(nodes, key=lambda node: (-probs[node], node)):
-                if len(kept) == shape.num_drafted or not shape.pays(probs[node], len(kept)):
-                    break
-                kept.append(node)
+            return nodes[: shape.num_drafted + 1]
+        kept: list[int] = []
+        for node in sorted(nodes[1:], key=lambda node: (-probs[node], node)):
+            if len(kept) == shape.num_drafted or not shape.pays(probs[node], len(kept)):
+                break
+            kept.append(node)
         return [0, *sorted(kept)]
-
-    def _add(self, parent: int, token: int, reached_by: int) -> int:
-        node = self._builder.add(parent, token)
-        if node == len(self._reached_by):
-            self._reached_by.append(set())
-        self._reached_by[node].add(reached_by)
-        return node
 
 
 def _first_reaching(path: WrittenPath, end: int) -> int:
     """Returns the first node of a path whose text reaches so far, or else its last."""
-    pairs = zip(path.nodes, path.ends, strict=True)
-    return next((node for node, reached in pairs if reached >= end), path.nodes[-1])
+    return path.nodes[min(bisect_left(path.ends, end), len(path.nodes) - 1)]
 
 
 def _valid_text(data: bytes) -> str:

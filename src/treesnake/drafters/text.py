@@ -187,11 +187,13 @@ class TextDrafter:
     @property
     def held(self) -> tuple[int, ...]:
         """The drafter's tokens of the text that will never change."""
+        self._read()
         return tuple(self._held)
 
     @property
     def open_tokens(self) -> list[int]:
         """The drafter's tokens of the piece behind them, as it is now."""
+        self._read()
         return self._reader.tokens(self._open)
 
     def prefill(self, prompt: Prompt) -> None:
@@ -215,8 +217,8 @@ class TextDrafter:
         closed, piece = self._reader.begin(own)
         history = self._translation.rendered(prompt.messages, is_answered=False) or ""
         border = len(self._reader.begin(history)[0]) if own.startswith(history) else 0
-        self._holds_anchor = True
         self._tokens, self._held, self._open = list(prompt.token_ids[:-1]), closed, piece
+        self._num_read = len(prompt)
         return (border,) if border else ()
 
     def _read_text(self, prompt: Prompt) -> tuple[int, ...]:
@@ -231,9 +233,11 @@ class TextDrafter:
             num_kept = 0
         borders: list[int] = []
         for end in sorted({each for each in prompt.borders if num_kept < each < len(wanted)}):
-            self._read(wanted[len(self._tokens) : end])
+            self._tokens += wanted[len(self._tokens) : end]
+            self._read()
             borders.append(len(self._held))
-        self._read(wanted[len(self._tokens) :])
+        self._tokens += wanted[len(self._tokens) :]
+        self._read()
         return tuple(borders)
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
@@ -241,8 +245,11 @@ class TextDrafter:
         self._forget_draft()
         if self._max_depth is not None:
             shape = shape.clipped(self._max_depth)
+        if is_off(shape):
+            return _nothing(anchor)
+        self._read()
         closed, piece = self._with_anchor(anchor)
-        if is_off(shape) or len(piece.text.encode()) > MOST_OPEN:
+        if len(piece.text.encode()) > MOST_OPEN:
             return _nothing(anchor)
         ahead = [*closed, *self._reader.tokens(piece)]
         if not ahead or not self._fits(len(ahead) + shape.depth):
@@ -255,8 +262,14 @@ class TextDrafter:
         return self._in_target_tokens(anchor, grown, shape, len(piece.partial))
 
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
-        """Takes tokens into the text; those of whole pieces that were run become state."""
-        self._read(token_ids)
+        """Takes tokens into the text; those of whole pieces that were run become state.
+
+        They are read where the network was run, or else with the next draft.
+        """
+        self._tokens += token_ids
+        if not self._node_of:
+            return
+        self._read()
         path: list[int] = []
         for token in self._held[self._state.length :]:
             node = self._node_of.get((path[-1] if path else -1, token))
@@ -266,15 +279,22 @@ class TextDrafter:
         self._state.commit(path)
         self._node_of = {}
 
-    def _read(self, token_ids: Sequence[int]) -> None:
-        """Continues the text; an interruption leaves an empty one."""
+    def _read(self) -> None:
+        """Reads the tokens that were not read yet; an interruption leaves an empty text."""
         tokens, held, piece = self._tokens, self._held, self._open
-        unread = token_ids[1:] if self._holds_anchor else token_ids
+        unread = tokens[self._num_read :]
+        if not unread:
+            return
         self._forget_text()
         closed, piece = self._reader.read(piece, unread)
-        tokens += token_ids
         held += closed
         self._tokens, self._held, self._open = tokens, held, piece
+        self._num_read = len(tokens)
+
+    @property
+    def _holds_anchor(self) -> bool:
+        """Whether the text has the anchor, which is no token of `_tokens` yet."""
+        return self._num_read > len(self._tokens)
 
     def _with_anchor(self, anchor: int) -> tuple[list[int], OpenPiece]:
         """Returns what the anchor closes, and the piece that is open behind it."""
@@ -283,7 +303,7 @@ class TextDrafter:
         return self._reader.read(self._open, [anchor])
 
     def _forget_text(self) -> None:
-        self._holds_anchor = False
+        self._num_read = 0
         self._tokens: list[int] = []
         self._held: list[int] = []
         self._open = OpenPiece()
@@ -323,6 +343,7 @@ class TextDrafter:
     ) -> Draft:
         own = grown.draft.tree
         leaves = [node for node, below in enumerate(own.children) if not below and node]
+        leaves.sort(key=own.path)  # of siblings the more probable one comes first, as in `own`
         written = [self._written(own, leaf) for leaf in leaves]
         text = [*self._tokens[-32:], anchor]
         found = self._paths.continuations(text, [path.data for path in written])

@@ -8,7 +8,7 @@ from treesnake.errors import InvalidInputError
 from treesnake.prompt import Prompt, PromptInput
 from treesnake.protocols import Drafter
 from treesnake.sampling import Rng, SamplingParams
-from treesnake.shape import Shape
+from treesnake.shape import Shape, is_off
 
 
 class WindowedDrafter:
@@ -45,8 +45,9 @@ class WindowedDrafter:
         self._see(self._view(prompt))
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
-        """Drafts a tree, after having moved the window if the text outgrew it."""
-        if first_seen(self._start + len(self._seen), self._window) > self._start:
+        """Drafts a tree, before which the window moves if the text outgrew it."""
+        is_outgrown = first_seen(self._start + len(self._seen), self._window) > self._start
+        if is_outgrown and not is_off(shape):
             self._see(Prompt((*self._seen, anchor), self._inputs))
         return self._drafter.draft(anchor, shape, params, rng)
 
