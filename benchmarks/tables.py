@@ -382,6 +382,24 @@ def _any_target_categories() -> str:
     return _table(["text and prompt lookup, self-tuning", *heads], cells)
 
 
+def _other_languages() -> str:
+    """Returns what each method makes of a long answer in a language that no drafter learned."""
+    methods = [each for each in _read("other_languages")["recipe"]["methods"] if each != "plain"]
+    cells = []
+    for language, found in _by_category("other_languages").items():
+        plain = found["plain"]
+        cells.append(
+            [
+                language.title(),
+                str(plain["num_new"]),
+                f"{plain['tokens_per_s']['value']:.1f}",
+                *(_ratio(found[method]["speedup"]) for method in methods),
+            ]
+        )
+    heads = [f"{method}, x plain" for method in methods]
+    return _table(["greedy, 2 threads", "tokens", "plain, tokens/s", *heads], cells)
+
+
 def _searches() -> str:
     cells = [
         [
@@ -634,7 +652,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": partial(_methods, "default-pair-stored-cpu", "4 bits"),
     "float_methods": partial(_methods, "default-pair-cpu", "float32"),
     "any_target": partial(_pairs, "any_target", "Q4_K_M, 2 threads"),
+    "any_target_long": partial(_pairs, "any_target_long", "Q4_K_M, 2 threads"),
     "any_target_categories": _any_target_categories,
+    "other_languages": _other_languages,
     "self_drafting": partial(_pairs, "self-drafting-cpu", "2 threads"),
     "recurrent": partial(_pairs, "recurrent-cpu", "float32, 2 threads"),
     "long_methods": partial(_methods, "default-pair-long-cpu", "float32"),

@@ -1,6 +1,7 @@
 """Inside `model.generate`: what comes back is what transformers would have returned."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     StoppingCriteria,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
@@ -22,7 +24,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from treesnake import StaticSearch, chain, custom_generate, drafter_for
 from treesnake.drafters.composite import CompositeDrafterModel
+from treesnake.drafters.load import found_drafter
 from treesnake.drafters.network import NetworkDrafterModel
+from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.drafters.text import TextDrafterModel
 from treesnake.errors import InvalidInputError
@@ -328,7 +332,22 @@ def test_the_shipped_drafter_drafts_in_text_for_a_model_with_another_tokenizer(
     kind: str,
 ) -> None:
     tokenizer = KINDS[kind]()
-    config = LlamaConfig(
+    model = randomized(LlamaForCausalLM(config_for(tokenizer)))
+    drafter = drafter_for(model, tokenizer)
+    assert isinstance(drafter, CompositeDrafterModel)
+    assert isinstance(drafter.first, TextDrafterModel)
+    prompt = tokenizer("the snake reads the international news", return_tensors="pt").input_ids
+    options: dict[str, Any] = {"max_new_tokens": NUM_NEW, "do_sample": False}
+    search = StaticSearch(chain(4))
+    ours: Any = model.generate(
+        prompt, custom_generate=custom_generate, drafter=drafter, search=search, **options
+    )
+    theirs: Any = model.generate(prompt, **options)
+    assert ours[0].tolist() == theirs[0].tolist()
+
+
+def config_for(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=48,
@@ -339,16 +358,22 @@ def test_the_shipped_drafter_drafts_in_text_for_a_model_with_another_tokenizer(
         eos_token_id=[tokenizer.eos_token_id],
         pad_token_id=0,
     )
-    model = randomized(LlamaForCausalLM(config))
-    drafter = drafter_for(model, tokenizer)
+
+
+def test_by_default_it_drafts_for_a_folder_that_has_its_tokenizer(tmp_path: Path) -> None:
+    tokenizer = KINDS["sentence pieces"]()
+    made = randomized(LlamaForCausalLM(config_for(tokenizer)))
+    made.save_pretrained(tmp_path)
+    assert isinstance(found_drafter(made), NgramDrafterModel)
+    model = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert isinstance(found_drafter(model), NgramDrafterModel)
+    tokenizer.save_pretrained(tmp_path)
+    drafter = found_drafter(model)
     assert isinstance(drafter, CompositeDrafterModel)
     assert isinstance(drafter.first, TextDrafterModel)
     prompt = tokenizer("the snake reads the international news", return_tensors="pt").input_ids
     options: dict[str, Any] = {"max_new_tokens": NUM_NEW, "do_sample": False}
-    search = StaticSearch(chain(4))
-    ours: Any = model.generate(
-        prompt, custom_generate=custom_generate, drafter=drafter, search=search, **options
-    )
+    ours: Any = model.generate(prompt, custom_generate=custom_generate, **options)
     theirs: Any = model.generate(prompt, **options)
     assert ours[0].tolist() == theirs[0].tolist()
 

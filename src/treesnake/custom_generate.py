@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -43,6 +44,7 @@ from transformers.generation import (
 from transformers.generation.streamers import BaseStreamer
 
 from treesnake.continuation import continue_text
+from treesnake.drafters.load import found_drafter
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.errors import InvalidInputError
 from treesnake.models.hf_attention import HfAttention
@@ -82,6 +84,10 @@ HANDLED_INPUTS = frozenset(
 """What transformers prepares for every model: checked, and made anew for trees."""
 
 
+_FOUND_DRAFTERS: WeakKeyDictionary[PreTrainedModel, DrafterModel] = WeakKeyDictionary()
+"""What drafts by default for a model, kept as long as the model."""
+
+
 def custom_generate(
     model: PreTrainedModel,
     input_ids: Int[Tensor, "batch tokens"],
@@ -105,8 +111,9 @@ def custom_generate(
             any logits processor.
         generation_config: sampling or greedy; beams are refused. The text ends at the latest with
             the model's context.
-        drafter: what drafts; prompt lookup by default. A name is refused: a drafter by name needs
-            the target's tokenizer, and `treesnake.drafter_for(model, tokenizer)` makes one.
+        drafter: what drafts. By default, for greedy text, what `treesnake.drafter_for` makes with
+            the tokenizer that lies where the model was loaded from; else prompt lookup. A name is
+            refused: a drafter by name needs the target's tokenizer.
         search: what chooses the trees, by name or as an object. The default for greedy text tunes
             itself, anew in every call; give a search to keep what it learns. The default for
             sampled text is chains of 4: with trees that depend on measured times or on earlier
@@ -128,7 +135,7 @@ def custom_generate(
     _check_inputs(model_kwargs, prompt, images)
     rules = [_CriterionRule(prompt, each, input_ids.device) for each in stopping_criteria]
     params = _sampling_params(logits_processor, sampled=bool(generation_config.do_sample))
-    pair = Pair(NetworkTargetModel(network), _drafter(drafter))
+    pair = Pair(NetworkTargetModel(network), _drafter(drafter, model, params))
     continuation = continue_text(
         *pair.new_sessions(),
         prompt,
@@ -221,16 +228,28 @@ def _may_remember(part: LogitsProcessor | StoppingCriteria) -> bool:
     return not is_known or isinstance(part, ASKING_PROCESSORS)
 
 
-def _drafter(drafter: DrafterModel | str | Path | None) -> DrafterModel:
-    """Returns what drafts. A name is refused: custom methods are given no tokenizer."""
+def _drafter(
+    drafter: DrafterModel | str | Path | None, model: PreTrainedModel, params: SamplingParams
+) -> DrafterModel:
+    """Returns what drafts. A name is refused: custom methods are given no tokenizer.
+
+    Sampled text has trees of a fixed size by default, so a network is taken for greedy text alone:
+    there the search leaves it out where it does not pay.
+    """
     if isinstance(drafter, str | Path):
         raise InvalidInputError(
             f"a drafter by name, {drafter!r:.60}, needs the target's tokenizer, which transformers "
             "does not hand on; give drafter=treesnake.drafter_for(model, tokenizer) for what "
             '"auto" stands for, a drafter of treesnake.drafters.load.load_drafter, or leave it '
-            "out for prompt lookup"
+            "out for the default"
         )
-    return drafter or NgramDrafterModel()
+    if drafter is not None:
+        return drafter
+    if not params.is_greedy:
+        return NgramDrafterModel()
+    if model not in _FOUND_DRAFTERS:
+        _FOUND_DRAFTERS[model] = found_drafter(model)
+    return _FOUND_DRAFTERS[model]
 
 
 def _check_options(input_ids: Int[Tensor, "batch tokens"], config: GenerationConfig) -> None:

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import re
 import shutil
@@ -242,6 +243,18 @@ def test_an_unknown_model_type_is_refused(tiny_llama_folder: Path, edit_config: 
     edit_config(tiny_llama_folder, model_type="hydra9000")
     with pytest.raises(LoadError, match="model type 'hydra9000', which this version of transf"):
         find_checkpoint(str(tiny_llama_folder))
+
+
+def test_the_tokenizer_does_not_warn_of_a_text_whose_length_is_checked_later(
+    tiny_llama_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = find_checkpoint(str(tiny_llama_folder)).tokenizer
+    tokenizer.model_max_length = 2
+    said = logging.getLogger("transformers.tokenization_utils_base")
+    said.addHandler(caplog.handler)
+    assert len(tokenizer.encode("the hell the hell")) > 2
+    said.removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def test_a_missing_tokenizer_is_refused(tiny_llama_folder: Path) -> None:

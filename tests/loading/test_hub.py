@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
 
 from treesnake.errors import LoadError
 from treesnake.loading import hub
-from treesnake.loading.checkpoint import find_checkpoint
+from treesnake.loading.checkpoint import find_checkpoint, tokenizer_beside
 from treesnake.loading.hub import fetch_gguf, fetch_model
 
 
@@ -34,6 +34,23 @@ def test_a_model_in_the_hubs_cache_is_found_without_a_connection(
     found = find_checkpoint("who/tiny")
     assert found.name == "who/tiny"
     assert found.path == stored / "snapshots" / commit
+
+
+def test_the_tokenizer_of_a_model_in_the_hubs_cache_is_found_without_fetching(
+    tiny_llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = find_checkpoint(str(tiny_llama_folder)).config
+    stored = tmp_path / "hub" / "models--who--tiny"
+    (stored / "snapshots").mkdir(parents=True)
+    tiny_llama_folder.rename(stored / "snapshots" / ("1" * 40))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    fail_with(monkeypatch, AssertionError("nothing is fetched"))
+    config._commit_hash = "1" * 40
+    found = tokenizer_beside("who/tiny", config)
+    assert found is not None
+    assert found.decode(found("the hell 12").input_ids) == "the hell 12"
+    for name in ("who/other", "no name: at all", ""):
+        assert tokenizer_beside(name, config) is None
 
 
 def test_a_model_that_is_not_in_the_cache_is_refused_without_a_connection(

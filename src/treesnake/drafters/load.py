@@ -42,6 +42,7 @@ from treesnake.loading.checkpoint import (
     locate,
     open_checkpoint,
     token_ids_in,
+    tokenizer_beside,
 )
 from treesnake.loading.networks import load_network
 from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
@@ -195,6 +196,17 @@ def drafter_for(
     ends = token_ids_in(stated, Path(GENERATION_CONFIG_FILE))
     in_text = _in_text(drafter, shipped, tokenizer, ends)
     return CompositeDrafterModel(in_text, NgramDrafterModel())
+
+
+def found_drafter(model: "transformers.PreTrainedModel") -> DrafterModel:
+    """Returns what "auto" stands for, for a model of transformers whose tokenizer lies beside it.
+
+    Without a tokenizer there, that is prompt lookup alone. Nothing is fetched.
+    """
+    tokenizer = tokenizer_beside(model.name_or_path or "", model.config)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return NgramDrafterModel()
+    return drafter_for(model, tokenizer)
 
 
 def default_drafters(target: Checkpoint | None) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ from treesnake.loading.gguf_families import FAMILIES, hugging_face_tensors
 from treesnake.loading.gguf_models import gguf_end_ids, read_gguf_config
 from treesnake.loading.gguf_tokenizer import read_gguf_tokenizer
 from treesnake.loading.grafts import grafted_weights
-from treesnake.loading.hub import HUB_FILE, fetch_gguf, fetch_model
+from treesnake.loading.hub import HUB_FILE, cached_folder, fetch_gguf, fetch_model
 from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
 from treesnake.loading.smollm import find_gguf
 from treesnake.models.checkpoint import CONFIG_FILE, hugging_face_fields, open_tensors, parse_config
@@ -71,6 +71,9 @@ place of some attentions (recipes/smollm2-hybrid)."""
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
+"""What transformers warns of once, unless it has already; whoever runs a text checks its length."""
 
 TOKENIZER_FILE = "tokenizer.json"
 PROCESSOR_TEMPLATE_FILE = "chat_template.json"
@@ -163,10 +166,13 @@ class Checkpoint:
             return self.base.tokenizer
         try:
             if self.gguf is not None:
-                return read_gguf_tokenizer(self.gguf)
-            return _read_tokenizer(
-                self.path, config=self.config, trust_remote_code=self.trust_remote_code
-            )
+                tokenizer = read_gguf_tokenizer(self.gguf)
+            else:
+                tokenizer = _read_tokenizer(
+                    self.path, config=self.config, trust_remote_code=self.trust_remote_code
+                )
+            tokenizer.deprecation_warnings[TOO_LONG] = True
+            return tokenizer
         except LoadError as error:
             raise LoadError(
                 f"the tokenizer of {_where(self.found)} cannot be loaded: {error}"
@@ -195,6 +201,25 @@ def find_checkpoint(
     checkpoint = open_checkpoint(identify(name, locate(name, options)), options)
     _ = checkpoint.tokenizer  # a broken one is refused before weights are read
     return checkpoint
+
+
+def tokenizer_beside(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase | None:
+    """Returns the tokenizer that lies where transformers loaded a model from; nothing is fetched.
+
+    None if no tokenizer is there that can be read.
+
+    Args:
+        name: a folder, or a model of which the hub's cache has files.
+        config: that of the model.
+    """
+    revision = getattr(config, "_commit_hash", None)
+    folder = Path(name) if Path(name).is_dir() else cached_folder(name, revision)
+    if not name or folder is None:
+        return None
+    try:
+        return _read_tokenizer(folder, config=config, trust_remote_code=False)
+    except Exception:  # noqa: BLE001 - of many kinds, some of which tokenizers raises bare
+        return None
 
 
 def open_checkpoint(found: FoundModel, options: LoadOptions = DEFAULT_OPTIONS) -> Checkpoint:

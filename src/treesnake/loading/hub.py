@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -54,6 +54,15 @@ def fetch_model(name: str, *, revision: str | None, with_code: bool) -> Path:
     if _may_be_pickled(folder):
         return _fetch(name, revision, [*patterns, *PICKLED_FILES])
     return folder
+
+
+def cached_folder(name: str, revision: str | None) -> Path | None:
+    """Returns the folder of a hub model in the hub's cache; None if it has none there."""
+    try:
+        found = try_to_load_from_cache(name, CONFIG_FILE, revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def fetch_gguf(name: str, *, revision: str | None) -> Path:
