@@ -371,6 +371,11 @@ def _categories() -> str:
 def _any_target_categories() -> str:
     """Returns what the default makes of each category, one question each, by sampling."""
     rows = [row for row in _read("any_target")["rows"] if row["method"] == ANY_TARGET_DEFAULT]
+    return _by_sampling("text and prompt lookup, self-tuning", rows)
+
+
+def _by_sampling(what: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns tokens a step and speed of one method, category by category."""
     samplings = list(dict.fromkeys(row["sampling"] for row in rows))
     found = {(row["category"], row["sampling"]): row["measures"] for row in rows}
     cells = []
@@ -379,25 +384,13 @@ def _any_target_categories() -> str:
         numbers = [(f"{each['tokens_per_step']:.2f}", _ratio(each["speedup"])) for each in measures]
         cells.append([category.replace("_", " "), *(cell for pair in numbers for cell in pair)])
     heads = [head for each in samplings for head in (f"{each}: tokens/step", "x plain")]
-    return _table(["text and prompt lookup, self-tuning", *heads], cells)
+    return _table([what, *heads], cells)
 
 
 def _other_languages() -> str:
-    """Returns what each method makes of a long answer in a language that no drafter learned."""
-    methods = [each for each in _read("other_languages")["recipe"]["methods"] if each != "plain"]
-    cells = []
-    for language, found in _by_category("other_languages").items():
-        plain = found["plain"]
-        cells.append(
-            [
-                language.title(),
-                str(plain["num_new"]),
-                f"{plain['tokens_per_s']['value']:.1f}",
-                *(_ratio(found[method]["speedup"]) for method in methods),
-            ]
-        )
-    heads = [f"{method}, x plain" for method in methods]
-    return _table(["greedy, 2 threads", "tokens", "plain, tokens/s", *heads], cells)
+    """Returns what the default makes of answers in languages that its drafter never learned."""
+    rows = [row for row in _read("other_languages")["rows"] if row["method"] == ANY_TARGET_DEFAULT]
+    return _by_sampling("text and prompt lookup, self-tuning", rows)
 
 
 def _searches() -> str:
