@@ -24,6 +24,7 @@ from rich.table import Table
 from treesnake.environment import describe_environment
 from treesnake.evaluation.tasks import Question, load_questions
 from treesnake.files import write_text
+from treesnake.loading.smollm import find_gguf
 
 Result = dict[str, Any]
 AddArguments = Callable[[ArgumentParser], None]
@@ -95,6 +96,23 @@ def read_questions(arguments: Namespace) -> list[Question]:
     found = [question for path in arguments.questions for question in load_questions(str(path))]
     limit = arguments.limit or len(found)
     return found[:: max(len(found) // limit, 1)][:limit]
+
+
+def requantized(kind: str) -> Path:
+    """Writes the default target's GGUF file in another format of llama.cpp, once."""
+    import llama_cpp  # noqa: PLC0415 - only where it is installed
+
+    source = find_gguf()
+    path = Path("/tmp") / f"{source.stem}.{kind}.gguf"
+    if not path.exists():
+        parameters = llama_cpp.llama_model_quantize_default_params()
+        parameters.allow_requantize = True
+        parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+        status = llama_cpp.llama_model_quantize(
+            str(source).encode(), str(path).encode(), parameters
+        )
+        assert status == 0, f"llama.cpp could not write {kind}"
+    return path
 
 
 def time_in_turn(variants: Mapping[str, Variant], rounds: int) -> dict[str, list[float]]:

@@ -1,15 +1,16 @@
 """How fast are GGUF files at their own bits, beside llama.cpp on the very same files?
 
-    uv run --group bench python benchmarks/gguf.py --threads 2 \
-        --files smollm2 qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --output results/gguf.json
+    uv run --group bench python benchmarks/gguf.py --threads 2 --output results/gguf.json \
+        --files smollm2 smollm2:Q8_0 qwen2.5-coder-0.5b-instruct-q4_k_m.gguf
 
 Plain decoding, prefill and scoring of chains are timed in turn, all methods in each round. How long
 a file takes to open, tokenizer included, and what is resident then, is measured in a process of its
-own, the second of two. Run it on a quiet machine; the load is in the result. fetch_qwen.py fetches
-the second file.
+own, the second of two. smollm2 is the file of the package, smollm2:Q8_0 what llama.cpp makes of it.
+Run it on a quiet machine; the load is in the result. fetch_qwen.py fetches the last file.
 """
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import Any
 
 import psutil
 import torch
-from frame import Result, add_rounds, milliseconds, print_table, run, time_in_turn
+from frame import Result, add_rounds, milliseconds, print_table, requantized, run, time_in_turn
 
 from treesnake.loading.checkpoint import find_checkpoint
 from treesnake.loading.networks import load_network
@@ -38,7 +39,7 @@ OURS, THEIRS = "treesnake", "llama.cpp"
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_rounds(parser, 3)
-    parser.add_argument("--files", nargs="+", default=["smollm2"], help="smollm2 is the package's")
+    parser.add_argument("--files", nargs="+", default=["smollm2"], help="paths, or as above")
     parser.add_argument("--tokens", type=int, default=16, help="decoded in each round")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--open", help=f"only opens the file with {OURS} or {THEIRS}; internal")
@@ -55,6 +56,8 @@ def measure(arguments: Namespace) -> Result:
 
 
 def _path(name: str) -> str:
+    if name.startswith("smollm2:"):
+        return str(requantized(name.removeprefix("smollm2:")))
     return str(find_gguf() if name == "smollm2" else name)
 
 
@@ -152,7 +155,13 @@ def _open(engine: str, path: str) -> Result:
         seconds = time.perf_counter() - started
         llama.eval([7])
     resident = psutil.Process().memory_info().rss
-    return {"seconds": round(seconds, 2), "resident_bytes": resident, "before_bytes": before}
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "seconds": round(seconds, 2),
+        "resident_bytes": resident,
+        "peak_bytes": peak,
+        "before_bytes": before,
+    }
 
 
 def show(result: Result) -> None:

@@ -17,17 +17,15 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from frame import Result, add_rounds, print_table, run
+from frame import Result, add_rounds, print_table, requantized, run
 from transformers import StoppingCriteria
 
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
-from treesnake.loading.smollm import find_gguf
 from treesnake.prompt import Prompt
 from treesnake.protocols import Target
 from treesnake.targets.load import load_target
@@ -185,7 +183,7 @@ def _llama_cpp(kind: str, prompt: list[int]) -> Decode:
         return _missing
     import llama_cpp  # noqa: PLC0415 - only where it is installed
 
-    path = _requantized(kind)
+    path = requantized(kind)
     loaded: dict[int, Any] = {}
 
     def decode(num_tokens: int, threads: int) -> list[float]:
@@ -213,23 +211,6 @@ def _llama_cpp(kind: str, prompt: list[int]) -> Decode:
 
 def _missing(num_tokens: int, threads: int) -> list[float]:
     raise ModuleNotFoundError("llama-cpp-python is not installed: uv sync --group bench")
-
-
-def _requantized(kind: str) -> Path:
-    """Writes the default target's GGUF file in another format of llama.cpp, once."""
-    import llama_cpp  # noqa: PLC0415 - only where it is installed
-
-    source = find_gguf()
-    path = Path("/tmp") / f"{source.stem}.{kind}.gguf"
-    if not path.exists():
-        parameters = llama_cpp.llama_model_quantize_default_params()
-        parameters.allow_requantize = True
-        parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
-        status = llama_cpp.llama_model_quantize(
-            str(source).encode(), str(path).encode(), parameters
-        )
-        assert status == 0, f"llama.cpp could not write {kind}"
-    return path
 
 
 def _scoring(

@@ -100,17 +100,38 @@ def _gguf() -> str:
         for name in ("treesnake", "llama.cpp"):
             opened = opening[name]
             resident = opened["resident_bytes"] - opened["before_bytes"]
+            share = resident / file["file_bytes"]
             rows.append(
                 [
                     f"{file['file']}, {name}",
                     f"{times[f'{name}: decoding']['median']:.2f}",
                     f"{times[f'{name}: prefill']['median']:.0f}",
                     f"{opened['seconds']:.2f}",
-                    f"{resident / 1e6:.0f} MB",
+                    f"{resident / 1e6:.0f} MB ({share:.2f}x)",
                 ]
             )
     heads = ["file, 2 threads", "ms a token", "ms for 512 tokens", "opened, s", "resident"]
     return _table(heads, rows)
+
+
+def _gguf_aims() -> str:
+    rows = []
+    for file in _read("gguf")["files"]:
+        times = {name: entry["median"] for name, entry in file["ms"].items()}
+        opened = file["opening"]["treesnake"]
+        resident = opened["resident_bytes"] - opened["before_bytes"]
+        ratios = [
+            times[f"llama.cpp: {part}"] / times[f"treesnake: {part}"]
+            for part in ("decoding", "prefill")
+        ]
+        ratios += [times["treesnake: scoring 8"] / times["treesnake: scoring 1"]]
+        ratios += [resident / file["file_bytes"]]
+        cells = [f"{ratio:.2f}" for ratio in ratios]
+        rows.append([file["file"], *cells, f"{opened['seconds']:.1f}"])
+    aims = ["from 1.3 (8 bits: 1.5)", "from 2.0", "to 1.35", "to 1.25", "to 5"]
+    rows.append(["*aim*", *aims])
+    heads = ["plain, x llama.cpp", "prefill, x llama.cpp", "8 nodes, x one"]
+    return _table(["file", *heads, "resident, x file", "opened, s"], rows)
 
 
 def _gguf_scoring() -> str:
@@ -627,6 +648,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decoding": _decoding,
     "scoring": _scoring,
     "gguf": _gguf,
+    "gguf_aims": _gguf_aims,
     "gguf_scoring": _gguf_scoring,
     "gguf_quality": _gguf_quality,
     "memory": _memory,

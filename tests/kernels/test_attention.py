@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from treesnake.kernels.cpu.attention import (
+    KEY_BLOCK,
+    PATH_BLOCK,
     SEES_ALL,
     SPARE_ROWS,
     Scratch,
@@ -62,6 +64,8 @@ def tree_attention(
         np.zeros(ancestor_mask.shape, np.int64),
     )
     scratch = Scratch(
+        np.zeros((stride, KEY_BLOCK), caches[0].dtype),
+        np.zeros((PATH_BLOCK, stride), caches[0].dtype),
         np.zeros((tile_rows, capacity), np.float32),
         np.zeros((tile_rows, stride), np.float32),
         np.zeros(tile_rows, np.float32),

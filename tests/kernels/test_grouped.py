@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llvmlite import ir
 
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.grouped import (
@@ -22,6 +24,8 @@ from treesnake.kernels.cpu.grouped import (
     round_row,
 )
 from treesnake.kernels.cpu.integer_dots import (
+    INTS,
+    QUADS,
     BytesDot,
     arm_dot,
     avx2_dot,
@@ -190,6 +194,33 @@ def test_instructions_give_equal_bits_and_never_saturate(form: Form, name: str) 
             out = np.empty((2, BLOCK_OUTPUTS), np.float32)
             run(stack.array[0]["address"][0], rows, 2, out)
             assert np.array_equal(out, grouped_linear(round_rows(x), weight))
+
+
+def test_arm_dot_products_become_single_instructions() -> None:
+    dot, module = arm_dot(), ir.Module()
+    kinds = [kind.as_pointer() for kind in (INTS, QUADS, QUADS)]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "add_products")
+    builder = ir.IRBuilder(function.append_basic_block())
+    sums, weights, inputs = (builder.load(pointer, align=1) for pointer in function.args)
+    weights = dot.prepare(builder, weights, 8)
+    total = dot.finish(builder, dot.add(builder, sums, weights, inputs, 8), 8)
+    builder.store(total, function.args[0], align=1)
+    builder.ret_void()
+    assembly = assembled_for_arm(module)
+    assert assembly.count("sdot") == 4 * simd.LANES // 16
+
+
+def assembled_for_arm(module: ir.Module) -> str:
+    """Returns the assembly for a 64-bit ARM processor with dot products."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    try:
+        target = llvm.Target.from_triple("aarch64-unknown-linux-gnu")
+    except RuntimeError:
+        pytest.skip("this LLVM has no target for ARM")
+    machine = target.create_target_machine(features="+dotprod")
+    module.triple = machine.triple
+    return machine.emit_assembly(llvm.parse_assembly(str(module)))
 
 
 def test_the_instructions_chosen_are_the_widest_that_the_processor_has() -> None:

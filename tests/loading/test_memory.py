@@ -1,4 +1,6 @@
+import ctypes
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +11,7 @@ import torch
 from treesnake.errors import LoadError
 from treesnake.loading import memory
 from treesnake.loading.checkpoint import find_checkpoint
-from treesnake.loading.memory import check_memory, free_bytes, weight_bytes
+from treesnake.loading.memory import check_memory, free_bytes, give_back_memory, weight_bytes
 
 CPU = torch.device("cpu")
 
@@ -80,3 +82,24 @@ def test_without_a_container_or_a_limit_the_system_counts(free: SimpleNamespace)
     assert free_bytes(CPU) == free.available
     set_container("max", used=700, file_cache=100)
     assert free_bytes(CPU) == free.available
+
+
+@pytest.mark.parametrize(
+    ("platform", "library", "calls"),
+    [
+        ("linux", SimpleNamespace(malloc_trim=lambda: None), 1),
+        ("linux", SimpleNamespace(), 0),
+        ("win32", SimpleNamespace(malloc_trim=lambda: None), 0),
+    ],
+    ids=["glibc", "another C library", "another system"],
+)
+def test_free_memory_is_given_back_where_the_c_library_can(
+    platform: str, library: SimpleNamespace, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim = lambda size: sizes.append(size.value)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: library)
+    give_back_memory()
+    assert sizes == [0] * calls

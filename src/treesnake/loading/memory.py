@@ -1,5 +1,7 @@
-"""Compares the memory that weights take with what is free, before they are loaded."""
+"""Compares the memory that weights take with what is free, and gives back what loading left."""
 
+import ctypes
+import sys
 from pathlib import Path
 
 import psutil
@@ -60,6 +62,18 @@ def free_bytes(device: torch.device) -> int:
     available: int = psutil.virtual_memory().available
     left = _container_bytes()
     return available if left is None else min(available, left)
+
+
+def give_back_memory() -> None:
+    """Gives the system what reading weights has left free, where the C library can do that.
+
+    What is read is freed piece by piece, between weights that stay, and glibc keeps such pieces.
+    """
+    if sys.platform != "linux":
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
 
 
 def _container_bytes() -> int | None:

@@ -18,7 +18,7 @@ from treesnake.kernels.cpu.integer_dots import chosen_dot
 from treesnake.loading.architecture import Architecture
 from treesnake.loading.checkpoint import Checkpoint
 from treesnake.loading.gguf_models import foreign_factors, rotary_factors
-from treesnake.loading.memory import check_memory
+from treesnake.loading.memory import check_memory, give_back_memory
 from treesnake.loading.options import DEFAULT_OPTIONS, INTEGER_DTYPES, OWN_DTYPES, LoadOptions
 from treesnake.loading.pretrained import asks_for_integers, load_checkpoint, resolve_device
 from treesnake.loading.state_space import load_state_space, stored_dtype
@@ -116,6 +116,18 @@ def load_network(
             exist, or the checkpoint leaves out embeddings that are not this target's.
     """
     _check_format(checkpoint)
+    loaded = _load_in_engine(checkpoint, options, draft_vocab, target, cache_dtype)
+    give_back_memory()
+    return loaded
+
+
+def _load_in_engine(
+    checkpoint: Checkpoint,
+    options: LoadOptions,
+    draft_vocab: Int[Tensor, " kept"] | None,
+    target: Checkpoint | None,
+    cache_dtype: torch.dtype | None,
+) -> LoadedNetwork:
     if checkpoint.found.architecture is Architecture.STATE_SPACE and options.engine != "generic":
         return _load_state_space(checkpoint, options, draft_vocab, target)
     device = resolve_device(options.device)

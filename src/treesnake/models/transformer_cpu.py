@@ -10,7 +10,7 @@ from torch import Tensor
 
 from treesnake.clock import book_wait
 from treesnake.kernels.cpu import simd
-from treesnake.kernels.cpu.attention import SEES_ALL, SPARE_ROWS
+from treesnake.kernels.cpu.attention import KEY_BLOCK, PATH_BLOCK, SEES_ALL, SPARE_ROWS
 from treesnake.kernels.cpu.grouped import new_rounded_rows
 from treesnake.kernels.cpu.linear import ROWS_AT_ONCE, STORAGE, padded
 from treesnake.kernels.cpu.team import TEAM
@@ -223,6 +223,8 @@ class CpuEngine:
             contiguous=np.zeros(nodes, np.int64),
             path_rows=np.zeros((nodes, tree_nodes), np.int64),
             rounded=new_rounded_rows(rows, widest),
+            turned_keys=np.zeros((threads, stride, KEY_BLOCK), self._cache_kind.dtype),
+            path_values=np.zeros((threads, PATH_BLOCK, stride), self._cache_kind.dtype),
             **{name: np.zeros(shape, np.float32) for name, shape in floats.items()},
         )
 

@@ -10,8 +10,13 @@ a prompt into chunks.
 A leading run of nodes that each follow the one before (a chain, or a chunk of a prompt) has rows
 equal to positions as well; `contiguous` counts for every node the positions of which that is true,
 and only the others are looked up one by one.
+
+Scores and mixed values are the same kind of product: weights of one row times the rows of a block,
+added one after another, with the outputs in vector lanes. For scores the block is some keys turned
+over, so that a lane is a position: no sum goes across lanes, and all queries of a unit share them.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,8 +27,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from treesnake.kernels.cpu import simd
-from treesnake.kernels.cpu.jit import kernel
-from treesnake.kernels.cpu.linear import REPLACE, TILES, dot_tile, linear_rows
+from treesnake.kernels.cpu.jit import inlined, kernel
+from treesnake.kernels.cpu.linear import ADD, REPLACE, TILES, prefetch_rows
 
 
 class TreeView(NamedTuple):
@@ -44,9 +49,12 @@ class TreeView(NamedTuple):
 class Scratch(NamedTuple):
     """What one thread needs while it computes the attention of some rows.
 
-    These are (rows, capacity), (rows, head_dim) and (rows,), with `SPARE_ROWS` for whole tiles.
+    These are (head_dim, `KEY_BLOCK`) and (`PATH_BLOCK`, head_dim) of the cache's dtype, and
+    (rows, capacity), (rows, head_dim) and (rows,) with `SPARE_ROWS` for whole tiles.
     """
 
+    turned_keys: np.ndarray
+    path_values: np.ndarray
     scores: np.ndarray
     mixed: np.ndarray
     totals: np.ndarray
@@ -55,18 +63,61 @@ class Scratch(NamedTuple):
 SEES_ALL = 2**62
 """The window of a layer without one, in positions."""
 
-MIX_ROWS = 4 if simd.LANES == 16 else 2
-"""Queries that share the loads of values; the last ones share them with rows that do not matter."""
+MIX_ROWS = (6, 4, 3, 2, 1) if simd.LANES == 16 else (2, 1)
+"""Queries that share the loads of a block, in each tile. Five share them with a row that does not
+matter."""
 
-SPARE_ROWS = max(TILES[0][0], MIX_ROWS)
+SPARE_ROWS = max(TILES[0][0], MIX_ROWS[0])
 """Rows that the last tile may go beyond what is asked for."""
 
 MIX_VECTORS = 4
 """Vectors of a query's output that are held in registers."""
 
+KEY_BLOCK = 64
+"""Positions whose keys are turned over at once: with the queries of a tile they fit into the first
+level of cache."""
+
+PATH_BLOCK = 16
+"""Values of a path that are put side by side at once."""
+
+VALUE_BLOCK = 256
+"""Positions whose values are mixed for all queries before the next, so that they stay in cache."""
+
 UNSEEN = np.float32(-np.inf)
 
-_dot = dot_tile(1, 1)
+
+@intrinsic
+def _turn_keys(typing_context, keys, row, end, turned, column):
+    """Writes rows of keys from `row` on as `simd.LANES` columns of `turned`.
+
+    Rows from `end` on are those of the last one before.
+    """
+
+    def generate(context, builder, signature, arguments):
+        keys, row, end, turned, column = arguments
+        element = signature.args[0].dtype
+        keys = context.make_array(signature.args[0])(context, builder, keys)
+        turned = context.make_array(signature.args[3])(context, builder, turned)
+        width = cgutils.unpack_tuple(builder, keys.shape)[1]
+        numbers = [builder.add(row, simd.index(offset)) for offset in range(simd.LANES)]
+        rows = [
+            simd.row_pointer(builder, keys, simd.smaller_index(builder, number, end))
+            for number in numbers
+        ]
+
+        def turn_square(inner: Any, _: Sequence[Any]) -> list[Any]:
+            prefetch_rows(builder, rows, inner, element)
+            raw = [simd.load_bits(builder, builder.gep(each, [inner]), element) for each in rows]
+            for offset, vector in enumerate(simd.transposed(builder, raw)):
+                target = simd.row_pointer(builder, turned, inner, offset)
+                simd.store_bits(builder, vector, builder.gep(target, [column]))
+            return []
+
+        simd.loop(builder, simd.index(0), width, simd.LANES, [], turn_square)
+        return context.get_dummy_value()
+
+    position = types.intp
+    return types.void(keys, position, position, keys, position), generate
 
 
 @intrinsic
@@ -115,20 +166,24 @@ def _exponentiate(typing_context, scores, row, begin, end, peak):
 
 
 def _mix_tile(num_rows: int, num_vectors: int) -> Any:
-    """Builds the intrinsic that adds weighted values to some vectors of some rows of `out`.
+    """Builds the intrinsic that mixes values to some vectors of some rows of `out`.
 
-    `out[row + r, column:]` += weights[row + r, start + i] * values[value_row + i, column:] for i in
-    0..count, one after another.
+    `out[row + r, begin + column:]`, or 0, += weights[row + r, start + i] * values[value_row + i,
+    column:] for i in 0..count, one after another.
     """
 
     @intrinsic
-    def mix(typing_context, weights, row, start, values, value_row, count, out, column):
+    def mix(
+        typing_context, weights, row, start, values, value_row, count, out, begin, column, adds
+    ):
         def generate(context, builder, signature, arguments):
             weights, values, out = (
                 context.make_array(signature.args[n])(context, builder, arguments[n])
                 for n in (0, 3, 6)
             )
-            row, start, value_row, count, column = (arguments[n] for n in (1, 2, 4, 5, 7))
+            row, start, value_row, count, begin, column, adds = (
+                arguments[n] for n in (1, 2, 4, 5, 7, 8, 9)
+            )
             element = signature.args[3].dtype
             width = cgutils.unpack_tuple(builder, values.shape)[1]
             first_value = builder.gep(simd.row_pointer(builder, values, value_row), [column])
@@ -136,10 +191,11 @@ def _mix_tile(num_rows: int, num_vectors: int) -> Any:
                 builder.gep(simd.row_pointer(builder, weights, row, offset), [start])
                 for offset in range(num_rows)
             ]
+            first_column = builder.add(begin, column)
             out_pointers = [
                 builder.gep(
                     simd.row_pointer(builder, out, row, offset),
-                    [builder.add(column, simd.index(number * simd.LANES))],
+                    [builder.add(first_column, simd.index(number * simd.LANES))],
                 )
                 for offset in range(num_rows)
                 for number in range(num_vectors)
@@ -159,7 +215,8 @@ def _mix_tile(num_rows: int, num_vectors: int) -> Any:
                         results.append(simd.fused_multiply_add(builder, weight, vector, total))
                 return results
 
-            starts = [simd.load(builder, pointer, types.float32) for pointer in out_pointers]
+            before = [simd.load(builder, pointer, types.float32) for pointer in out_pointers]
+            starts = [builder.select(adds, vector, simd.ZERO) for vector in before]
             sums = simd.loop(builder, simd.index(0), count, 1, starts, add_values)
             for total, pointer in zip(sums, out_pointers, strict=True):
                 simd.store(builder, total, pointer, types.float32)
@@ -167,41 +224,60 @@ def _mix_tile(num_rows: int, num_vectors: int) -> Any:
 
         position = types.intp
         signature = types.void(
-            weights, position, position, values, position, position, out, position
+            weights,
+            position,
+            position,
+            values,
+            position,
+            position,
+            out,
+            position,
+            position,
+            types.boolean,
         )
         return signature, generate
 
     return mix
 
 
-_mix_many_wide = _mix_tile(MIX_ROWS, MIX_VECTORS)
-_mix_many_narrow = _mix_tile(MIX_ROWS, 1)
-_mix_one_wide = _mix_tile(1, MIX_VECTORS)
-_mix_one_narrow = _mix_tile(1, 1)
+def _mix_sweep(num_rows: int, remainder: int) -> Any:
+    """Builds the kernel that does tiles of rows until only `remainder` are left, or fewer."""
+    wide, narrow = _mix_tile(num_rows, MIX_VECTORS), _mix_tile(num_rows, 1)
+
+    @kernel
+    def sweep(weights, row, end_row, start, values, value_row, count, out, begin, width, adds):
+        while row + remainder < end_row:
+            column = 0
+            while column + MIX_VECTORS * simd.LANES <= width:
+                wide(weights, row, start, values, value_row, count, out, begin, column, adds)
+                column += MIX_VECTORS * simd.LANES
+            while column < width:
+                narrow(weights, row, start, values, value_row, count, out, begin, column, adds)
+                column += simd.LANES
+            row += num_rows
+        return row
+
+    return sweep
 
 
-@kernel
-def _mix_rows(weights, row, start, values, value_row, count, out):
-    """Adds weighted values to `MIX_ROWS` rows of `out`."""
-    column = 0
-    while column + MIX_VECTORS * simd.LANES <= values.shape[1]:
-        _mix_many_wide(weights, row, start, values, value_row, count, out, column)
-        column += MIX_VECTORS * simd.LANES
-    while column < values.shape[1]:
-        _mix_many_narrow(weights, row, start, values, value_row, count, out, column)
-        column += simd.LANES
+def _one_after_another(first: Any, second: Any) -> Any:
+    @inlined
+    def both(weights, row, end_row, start, values, value_row, count, out, begin, width, adds):
+        row = first(weights, row, end_row, start, values, value_row, count, out, begin, width, adds)
+        return second(
+            weights, row, end_row, start, values, value_row, count, out, begin, width, adds
+        )
+
+    return both
 
 
-@kernel
-def _mix_row(weights, row, start, values, value_row, count, out):
-    """Adds weighted values to one row of `out`."""
-    column = 0
-    while column + MIX_VECTORS * simd.LANES <= values.shape[1]:
-        _mix_one_wide(weights, row, start, values, value_row, count, out, column)
-        column += MIX_VECTORS * simd.LANES
-    while column < values.shape[1]:
-        _mix_one_narrow(weights, row, start, values, value_row, count, out, column)
-        column += simd.LANES
+_mix_rows = functools.reduce(
+    _one_after_another,
+    [
+        _mix_sweep(num_rows, remainder)
+        for num_rows, remainder in zip(MIX_ROWS, (*MIX_ROWS[1:], 0), strict=True)
+    ],
+)
 
 
 @kernel
@@ -225,17 +301,29 @@ def _first_seen(position, window):
 
 
 @kernel
-def _weigh_row(queries, row, keys, view, node, window, begin, scores):
-    """Turns the scores of a query into weights; returns what the weighted sum is to be divided by.
+def _score_rows(queries, num_rows, keys, first, end, scratch):
+    """Computes the scores of rows first..end of the cache, and of some more to whole vectors."""
+    turned, scores = scratch.turned_keys, scratch.scores
+    for begin in range(first, end, KEY_BLOCK):
+        width = 0
+        while width < min(KEY_BLOCK, end - begin):
+            _turn_keys(keys, begin + width, end, turned, width)
+            width += simd.LANES
+        inner = keys.shape[1]
+        _mix_rows(queries, 0, num_rows, 0, turned, 0, inner, scores, begin, width, REPLACE)
 
-    The scores of contiguous positions are there already, those of other ancestors are added.
+
+@kernel
+def _weigh_row(scores, row, view, node, window, begin):
+    """Turns the scores of cache rows into weights of positions; returns what these add up to.
+
     Positions from `begin` on that are not seen get the weight 0. `begin` is a multiple of
     `simd.PADDING`, so that every position is always summed in the same lane.
     """
     position = view.positions[node]
     for seen in range(max(begin, view.contiguous[node]), position + 1):
-        key_row = view.path_rows[node, seen - view.length]
-        _dot(queries, row, keys, key_row, key_row + 1, scores, seen, REPLACE)
+        # A path's rows ascend, and none lies before its position: what is still needed stays.
+        scores[row, seen] = scores[row, view.path_rows[node, seen - view.length]]
     end = (position // simd.PADDING + 1) * simd.PADDING
     scores[row, begin : _first_seen(position, window)] = UNSEEN
     scores[row, position + 1 : end] = UNSEEN
@@ -244,13 +332,20 @@ def _weigh_row(queries, row, keys, view, node, window, begin, scores):
 
 
 @kernel
-def _finish_row(scores, row, view, node, begin, values, mixed):
-    """Adds the weighted values of positions from `begin` on: first contiguous ones, then others."""
-    contiguous = view.contiguous[node]
-    _mix_row(scores, row, begin, values, begin, contiguous - begin, mixed)
-    for position in range(max(begin, contiguous), view.positions[node] + 1):
-        value_row = view.path_rows[node, position - view.length]
-        _mix_row(scores, row, position, values, value_row, 1, mixed)
+def _mix_path(scores, row, end_row, view, node, begin, values, scratch):
+    """Adds the weighted values of positions from `begin` on for the queries of one node.
+
+    These are no committed positions: their values are put side by side.
+    """
+    on_path, width = scratch.path_values, values.shape[1]
+    end = view.positions[node] + 1
+    for start in range(begin, end, PATH_BLOCK):
+        count = min(PATH_BLOCK, end - start)
+        for number in range(count):
+            value_row = view.path_rows[node, start + number - view.length]
+            for column in range(width):
+                on_path[number, column] = values[value_row, column]
+        _mix_rows(scores, row, end_row, start, on_path, 0, count, scratch.mixed, 0, width, ADD)
 
 
 @kernel
@@ -270,27 +365,24 @@ def attend(queries, begin, end, group, keys, values, view, window, scratch, out,
     first, shared = view.positions[first_node], view.contiguous[first_node]
     for node in range(first_node, last_node + 1):
         first = min(first, _first_seen(view.positions[node], window))
-        shared = max(shared, view.contiguous[node])
+        shared = min(shared, view.contiguous[node])
     first = first // simd.PADDING * simd.PADDING
+    shared = max(first, shared)
 
-    linear_rows(queries, num_rows, keys, first, shared, scores, REPLACE)
+    last_row = view.path_rows[last_node, view.positions[last_node] - view.length]
+    _score_rows(queries, num_rows, keys, first, last_row + 1, scratch)
     for row in range(num_rows):
-        node = (begin + row) // group
-        totals[row] = _weigh_row(queries, row, keys, view, node, window, first, scores)
+        totals[row] = _weigh_row(scores, row, view, (begin + row) // group, window, first)
 
     mixed[:num_rows] = np.float32(0)
-    for start in range(0, num_rows, MIX_ROWS):
-        stop, common = min(start + MIX_ROWS, num_rows), first
-        if stop - start > 1:
-            common = shared
-            for row in range(start, stop):
-                common = min(common, view.contiguous[(begin + row) // group])
-            common = max(first, common)
-            _mix_rows(scores, start, first, values, first, common - first, mixed)
-        for row in range(start, stop):
-            _finish_row(scores, row, view, (begin + row) // group, common, values, mixed)
-
     width = values.shape[1]
+    for start in range(first, shared, VALUE_BLOCK):
+        count = min(VALUE_BLOCK, shared - start)
+        _mix_rows(scores, 0, num_rows, start, values, start, count, mixed, 0, width, ADD)
+    for node in range(first_node, last_node + 1):
+        row, end_row = max(node * group - begin, 0), min((node + 1) * group, end) - begin
+        _mix_path(scores, row, end_row, view, node, shared, values, scratch)
+
     for row in range(num_rows):
         node, member = divmod(begin + row, group)
         first_column = (head * group + member) * width

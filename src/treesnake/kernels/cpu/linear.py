@@ -114,7 +114,7 @@ def _dot_products(
     """Builds the loop along the inner axis; returns the dot products, a vector for each row."""
 
     def add_products(inner: Any, sums: Sequence[Any]) -> list[Any]:
-        _prefetch_ahead(builder, weight_rows, inner, element)
+        prefetch_rows(builder, weight_rows, inner, element)
         weights = [simd.load(builder, builder.gep(row, [inner]), element) for row in weight_rows]
         results: list[Any] = []
         for row in x_rows:
@@ -159,10 +159,10 @@ def _write_some(builder: Any, target: _Target, sums: list[Any], num_columns: Any
             target.write(builder, column, offset)
 
 
-def _prefetch_ahead(builder: Any, weight_rows: list[Any], inner: Any, element: types.Type) -> None:
+def prefetch_rows(builder: Any, rows: list[Any], inner: Any, element: types.Type) -> None:
     """Prefetches as many bytes as one step reads, where the rows are taken as one stream."""
-    step_bytes = len(weight_rows) * simd.element_size(element)
-    start = builder.bitcast(weight_rows[0], simd.BYTE_POINTER)
+    step_bytes = len(rows) * simd.element_size(element)
+    start = builder.bitcast(rows[0], simd.BYTE_POINTER)
     offset = builder.add(builder.mul(inner, simd.index(step_bytes)), simd.index(PREFETCH_BYTES))
     for line in range(0, step_bytes * simd.LANES, CACHE_LINE):
         simd.prefetch(builder, builder.gep(start, [builder.add(offset, simd.index(line))]))

@@ -136,6 +136,54 @@ def largest_lane(builder: Any, vector: Any) -> Any:
     return builder.extract_element(vector, ir.Constant(INT32, 0))
 
 
+def transposed(builder: Any, rows: Sequence[Any]) -> list[Any]:
+    """Returns the columns of a square, given its rows as vectors; both have as many lanes.
+
+    Squares as wide as 128 bits come first, for which there are single instructions everywhere. Then
+    larger and larger blocks change places across the diagonal (Eklundh 1972).
+    """
+    size = len(rows)
+    stride = min(size, 128 // rows[0].type.element.width)
+    vectors: list[Any] = []
+    for start in range(0, size, stride):
+        vectors += _interleaved(builder, rows[start : start + stride])
+    while stride < size:
+        lanes = [(lane, lane & stride) for lane in range(size)]
+        low = [lane + size - stride if odd else lane for lane, odd in lanes]
+        high = [lane + size if odd else lane + stride for lane, odd in lanes]
+        for first in [lane for lane, odd in lanes if not odd]:
+            pair = vectors[first], vectors[first + stride]
+            vectors[first] = shuffle(builder, *pair, low)
+            vectors[first + stride] = shuffle(builder, *pair, high)
+        stride *= 2
+    return vectors
+
+
+def _interleaved(builder: Any, rows: Sequence[Any]) -> list[Any]:
+    """Transposes squares that lie side by side, as many lanes wide as there are rows."""
+    vectors, width, size = list(rows), len(rows), rows[0].type.count
+    starts = range(0, size, width)
+    low = [
+        each for start in starts for n in range(start, start + width // 2) for each in (n, n + size)
+    ]
+    high = [lane + width // 2 for lane in low]
+    for _ in range(width.bit_length() - 1):
+        pairs = list(zip(vectors[: width // 2], vectors[width // 2 :], strict=True))
+        vectors = [shuffle(builder, *pair, half) for pair in pairs for half in (low, high)]
+    return vectors
+
+
+def load_bits(builder: Any, pointer: Any, element: types.Type) -> Any:
+    """Loads consecutive elements of an array of type `element` as integers of their bits."""
+    bits = ir.VectorType(ir.IntType(8 * element_size(element)), LANES)
+    return builder.load(builder.bitcast(pointer, bits.as_pointer()), align=1)
+
+
+def store_bits(builder: Any, bits: Any, pointer: Any) -> None:
+    """Stores integers as consecutive elements of which they are the bits."""
+    builder.store(bits, builder.bitcast(pointer, bits.type.as_pointer()), align=1)
+
+
 def load(builder: Any, pointer: Any, element: types.Type) -> Any:
     """Loads consecutive elements of an array of type `element` as a vector."""
     vector = ir.VectorType(ELEMENT_TYPES[_dtype(element)], LANES)

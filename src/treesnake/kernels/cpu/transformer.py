@@ -37,7 +37,6 @@ from treesnake.kernels.cpu.norm import (
 )
 from treesnake.kernels.cpu.products import count_outputs, embed_row, multiply_rows, round_inputs
 from treesnake.kernels.cpu.steps import (
-    UNITS_PER_THREAD,
     block_size,
     norm,
     project,
@@ -47,8 +46,11 @@ from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, wait
 STEPS_PER_LAYER = 12
 OTHER_STEPS = 4
 
-QUERY_BLOCK = 24
+QUERY_BLOCK = 32
 """Queries of one unit of attention at most: what bounds the scratch of a thread."""
+
+ATTENTION_UNITS = 2
+"""Units of attention for each thread at least: queries of one unit share what it reads."""
 
 
 def count_steps(num_layers: int) -> int:
@@ -145,6 +147,8 @@ class TransformerWorkspace(NamedTuple):
     gated: np.ndarray
     rounded: RoundedRows
     scores: np.ndarray
+    turned_keys: np.ndarray
+    path_values: np.ndarray
     mixed: np.ndarray
     totals: np.ndarray
 
@@ -381,7 +385,13 @@ def _attend(barrier, step, run, layer, thread):
     """Computes attention: a unit is some queries of one head of one part."""
     kv_heads, work = run.settings.num_kv_heads, run.work
     group = run.settings.num_heads // kv_heads
-    scratch = Scratch(work.scores[thread], work.mixed[thread], work.totals[thread])
+    scratch = Scratch(
+        work.turned_keys[thread],
+        work.path_values[thread],
+        work.scores[thread],
+        work.mixed[thread],
+        work.totals[thread],
+    )
     window = run.weights.windows[layer]
     block = _query_block(run.token_ids.shape[0] * group, kv_heads, barrier)
     units = 0
@@ -411,9 +421,9 @@ def _attend(barrier, step, run, layer, thread):
 @kernel
 def _query_block(num_queries, kv_heads, barrier):
     """Returns how many queries of a head are one unit at most."""
-    blocks = (UNITS_PER_THREAD * barrier.size + kv_heads - 1) // kv_heads
+    blocks = (ATTENTION_UNITS * barrier.size + kv_heads - 1) // kv_heads
     # Queries of one tile read keys and values once, if there are heads for every thread.
-    fewest = MIX_ROWS if kv_heads >= barrier.size else 1
+    fewest = MIX_ROWS[0] if kv_heads >= barrier.size else 1
     return min(max((num_queries + blocks - 1) // blocks, fewest), QUERY_BLOCK)
 
 
