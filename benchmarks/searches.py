@@ -79,7 +79,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def measure(arguments: Namespace) -> Result:
     decoder = SpeculativeDecoder.from_pretrained(
-        arguments.target, arguments.drafter, dtype=arguments.dtype
+        arguments.target, arguments.drafter, dtype=arguments.dtype, memory=False
     )
     questions = read_questions(arguments)
     prompt = decoder.encode([{"role": "user", "content": questions[0].turns[0]}])

@@ -41,7 +41,7 @@ def measure(arguments: Namespace) -> Result:
     """Measures all at once, so that a machine that becomes slower does so for all."""
     engines: dict[str, Engine] = {}
     for drafter in DRAFTERS:
-        decoder = SpeculativeDecoder.from_pretrained(arguments.target, drafter)
+        decoder = SpeculativeDecoder.from_pretrained(arguments.target, drafter, memory=False)
         limits = EngineLimits(max_num_seqs=max(NUM_TEXTS), cache_bytes=0)
         engines[drafter] = Engine(decoder, limits)
     variants = {

@@ -119,7 +119,7 @@ def show(result: Result) -> None:
 
 @contextmanager
 def _server(target: str, threads: int) -> Iterator[tuple[subprocess.Popen[str], Address]]:
-    command = [sys.executable, "-m", "treesnake", "serve", target, "--port", "0"]
+    command = [sys.executable, "-m", "treesnake", "serve", target, "--port", "0", "--memory", "off"]
     command += ["--cache-bytes", "0", "--threads", str(threads)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -107,7 +107,9 @@ def _run(folder: Path, seed: int, number: int) -> Result:
     """Returns tokens, steps and seconds of drafters that run, prompt by prompt in turn."""
     target, drafter = str(folder / f"target-{seed}"), str(folder / f"drafter-{seed}")
     decoders = {
-        name: SpeculativeDecoder.from_pretrained(target, drafter + ending, search=search)
+        name: SpeculativeDecoder.from_pretrained(
+            target, drafter + ending, search=search, memory=False
+        )
         for name, ending, search in METHODS
     }
     counted = {name: {"tokens": 0, "steps": 0, "seconds": 0.0} for name in decoders}

@@ -36,7 +36,7 @@ def measure(arguments: Namespace) -> Result:
 
 
 def _measure(dtype: str, questions: list[Question], num_tokens: int) -> dict[str, dict[str, float]]:
-    decoder = SpeculativeDecoder.from_pretrained("smollm2", dtype=dtype)
+    decoder = SpeculativeDecoder.from_pretrained("smollm2", dtype=dtype, memory=False)
     set_threads = threads._set_openmp_threads
     steps: dict[str, dict[str, list[Step]]] = {}
     for question in questions:

@@ -1,6 +1,6 @@
 """What users import: a target, a drafter and a tokenizer, wired to the loop in `generate.py`."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import curdir
@@ -20,7 +20,9 @@ from treesnake.conversation import (
     user_message,
 )
 from treesnake.detokenizing import decoding_of
+from treesnake.drafters.composite import CompositeDrafter
 from treesnake.drafters.load import AUTO, NO_DRAFTER, check_drafter_name, reads_captions
+from treesnake.drafters.memory import MemoryDrafter
 from treesnake.errors import InvalidInputError, LoadError
 from treesnake.explanation import Explanation, explain
 from treesnake.grammars import GrammarCompiler, chosen_grammar
@@ -29,6 +31,7 @@ from treesnake.likelihood import score_text
 from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
 from treesnake.loading.cost_files import CostKey, read_costs
 from treesnake.loading.generation_settings import warn_of_unapplied_settings
+from treesnake.loading.kept_memory import MemoryLike, open_memory
 from treesnake.loading.networks import LoadedNetwork
 from treesnake.loading.options import (
     DEFAULT_OPTIONS,
@@ -39,6 +42,7 @@ from treesnake.loading.options import (
 )
 from treesnake.loading.processors import ProcessorFiles
 from treesnake.logprobs import TokenLogprobs, as_num_top
+from treesnake.memory.text_memory import TextMemory
 from treesnake.models.tree_network import reads_inputs
 from treesnake.outcome import FinishReason, Generation, Step
 from treesnake.pairs import pair_by_name, warm_up
@@ -130,12 +134,17 @@ class DecoderSession(OfOneProcess):
         search: chooses the trees.
         seeded_search: takes its place where text is sampled with a seed; None where `search`
             keeps seeds itself.
+        own_drafter: drafts such text, so that a seed gives the same text whatever was said before;
+            None where `drafter` knows no earlier texts.
+        memory_drafter: the part of `drafter` that does.
     """
 
     target: Target
     drafter: Drafter
     search: TreeSearch
     seeded_search: TreeSearch | None = None
+    own_drafter: Drafter | None = None
+    memory_drafter: MemoryDrafter | None = None
 
 
 class TextStream(Iterator[str], OfOneProcess):
@@ -150,8 +159,10 @@ class TextStream(Iterator[str], OfOneProcess):
         self,
         continuation: Continuation,
         assembler: TextAssembler | None,
+        on_end: Callable[[], None] | None = None,
     ) -> None:
         self._continuation = continuation
+        self._on_end = on_end
         self._assembler = assembler
         self._finish_reason: FinishReason | None = None
         self._steps: list[Step] = []
@@ -202,7 +213,13 @@ class TextStream(Iterator[str], OfOneProcess):
         )
 
     def _take_step(self) -> Step | None:
-        """Runs one step, unless the generation is over."""
+        """Runs one step, unless the generation is over, and tells when it is."""
+        step = self._run_step()
+        if self._on_end is not None and (step is None or self._finish_reason):
+            self._on_end()
+        return step
+
+    def _run_step(self) -> Step | None:
         if self._is_cancelled or self._finish_reason:
             return None
         started = perf_counter()
@@ -237,6 +254,7 @@ class SpeculativeDecoder(OfOneProcess):
             clock or learns across texts: the same seed would not give the same sample again.
         accept: the acceptance rule; by default the best that is exact for each draft.
         images: makes prompts of conversations with images; None where the target reads text alone.
+        memory: what was said in earlier texts, which drafts, too; None draws on each text alone.
 
     Raises:
         InvalidInputError: if an argument is none of these; a search is one that texts can share.
@@ -251,6 +269,7 @@ class SpeculativeDecoder(OfOneProcess):
         search: str | SharedSearch = SELF_TUNING,
         accept: AcceptanceRule | None = None,
         images: ImageEncoder | None = None,
+        memory: TextMemory | None = None,
     ) -> None:
         if not isinstance(pair, PairModel):
             raise InvalidInputError(
@@ -260,6 +279,7 @@ class SpeculativeDecoder(OfOneProcess):
         _check_part("tokenizer", tokenizer, Tokenizer)
         _check_part("accept", accept, AcceptanceRule)
         _check_part("images", images, ImageEncoder)
+        _check_part("memory", memory, TextMemory)
         self.pair = pair
         self.tokenizer = tokenizer
         self._decoding = None if tokenizer is None else decoding_of(tokenizer)
@@ -267,6 +287,7 @@ class SpeculativeDecoder(OfOneProcess):
         self._grammars = GrammarCompiler(tokenizer, self.end_token_ids)
         self.search = as_search(search)
         self.images = images
+        self.memory = memory
         self._accept = accept
 
     @classmethod
@@ -283,6 +304,7 @@ class SpeculativeDecoder(OfOneProcess):
         trust_remote_code: bool = False,
         search: str | SharedSearch = SELF_TUNING,
         captions: str | Path | None = None,
+        memory: MemoryLike = True,
     ) -> "SpeculativeDecoder":
         """Loads a target and a drafter by name.
 
@@ -303,6 +325,9 @@ class SpeculativeDecoder(OfOneProcess):
                 search of your own.
             captions: a model that sees images. It describes each image once, for a drafter with a
                 stream `C`, as in "owner/small-vlm:MTC".
+            memory: True drafts also from what was said in earlier texts of this process, False does
+                not. A folder keeps it there for the next process, by target and tokenizer. A
+                `TextMemory` may be shared by decoders with the same tokens.
 
         Raises:
             LoadError: if the model cannot be had.
@@ -310,7 +335,7 @@ class SpeculativeDecoder(OfOneProcess):
             InvalidInputError: for names and options that do not exist or contradict each other.
         """
         options = LoadOptions(dtype, device, engine, device_map, revision, trust_remote_code)
-        return cls.load(target, drafter, options, search=search, captions=captions)
+        return cls.load(target, drafter, options, search=search, captions=captions, memory=memory)
 
     @classmethod
     def load(
@@ -321,6 +346,7 @@ class SpeculativeDecoder(OfOneProcess):
         *,
         search: str | SharedSearch = SELF_TUNING,
         captions: str | Path | None = None,
+        memory: MemoryLike = True,
     ) -> "SpeculativeDecoder":
         """Does what `from_pretrained` does, with options in one piece.
 
@@ -336,6 +362,7 @@ class SpeculativeDecoder(OfOneProcess):
                 f"the drafter {drafter!r} has no stream that reads captions; name one with a "
                 "stream C, as in owner/small-vlm:MTC, or leave captions out"
             )
+        memory = False if drafter == NO_DRAFTER else memory
         model, loaded = load_target(target, options)
         warn_of_unapplied_settings(target, loaded.checkpoint.generation_config)
         drafter_options = LoadOptions(device=options.device)
@@ -345,7 +372,7 @@ class SpeculativeDecoder(OfOneProcess):
             warm_up(pair)
         if isinstance(search, str):
             search = search_by_name(search, read_costs(CostKey.of(loaded, drafter)))
-        return cls.of_loaded(pair, loaded, search)
+        return cls.of_loaded(pair, loaded, search, memory)
 
     @classmethod
     def _captioner(cls, name: str | Path, options: LoadOptions) -> "SpeculativeDecoder":
@@ -359,7 +386,11 @@ class SpeculativeDecoder(OfOneProcess):
 
     @classmethod
     def of_loaded(
-        cls, pair: PairModel, loaded: LoadedNetwork, search: str | SharedSearch = SELF_TUNING
+        cls,
+        pair: PairModel,
+        loaded: LoadedNetwork,
+        search: str | SharedSearch = SELF_TUNING,
+        memory: MemoryLike = False,
     ) -> "SpeculativeDecoder":
         """Returns a decoder of a pair whose target was loaded with its tokenizer and processor.
 
@@ -367,6 +398,7 @@ class SpeculativeDecoder(OfOneProcess):
             pair: the models.
             loaded: what the target was made of.
             search: as in `from_pretrained`.
+            memory: likewise.
         """
         return cls(
             pair,
@@ -374,6 +406,7 @@ class SpeculativeDecoder(OfOneProcess):
             end_token_ids=end_token_ids(loaded.checkpoint),
             search=search,
             images=ProcessorFiles(loaded.checkpoint) if reads_inputs(loaded.network) else None,
+            memory=open_memory(memory, loaded.checkpoint),
         )
 
     def with_pair(self, pair: PairModel) -> "SpeculativeDecoder":
@@ -385,6 +418,7 @@ class SpeculativeDecoder(OfOneProcess):
             search=self.search,
             accept=self._accept,
             images=self.images,
+            memory=self.memory,
         )
 
     @property
@@ -392,12 +426,23 @@ class SpeculativeDecoder(OfOneProcess):
         """Whether conversations can be given."""
         return bool(getattr(self.tokenizer, "chat_template", None))
 
-    def new_session(self) -> DecoderSession:
-        """Returns a session with an empty state, to continue one text in several calls."""
-        target, drafter = self.pair.new_sessions()
+    def new_session(self, memory: bool | TextMemory = True) -> DecoderSession:
+        """Returns a session with an empty state, to continue one text in several calls.
+
+        Args:
+            memory: True drafts from the memory of the decoder, where it has one, and adds to it.
+                False does neither; a memory takes the place of the decoder's.
+        """
+        target, own_drafter = self.pair.new_sessions()
         note_maker(target, self)
+        search = self.search.new_session()
         seeded_search = None if _keeps_seeds(self.search) else CLOCK_FREE_SEARCH
-        return DecoderSession(target, drafter, self.search.new_session(), seeded_search)
+        chosen = self.memory if memory is True else memory
+        if not isinstance(chosen, TextMemory):
+            return DecoderSession(target, own_drafter, search, seeded_search)
+        recalling = MemoryDrafter(chosen)
+        drafter = CompositeDrafter(own_drafter, recalling)
+        return DecoderSession(target, drafter, search, seeded_search, own_drafter, recalling)
 
     def explain(self, generation: Generation) -> Explanation:
         """Tells who wrote each token of a generation of this decoder, and draws its last tree.
@@ -507,12 +552,13 @@ class SpeculativeDecoder(OfOneProcess):
         encoded = self.encode(prompt)
         if form is not None:
             constraints = (*constraints, self._grammar_constraint(form, len(encoded)))
+        is_seeded = params.seed is not None and not params.is_greedy
         continuation = continue_text(
             session.target,
-            session.drafter,
+            (is_seeded and session.own_drafter) or session.drafter,
             encoded,
             params,
-            search=_search_for(params, session),
+            search=(is_seeded and session.seeded_search) or session.search,
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
             end_token_ids=self.end_token_ids,
@@ -524,7 +570,9 @@ class SpeculativeDecoder(OfOneProcess):
         assembler = None
         if self._decoding is not None:
             assembler = TextAssembler(self._decoding, stop, encoded.token_ids)
-        return TextStream(continuation, assembler)
+        recalling = session.memory_drafter
+        on_end = None if recalling is None else recalling.remember
+        return TextStream(continuation, assembler, on_end)
 
     def form_constraint(
         self,
@@ -703,12 +751,6 @@ def _as_least(name: str, least: object, most: int) -> int:
     if number > most:
         raise InvalidInputError(f"{name} must be at most max_new_tokens, {most}, got {number}")
     return number
-
-
-def _search_for(params: SamplingParams, session: DecoderSession) -> TreeSearch:
-    if params.seed is None or params.is_greedy:
-        return session.search
-    return session.seeded_search or session.search
 
 
 def _keeps_seeds(search: SharedSearch) -> bool:

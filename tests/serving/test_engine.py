@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from treesnake import Generation, SamplingParams, SpeculativeDecoder
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.errors import ContextLengthError, InvalidInputError
+from treesnake.memory.text_memory import TextMemory
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.state_space_cpu import to_cpu
 from treesnake.models.transformer import Transformer
@@ -263,3 +264,24 @@ def test_an_end_token_may_be_put_off(decoder: SpeculativeDecoder) -> None:
         least = ending.generate(PROMPTS[1], max_new_tokens=8, min_new_tokens=3)
         assert ticket.wait().token_ids == least.token_ids
         assert len(least.token_ids) >= 3
+
+
+def test_users_share_neither_what_was_said_nor_sessions() -> None:
+    """The second text of a user takes fewer steps than the first; another user's does not."""
+    target = NetworkTargetModel(_llama(0))
+    pair = Pair(target, NetworkDrafterModel(_mamba(1)))
+    decoder = SpeculativeDecoder(pair, search="chain(3)", memory=TextMemory())
+    with running(decoder) as engine:
+
+        def num_steps(user: str | None) -> int:
+            ticket = engine.submit(PROMPTS[5], GREEDY, max_new_tokens=24, user=user)
+            made = ticket.wait()
+            assert (ticket.num_cached > 0) == (user in seen)
+            seen.add(user)
+            return len(made.steps)
+
+        seen: set[str | None] = set()
+        first = num_steps("one")
+        assert num_steps("one") < first
+        assert num_steps("two") == num_steps(None) == first
+        assert num_steps("two") < first

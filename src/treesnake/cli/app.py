@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": "Serve a model to clients of OpenAI's API.",
     "info": "Show this machine, what is installed, and how a model would run.",
     "cache": "Show or clear what is kept between runs.",
+    "memory": "Show or clear what a folder keeps of earlier answers.",
     "calibrate": "Measure what drafting and scoring take on this machine.",
     "train": "Train a drafter for your target.",
     "bench": "Compare methods on the same questions, in turn.",

@@ -27,6 +27,7 @@ def chat(
     drafter: options.Drafter = "auto",
     captions: options.Captions = None,
     search: options.Search = "self-tuning",
+    memory: options.Memory = None,
     max_new_tokens: options.MaxNewTokens = 512,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = None,
@@ -49,6 +50,7 @@ def chat(
         search=search,
         captions=captions,
         threads=threads,
+        memory=memory,
     )
     if not decoder.has_chat_template:
         raise InvalidInputError(

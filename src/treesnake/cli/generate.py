@@ -34,6 +34,7 @@ def generate(
     drafter: options.Drafter = "auto",
     captions: options.Captions = None,
     search: options.Search = "self-tuning",
+    memory: options.Memory = None,
     max_new_tokens: options.MaxNewTokens = 256,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = None,
@@ -84,6 +85,7 @@ def generate(
         search=search,
         captions=captions,
         threads=threads,
+        memory=memory,
     )
     uses_template = decoder.has_chat_template and not raw
     asked = [user_message(text, image or ())] if uses_template else text
@@ -105,12 +107,13 @@ def generate(
         )
 
     if compare:
-        decoder.generate(asked, params, max_new_tokens=8)  # so that both sides run warm
+        warming = decoder.new_session(memory=False)  # the answer must not be known beforehand
+        decoder.generate(asked, params, max_new_tokens=8, session=warming)
     generation = run_stream(stream(decoder.new_session()), is_shown=not as_json)
     is_cancelled = generation.finish_reason is treesnake.FinishReason.CANCELLED
     plain = None
     if compare and not is_cancelled:
-        session = decoder.new_session()
+        session = decoder.new_session(memory=False)
         plain_session = replace(session, search=treesnake.StaticSearch(treesnake.OFF))
         plain = run_stream(stream(plain_session), is_shown=False)
         is_cancelled = plain.finish_reason is treesnake.FinishReason.CANCELLED

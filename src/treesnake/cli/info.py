@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
@@ -42,6 +43,7 @@ def info(
         bool,
         typer.Option("--check", help="Compare the logits of TARGET with transformers' own."),
     ] = False,
+    memory: options.Memory = None,
     as_json: options.Json = False,
 ) -> None:
     """Show this machine, what is installed, and how a model would run.
@@ -56,7 +58,11 @@ def info(
     if check and target is None:
         raise InvalidInputError("--check compares the logits of a model: name it as TARGET")
     comparison = None
-    facts: dict[str, Any] = {"machine": _machine(), "packages": _packages(), "caches": _caches()}
+    facts: dict[str, Any] = {
+        "machine": _machine(),
+        "packages": _packages(),
+        "caches": _caches(memory),
+    }
     if target is not None:
         load_options = LoadOptions(dtype, device, engine, trust_remote_code=trust_remote_code)
         with loading(target):
@@ -121,15 +127,18 @@ def _packages() -> dict[str, str]:
     return {package: found or "not installed" for package, found in versions.items()}
 
 
-def _caches() -> dict[str, str]:
+def _caches(memory: str | None) -> dict[str, str]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     from treesnake.loading.caches import find_caches
+    from treesnake.memory.memory_log import KeptMemories
 
     kept = {
         cache.name: f"{cache.num_bytes / 1e6:.1f} MB in {cache.folder or 'no folder'}"
         for cache in find_caches()
     }
+    if memory is not None and options.memory_named(memory):
+        kept["memory"] = KeptMemories(Path(memory).expanduser()).description
     return kept | {"models_of_the_hub": str(HF_HUB_CACHE)}
 
 

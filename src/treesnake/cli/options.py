@@ -105,3 +105,18 @@ Image = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER",
+        envvar="TREESNAKE_MEMORY",
+        help="Keep answers there, to draft from in later runs; off drafts from no earlier text.",
+    ),
+]
+
+NO_MEMORY = "off"
+
+
+def memory_named(name: str | None) -> bool | str:
+    """Returns what --memory stands for: nothing is one of this process, off is none."""
+    return True if name is None else False if name == NO_MEMORY else name

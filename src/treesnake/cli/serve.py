@@ -28,6 +28,7 @@ def serve(
     drafter: options.Drafter = "auto",
     captions: options.Captions = None,
     search: options.Search = "self-tuning",
+    memory: options.Memory = None,
     host: Annotated[
         str, typer.Option(metavar="HOST", help="Where to listen; 0.0.0.0 for other machines, too.")
     ] = "127.0.0.1",
@@ -79,6 +80,7 @@ def serve(
         search=search,
         captions=captions,
         threads=threads,
+        memory=memory,
     )
     name = served_model_name or PurePath(target).name or target
     limits = EngineLimits(max_num_seqs, max_queued, cache_bytes, max_model_len)

@@ -11,6 +11,7 @@ from rich.control import Control
 from rich.segment import ControlType
 
 from treesnake.arguments import as_num_threads
+from treesnake.cli.options import memory_named
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.loading.options import LoadOptions
 from treesnake.terminal import console
@@ -24,11 +25,19 @@ def open_decoder(
     search: str,
     captions: str | None,
     threads: int | None,
+    memory: str | None = None,
 ) -> SpeculativeDecoder:
     """Loads what a command needs; the options are checked before anything is loaded."""
     set_threads(threads)
     with loading(target):
-        return SpeculativeDecoder.load(target, drafter, options, search=search, captions=captions)
+        return SpeculativeDecoder.load(
+            target,
+            drafter,
+            options,
+            search=search,
+            captions=captions,
+            memory=memory_named(memory),
+        )
 
 
 def set_threads(threads: int | None) -> None:

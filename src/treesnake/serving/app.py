@@ -33,6 +33,7 @@ from treesnake.serving.answers import (
 )
 from treesnake.serving.engine import Engine
 from treesnake.serving.gate import (
+    API_KEY,
     KeyCheck,
     RequestName,
     check_images,
@@ -213,7 +214,7 @@ class Api:
     async def _answer(self, request: Request, asked: Asked) -> Response:
         asked_at = perf_counter()
         self._check_model(asked.model)
-        choices = await run_in_threadpool(self._begin, asked)
+        choices = await run_in_threadpool(self._begin, asked, request.scope[API_KEY])
         answer = Answer(asked, choices, self._served.model_name)
         if asked.stream:
             lines = self._stream(request, answer, asked_at)
@@ -221,7 +222,7 @@ class Api:
             return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
         return await self._whole(request, answer, asked_at)
 
-    def _begin(self, asked: Asked) -> list[Choice]:
+    def _begin(self, asked: Asked, user: str | None) -> list[Choice]:
         """Puts all texts of a request into the queue, or none of them."""
         prompts = [self._encode(prompt) for prompt in asked.prompts]
         if len(prompts) * asked.n > MOST_CHOICES:
@@ -231,7 +232,7 @@ class Api:
             for prompt in prompts:
                 echo = self._echo(asked, prompt)
                 for number in range(asked.n):
-                    ticket = self._submit(asked, prompt, number)
+                    ticket = self._submit(asked, prompt, number, user)
                     form = self._form(asked)
                     choices.append(Choice(len(choices), ticket, form, prompt, echo))
         except BaseException:
@@ -253,7 +254,7 @@ class Api:
     def _form(self, asked: Asked) -> ChatForm | TextForm:
         return (ChatForm if isinstance(asked, ChatRequest) else TextForm)(self._names)
 
-    def _submit(self, asked: Asked, prompt: Prompt, number: int) -> Ticket | None:
+    def _submit(self, asked: Asked, prompt: Prompt, number: int, user: str | None) -> Ticket | None:
         room = MOST_NEW_TOKENS if self._most_length is None else self._most_length - len(prompt)
         wanted = asked.most_tokens
         max_new_tokens = room if wanted is None else min(wanted, room)
@@ -267,6 +268,7 @@ class Api:
             min_new_tokens=max_new_tokens if asked.ignore_eos else asked.min_tokens,
             constraints=asked.constraints(self._engine.decoder, len(prompt)),
             logprobs=asked.num_top,
+            user=user,
         )
 
     def _echo(self, asked: Asked, prompt: Prompt) -> tuple[str, list[EchoedToken] | None] | None:

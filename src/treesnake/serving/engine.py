@@ -185,8 +185,12 @@ class Engine:
         constraints: Sequence[Constraint] = (),
         logprobs: int | None = None,
         min_new_tokens: int = 0,
+        user: str | None = None,
     ) -> Ticket:
         """Puts a text into the queue; the arguments are those of `SpeculativeDecoder.stream`.
+
+        Whose text it is, `user` tells: kept sessions and what was said are shared by texts of one
+        user only, since speed tells what others said. None is a user, too.
 
         Raises:
             QueueFullError: if too many wait, or the engine is closed.
@@ -198,7 +202,7 @@ class Engine:
         encoded = self.decoder.encode(prompt)
         most_tokens = self._room_behind(len(encoded), max_new_tokens)
         request = TextRequest(
-            encoded, params, most_tokens, stop, constraints, logprobs, min_new_tokens
+            encoded, params, most_tokens, stop, constraints, logprobs, min_new_tokens, user
         )
         ticket = Ticket(request, request.begin(self.decoder, self._checking))
         with self._changed:
@@ -266,14 +270,14 @@ class Engine:
     def _run(self, ticket: Ticket) -> Exception | None:
         """Generates a text; returns what went wrong, which is no matter to the other texts."""
         try:
-            session, num_cached = self._kept.take(ticket.prompt)
+            session, num_cached = self._kept.take(ticket.prompt, ticket.request.user)
             stream = ticket.request.begin(self.decoder, session)
             with self._gatherer.live():
                 ticket.run(stream, num_cached)
         except Exception as error:  # noqa: BLE001 - it belongs to whoever reads the text
             return error
         token_ids = ticket.generation.token_ids
-        self._kept.keep(session, (*ticket.prompt.key, *token_ids)[:-1])
+        self._kept.keep(session, (*ticket.prompt.key, *token_ids)[:-1], ticket.request.user)
         return None
 
 

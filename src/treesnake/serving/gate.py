@@ -25,6 +25,9 @@ RETRY_AFTER_S = 1
 OPEN_PATHS = ("/", "/health")
 """What needs no key: the page holds no secret, and asks for the key itself."""
 
+API_KEY = "treesnake.api_key"
+"""Where a request has the key with which it came in; None if it needed none."""
+
 LOG = logging.getLogger(__name__)
 
 
@@ -37,8 +40,9 @@ class KeyCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuses a request without a key, or passes it on."""
-        if scope["type"] != "http" or self._is_free(scope) or self._has_key(scope):
-            return await self._app(scope, receive, send)
+        key = self._key_of(scope)
+        if scope["type"] != "http" or self._is_free(scope) or key is not None:
+            return await self._app({**scope, API_KEY: key}, receive, send)
         response = told(
             RequestError("the API key is missing or wrong", status=401, code="invalid_api_key")
         )
@@ -48,9 +52,12 @@ class KeyCheck:
     def _is_free(self, scope: Scope) -> bool:
         return not self._keys or scope["method"] == "OPTIONS" or scope["path"] in OPEN_PATHS
 
-    def _has_key(self, scope: Scope) -> bool:
-        given = dict(scope["headers"]).get(b"authorization", b"").removeprefix(b"Bearer ").strip()
-        return any(hmac.compare_digest(given, key) for key in self._keys)
+    def _key_of(self, scope: Scope) -> str | None:
+        """Returns the key that a request has, if it is one of ours."""
+        given = dict(scope.get("headers", ())).get(b"authorization", b"")
+        given = given.removeprefix(b"Bearer ").strip()
+        found = [key for key in self._keys if hmac.compare_digest(given, key)]
+        return found[0].decode() if found else None
 
 
 class RequestName:

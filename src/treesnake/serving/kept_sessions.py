@@ -16,6 +16,7 @@ that is long and goes on otherwise soon is worth more where it is."""
 class _Kept:
     session: DecoderSession
     key: tuple[Key, ...]
+    user: str | None
     num_bytes: int
 
 
@@ -48,15 +49,17 @@ class KeptSessions:
         with self._lock:
             return sum(each.num_bytes for each in self._kept)
 
-    def take(self, prompt: Prompt) -> tuple[DecoderSession, int]:
-        """Returns the session that holds most of a prompt, or a new one.
+    def take(self, prompt: Prompt, user: str | None = None) -> tuple[DecoderSession, int]:
+        """Returns the session of a user that holds most of a prompt, or a new one.
 
         It is the caller's, who brings it back by `keep`. The number says how many tokens of the
         prompt it holds. One with recurrent layers goes on from a snapshot, so it may run some of
         them again where the texts part before its end.
         """
         with self._lock:
-            shared = {each: num_shared(each.key, prompt.key) for each in self._kept}
+            shared = {
+                each: num_shared(each.key, prompt.key) for each in self._kept if each.user == user
+            }
             fitting = [each for each, held in shared.items() if _serves(each, held)]
             if fitting:
                 best = max(fitting, key=shared.__getitem__)
@@ -64,18 +67,22 @@ class KeptSessions:
                 self.num_hits += 1
                 return best.session, min(shared[best], len(prompt) - 1)
             self.num_misses += 1
-        return self._decoder.new_session(), 0
+        memory = self._decoder.memory
+        if memory is None or user is None:
+            return self._decoder.new_session(), 0
+        return self._decoder.new_session(memory.of(user)), 0
 
-    def keep(self, session: DecoderSession, key: Sequence[Key]) -> None:
+    def keep(self, session: DecoderSession, key: Sequence[Key], user: str | None = None) -> None:
         """Keeps a session as the one used last, as far as the memory allows.
 
         Args:
             session: no text uses it any more.
             key: the text that it holds, place by place.
+            user: whose text it is.
         """
         num_bytes = getattr(session.target, "num_bytes", 0)
         with self._lock:
-            self._kept.append(_Kept(session, tuple(key), num_bytes))
+            self._kept.append(_Kept(session, tuple(key), user, num_bytes))
             while sum(each.num_bytes for each in self._kept) > self._max_bytes:
                 del self._kept[0]
 

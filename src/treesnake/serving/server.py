@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 
 from treesnake.decoder import DecoderSession, SpeculativeDecoder
 from treesnake.errors import InvalidInputError
+from treesnake.outcome import Generation
 from treesnake.search.static import StaticSearch
 from treesnake.serving.engine import Engine
 from treesnake.shape import OFF
@@ -70,8 +71,11 @@ def try_decoding(decoder: SpeculativeDecoder) -> float:
     Returns:
         The seconds of a step of plain decoding.
     """
-    decoder.generate(TRIED_PROMPT, max_new_tokens=NUM_TRIED_TOKENS)
-    session = decoder.new_session()
+
+    def generate(session: DecoderSession) -> Generation:
+        return decoder.generate(TRIED_PROMPT, max_new_tokens=NUM_TRIED_TOKENS, session=session)
+
+    generate(decoder.new_session(memory=False))
+    session = decoder.new_session(memory=False)
     plain = DecoderSession(session.target, session.drafter, StaticSearch(OFF))
-    generation = decoder.generate(TRIED_PROMPT, max_new_tokens=NUM_TRIED_TOKENS, session=plain)
-    return median(step.seconds.work_s for step in generation.steps)
+    return median(step.seconds.work_s for step in generate(plain).steps)

@@ -15,7 +15,7 @@ from treesnake.sampling import SamplingParams
 
 @dataclass(frozen=True, eq=False)
 class TextRequest:
-    """What one text shall be; see `SpeculativeDecoder.stream`."""
+    """What one text shall be, see `SpeculativeDecoder.stream`, and whose it is."""
 
     prompt: Prompt
     params: SamplingParams
@@ -24,6 +24,7 @@ class TextRequest:
     constraints: Sequence[Constraint] = ()
     logprobs: int | None = None
     min_new_tokens: int = 0
+    user: str | None = None
 
     def begin(self, decoder: SpeculativeDecoder, session: DecoderSession) -> TextStream:
         """Returns the text as a stream in a session; nothing runs yet.
