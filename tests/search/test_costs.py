@@ -49,13 +49,13 @@ def test_a_slope_that_is_wrong_is_put_right_where_steps_are() -> None:
     assert [curve.seconds(count) for count in TABLE] == pytest.approx(list(TABLE.values()), rel=0.1)
 
 
-def test_without_a_table_more_nodes_are_believed_to_cost_what_the_most_seen_cost() -> None:
+def test_without_a_table_seconds_rise_half_as_steeply_beyond_the_most_nodes_seen() -> None:
     curve = CostCurve()
     assert not curve.is_known
     curve.observe(1, 3.0)
     assert curve.seconds(64) == pytest.approx(3.0)
     curve.observe(8, 5.0)
-    assert curve.seconds(64) == pytest.approx(5.0)
+    assert curve.seconds(64) == pytest.approx(5.0 + 0.5 * (5.0 - 3.0) / 7 * (64 - 8))
     assert 3.0 < curve.seconds(4) < 5.0
     assert curve.largest_seen == 8
 

@@ -29,6 +29,10 @@ def doubtful(chance: random.Random) -> float:
     return chance.betavariate(0.6, 1.6)
 
 
+def now_and_then_sure(chance: random.Random) -> float:
+    return 0.98 if chance.random() < 0.5 else 0.1
+
+
 GOOD = [synthetic_trace(120, confident, truth=0.9, seed=seed) for seed in range(2)]
 POOR = [synthetic_trace(120, doubtful, truth=0.9, seed=seed) for seed in range(2)]
 USELESS = [synthetic_trace(120, confident, truth=0.0, seed=seed) for seed in range(2)] * 5
@@ -144,7 +148,8 @@ def test_large_trees_are_for_machines_on_which_nodes_are_free() -> None:
 
 
 def test_it_follows_the_drafters_confidence_where_there_is_any() -> None:
-    steps = steps_of(BIG_GPU, GOOD + POOR, BIG_GPU)
+    uneven = [synthetic_trace(480, now_and_then_sure, seed=seed) for seed in range(2)]
+    steps = steps_of(CPU, uneven, CPU)
     assert sum(isinstance(step.shape, Priced) for step in steps) > len(steps) / 2
 
 

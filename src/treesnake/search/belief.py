@@ -19,7 +19,8 @@ DISCOUNT = 0.99
 PRIOR_WEIGHT = 4.0
 """How many observations the prior counts for."""
 
-PRIOR_BY_RANK = tuple(0.6 * 0.3**rank for rank in range(NUM_RANKS))
+PRIOR_BY_RANK = (0.6, 0.45, 0.25, 0.2, 0.15, 0.1, 0.1, 0.1)
+"""How often the child of a rank is accepted, once those of lower ranks are rejected."""
 
 BINS_PER_OCTAVE = 2
 NUM_BINS = 17
@@ -28,11 +29,16 @@ BINS_PER_NAT = BINS_PER_OCTAVE / log(2)
 
 
 class RankBelief:
-    """How often the child of a rank is accepted, by depth, if its parent was."""
+    """How often the child of a rank is accepted, by depth, if its parent was.
+
+    What is counted is how often a child is accepted once its siblings of lower ranks are rejected.
+    So where the first child is nearly always accepted, little is left for a second, whether there
+    ever was one or not.
+    """
 
     def __init__(self) -> None:
         self._accepted = [[0.0] * NUM_RANKS for _ in range(NUM_DEPTHS)]
-        self._offered = [[0.0] * NUM_RANKS for _ in range(NUM_DEPTHS)]
+        self._reached = [[0.0] * NUM_RANKS for _ in range(NUM_DEPTHS)]
 
     def observe(self, tree: TokenTree, path: Sequence[int]) -> None:
         """Counts the children of the nodes on an accepted path; at most one is accepted."""
@@ -40,32 +46,28 @@ class RankBelief:
             children = tree.children[node]
             if not children or level >= NUM_DEPTHS:
                 return
-            accepted, offered = self._accepted[level], self._offered[level]
+            accepted, reached = self._accepted[level], self._reached[level]
+            is_taken = level + 1 < len(path)
+            last = children.index(path[level + 1]) if is_taken else len(children) - 1
             for rank in range(NUM_RANKS):
                 accepted[rank] *= DISCOUNT
-                offered[rank] *= DISCOUNT
-            for rank in range(min(len(children), NUM_RANKS)):
-                offered[rank] += 1
-            if level + 1 < len(path):
-                rank = children.index(path[level + 1])
-                if rank < NUM_RANKS:
-                    accepted[rank] += 1
+                reached[rank] = reached[rank] * DISCOUNT + (rank <= last)
+            if is_taken and last < NUM_RANKS:
+                accepted[last] += 1
 
     def table(self) -> list[list[float]]:
         """Returns the probabilities by depth, from that of the anchor's children, and by rank.
 
         The prior of a depth is the mean of all depths.
         """
-        prior = [PRIOR_WEIGHT * each for each in PRIOR_BY_RANK]
-        accepted_at_any, offered_at_any = (
+        accepted_at_any, reached_at_any = (
             [sum(rank) for rank in zip(*counts, strict=True)]
-            for counts in (self._accepted, self._offered)
+            for counts in (self._accepted, self._reached)
         )
-        pooled = _rates(accepted_at_any, offered_at_any, prior)
-        prior = [PRIOR_WEIGHT * each for each in pooled]
+        pooled = _rates(accepted_at_any, reached_at_any, PRIOR_BY_RANK)
         return [
-            _rates(accepted, offered, prior)
-            for accepted, offered in zip(self._accepted, self._offered, strict=True)
+            _one_of(_rates(accepted, reached, pooled))
+            for accepted, reached in zip(self._accepted, self._reached, strict=True)
         ]
 
 
@@ -129,11 +131,24 @@ class ConfidenceCurve:
 def _rates(
     accepted: Sequence[float], offered: Sequence[float], prior: Sequence[float]
 ) -> list[float]:
-    """Returns accepted of offered by rank; `prior` is what `PRIOR_WEIGHT` offers more accept."""
+    """Returns accepted of offered by rank; `prior` counts for `PRIOR_WEIGHT` offers more."""
     return [
-        (hits + more) / (tries + PRIOR_WEIGHT)
-        for hits, tries, more in zip(accepted, offered, prior, strict=True)
+        (hits + PRIOR_WEIGHT * before) / (tries + PRIOR_WEIGHT)
+        for hits, tries, before in zip(accepted, offered, prior, strict=True)
     ]
+
+
+def _one_of(rates: Sequence[float]) -> list[float]:
+    """Returns how often each of a row of candidates is the one that is taken.
+
+    Args:
+        rates: how often a candidate is taken, once those before it are not.
+    """
+    left, taken = 1.0, list[float]()
+    for rate in rates:
+        taken.append(left * rate)
+        left -= taken[-1]
+    return taken
 
 
 def _bin(prob: float) -> int:

@@ -77,8 +77,8 @@ class CostCurve:
     It begins with a table, or with the hope that all counts cost the same. Each observation moves
     the factors by which the curve differs from the table at the counts around it. A count that was
     never seen takes a factor between those of its seen neighbours. So one observation puts right a
-    table that is wrong everywhere. Without a table, a count beyond the largest one seen is believed
-    to cost no more, until it is tried.
+    table that is wrong everywhere. Without a table, seconds beyond the largest count seen are
+    believed to rise half as steeply as up to there: hopeful enough to be tried.
 
     Args:
         table: seconds for some counts; it may be empty.
@@ -162,7 +162,18 @@ class CostCurve:
             factor = factors[below] + share * (factors[above] - factors[below])
             slowest = max(slowest, seconds * factor)
             curve.append(slowest)
+        if not self.table:
+            self._go_on(curve)
         return curve
+
+    def _go_on(self, curve: list[float]) -> None:
+        """Lets the seconds rise beyond the largest count seen, half as steeply as up to there."""
+        if len(self._seen) < 2:
+            return
+        first, last = self._seen[0], self._seen[-1]
+        slope = 0.5 * (curve[last] - curve[first]) / (KNOTS[last] - KNOTS[first])
+        for knot in range(last + 1, len(KNOTS)):
+            curve[knot] = curve[last] + slope * (KNOTS[knot] - KNOTS[last])
 
 
 class LearnedCosts:
