@@ -21,9 +21,14 @@ from pathlib import Path
 
 import numpy as np
 from frame import Result, print_table, run
-from tabed import DRAFTED, MEASURED_TASKS, RecordedPair, Text, expected_probs
-
-from treesnake.drafters.weight_rules import WEIGHT_RULES, Evidence
+from tabed import (
+    DRAFTED,
+    MEASURED_TASKS,
+    RecordedPair,
+    ReplayedMixture,
+    Text,
+    expected_probs,
+)
 
 DEPENDS = 0.5
 """The total variation from which on a token depends on the pictures."""
@@ -59,7 +64,7 @@ class Counts:
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--pairs", type=Path, required=True, help="folder of target-N, drafter-N")
     parser.add_argument("--prompts", type=int, default=16, help="of each task")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
 
 
 def measure(arguments: Namespace) -> Result:
@@ -95,20 +100,16 @@ def _replayed(
     text: Text, ensemble: str, depends: Sequence[bool], skips: bool, counts: Counts
 ) -> Counts:
     """Adds the steps in which a text is emitted greedily."""
-    rule = WEIGHT_RULES["em"]()
-    draft = np.stack([text.draft_probs[name] for name in ensemble])
-    weighing, start = rule.start(len(ensemble)), 0
+    mixture, start = ReplayedMixture(text, ensemble, "em", is_greedy=True), 0
     while start < len(text.tokens):
         is_drafted = not (skips and depends[start])
         end = min(start + DRAFTED, len(text.tokens)) if is_drafted else start
-        mixture = np.tensordot(weighing.weights, draft[:, start:end], 1)
+        expected = mixture.expects(start, end)
         index = start
-        while index < end and mixture[index - start].argmax() == text.tokens[index]:
+        while index < end and expected[index - start].argmax() == text.tokens[index]:
             index += 1
         if is_drafted:
-            looked = slice(start, min(index + 1, end))
-            evidence = Evidence(draft[:, looked], text.target_probs[looked])
-            weighing = rule.update(weighing, evidence)
+            mixture.learns(start, min(index + 1, end))
         num_tokens = min(index + 1, len(text.tokens)) - start
         counts = counts.and_step(bool(depends[start]), num_tokens, is_drafted)
         start = index + 1

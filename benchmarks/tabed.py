@@ -1,7 +1,7 @@
 """Which streams predict the target best, and does a mixture of them do as well everywhere?
 
     python recipes/shapeworld/train.py runs/shapeworld
-    python benchmarks/tabed.py --pairs runs/shapeworld --prompts 32 --seeds 0 1 --run 2 \
+    python benchmarks/tabed.py --pairs runs/shapeworld --prompts 64 --seeds 0 1 \
         --threads 1 --output results/tabed.json
 
 Texts of the target are recorded with what each stream of the drafter expected at every token. Then
@@ -9,14 +9,15 @@ every ensemble and every rule of weights is replayed over them. That is exact fo
 whose text no draft changes: a token is accepted if it is among the best of the mixture. When
 sampling, a token y of the target's text was accepted with probability min(1, q(y) / p(y)), which is
 drawn. Streams: M sees the pictures, T a line break for each, C a caption of colors and shapes, P
-features pooled to a quarter.
-
-The drafters themselves run, too, on some of the prompts: their tokens a step, and seconds.
+features pooled to a quarter. Streams of little weight are left out as in the drafter, but for
+their price: no clock has a say.
 """
 
 import copy
+import multiprocessing
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,11 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 from frame import Result, print_table, run
-from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from treesnake import SpeculativeDecoder
+from treesnake.drafters.mixture import LEAST_WEIGHT, RETRY_STEPS, TRIAL_STEPS
 from treesnake.drafters.weight_rules import WEIGHT_RULES, Evidence, FixedWeights
 from treesnake.evaluation.shapeworld.dialogues import TASKS, Dialogue, caption
 from treesnake.evaluation.shapeworld.scenes import draw
@@ -42,16 +42,7 @@ FIRST_SEED = 10_000
 """Dialogues of the benchmark begin with this seed, those of training with 0, 1 and 2."""
 
 MEASURED_TASKS = [name for name in TASKS if name != "bare_story"]
-METHODS = (
-    ("off", ":M", "off"),
-    ("M", ":M", f"chain({DRAFTED})"),
-    ("T", ":T", f"chain({DRAFTED})"),
-    ("MT uniform", ":MT:uniform", f"chain({DRAFTED})"),
-    ("MT em", ":MT:em", f"chain({DRAFTED})"),
-    ("MT em, self-tuning", ":MT:em", "self-tuning"),
-)
-"""What runs: its name, how the drafter's name ends, the search."""
-
+MODES = ("greedy", "sampling")
 STREAMS = ("M", "T", "C", "P")
 ENSEMBLES = ("MT", "MTC", "MTP", "MTCP")
 TREE_ENSEMBLES = ("MT", "MTCP")
@@ -61,7 +52,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--pairs", type=Path, required=True, help="folder of target-N, drafter-N")
     parser.add_argument("--prompts", type=int, default=64, help="of each task")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--run", type=int, default=3, help="prompts of each task that are run")
 
 
 @dataclass(frozen=True)
@@ -82,51 +72,34 @@ class Prompts:
 
 
 def measure(arguments: Namespace) -> Result:
-    measured = {}
-    for seed in arguments.seeds:
-        pair = RecordedPair(arguments.pairs, seed)
-        for task in MEASURED_TASKS:
-            prompts, is_right = pair.prompts(task, arguments.prompts)
-            for mode in ("greedy", "sampling"):
-                texts = list(pair.texts(prompts, mode))
-                entry = {"tokens": sum(len(each.tokens) for each in texts)}
-                if mode == "greedy":
-                    entry["right"] = sum(map(is_right, range(len(texts)), texts))
-                counts = {
-                    **_chains(texts, mode, seed),
-                    **(_trees(texts) if mode == "greedy" else {}),
-                }
-                measured.setdefault(mode, {}).setdefault(task, []).append(entry | {"steps": counts})
-            print(f"seed {seed}: {task}", flush=True)
-    run_here = _run(arguments.pairs, arguments.seeds[0], arguments.run)
+    """Measures each seed in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=context) as pool:
+        measure_seed = partial(_measure_seed, arguments.pairs, arguments.prompts)
+        parts = list(pool.map(measure_seed, arguments.seeds))
     facts = {"prompts": arguments.prompts, "seeds": arguments.seeds, "drafted": DRAFTED}
-    return {**facts, **measured, "run": {"prompts": arguments.run, "methods": run_here}}
-
-
-def _run(folder: Path, seed: int, number: int) -> Result:
-    """Returns tokens, steps and seconds of drafters that run, prompt by prompt in turn."""
-    target, drafter = str(folder / f"target-{seed}"), str(folder / f"drafter-{seed}")
-    decoders = {
-        name: SpeculativeDecoder.from_pretrained(
-            target, drafter + ending, search=search, memory=False
-        )
-        for name, ending, search in METHODS
+    tasks = {
+        mode: {task: [part[mode][task] for part in parts] for task in MEASURED_TASKS}
+        for mode in MODES
     }
-    counted = {name: {"tokens": 0, "steps": 0, "seconds": 0.0} for name in decoders}
+    return {**facts, **tasks}
+
+
+def _measure_seed(folder: Path, number: int, seed: int) -> Result:
+    torch.set_num_threads(1)
+    pair = RecordedPair(folder, seed)
+    measured: Result = {mode: {} for mode in MODES}
     for task in MEASURED_TASKS:
-        for index in range(-1, number):  # the first one makes room and is not counted
-            dialogue = TASKS[task](Random(FIRST_SEED + max(index, 0)))
-            rng = Random(FIRST_SEED + max(index, 0))
-            pictures = [Image.fromarray(draw(scene, rng)) for scene in dialogue.scenes]
-            for name, decoder in decoders.items():
-                made = decoder.generate(
-                    _messages(dialogue, pictures), max_new_tokens=MAX_NEW_TOKENS
-                )
-                if index >= 0:
-                    counted[name]["tokens"] += len(made.token_ids)
-                    counted[name]["steps"] += len(made.steps)
-                    counted[name]["seconds"] += sum(step.seconds.total_s for step in made.steps)
-    return counted
+        prompts, is_right = pair.prompts(task, number)
+        for mode in MODES:
+            texts = list(pair.texts(prompts, mode))
+            entry = {"tokens": sum(len(each.tokens) for each in texts)}
+            if mode == "greedy":
+                entry["right"] = sum(map(is_right, range(len(texts)), texts))
+            steps = {**_chains(texts, mode, seed), **(_trees(texts) if mode == "greedy" else {})}
+            measured[mode][task] = entry | {"steps": steps}
+        print(f"seed {seed}: {task}", flush=True)
+    return measured
 
 
 class RecordedPair:
@@ -270,8 +243,12 @@ def _chains(texts: Sequence[Text], mode: str, seed: int) -> dict[str, int]:
     rng = np.random.default_rng(seed)
     counts = {}
     for ensemble, rule in _policies(ENSEMBLES, tuple(WEIGHT_RULES)):
-        accepts = partial(_is_accepted, width=1) if mode == "greedy" else partial(_is_drawn, rng)
-        counts[_name(ensemble, rule)] = sum(_steps(each, ensemble, rule, accepts) for each in texts)
+        is_greedy = mode == "greedy"
+        accepts = partial(_is_accepted, width=1) if is_greedy else partial(_is_drawn, rng)
+        counts[_name(ensemble, rule)] = sum(
+            _steps(ReplayedMixture(each, ensemble, rule, is_greedy=is_greedy), accepts)
+            for each in texts
+        )
     return counts
 
 
@@ -279,7 +256,11 @@ def _trees(texts: Sequence[Text]) -> dict[str, int]:
     """Returns the number of steps with full trees."""
     return {
         f"{_name(ensemble, rule)}, width {width}": sum(
-            _steps(each, ensemble, rule, partial(_is_accepted, width=width)) for each in texts
+            _steps(
+                ReplayedMixture(each, ensemble, rule, is_greedy=True),
+                partial(_is_accepted, width=width),
+            )
+            for each in texts
         )
         for width in WIDTHS
         for ensemble, rule in _policies(TREE_ENSEMBLES, ("uniform", "em"))
@@ -295,6 +276,52 @@ def _name(ensemble: str, rule: str) -> str:
     return ensemble if len(ensemble) == 1 else f"{ensemble} {rule}"
 
 
+class ReplayedMixture:
+    """The weights of a mixture over a text of the target, as those of `MixtureDrafter` move.
+
+    Args:
+        text: the text.
+        ensemble: the letters of its streams.
+        rule: what moves the weights, by name.
+        is_greedy: whether the target is decoded greedily, and says its best token alone.
+    """
+
+    def __init__(self, text: Text, ensemble: str, rule: str, *, is_greedy: bool) -> None:
+        self.text = text
+        self._draft = np.stack([text.draft_probs[name] for name in ensemble])
+        self._rule = WEIGHT_RULES[rule]()
+        self._weighing = self._rule.start(len(ensemble))
+        self._is_greedy = is_greedy
+        self._num_steps = 0
+
+    def expects(self, start: int, end: int) -> np.ndarray:
+        """Returns what the mixture expects at some positions."""
+        return np.tensordot(self._shares, self._draft[:, start:end], 1)
+
+    def learns(self, start: int, end: int) -> None:
+        """Moves the weights by what the target said at the positions of a step."""
+        if isinstance(self._rule, FixedWeights):
+            return
+        said = self.text.target_probs[start:end]
+        if self._is_greedy:
+            said = np.eye(said.shape[-1], dtype=np.float32)[said.argmax(-1)]
+        draft = self._draft[:, start:end].copy()
+        draft[self._shares == 0] = self.expects(start, end)
+        is_left_out = (self._shares == 0).any()
+        self._weighing = self._rule.update(self._weighing, Evidence(draft, said))
+        self._num_steps += 1
+        if is_left_out and self._num_steps >= RETRY_STEPS:
+            self._num_steps = 0
+
+    @property
+    def _shares(self) -> np.ndarray:
+        """The weights of the streams that run, and 0 for those left out."""
+        shares = self._weighing.weights.astype(np.float32)
+        if self._num_steps >= TRIAL_STEPS:
+            shares[shares < LEAST_WEIGHT] = 0
+        return shares / shares.sum()
+
+
 def _is_accepted(mixture: np.ndarray, _: np.ndarray, token: int, width: int) -> bool:
     return int((mixture > mixture[token]).sum()) < width
 
@@ -305,23 +332,18 @@ def _is_drawn(
     return bool(rng.random() * target[token] < mixture[token])
 
 
-def _steps(text: Text, ensemble: str, rule_name: str, accepts: Any) -> int:
+def _steps(mixture: ReplayedMixture, accepts: Any) -> int:
     """Returns in how many steps a text is emitted."""
-    rule = WEIGHT_RULES[rule_name]()
-    draft = np.stack([text.draft_probs[name] for name in ensemble])
-    weighing, start, steps = rule.start(len(ensemble)), 0, 0
+    text, start, steps = mixture.text, 0, 0
     while start < len(text.tokens):
         end = min(start + DRAFTED, len(text.tokens))
-        mixture = np.tensordot(weighing.weights, draft[:, start:end], 1)
+        expected = mixture.expects(start, end)
         index = start
         while index < end and accepts(
-            mixture[index - start], text.target_probs[index], text.tokens[index]
+            expected[index - start], text.target_probs[index], text.tokens[index]
         ):
             index += 1
-        looked = slice(start, min(index + 1, end))  # those accepted, and the first that was not
-        if not isinstance(rule, FixedWeights):
-            evidence = Evidence(draft[:, looked], text.target_probs[looked])
-            weighing = rule.update(weighing, evidence)
+        mixture.learns(start, min(index + 1, end))  # those accepted, and the first that was not
         start, steps = index + 1, steps + 1
     return steps
 

@@ -41,11 +41,11 @@ from treesnake.threads import on_one_thread
 LEAST_WEIGHT = 0.05
 """A stream that counts for less is left out, whatever it takes."""
 
-RETRY_STEPS = 64
-"""After so many steps with streams left out, all weights begin anew."""
+RETRY_STEPS = 16
+"""After so many steps with streams left out, all run again."""
 
 TRIAL_STEPS = 4
-"""For so many steps after each beginning, no stream is left out."""
+"""For so many steps no stream is left out then, and at the beginning."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class MixtureDrafterModel:
         streams: one or more, with names that differ.
         rule: how much each stream counts; the first step of a text has the rule's first weights.
             None is `ExpectationMaximization` for greedy texts, and `OverlapGrid` for samples.
-        least_weight: a stream that counts for less is left out, until all begin anew.
+        least_weight: a stream that counts for less is left out, until all run again.
         clock: tells the seconds that drafting takes; None leaves no stream out for its price.
 
     Raises:
@@ -199,10 +199,10 @@ class MixtureDrafter:
         self._mixing = self._grown = None
 
     def _count_step(self, members: Members) -> None:
-        """Lets all weights begin anew, if streams were left out for long enough."""
+        """Lets all streams run again, if some were left out for long enough."""
         self._num_steps += 1
         if self._num_steps >= RETRY_STEPS and len(members) < len(self._readable):
-            self._begin_weights(self._rule)
+            self._num_steps = 0
 
     def _begin_weights(self, rule: WeightRule) -> None:
         self._rule = rule
