@@ -58,8 +58,9 @@ def test_help_and_version_wait_for_no_model_library() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_list_of_commands_says_what_each_help_begins_with(command: str) -> None:
-    module = __import__(f"treesnake.cli.{command}", fromlist=[command])
-    assert (getdoc(getattr(module, command)) or "").splitlines()[0] == COMMANDS[command]
+    name = command.replace("-", "_")
+    module = __import__(f"treesnake.cli.{name}", fromlist=[name])
+    assert (getdoc(getattr(module, name)) or "").splitlines()[0] == COMMANDS[command]
 
 
 def test_a_command_of_another_name_is_refused_with_those_that_are_near() -> None:

@@ -12,6 +12,7 @@ from treesnake.drafters.window import WindowedDrafter, first_seen
 from treesnake.errors import InvalidInputError
 from treesnake.generate import generate
 from treesnake.models.hf_attention import HfAttention
+from treesnake.models.hf_passes import CACHE_ARGUMENTS
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_layers import restrict_output
@@ -53,10 +54,12 @@ def continued(
 def rows_seen(model: Any) -> list[int]:
     """Notes how many rows the cache has before each forward pass of a transformers model."""
     rows: list[int] = []
-    model.register_forward_pre_hook(
-        lambda module, arguments, options: rows.append(options["past_key_values"].get_seq_length()),
-        with_kwargs=True,
-    )
+
+    def note(module: Any, arguments: Any, options: Any) -> None:
+        cache = next(options[name] for name in CACHE_ARGUMENTS if name in options)
+        rows.append(cache.get_seq_length())
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
     return rows
 
 

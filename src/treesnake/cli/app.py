@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": "Answer a prompt and say how fast.",
     "chat": "Hold a conversation.",
     "serve": "Serve a model to clients of OpenAI's API.",
+    "export-folder": "Write a model folder that transformers decodes speculatively.",
     "info": "Show this machine, what is installed, and how a model would run.",
     "cache": "Show or clear what is kept between runs.",
     "memory": "Show or clear what a folder keeps of earlier answers.",
@@ -66,7 +67,8 @@ class _Commands(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         command = typer.Typer(**_SETTINGS)
-        command.command()(getattr(import_module(f"treesnake.cli.{cmd_name}"), cmd_name))
+        function = cmd_name.replace("-", "_")
+        command.command()(getattr(import_module(f"treesnake.cli.{function}"), function))
         return get_command(command)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

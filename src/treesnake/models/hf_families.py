@@ -38,6 +38,9 @@ LOCALITIES = {
 ROWLESS = "dummy"
 """A layer without attention, or one that looks at the rows of another layer."""
 
+WITHOUT_ATTENTION = ("moe", "mlp")
+"""How transformers before 5.23 calls a layer that has none."""
+
 RECURRENT = ("linear_attention", "conv", "hybrid", "hybrid_sliding")
 """Kinds of layers that keep a recurrent state."""
 
@@ -76,15 +79,26 @@ class AttentionLayout:
     spans: Mapping[str, Span]
 
 
+def layer_kinds(config: PreTrainedConfig) -> list[tuple[str, Mapping[str, Any]]]:
+    """Returns the kind of each layer that a cache has, with the options of its part of the cache.
+
+    Transformers before 5.23 has no layers in a cache for the last ones of a model, if those look at
+    the rows of others.
+    """
+    kinds, options = get_layer_types_and_kwargs(config)
+    named = (ROWLESS if kind in WITHOUT_ATTENTION else kind for kind in kinds)
+    return list(zip(named, options, strict=True))
+
+
 def read_layout(config: PreTrainedConfig) -> AttentionLayout:
     """Returns the layout of a decoder, from what transformers would make its cache of.
 
     Raises:
         UnsupportedModelError: if a layer keeps anything but keys and values for each token.
     """
-    kinds, options = get_layer_types_and_kwargs(config)
+    layers = layer_kinds(config)
     spans: dict[str, Span] = {}
-    for index, (kind, option) in enumerate(zip(kinds, options, strict=True)):
+    for index, (kind, option) in enumerate(layers):
         if kind == ROWLESS:
             continue
         if kind not in LOCALITIES:
@@ -95,7 +109,7 @@ def read_layout(config: PreTrainedConfig) -> AttentionLayout:
                 f'layers of {config.model_type} that are all called "{kind}" look back '
                 f"{spans[kind].size} positions and {span.size}; one mask cannot say both"
             )
-    return AttentionLayout(tuple(kind != ROWLESS for kind in kinds), spans)
+    return AttentionLayout(tuple(kind != ROWLESS for kind, _ in layers), spans)
 
 
 class LimitedContext(int):

@@ -15,7 +15,7 @@ import torch
 import transformers
 from jaxtyping import Float
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from treesnake.errors import BrokenModelError
 from treesnake.models import hf_dispatch
@@ -32,6 +32,7 @@ from treesnake.models.tree_network import Part, check_tokens, own_states
 from treesnake.prompt import Prompt, PromptInput
 from treesnake.states.grown_nodes import GrownNodes
 from treesnake.states.hybrid import HybridMemory
+from treesnake.states.rowless_layer import RowlessLayer
 from treesnake.states.shared_kv import SharedKvCache
 
 logger = logging.getLogger(__name__)
@@ -192,7 +193,7 @@ class HfHybrid:
 
     def _cache(self, rows: Cache) -> Cache:
         layers = [
-            layer for layer in rows.layers if isinstance(layer, (CacheLayerMixin, DummyLayer))
+            layer for layer in rows.layers if isinstance(layer, (CacheLayerMixin, RowlessLayer))
         ]
         return mixer_cache(layers, self.layout.num_convolutions)
 

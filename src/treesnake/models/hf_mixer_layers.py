@@ -9,16 +9,12 @@ from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor
-from transformers.cache_utils import (
-    Cache,
-    CacheLayerMixin,
-    DummyLayer,
-    LinearAttentionCacheLayerMixin,
-)
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from treesnake.models.hf_dispatch import running_pass
+from treesnake.states.rowless_layer import RowlessLayer
 
-RowsLayer = CacheLayerMixin | DummyLayer
+RowsLayer = CacheLayerMixin | RowlessLayer
 
 
 class MixerLayer(LinearAttentionCacheLayerMixin):
@@ -105,6 +101,6 @@ def mixer_cache(rows: Sequence[RowsLayer], num_convolutions: Sequence[int]) -> C
 def _layer(number: int, rows: RowsLayer, num_convolutions: int) -> RowsLayer | MixerLayer:
     if not num_convolutions:
         return rows
-    if isinstance(rows, DummyLayer):
+    if isinstance(rows, RowlessLayer):
         return MixerLayer(number, num_convolutions)
     return MixerAndRowsLayer(number, num_convolutions, rows)

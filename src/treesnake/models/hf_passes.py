@@ -39,8 +39,9 @@ MISFITS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a model raises that is given masks, positions or caches that it does not know, or whose
 config does not belong to it."""
 
-CACHE_ARGUMENTS = ("past_key_values", "cache_params")
-"""How models call their cache; a model without attention has another name for it."""
+CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
+"""How models call their cache: all from transformers 5.24 on, before that with attention and
+without."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class HfPasses:
         self._spans = spans
         self._unmasked = unmasked
         named = (name for name in CACHE_ARGUMENTS if name in arguments)
-        self._cache_argument = next(named, CACHE_ARGUMENTS[0])
+        self._cache_argument = next(named, "past_key_values")
         self._takes_positions = "position_ids" in arguments
         self._can_skip_logits = "logits_to_keep" in arguments
 

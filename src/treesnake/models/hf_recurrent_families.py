@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
-from transformers.cache_utils import get_layer_types_and_kwargs
 
 from treesnake.errors import UnsupportedModelError
-from treesnake.models.hf_families import LOCALITIES, RECURRENT, ROWLESS
+from treesnake.models.hf_families import LOCALITIES, RECURRENT, ROWLESS, layer_kinds
 from treesnake.models.hf_masks import Locality, Span
 
 # fmt: off
@@ -42,8 +41,7 @@ class HybridLayout:
 
 def has_recurrent_layers(config: PreTrainedConfig) -> bool:
     """Tells whether a decoder says of itself that it keeps a recurrent state that is known here."""
-    kinds, _ = get_layer_types_and_kwargs(config)
-    return any(kind in RECURRENT for kind in kinds)
+    return any(kind in RECURRENT for kind, _ in layer_kinds(config))
 
 
 def read_hybrid_layout(config: PreTrainedConfig) -> HybridLayout:
@@ -52,11 +50,11 @@ def read_hybrid_layout(config: PreTrainedConfig) -> HybridLayout:
     Raises:
         UnsupportedModelError: if a layer keeps anything but rows and recurrent states.
     """
-    kinds, options = get_layer_types_and_kwargs(config)
+    layers = layer_kinds(config)
     spans: dict[str, Span] = {}
     has_rows: list[bool] = []
     num_convolutions: list[int] = []
-    for index, (kind, option) in enumerate(zip(kinds, options, strict=True)):
+    for index, (kind, option) in enumerate(layers):
         attention = ATTENTION_OF.get(kind, kind)
         if kind != ROWLESS and kind not in RECURRENT and kind not in LOCALITIES:
             raise UnsupportedModelError(
@@ -73,5 +71,5 @@ def read_hybrid_layout(config: PreTrainedConfig) -> HybridLayout:
                     f'layers of {config.model_type} that are all called "{attention}" look back '
                     "by different numbers of positions; one mask cannot say both"
                 )
-    recurrent_kinds = tuple({kind for kind in kinds if kind in RECURRENT})
+    recurrent_kinds = tuple({kind for kind, _ in layers if kind in RECURRENT})
     return HybridLayout(tuple(has_rows), tuple(num_convolutions), spans, recurrent_kinds)

@@ -252,15 +252,16 @@ def gathered(pair: PairModel, gatherer: Gatherer) -> PairModel:
     if not isinstance(pair, Pair) or not isinstance(pair.target, NetworkTargetModel):
         return pair
     target = NetworkTargetModel(GatheredNetwork(pair.target.network, gatherer, TARGET))
-    return Pair(target, _gathered_drafter(pair.drafter, gatherer))
+    return Pair(target, gathered_drafter(pair.drafter, gatherer))
 
 
-def _gathered_drafter(drafter: DrafterModel, gatherer: Gatherer) -> DrafterModel:
+def gathered_drafter(drafter: DrafterModel, gatherer: Gatherer) -> DrafterModel:
+    """Returns a drafter whose networks share passes; one of another kind is returned as it is."""
     if isinstance(drafter, NetworkDrafterModel):
         network = GatheredNetwork(drafter.network, gatherer, DRAFTER)
         return replace(drafter, network=network)
     if isinstance(drafter, CompositeDrafterModel):
         return CompositeDrafterModel(
-            _gathered_drafter(drafter.first, gatherer), _gathered_drafter(drafter.second, gatherer)
+            gathered_drafter(drafter.first, gatherer), gathered_drafter(drafter.second, gatherer)
         )
     return drafter

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from treesnake.states.rowless_layer import RowlessLayer
 
 ROWS_PER_BLOCK = 256
 """Storage grows to a multiple of this many rows."""
@@ -175,7 +177,7 @@ class KvCache(Cache):
     """
 
     def __init__(self, has_rows: Sequence[bool]) -> None:
-        super().__init__(layers=[KvLayer() if has else DummyLayer() for has in has_rows])
+        super().__init__(layers=[KvLayer() if has else RowlessLayer() for has in has_rows])
 
     def keep(self, num_rows: int, path: Sequence[int] = ()) -> None:
         """Drops all rows but the first `num_rows` and, counted from there on, those of `path`.

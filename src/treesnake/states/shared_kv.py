@@ -17,9 +17,10 @@ from functools import cached_property
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from treesnake.states.kv import KvBlock, KvCache, KvLayer
+from treesnake.states.rowless_layer import RowlessLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +144,7 @@ class SharedKvCache(Cache):
         super().__init__(layers=[_shared(layers, new_rows) for layers in layers_of_texts])
 
 
-def _shared(layers: Sequence[object], new_rows: NewRows) -> SharedKvLayer | DummyLayer:
+def _shared(layers: Sequence[object], new_rows: NewRows) -> SharedKvLayer | RowlessLayer:
     """Returns one layer of several texts, which all keep rows there or none does."""
     texts = [layer for layer in layers if isinstance(layer, KvLayer)]
-    return SharedKvLayer(texts, new_rows) if texts else DummyLayer()
+    return SharedKvLayer(texts, new_rows) if texts else RowlessLayer()

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from treesnake.models.hf_passes import CACHE_ARGUMENTS
+
 _LINEAR: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention", "linear_attention"]
 }
@@ -110,8 +112,7 @@ class Stepping:
         arguments = inspect.signature(model.forward).parameters
         self._model = model
         self._takes_positions = "position_ids" in arguments
-        is_named = "past_key_values" in arguments
-        self._cache_argument = "past_key_values" if is_named else "cache_params"
+        self._cache_argument = next(name for name in CACHE_ARGUMENTS if name in arguments)
 
     def logits(self, token_ids: Sequence[int]) -> Float[Tensor, "tokens vocab"]:
         """Returns the logits after each token of a text."""

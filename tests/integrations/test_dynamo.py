@@ -1,0 +1,174 @@
+"""The worker for NVIDIA Dynamo, by the contract of ai-dynamo 1.6."""
+
+import asyncio
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from treesnake import SamplingParams, SpeculativeDecoder
+from treesnake.errors import InvalidInputError
+from treesnake.integrations.dynamo_requests import end_token_ids, num_before_end, submit
+from treesnake.serving.engine import Engine
+from treesnake.testing.tokenizers import byte_level
+from treesnake.testing.wide_matrices import with_wide_matrices
+
+MODULE = "treesnake.integrations.dynamo"
+PROMPT = [5, 9, 200, 17]
+
+
+class InvalidArgument(Exception):  # noqa: N818 - Dynamo's own name
+    """As in Dynamo."""
+
+
+class Context:
+    """As in Dynamo: says when a client is gone."""
+
+    def __init__(self) -> None:
+        self.stopped = asyncio.Event()
+
+    async def async_killed_or_stopped(self) -> None:
+        await self.stopped.wait()
+
+
+@pytest.fixture
+def dynamo(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Our module over a Dynamo that notes what it is told."""
+    pytest.importorskip("starlette", reason="the extra serve is not installed")
+    contents: dict[str, dict[str, Any]] = {
+        "dynamo": {},
+        "dynamo.common": {},
+        "dynamo.common.backend": {},
+        "dynamo.common.backend.engine": {
+            "EngineConfig": SimpleNamespace,
+            "LLMEngine": object,
+            "LlmRegistration": SimpleNamespace,
+        },
+        "dynamo.common.backend.publisher": {"ComponentSnapshot": SimpleNamespace},
+        "dynamo.common.backend.run": {"run": None},
+        "dynamo.common.backend.worker": {"WorkerConfig": SimpleNamespace},
+        "dynamo.common.utils": {},
+        "dynamo.common.utils.token_ids": {"normalize_request_token_ids": lambda request: request},
+        "dynamo.llm": {},
+        "dynamo.llm.exceptions": {"InvalidArgument": InvalidArgument},
+    }
+    for name, values in contents.items():
+        module = ModuleType(name)
+        vars(module).update(values)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
+    yield importlib.import_module(MODULE)
+    sys.modules.pop(MODULE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("target")
+    tokenizer = byte_level()
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=96,
+        eos_token_id=None,
+    )
+    with_wide_matrices(LlamaForCausalLM(config)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decoder(folder: Path) -> SpeculativeDecoder:
+    return SpeculativeDecoder.from_pretrained(str(folder), "prompt-lookup")
+
+
+def request(**stop_conditions: Any) -> dict[str, Any]:
+    """As Dynamo's frontend sends it: all keys are there, most of them are None."""
+    return {
+        "token_ids": list(PROMPT),
+        "stop_conditions": {"max_tokens": 9, "min_tokens": None, "stop": None} | stop_conditions,
+        "sampling_options": {"temperature": 0.0, "top_k": -1, "seed": None, "n": 1},
+        "output_options": {"logprobs": None},
+    }
+
+
+async def chunks_of(engine: Any, asked: dict[str, Any], context: Any = None) -> list[Any]:
+    return [chunk async for chunk in engine.generate(asked, context or Context())]
+
+
+def tokens_of(chunks: list[Any]) -> list[int]:
+    return [token for chunk in chunks for token in chunk["token_ids"]]
+
+
+def test_a_worker_starts_answers_is_cancelled_and_ends(
+    dynamo: Any, folder: Path, decoder: SpeculativeDecoder
+) -> None:
+    whole = decoder.generate(PROMPT, max_new_tokens=9, min_new_tokens=9)
+    expected = list(whole.token_ids)
+
+    async def live() -> None:
+        arguments = ["--model", str(folder), "--drafter", "prompt-lookup"]
+        engine, told = await dynamo.TreesnakeEngine.from_args(arguments)
+        assert told.served_model_name == folder.name
+        published: list[Any] = []
+        engine.attach_snapshot_publisher(
+            SimpleNamespace(publish=lambda rank, load: published.append((rank, load)))
+        )
+        started = await engine.start(1)
+        assert started.model == str(folder)
+        assert started.llm.context_length == 96
+        *chunks, last = await chunks_of(engine, request(ignore_eos=True))
+        assert tokens_of(chunks) == expected
+        assert last["finish_reason"] == "length"
+        assert last["completion_usage"] == {
+            "prompt_tokens": 4, "completion_tokens": 9, "total_tokens": 13,
+        }  # fmt: skip
+        assert published[0][0] == engine.component_metrics_dp_ranks()[0]
+
+        *chunks, last = await chunks_of(
+            engine, request(ignore_eos=True, stop_token_ids=[expected[3]])
+        )
+        ended = expected[: expected.index(expected[3]) + 1]
+        assert tokens_of(chunks) == ended
+        assert last["finish_reason"] == "stop"
+
+        gone = Context()
+        gone.stopped.set()
+        *_, last = await chunks_of(engine, request(max_tokens=80, ignore_eos=True), gone)
+        assert last["finish_reason"] in ("cancelled", "length")
+        with pytest.raises(InvalidArgument, match="leave out n"):
+            await chunks_of(engine, request() | {"sampling_options": {"n": 2}})
+        await engine.cleanup()
+        await engine.cleanup()
+
+    asyncio.run(live())
+
+
+def test_sampling_and_forms_are_the_decoders(decoder: SpeculativeDecoder) -> None:
+    engine = Engine(decoder)
+    try:
+        sampling = {"temperature": 0.5, "top_p": 0.9, "seed": 3, "repetition_penalty": 1.5}
+        asked = request() | {"sampling_options": sampling, "output_options": {"logprobs": 2}}
+        ticket = submit(engine, asked)
+        assert ticket.request.params == SamplingParams(0.5, None, 0.9, 0.0, 3)
+        assert len(ticket.request.constraints) == 1
+        assert ticket.request.logprobs == 2
+        form = {"guided_decoding": {"json": {}, "regex": "a"}}
+        with pytest.raises(InvalidInputError, match="give one of json, regex, grammar"):
+            submit(engine, request() | {"sampling_options": form})
+    finally:
+        engine.close(finish_s=0)
+
+
+def test_a_text_ends_with_its_end_token() -> None:
+    assert end_token_ids(request(stop_token_ids=[3], stop_token_ids_hidden=[4])) == {3, 4}
+    assert num_before_end([1, 3, 2], {3, 4}) == (2, True)
+    assert num_before_end([1, 2], {3, 4}) == (2, False)
