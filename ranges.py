@@ -25,7 +25,7 @@ TESTS = (
     "tests/kernels/test_linear.py",
     "tests/integrations/test_model_folders.py",
 )
-PLATFORMS = ("windows", "aarch64-apple-darwin", "aarch64-manylinux_2_28", "x86_64-manylinux_2_28")
+PLATFORMS = ("windows", "aarch64-apple-darwin", "aarch64-manylinux_2_31", "x86_64-manylinux_2_31")
 PYTHONS = ("3.11", "3.14")
 UNREACHED = ("Failed to fetch", "error sending request", "dns error", "Could not connect")
 """What uv says where there is no index; anything else that goes wrong is a failure."""
@@ -58,12 +58,13 @@ def bounds() -> tuple[list[str], list[str]]:
 def with_versions(requirements: list[str]) -> list[str]:
     """Returns the beginning of a command of uv that runs with other versions."""
     options = [part for each in requirements for part in ("--with", each)]
-    return ["run", "--no-sync", "--resolution", "highest", *options]
+    return ["run", "--no-sync", "--frozen", *options]
 
 
 def passes(name: str, command: list[str]) -> bool:
     """Runs a command of uv and says how it went; one that reaches no index counts as passed."""
-    environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    left_out = ("VIRTUAL_ENV", "PYTHONPATH")  # of another environment
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
     result = subprocess.run(
         [os.environ.get("UV", "uv"), *command],
         cwd=ROOT,

@@ -26,7 +26,11 @@ class CustomSpecAlgo:
         self.name, self.factory, self.supports_overlap = name, factory, supports_overlap
 
 
-class NGRAMWorker:
+class BaseSpecWorker:
+    """As in SGLang."""
+
+
+class NGRAMWorker(BaseSpecWorker):
     """As in SGLang, whose constructor compiles."""
 
     def __init__(self) -> None:
@@ -47,14 +51,6 @@ class SpeculativeAlgorithm:
             return factory
 
         return decorate
-
-
-class Base:
-    """SGLang's base class of workers."""
-
-
-class WithBase(NGRAMWorker, Base):
-    """A worker for n-grams with its base class."""
 
 
 GROUP = SimpleNamespace(rank_in_group=0, world_size=1, ranks=[0])
@@ -78,7 +74,7 @@ def sglang(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             "get_spec": lambda: SPEC,
         },
         "sglang.srt.speculative": {},
-        "sglang.srt.speculative.ngram_worker": {"NGRAMWorker": WithBase},
+        "sglang.srt.speculative.ngram_worker": {"NGRAMWorker": NGRAMWorker},
         "sglang.srt.speculative.spec_info": {"SpeculativeAlgorithm": SpeculativeAlgorithm},
         "sglang.srt.speculative.spec_registry": {"CustomSpecAlgo": CustomSpecAlgo},
     }

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import safetensors.torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from treesnake.drafters.load import AUTO, load_drafter
 from treesnake.errors import InvalidInputError
@@ -110,7 +111,9 @@ def _save(checkpoint: Checkpoint, out: Path) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
     safetensors.torch.save_file(tensors, out / SINGLE_FILE, metadata={"format": "pt"})
     dtypes = {tensor.dtype for tensor in tensors.values()}
-    checkpoint.config.dtype = max(dtypes, key=lambda dtype: dtype.itemsize)
+    config = checkpoint.config
+    config.dtype = max(dtypes, key=lambda dtype: dtype.itemsize)
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     save_description(checkpoint, out)
 
 
