@@ -5,7 +5,9 @@
 
 Each version starts in processes of its own, in turns. An answer on a fresh machine has an empty
 cache of kernels; answers after it find them on disk. Reported are the median wall-clock seconds
-until a process ends, and the tokens per step of the first answer and of the second.
+until a process ends, and the tokens per step of the first answer and of the second. Peers answer
+with one token of the same file. Last come the milliseconds from a call to the first token in one
+process, plainly and with the default drafter, behind prompts of several lengths.
 """
 
 import json
@@ -30,6 +32,51 @@ STARTS = {
     "treesnake --help": CLI.format(arguments=["--help"]),
 }
 QUESTION = "Why is the sky blue?"
+ASKED = f'[{{"role": "user", "content": "{QUESTION}"}}]'
+PEERS = {
+    "llama.cpp": f"""
+from llama_cpp import Llama
+from treesnake.loading.smollm import find_gguf
+model = Llama(str(find_gguf()), n_ctx=2048, n_threads={{threads}}, verbose=False)
+model.create_chat_completion({ASKED}, max_tokens=1)
+""",
+    "transformers": f"""
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from treesnake.loading.smollm import find_gguf
+file = find_gguf()
+tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+inputs = tokenizer.apply_chat_template(
+    {ASKED}, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+model.generate(**inputs, max_new_tokens=1)
+""",
+}
+"""Each loads the default target's file and makes one token; the file is found by its package."""
+
+LENGTHS = (50, 500, 4000)
+FIRST_TOKENS = """
+import json, sys, time
+from statistics import median
+from treesnake import Pair, Prompt, SpeculativeDecoder
+from treesnake.drafters.none import NoDrafterModel
+with_drafter = SpeculativeDecoder.from_pretrained("smollm2")
+plain = with_drafter.with_pair(Pair(with_drafter.pair.target, NoDrafterModel()))
+text = with_drafter.encode(open({text!r}, encoding="utf-8").read()[:40000]).token_ids
+found = {{}}
+for length in {lengths}:
+    seconds = [[], []]
+    for _ in range({repeats} + 1):
+        for decoder, each in zip((plain, with_drafter), seconds):
+            started = time.perf_counter()
+            next(decoder.stream(Prompt(text[:length]), max_new_tokens=8))
+            each.append(time.perf_counter() - started)
+    found[length] = {{
+        name: round(1000 * median(each[1:]), 1)
+        for name, each in zip(("plain_ms", "with_drafter_ms"), seconds)
+    }}
+print(json.dumps(found))
+"""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -57,8 +104,21 @@ def measure(arguments: Namespace) -> Result:
                 _answer(checkout, arguments, cache, 1)["seconds"] for _ in range(arguments.starts)
             ]
         later[version] = second | {"until_the_first_token_s": _median(ready)}
+    peers = {
+        name: _median(
+            [
+                _run(ROOT, code.format(threads=arguments.threads), arguments.threads)[0]
+                for _ in range(arguments.starts)
+            ]
+        )
+        for name, code in PEERS.items()
+    }
+    text = str(ROOT / "docs" / "architecture.md")
+    code = FIRST_TOKENS.format(text=text, lengths=LENGTHS, repeats=arguments.starts)
     return {
         "other_commit": _commit(arguments.other),
+        "peers": peers,
+        "first_tokens": json.loads(_run(ROOT, code, arguments.threads)[1].splitlines()[-1]),
         "starts": rows,
         "first_answer": first,
         "second_answer": later,
@@ -79,6 +139,13 @@ def show(result: Result) -> None:
     rows.append(row("tokens/step of the first answer", first, "tokens_per_step"))
     rows.append(row("tokens/step of the second", second, "tokens_per_step"))
     print_table("Seconds from the start of a process", ["", "this", "other"], rows)
+    peers = [[name, f"{seconds:.2f}"] for name, seconds in result["peers"].items()]
+    print_table("Seconds until a peer has made one token", ["", "seconds"], peers)
+    lengths = [
+        [str(length), *(f"{each[name]:.0f}" for name in ("plain_ms", "with_drafter_ms"))]
+        for length, each in result["first_tokens"].items()
+    ]
+    print_table("Milliseconds to the first token", ["prompt", "plain", "with drafter"], lengths)
 
 
 def _answer(checkout: Path, arguments: Namespace, cache: str, num_tokens: int) -> Result:

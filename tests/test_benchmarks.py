@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
-NO_MEASUREMENTS = {"fetch_qwen", "frame", "tables", "traces"}
-"""A file to measure; what scripts share; tables made of results; texts for the simulation."""
+NO_MEASUREMENTS = {"fetch_qwen", "frame", "tables", "terminal", "traces"}
+"""A file to measure; what scripts share; tables made of results; a picture; texts to simulate."""
 
 SCRIPTS = sorted({path.stem for path in BENCHMARKS.glob("*.py")} - NO_MEASUREMENTS)
 NOT_YET_MEASURED = {"acceptance", "cpu_kernels"}
@@ -43,7 +43,7 @@ def test_every_result_has_a_maker() -> None:
     assert results() <= recipes.union(*map(made_by, SCRIPTS))
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "fetch_qwen", "traces"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "fetch_qwen", "terminal", "traces"])
 def test_a_script_can_be_imported(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     names = runpy.run_path(str(BENCHMARKS / f"{script}.py"), run_name="imported")

@@ -74,3 +74,16 @@ def test_the_package_is_a_command() -> None:
         [sys.executable, "-m", "treesnake", "--version"], capture_output=True, text=True, check=True
     )
     assert result.stdout.startswith("treesnake ")
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"), [("gen", "generate"), ("generate --ma", "--max-new-tokens")]
+)
+def test_a_shell_completes_commands_and_options(typed: str, completed: str) -> None:
+    asked = {
+        "_TREESNAKE_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"treesnake {typed}",
+        "COMP_CWORD": str(len(typed.split())),
+    }
+    result = RUNNER.invoke(app, [], prog_name="treesnake", env=asked)
+    assert result.output.split() == [completed]

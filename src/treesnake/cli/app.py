@@ -93,7 +93,7 @@ _SETTINGS: dict[str, Any] = {
     "rich_markup_mode": None,  # boxes take half of a terminal's width
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
-app = typer.Typer(cls=_Commands, no_args_is_help=True, **_SETTINGS)
+app = typer.Typer(cls=_Commands, no_args_is_help=True, **_SETTINGS | {"add_completion": True})
 
 
 def main() -> None:

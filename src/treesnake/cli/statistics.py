@@ -1,5 +1,6 @@
 """How the numbers of a generation are shown."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,7 @@ def print_statistics(comparison: Comparison) -> None:
     notes = console(is_error=True)
     if notes.is_terminal:
         notes.print()
-    notes.print(_summary(comparison.generation), style="dim")
+    notes.print(summary(comparison.generation), style="dim")
     if comparison.plain is None:
         return
     notes.print()
@@ -57,7 +58,8 @@ def print_statistics(comparison: Comparison) -> None:
     notes.print(_verdict(comparison))
 
 
-def _summary(generation: Generation) -> str:
+def summary(generation: Generation) -> str:
+    """Returns the line of statistics behind an answer."""
     ended = "" if generation.finish_reason == "end_token" else f" · ended by {_ended(generation)}"
     return (
         f"{generation.num_emitted} tokens · {generation.tokens_per_s:.1f} tokens/s · "
@@ -75,18 +77,25 @@ def print_explanation(explanation: Explanation) -> None:
     """Prints a text in the colours of who wrote each token, and the last tree."""
     notes = console(is_error=True)
     notes.print()
-    notes.print(
-        Text.assemble(*((plain(token.text), COLORS[token.author]) for token in explanation.tokens))
+    for line in explained(explanation):
+        notes.print(line)
+
+
+def explained(explanation: Explanation) -> Iterator[Text]:
+    """Returns what is printed of an explanation: text, legend and tree."""
+    yield Text.assemble(
+        *((plain(token.text), COLORS[token.author]) for token in explanation.tokens)
     )
-    notes.print()
-    legend = [
-        (f"{author} {count}   ", COLORS[author])
-        for author, count in explanation.counts.items()
-        if count
-    ]
-    notes.print(Text.assemble(*legend))
+    yield Text()
+    yield Text.assemble(
+        *(
+            (f"{author} {count}   ", COLORS[author])
+            for author, count in explanation.counts.items()
+            if count
+        )
+    )
     for line in explanation.tree:
-        notes.print(Text(plain(line)), no_wrap=True, overflow="ellipsis")
+        yield Text(plain(line), no_wrap=True, overflow="ellipsis")
 
 
 def _streams(generation: Generation) -> str:
