@@ -1,13 +1,15 @@
 """How long does a stranger wait: for the version, for help, for the first answer?
 
     git worktree add ../before c2a2356
-    uv run python benchmarks/start.py --other ../before --threads 2 --output results/start.json
+    PEERS=FOLDER uv run python benchmarks/start.py \
+        --other ../before --threads 2 --output results/start.json
 
-Each version starts in processes of its own, in turns. An answer on a fresh machine has an empty
-cache of kernels; answers after it find them on disk. Reported are the median wall-clock seconds
-until a process ends, and the tokens per step of the first answer and of the second. Peers answer
-with one token of the same file. Last come the milliseconds from a call to the first token in one
-process, plainly and with the default drafter, behind prompts of several lengths.
+FOLDER holds llama-cpp-python, if the environment does not. Each version starts in processes of its
+own, in turns. An answer on a fresh machine has an empty cache of kernels; answers after it find
+them on disk. Reported are the median wall-clock seconds until a process ends, and the tokens per
+step of the first answer and of the second. Peers answer with one token of the same file. Last come
+the milliseconds from a call to the first token in one process, plainly and with the default
+drafter, behind prompts of several lengths.
 """
 
 import json
@@ -113,7 +115,7 @@ def measure(arguments: Namespace) -> Result:
         )
         for name, code in PEERS.items()
     }
-    text = str(ROOT / "docs" / "architecture.md")
+    text = str(ROOT / "docs" / "measurements.md")
     code = FIRST_TOKENS.format(text=text, lengths=LENGTHS, repeats=arguments.starts)
     return {
         "other_commit": _commit(arguments.other),
@@ -160,7 +162,9 @@ def _run(checkout: Path, code: str, threads: int, cache: str | None = None) -> t
     """Returns the wall-clock seconds of a process, and what it printed."""
     environment = {
         **os.environ,
-        "PYTHONPATH": str(checkout / "src"),
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (str(checkout / "src"), os.environ.get("PEERS")))
+        ),
         "OMP_NUM_THREADS": str(threads),
         **({"NUMBA_CACHE_DIR": cache, "TREESNAKE_CACHE": cache} if cache else {}),
     }
