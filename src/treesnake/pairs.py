@@ -12,6 +12,7 @@ from treesnake.generate import generate
 from treesnake.loading.networks import STORED_INTEGERS, LoadedNetwork, load_network
 from treesnake.loading.options import LoadOptions
 from treesnake.models.gguf import mean_bits
+from treesnake.models.hybrid_cpu import CpuHybrid
 from treesnake.models.transformer import Transformer
 from treesnake.models.tree_network import TreeNetwork
 from treesnake.prompt import Prompt
@@ -160,7 +161,7 @@ def _load_copy(loaded: LoadedNetwork, options: LoadOptions) -> TreeNetwork:
             "a copy of fewer would guess little; choose another drafter"
         )
     network = loaded.network
-    cache_dtype = network.cache_dtype if isinstance(network, Transformer) else None
+    cache_dtype = network.cache_dtype if isinstance(network, Transformer | CpuHybrid) else None
     copied = replace(options, dtype="int4", engine="native")
     return load_network(loaded.checkpoint, copied, cache_dtype=cache_dtype).network
 

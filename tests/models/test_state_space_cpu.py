@@ -286,6 +286,6 @@ def test_the_bytes_of_a_draft_do_not_depend_on_the_length_of_the_text(
 
 def test_tied_embeddings_are_in_memory_once() -> None:
     sizes = {"vocab_size": 4096, "hidden_size": 16, "num_layers": 1}
-    tied = CpuMamba(Mamba(MambaConfig(**sizes, tie_embeddings=True)))
-    untied = CpuMamba(Mamba(MambaConfig(**sizes, tie_embeddings=False)))
+    tied = to_cpu(Mamba(MambaConfig(**sizes, tie_embeddings=True)))
+    untied = to_cpu(Mamba(MambaConfig(**sizes, tie_embeddings=False)))
     assert untied.num_bytes - tied.num_bytes == 4 * 4096 * 16

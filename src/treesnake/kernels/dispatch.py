@@ -13,11 +13,12 @@ from importlib.util import find_spec
 from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from treesnake.kernels.cpu import ssm as cpu_ssm
 from treesnake.kernels.reference import conv as reference_conv
+from treesnake.kernels.reference import gated_delta as reference_gated_delta
 from treesnake.kernels.reference import ssd as reference_ssd
 from treesnake.kernels.reference import ssm as reference_ssm
 from treesnake.kernels.tree_rows import TreeRows
@@ -46,6 +47,27 @@ class ConvKernels(Protocol):
         new: TreeRows,
     ) -> Float[Tensor, "trees new channels"]:
         """Convolves new nodes of trees."""
+        ...
+
+    def causal_filter(
+        self,
+        inputs: Float[Tensor, "*batch tokens channels"],
+        weight: Float[Tensor, "channels conv_width"],
+        bias: Float[Tensor, " channels"] | None,
+        history: Float[Tensor, "*batch history channels"],
+    ) -> Float[Tensor, "*batch tokens channels"]:
+        """Convolves a text, without the activation behind it."""
+        ...
+
+    def tree_filter(
+        self,
+        inputs: Float[Tensor, "slots rows channels"],
+        weight: Float[Tensor, "channels conv_width"],
+        bias: Float[Tensor, " channels"] | None,
+        history: Float[Tensor, "slots history channels"],
+        new: TreeRows,
+    ) -> Float[Tensor, "trees new channels"]:
+        """Convolves new nodes of trees, without the activation behind it."""
         ...
 
 
@@ -107,7 +129,48 @@ class SsmKernels(Protocol):
         ...
 
 
-Kernels = TypeVar("Kernels", ConvKernels, SsmKernels)
+@runtime_checkable
+class DeltaKernels(Protocol):
+    """`gated_delta` in one of its forms, for inference and for one text."""
+
+    def scan(
+        self,
+        query: Float[Tensor, "tokens heads key_dim"],
+        key: Float[Tensor, "tokens heads key_dim"],
+        value: Float[Tensor, "tokens heads value_dim"],
+        log_decay: Float[Tensor, "tokens heads decays"],
+        beta: Float[Tensor, "tokens heads"],
+        state: Float[Tensor, "heads key_dim value_dim"],
+    ) -> tuple[Float[Tensor, "tokens heads value_dim"], Float[Tensor, "heads key_dim value_dim"]]:
+        """Returns the outputs of a text and the state after it."""
+        ...
+
+    def extend_sums(
+        self,
+        query: Float[Tensor, "new heads key_dim"],
+        key: Float[Tensor, "nodes heads key_dim"],
+        value: Float[Tensor, "nodes heads value_dim"],
+        log_decay: Float[Tensor, "nodes heads decays"],
+        beta: Float[Tensor, "nodes heads"],
+        ancestor_mask: Bool[Tensor, "nodes nodes"],
+        committed: Float[Tensor, "heads key_dim value_dim"],
+    ) -> Float[Tensor, "new heads value_dim"]:
+        """Runs the newest nodes of a tree from the inputs of all nodes."""
+        ...
+
+    def commit_sums(
+        self,
+        key: Float[Tensor, "path heads key_dim"],
+        value: Float[Tensor, "path heads value_dim"],
+        log_decay: Float[Tensor, "path heads decays"],
+        beta: Float[Tensor, "path heads"],
+        committed: Float[Tensor, "heads key_dim value_dim"],
+    ) -> Float[Tensor, "heads key_dim value_dim"]:
+        """Returns the committed state moved along a path."""
+        ...
+
+
+Kernels = TypeVar("Kernels", ConvKernels, SsmKernels, DeltaKernels)
 
 
 def conv_kernels(device: torch.device) -> ConvKernels:
@@ -123,6 +186,11 @@ def ssm_kernels(device: torch.device) -> SsmKernels:
 def ssd_kernels(device: torch.device) -> SsmKernels:
     """Returns the state space dual of Mamba-2 for a device."""
     return _choose("ssd", device, reference_ssd)
+
+
+def delta_kernels(device: torch.device) -> DeltaKernels:
+    """Returns the gated delta rule for a device."""
+    return _choose("gated_delta", device, reference_gated_delta)
 
 
 def _choose(name: str, device: torch.device, elsewhere: Kernels) -> Kernels:

@@ -15,7 +15,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from treesnake.errors import LoadError
-from treesnake.models.weights import StoredTensor, Weights
+from treesnake.models.weights import InMemory, StoredTensor, Weights
 
 MODEL_TYPE = "granitemoehybrid"
 
@@ -69,42 +69,6 @@ def _called(name: str) -> str:
         if name.endswith(part):
             return name.removesuffix(part) + other
     return name
-
-
-@dataclass(frozen=True)
-class InMemory:
-    """A stored tensor that has been read."""
-
-    tensor: Tensor
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Its own."""
-        return self.tensor.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its own."""
-        return tuple(self.tensor.shape)
-
-    @property
-    def num_elements(self) -> int:
-        """The number of values."""
-        return self.tensor.numel()
-
-    @property
-    def num_bytes(self) -> int:
-        """What it takes in memory."""
-        return self.tensor.nbytes
-
-    def rows(self, begin: int, end: int) -> "InMemory":
-        """Returns some of the rows."""
-        return InMemory(self.tensor[begin:end])
-
-    def read(self, name: str) -> Shaped[Tensor, "..."]:
-        """Returns it."""
-        del name
-        return self.tensor
 
 
 @dataclass(frozen=True)

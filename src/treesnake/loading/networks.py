@@ -5,13 +5,14 @@ majority, with kernels of our own on a CPU. *Generic* is the unmodified model of
 every other family, with attention, recurrent layers or both.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from treesnake.errors import LoadError, TreesnakeError, UnsupportedModelError, reason_of
 from treesnake.kernels.cpu.integer_dots import chosen_dot
@@ -25,6 +26,8 @@ from treesnake.loading.state_space import load_state_space, stored_dtype
 from treesnake.models.gguf import GgufFile, describe_formats, kept_packed
 from treesnake.models.hf_network import hf_network
 from treesnake.models.hf_replay import HfReplay
+from treesnake.models.hybrid_config import HybridConfig, hybrid_obstacle, is_hybrid
+from treesnake.models.hybrid_cpu import CpuHybrid
 from treesnake.models.state_space import check_vocabulary
 from treesnake.models.state_space_cpu import CpuNetwork
 from treesnake.models.transformer import Transformer
@@ -222,7 +225,15 @@ def _native_obstacle(
         return f"it has {options.dtype} weights on a CPU only"
     if options.dtype == "stored" and checkpoint.is_packed and device.type != "cpu":
         return "it keeps the integers of a file on a CPU only"
-    return unsupported_reason(checkpoint.config)
+    return _family_obstacle(checkpoint, device)
+
+
+def _family_obstacle(checkpoint: Checkpoint, device: torch.device) -> str | None:
+    if not is_hybrid(checkpoint.config):
+        return unsupported_reason(checkpoint.config)
+    if device.type != "cpu":
+        return f"it runs hybrids on CPUs, not on {device.type}"
+    return hybrid_obstacle(checkpoint.config)
 
 
 def _load_native(
@@ -242,13 +253,19 @@ def _load_native(
     else:
         in_memory = exact_dtype(tensors, torch_dtype) if device.type == "cpu" else torch_dtype
         check_memory(checkpoint, in_memory, device)
-    config = _read_config(checkpoint)
     where = str(checkpoint.path)
-    if draft_vocab is not None:
-        check_vocabulary(draft_vocab, config.vocab_size)
-        config, tensors = admit_tensors(config, tensors, where)
-        tensors, config = restrict_output(tensors, config, draft_vocab)
-    network = Transformer(config, tensors, torch_dtype, device, where, cache_dtype)
+    network: Transformer | CpuHybrid
+    if is_hybrid(checkpoint.config):
+        _check_whole(checkpoint, draft_vocab)
+        hybrid = _read_config(checkpoint, HybridConfig.from_hf)
+        network = CpuHybrid(hybrid, tensors, torch_dtype, where, cache_dtype)
+    else:
+        config = _read_transformer_config(checkpoint)
+        if draft_vocab is not None:
+            check_vocabulary(draft_vocab, config.vocab_size)
+            config, tensors = admit_tensors(config, tensors, where)
+            tensors, config = restrict_output(tensors, config, draft_vocab)
+        network = Transformer(config, tensors, torch_dtype, device, where, cache_dtype)
     asked = options.engine == "native"
     return LoadedNetwork(
         checkpoint=checkpoint,
@@ -261,11 +278,26 @@ def _load_native(
     )
 
 
-def _read_config(checkpoint: Checkpoint) -> TransformerConfig:
+def _check_whole(checkpoint: Checkpoint, draft_vocab: Int[Tensor, " kept"] | None) -> None:
+    if draft_vocab is not None:
+        raise UnsupportedModelError(
+            f"{checkpoint.name} is a hybrid and comes with a draft vocabulary, which is for Mamba "
+            "and Llama-like drafters; leave the vocabulary out of its folder"
+        )
+
+
+Config = TypeVar("Config", TransformerConfig, HybridConfig)
+
+
+def _read_config(checkpoint: Checkpoint, read: Callable[[PretrainedConfig], Config]) -> Config:
     try:
-        config = TransformerConfig.from_hf(checkpoint.config)
+        return read(checkpoint.config)
     except (TypeError, KeyError, ValueError, AttributeError, ArithmeticError) as error:
         raise LoadError(f"the config of {checkpoint.name} makes no sense: {error!r}") from error
+
+
+def _read_transformer_config(checkpoint: Checkpoint) -> TransformerConfig:
+    config = _read_config(checkpoint, TransformerConfig.from_hf)
     factors = None if checkpoint.gguf is None else rotary_factors(checkpoint.gguf)
     if checkpoint.gguf is None or factors is None:
         return config

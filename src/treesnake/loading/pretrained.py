@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError, reason_of
+from treesnake.loading.architecture import Architecture
 from treesnake.loading.checkpoint import DEFAULT_MODEL, Checkpoint, find_checkpoint
 from treesnake.loading.gguf_models import check_all_read, names_in_file, scale_rotary_pairs
 from treesnake.loading.memory import check_memory
@@ -24,7 +25,9 @@ from treesnake.loading.options import (
     LoadOptions,
     has_accelerate,
 )
+from treesnake.models.checkpoint import unpacked_tensors
 from treesnake.models.gguf import GgufFile
+from treesnake.models.rounded_weights import is_rounded
 from treesnake.models.weight_gate import (
     check_dtypes,
     check_names,
@@ -32,7 +35,7 @@ from treesnake.models.weight_gate import (
     count_values,
     stored_shapes,
 )
-from treesnake.models.weights import Weights
+from treesnake.models.weights import InMemory, Weights
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def load_checkpoint(checkpoint: Checkpoint, options: LoadOptions = DEFAULT_OPTIO
         UnsupportedModelError: if it is no language model, or the dtype is one of integers.
         InvalidInputError: if there is no such device.
     """
+    checkpoint = _unpacked(checkpoint)
     model_class = find_model_class(checkpoint)
     found_device = resolve_device(options.device)
     device_map = options.device_map
@@ -114,6 +118,16 @@ def load_checkpoint(checkpoint: Checkpoint, options: LoadOptions = DEFAULT_OPTIO
     model.generation_config = checkpoint.generation_config
     model.requires_grad_(False).eval()
     return Pretrained(checkpoint, model)
+
+
+def _unpacked(checkpoint: Checkpoint) -> Checkpoint:
+    """Returns a Mamba whose matrices are stored in few bits as transformers reads it: in floats."""
+    stored = checkpoint.weights
+    if checkpoint.found.architecture is not Architecture.STATE_SPACE or not is_rounded(stored):
+        return checkpoint
+    tensors = unpacked_tensors(checkpoint.path, stored)
+    entries = {name: InMemory(tensor) for name, tensor in tensors.items()}
+    return replace(checkpoint, weights=Weights(entries))
 
 
 def resolve_device(device: str) -> torch.device:

@@ -264,6 +264,16 @@ def build_network(
     return network.eval()
 
 
+def unpacked_tensors(folder: Path, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Returns the tensors of a folder as floats, by their names in transformers.
+
+    Args:
+        folder: for messages.
+        weights: what `open_tensors` returns.
+    """
+    return _with_one_embedding(unrounded(weights, str(folder)), None)
+
+
 def _with_one_embedding(
     weights: Mapping[str, Tensor], target_embeddings: Float[Tensor, "vocab hidden"] | None
 ) -> Mapping[str, Tensor]:

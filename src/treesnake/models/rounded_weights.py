@@ -51,9 +51,12 @@ def unrounded(stored: Mapping[str, Tensor], where: str) -> Mapping[str, Tensor]:
         stored: what the files hold.
         where: the folder, for messages.
     """
-    if not any(name.endswith((*DTYPES,)) for name in stored):
-        return stored
-    return UnroundedWeights(stored, where)
+    return UnroundedWeights(stored, where) if is_rounded(stored) else stored
+
+
+def is_rounded(stored: Mapping[str, Tensor]) -> bool:
+    """Tells whether files hold matrices in fewer bits than they are used in."""
+    return any(name.endswith((*DTYPES,)) for name in stored)
 
 
 class UnroundedWeights(Mapping[str, Tensor]):

@@ -20,7 +20,7 @@ from treesnake.kernels.tree_rows import TreeRows
 from treesnake.models.cuda_graphs import Capture, GraphCache, capture
 from treesnake.models.state_space_state import GrownTree
 from treesnake.states.branching import BranchingKind, StateShape
-from treesnake.states.ssm import SsmBank
+from treesnake.states.ssm import SsmBank, SsmState
 from treesnake.states.tree_layout import RowsSize, tree_rows
 from treesnake.threads import new_lock
 
@@ -34,7 +34,11 @@ class TreeInputs:
 
     @classmethod
     def of(
-        cls, token_ids: Sequence[int], trees: Sequence[GrownTree], size: RowsSize, spare_row: int
+        cls,
+        token_ids: Sequence[int],
+        trees: Sequence[GrownTree[SsmState]],
+        size: RowsSize,
+        spare_row: int,
     ) -> "TreeInputs":
         """Returns the inputs of a pass, on the host; the tokens are those of tree after tree."""
         num_new = [tree.num_new for tree in trees]
@@ -98,7 +102,7 @@ class StateSpaceBanks:
             return self._banks[key]
 
     def run(
-        self, step: Step, token_ids: Sequence[int], trees: Sequence[GrownTree]
+        self, step: Step, token_ids: Sequence[int], trees: Sequence[GrownTree[SsmState]]
     ) -> list[Float[Tensor, "_ vocab"]]:
         """Runs the new nodes of some trees of one bank; returns the logits of each tree."""
         bank = trees[0].memory.bank

@@ -31,11 +31,16 @@ from treesnake.kernels.cpu.state_space import (
     StateSpaceRun,
 )
 from treesnake.kernels.cpu.team import TEAM
-from treesnake.models.mamba import Mamba
-from treesnake.models.mamba2 import Mamba2
-from treesnake.models.state_space import StateSpaceNetwork
+from treesnake.models.mamba import Mamba, MambaConfig
+from treesnake.models.mamba2 import Mamba2, Mamba2Config
+from treesnake.models.state_space import StateSpaceConfig
 from treesnake.models.state_space_packing import PackedNetwork, pack_mamba, pack_mamba2
-from treesnake.models.state_space_state import GrownTree, StateSpaceState, extend_states
+from treesnake.models.state_space_state import (
+    BorrowedState,
+    GrownTree,
+    StateSpaceState,
+    extend_states,
+)
 from treesnake.models.tree_network import Part, TreeNetwork
 from treesnake.models.weight_stack import count_bytes
 from treesnake.states.branching import (
@@ -45,7 +50,6 @@ from treesnake.states.branching import (
     StateCopies,
     StateShape,
 )
-from treesnake.states.held_text import HeldText
 from treesnake.states.ssm import SsmBank, SsmState
 from treesnake.threads import new_lock
 
@@ -75,13 +79,13 @@ class CpuNetwork(ABC):
 
     def __init__(
         self,
-        network: StateSpaceNetwork[Any],
+        config: StateSpaceConfig,
         shape: StateShape,
         memory_shape: MemoryShape,
         packed: PackedNetwork,
         branching: BranchingKind,
     ) -> None:
-        self.config = network.config
+        self.config = config
         self._shape = shape
         self._memory_shape = memory_shape
         self._packed = packed
@@ -90,11 +94,12 @@ class CpuNetwork(ABC):
         self._lock = new_lock()
         self._room = (1, 1, torch.get_num_threads())
         self._work = self._new_workspace(num_rows=1, num_nodes=1)
+        self._text_windows = _text_windows(1, shape.conv_width)
 
     @property
     def num_bytes(self) -> int:
         """The bytes of the weights in memory; what is tied counts once."""
-        return count_bytes(self._packed.stacks, (*self._weights.stack, *self._weights[1:]))
+        return count_bytes(self._packed.stacks, self._packed.arrays)
 
     @property
     def vocab_size(self) -> int:
@@ -103,7 +108,7 @@ class CpuNetwork(ABC):
 
     def new_state(self, branching: BranchingKind | None = None) -> "CpuState":
         """Returns the state of an empty text; by default with the fastest way to branch."""
-        return CpuState(self, self._new_memory(branching or self._branching))
+        return CpuState(self, self.new_memory(branching or self._branching))
 
     def extend_all(self, parts: Sequence[Part]) -> list[Float[Tensor, "_ vocab"]]:
         """Appends nodes to the trees of several texts; returns the logits after each node.
@@ -124,7 +129,7 @@ class CpuNetwork(ABC):
             asked = perf_counter()
             with self._lock:
                 book_wait(asked)
-                self._run_chunk(token_ids[begin : begin + chunk], memory, self._weights)
+                self._call(self.text_run(token_ids[begin : begin + chunk], memory))
 
     def broken_model_error(self, token_ids: Sequence[int]) -> BrokenModelError:
         """Returns the error for logits that are no numbers, naming the first layer."""
@@ -141,54 +146,53 @@ class CpuNetwork(ABC):
     def _hidden_after(self, num_layers: int, token_ids: Sequence[int]) -> np.ndarray:
         # The compiled call runs as many layers as there are norms.
         stack = self._weights.stack._replace(norm=self._weights.stack.norm[:num_layers])
-        memory = self._new_memory(self._branching)
+        memory = self.new_memory(self._branching)
         with self._lock:
-            self._run_chunk(token_ids, memory, self._weights._replace(stack=stack))
+            run = self.text_run(token_ids, memory)
+            self._call(run._replace(weights=self._weights._replace(stack=stack)))
             return self._work.stack.residual[: len(token_ids), : self.config.hidden_size].copy()
 
-    def _run_chunk(self, token_ids: Sequence[int], memory: SsmState, weights: Any) -> None:
-        """Runs tokens of a text; whoever calls this holds the lock."""
+    def text_run(self, token_ids: Sequence[int], memory: SsmState) -> StateSpaceRun:
+        """Returns the call that moves a text along; its caller holds a lock."""
         num_rows = len(token_ids)
-        windows = np.arange(num_rows)[:, None] + np.arange(self._shape.conv_width)
-        parts = _parts([(0, num_rows, 0, windows.ctypes.data, 0, 0, 0, *_addresses(memory))])
-        self._run(weights, PassRows(TEXT, _array(token_ids), parts), num_nodes=0, num_logits=0)
+        self._make_room(num_rows, 0)
+        windows = self._text_windows.ctypes.data
+        parts = _parts([(0, num_rows, 0, windows, 0, 0, 0, *_addresses(memory))])
+        return self.new_run(PassRows(TEXT, _array(token_ids), parts))
+
+    def new_run(self, rows: PassRows, num_nodes: int = 0) -> StateSpaceRun:
+        """Returns a call that wants no logits, in the workspace; its caller holds a lock."""
+        self._make_room(len(rows.token_ids), num_nodes)
+        epsilon, nothing = np.float32(self.config.norm_eps), np.empty((0, 0), np.float32)
+        shape = self._memory_shape
+        return StateSpaceRun(self._weights, self._work, rows, shape, epsilon, 0, nothing)
 
     def _run_trees(
-        self, token_ids: Sequence[int], trees: Sequence[GrownTree]
+        self, token_ids: Sequence[int], trees: Sequence[GrownTree[SsmState]]
     ) -> Sequence[Float[Tensor, "_ vocab"]]:
         """Runs the new nodes of trees that branch in one way."""
-        task = _task_of(trees[0], self._replay_task)
+        task = task_of(trees[0], self._replay_task)
         needed = [_needed_nodes(tree) for tree in trees] if task == SUMS else [NOTHING] * len(trees)
-        fields: list[tuple[int, ...]] = []
-        first_row = 0
-        for tree, own in zip(trees, needed, strict=True):
-            fields.append((first_row, *_layout_fields(tree, own), *_addresses(tree.memory)))
-            first_row += tree.num_new
-        num_nodes = max(len(tree.layout) for tree in trees)
-        rows = PassRows(task, _array(token_ids), _parts(fields))
+        rows = tree_rows(task, token_ids, trees, needed)
+        num_nodes, num_logits = max(len(tree.layout) for tree in trees), len(token_ids)
+        logits = np.empty((num_logits + SPARE_ROWS, self._packed.num_outputs), np.float32)
         asked = perf_counter()
         with self._lock:
             book_wait(asked)
-            logits = self._run(self._weights, rows, num_nodes, num_logits=first_row)
-        return torch.from_numpy(logits)[:first_row].split([tree.num_new for tree in trees])
-
-    def _run(self, weights: Any, rows: PassRows, num_nodes: int, num_logits: int) -> np.ndarray:
-        """Makes the compiled call; whoever calls this holds the lock."""
-        self._make_room(len(rows.token_ids), num_nodes)
-        logits = np.empty((num_logits + SPARE_ROWS, self._packed.num_outputs), np.float32)
-        epsilon = np.float32(self.config.norm_eps)
-        shape = self._memory_shape
-        self._call(StateSpaceRun(weights, self._work, rows, shape, epsilon, num_logits, logits))
-        return logits
+            run = self.new_run(rows, num_nodes)
+            self._call(run._replace(num_logits=num_logits, logits=logits))
+        return torch.from_numpy(logits)[:num_logits].split([tree.num_new for tree in trees])
 
     def _make_room(self, num_rows: int, num_nodes: int) -> None:
         needs = (num_rows, num_nodes, torch.get_num_threads())
         if any(need > has for need, has in zip(needs, self._room, strict=True)):
             room = tuple(map(max, needs, self._room))
             self._work = self._new_workspace(*room[:2])
+            self._text_windows = _text_windows(room[0], self._shape.conv_width)
             self._room = room  # last: an interrupt before must not promise room
 
-    def _new_memory(self, branching: BranchingKind) -> SsmState:
+    def new_memory(self, branching: BranchingKind) -> SsmState:
+        """Returns the memory of an empty text."""
         return SsmBank(self._shape, branching, CPU).new_state(self._commit_sums)
 
     def _commit_sums(self, x: Tensor, dt: Tensor, B: Tensor, committed: Tensor) -> None:
@@ -214,7 +218,7 @@ class CpuNetwork(ABC):
 class CpuState(StateSpaceState[SsmState]):
     """The state of a text, which a network of the same form may borrow."""
 
-    def lent_to(self, network: TreeNetwork) -> "BorrowedCpuState":
+    def lent_to(self, network: TreeNetwork) -> BorrowedState[SsmState]:
         """Returns a state of the network on this text's memory."""
         own = self.network
         assert isinstance(own, CpuNetwork)
@@ -223,24 +227,7 @@ class CpuState(StateSpaceState[SsmState]):
                 "a recurrent state serves the network that made it, and copies of it with weights "
                 "of other dtypes; the network that shall borrow it is another one"
             )
-        return BorrowedCpuState(network, self)
-
-
-class BorrowedCpuState(StateSpaceState[SsmState]):
-    """A network's trees on the text of another's state."""
-
-    def __init__(self, network: CpuNetwork, lender: CpuState) -> None:
-        super().__init__(network, lender.memory)
-        self._lender = lender
-
-    @property
-    def held(self) -> HeldText:
-        """The text and the tree of both."""
-        return self._lender.held
-
-    def commit(self, path: Sequence[int]) -> None:
-        """Moves the text of both to the end of a path."""
-        self._lender.commit(path)
+        return BorrowedState(network, self)
 
 
 class CpuMamba(CpuNetwork):
@@ -248,20 +235,9 @@ class CpuMamba(CpuNetwork):
 
     A token's logits have the same bits in a prompt, in a chain and in any tree, in either way to
     branch.
-
-    Args:
-        network: where the weights come from; it is not kept.
-        dtype: what weights are rounded to: float32, float16, bfloat16, int8 or int4.
-        draft_vocab: tokens that there are logits of, in this order; None for all.
     """
 
-    def __init__(
-        self,
-        network: Mamba,
-        dtype: torch.dtype = torch.float32,
-        draft_vocab: Int[Tensor, " kept"] | None = None,
-    ) -> None:
-        config = network.config
+    def __init__(self, config: MambaConfig, packed: PackedNetwork) -> None:
         channels, state_dim = padded(config.num_channels), padded(config.state_dim)
         shape = replace(
             config.state_shape,
@@ -278,8 +254,7 @@ class CpuMamba(CpuNetwork):
             x_width=channels,
             dt_width=channels,
         )
-        packed = pack_mamba(network, dtype, draft_vocab)
-        super().__init__(network, shape, memory_shape, packed, branching=StateCopies)
+        super().__init__(config, shape, memory_shape, packed, branching=StateCopies)
 
     def _new_workspace(self, num_rows: int, num_nodes: int) -> mamba_kernels.MambaWorkspace:
         hidden, (channels, state_dim) = padded(self.config.hidden_size), self._shape.state
@@ -312,22 +287,11 @@ class CpuMamba2(CpuNetwork):
 
     Trees are summed in another order than texts unless their states are replayed, which targets
     ask for: then a token's logits have the same bits in a prompt, in a chain and in any tree.
-
-    Args:
-        network: where the weights come from; it is not kept.
-        dtype: what weights are rounded to: float32, float16, bfloat16, int8 or int4.
-        draft_vocab: tokens that there are logits of, in this order; None for all.
     """
 
     _replay_task = REPLAY
 
-    def __init__(
-        self,
-        network: Mamba2,
-        dtype: torch.dtype = torch.float32,
-        draft_vocab: Int[Tensor, " kept"] | None = None,
-    ) -> None:
-        config = network.config
+    def __init__(self, config: Mamba2Config, packed: PackedNetwork) -> None:
         channels, state_dim = padded(config.num_channels), padded(config.state_dim)
         shape = replace(
             config.state_shape,
@@ -344,8 +308,7 @@ class CpuMamba2(CpuNetwork):
             x_width=channels,
             dt_width=padded(config.num_heads),
         )
-        packed = pack_mamba2(network, dtype, draft_vocab)
-        super().__init__(network, shape, memory_shape, packed, branching=PathSums)
+        super().__init__(config, shape, memory_shape, packed, branching=PathSums)
 
     def _new_workspace(self, num_rows: int, num_nodes: int) -> mamba2_kernels.Mamba2Workspace:
         hidden, shape = padded(self.config.hidden_size), self._shape
@@ -384,28 +347,57 @@ def to_cpu(
     dtype: torch.dtype = torch.float32,
     draft_vocab: Int[Tensor, " kept"] | None = None,
 ) -> CpuMamba | CpuMamba2:
-    """Packs a network for inference on a CPU."""
+    """Packs a network for inference on a CPU.
+
+    Args:
+        network: where the weights come from; it is not kept.
+        dtype: what weights are rounded to: float32, float16, bfloat16, int8 or int4.
+        draft_vocab: tokens that there are logits of, in this order; None for all.
+    """
     if isinstance(network, Mamba):
-        return CpuMamba(network, dtype, draft_vocab)
-    return CpuMamba2(network, dtype, draft_vocab)
+        return CpuMamba(network.config, pack_mamba(network, dtype, draft_vocab))
+    return CpuMamba2(network.config, pack_mamba2(network, dtype, draft_vocab))
 
 
 NOTHING = np.empty(0, dtype=bool)
 
 
-def _task_of(tree: GrownTree, replay_task: int) -> int:
+def tree_rows(
+    task: int,
+    token_ids: Sequence[int],
+    trees: Sequence[GrownTree[SsmState]],
+    needed: Sequence[np.ndarray],
+) -> PassRows:
+    """Returns the rows of a pass over new nodes, by addresses: trees and `needed` must stay.
+
+    Args:
+        task: how they branch.
+        token_ids: the new nodes of one tree after those of another.
+        trees: what grows.
+        needed: for sums, which nodes of each tree are new or ancestors of new ones.
+    """
+    fields: list[tuple[int, ...]] = []
+    first_row = 0
+    for tree, own in zip(trees, needed, strict=True):
+        fields.append((first_row, *_layout_fields(tree, own), *_addresses(tree.memory)))
+        first_row += tree.num_new
+    return PassRows(task, _array(token_ids), _parts(fields))
+
+
+def task_of(tree: GrownTree[SsmState], replay_task: int) -> int:
+    """Returns what runs a tree that branches as its memory does."""
     branching = tree.memory.bank.branching
     if isinstance(branching, ReplayedPaths):
         return replay_task
     return SUMS if isinstance(branching, PathSums) else COPIES
 
 
-def _needed_nodes(tree: GrownTree) -> np.ndarray:
+def _needed_nodes(tree: GrownTree[SsmState]) -> np.ndarray:
     """Says which nodes are new or ancestors of new ones."""
     return np.logical_or.reduce(tree.layout.ancestor_mask.numpy()[-tree.num_new :], axis=0)
 
 
-def _layout_fields(tree: GrownTree, needed: np.ndarray) -> tuple[int, ...]:
+def _layout_fields(tree: GrownTree[SsmState], needed: np.ndarray) -> tuple[int, ...]:
     """Returns the fields of `PART` from `num_rows` to the last one of the layout."""
     layout, num_nodes = tree.layout, len(tree.layout)
     old = num_nodes - tree.num_new
@@ -444,6 +436,11 @@ def _addresses(memory: SsmState) -> list[int]:
 
 def _parts(fields: Iterable[tuple[int, ...]]) -> np.ndarray:
     return np.array(list(fields), PART)
+
+
+def _text_windows(num_rows: int, conv_width: int) -> np.ndarray:
+    """Returns the windows of the tokens of a text: each sees itself and those before."""
+    return np.arange(num_rows)[:, None] + np.arange(conv_width)
 
 
 def _array(token_ids: Sequence[int]) -> np.ndarray:

@@ -6,7 +6,7 @@ with zeros to whole vectors, and biases, convolutions and A with them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from treesnake.kernels.cpu.mamba import MambaWeights
 from treesnake.kernels.cpu.mamba2 import Mamba2Weights
 from treesnake.kernels.cpu.state_space import StackWeights
 from treesnake.kernels.grouped_weight import GROUPED_BITS
-from treesnake.models.mamba import Mamba, MambaMixer
-from treesnake.models.mamba2 import Mamba2, Mamba2Mixer
+from treesnake.models.mamba import Mamba
+from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space import StateSpaceNetwork, check_vocabulary
 from treesnake.models.weight_stack import WeightStack, new_stack
 
@@ -32,6 +32,43 @@ class PackedNetwork:
     stacks: Sequence[WeightStack]
     num_outputs: int
 
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """All arrays that kernels read."""
+        parts = (*self.weights.stack, *self.weights[1:])
+        return [part for part in parts if isinstance(part, np.ndarray)]
+
+
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """What is before and behind the layers of a network.
+
+    Attributes:
+        embedding: of all tokens.
+        final_norm: the norm before the output layer.
+        head: the output layer, which may be the embedding.
+        num_outputs: the number of tokens that have logits.
+    """
+
+    embedding: WeightStack
+    final_norm: np.ndarray
+    head: WeightStack
+    num_outputs: int
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """The mixers of a network, and the norm before each of them."""
+
+    mixers: Sequence[Any]
+    norms: Sequence[Float[Tensor, " hidden"]]
+
+    @classmethod
+    def of(cls, network: StateSpaceNetwork[Any]) -> "Layers":
+        """Returns those of a network of nothing else."""
+        blocks = network.backbone.blocks
+        return cls([block.mixer for block in blocks], [block.norm.weight for block in blocks])
+
 
 def pack_mamba(
     network: Mamba, dtype: torch.dtype, draft_vocab: Int[Tensor, " kept"] | None
@@ -39,7 +76,8 @@ def pack_mamba(
     """Packs a Mamba; its output layer has rows for `draft_vocab` alone, if there is one."""
     config = network.config
     channels, rank, state_dim = config.num_channels, config.rank, config.state_dim
-    mixers = [cast("MambaMixer", block.mixer) for block in network.backbone.blocks]
+    layers, ends = Layers.of(network), _pack_ends(network, dtype, draft_vocab)
+    mixers = layers.mixers
     # Step sizes are exponents of decays, and these two matrices are small: no integers for them.
     fine = torch.float16 if dtype in GROUPED_BITS else dtype
     x_proj = [_pad_parts(mixer.x_proj.weight, [rank, state_dim, state_dim]) for mixer in mixers]
@@ -48,10 +86,11 @@ def pack_mamba(
     for mixer in mixers:
         weight = _pad_parts(mixer.dt_proj.weight, [channels])
         dt_proj.append(torch.cat([weight, weight.new_zeros(len(weight), width - rank)], dim=1))
-    matrices = _pack_matrices(network, dtype, draft_vocab, projected=[channels] * 2)
+    matrices = _pack_matrices(layers, ends, dtype, projected=[channels] * 2)
     matrices |= {"x_proj": _stack(x_proj, fine), "dt_proj": _stack(dt_proj, fine)}
     stack = _pack_stack(
-        network,
+        layers,
+        ends,
         matrices,
         projected=[channels] * 2,
         convolved=[channels],
@@ -63,21 +102,41 @@ def pack_mamba(
     )
     x_stack, dt_stack = matrices["x_proj"].array, matrices["dt_proj"].array
     weights = MambaWeights(stack=stack, x_proj=x_stack, dt_proj=dt_stack)
-    return PackedNetwork(weights, list(matrices.values()), _num_outputs(network, draft_vocab))
+    return PackedNetwork(weights, list(matrices.values()), ends.num_outputs)
 
 
 def pack_mamba2(
     network: Mamba2, dtype: torch.dtype, draft_vocab: Int[Tensor, " kept"] | None
 ) -> PackedNetwork:
     """Packs a Mamba-2; its output layer has rows for `draft_vocab` alone, if there is one."""
-    config = network.config
+    ends = _pack_ends(network, dtype, draft_vocab)
+    return pack_mamba2_layers(network.config, Layers.of(network), ends, dtype)
+
+
+def pack_mamba2_layers(
+    config: Mamba2Config,
+    layers: Layers,
+    ends: Ends,
+    dtype: torch.dtype,
+    gated_epsilon: float | None = None,
+) -> PackedNetwork:
+    """Packs layers of Mamba-2 between ends that are packed already.
+
+    Args:
+        config: the sizes.
+        layers: mixers and norms.
+        ends: embedding and output layer.
+        dtype: what matrices are rounded to.
+        gated_epsilon: that of the norms behind the gates, if it is not that of the others.
+    """
     channels, heads = config.num_channels, config.num_heads
     convolved = [channels, *[config.state_dim] * (2 * config.num_groups)]
     projected = [channels, *convolved, heads]
-    mixers = [cast("Mamba2Mixer", block.mixer) for block in network.backbone.blocks]
-    matrices = _pack_matrices(network, dtype, draft_vocab, projected)
+    mixers = layers.mixers
+    matrices = _pack_matrices(layers, ends, dtype, projected)
     stack = _pack_stack(
-        network,
+        layers,
+        ends,
         matrices,
         projected=projected,
         convolved=convolved,
@@ -88,34 +147,31 @@ def pack_mamba2(
     weights = Mamba2Weights(
         stack=stack,
         gated_norm=_vectors([mixer.norm.weight for mixer in mixers]),
+        gated_epsilon=np.float32(config.norm_eps if gated_epsilon is None else gated_epsilon),
         dt_limits=np.array(config.time_step_limit, np.float32),
     )
-    return PackedNetwork(weights, list(matrices.values()), _num_outputs(network, draft_vocab))
+    return PackedNetwork(weights, list(matrices.values()), ends.num_outputs)
 
 
 def _pack_matrices(
-    network: StateSpaceNetwork[Any],
-    dtype: torch.dtype,
-    draft_vocab: Int[Tensor, " kept"] | None,
-    projected: Sequence[int],
+    layers: Layers, ends: Ends, dtype: torch.dtype, projected: Sequence[int]
 ) -> dict[str, WeightStack]:
     """Packs the matrices that both architectures have.
 
     `projected` are the widths of the parts of what the first projection gives.
     """
-    mixers: list[Any] = [block.mixer for block in network.backbone.blocks]
-    in_proj = [_pad_parts(mixer.in_proj.weight, projected) for mixer in mixers]
-    embedding = _stack([network.backbone.embeddings.weight], dtype)
+    in_proj = [_pad_parts(mixer.in_proj.weight, projected) for mixer in layers.mixers]
     return {
-        "embedding": embedding,
+        "embedding": ends.embedding,
         "in_proj": _stack(in_proj, dtype),
-        "out_proj": _stack([mixer.out_proj.weight for mixer in mixers], dtype),
-        "head": _pack_head(network, embedding, dtype, draft_vocab),
+        "out_proj": _stack([mixer.out_proj.weight for mixer in layers.mixers], dtype),
+        "head": ends.head,
     }
 
 
 def _pack_stack(
-    network: StateSpaceNetwork[Any],
+    layers: Layers,
+    ends: Ends,
     matrices: Mapping[str, WeightStack],
     *,
     projected: Sequence[int],
@@ -129,11 +185,10 @@ def _pack_stack(
     `projected` and `convolved` are the widths of the parts of what the first projection gives and
     of what is convolved.
     """
-    blocks, hidden = network.backbone.blocks, network.config.hidden_size
-    mixers: list[Any] = [block.mixer for block in blocks]
+    mixers, hidden = layers.mixers, len(layers.norms[0])
     return StackWeights(
-        embedding=matrices["embedding"].array[0],
-        norm=_vectors([block.norm.weight for block in blocks]),
+        embedding=ends.embedding.array[0],
+        norm=_vectors(layers.norms),
         in_proj=matrices["in_proj"].array,
         in_proj_bias=_biases([mixer.in_proj.bias for mixer in mixers], projected),
         conv=_vectors([_conv_weight(mixer.conv1d, convolved) for mixer in mixers]),
@@ -143,13 +198,21 @@ def _pack_stack(
         dt_bias=dt_bias,
         out_proj=matrices["out_proj"].array,
         out_proj_bias=_biases([mixer.out_proj.bias for mixer in mixers], [hidden]),
-        final_norm=_vectors([network.backbone.norm_f.weight])[0],
-        head=matrices["head"].array[0],
+        final_norm=ends.final_norm,
+        head=ends.head.array[0],
     )
 
 
-def _num_outputs(network: StateSpaceNetwork[Any], draft_vocab: Int[Tensor, " kept"] | None) -> int:
-    return network.config.vocab_size if draft_vocab is None else len(draft_vocab)
+def _pack_ends(
+    network: StateSpaceNetwork[Any], dtype: torch.dtype, draft_vocab: Int[Tensor, " kept"] | None
+) -> Ends:
+    embedding = _stack([network.backbone.embeddings.weight], dtype)
+    return Ends(
+        embedding=embedding,
+        final_norm=_vectors([network.backbone.norm_f.weight])[0],
+        head=_pack_head(network, embedding, dtype, draft_vocab),
+        num_outputs=network.config.vocab_size if draft_vocab is None else len(draft_vocab),
+    )
 
 
 def _pack_head(

@@ -20,32 +20,12 @@ from treesnake.models.tree_network import Part, check_tokens, own_states
 from treesnake.prompt import Prompt
 from treesnake.states.held_text import HeldText
 from treesnake.states.snapshots import KeptSnapshots, Snapshot
-from treesnake.states.ssm import SsmState
+from treesnake.states.ssm import SsmBank
 from treesnake.states.tree_layout import TreeLayout, tree_layout
 
 logger = logging.getLogger(__name__)
 
 HOST = torch.device("cpu")
-
-
-@dataclass(frozen=True, eq=False)
-class GrownTree:
-    """A text's tree with new nodes, which are to be run.
-
-    Attributes:
-        num_new: the number of new nodes.
-        layout: how all nodes lie, on the host; the new ones are the last.
-        memory: of the text and of the nodes before, with room for the new ones.
-    """
-
-    num_new: int
-    layout: TreeLayout
-    memory: SsmState
-
-
-RunTrees = Callable[[Sequence[int], Sequence[GrownTree]], Sequence[Float[Tensor, "_ vocab"]]]
-"""Runs the new nodes of some trees that branch in one way in one pass, given the tokens of one
-tree's after another's; returns the logits of each tree."""
 
 
 @runtime_checkable
@@ -88,6 +68,43 @@ class TextMemory(Protocol):
 
 
 Memory = TypeVar("Memory", bound=TextMemory)
+
+
+@runtime_checkable
+class NodeMemory(TextMemory, Protocol):
+    """What a packed network remembers of a text and its tree, in memory of a fixed place."""
+
+    @property
+    def bank(self) -> SsmBank:
+        """Of which the memory has a slot; it says how nodes branch."""
+        ...
+
+    def reserve(self, num_nodes: int) -> None:
+        """Makes room for a tree of this many nodes; what is kept of nodes stays."""
+        ...
+
+
+Nodes = TypeVar("Nodes", bound=NodeMemory)
+
+
+@dataclass(frozen=True, eq=False)
+class GrownTree(Generic[Nodes]):
+    """A text's tree with new nodes, which are to be run.
+
+    Attributes:
+        num_new: the number of new nodes.
+        layout: how all nodes lie, on the host; the new ones are the last.
+        memory: of the text and of the nodes before, with room for the new ones.
+    """
+
+    num_new: int
+    layout: TreeLayout
+    memory: Nodes
+
+
+RunTrees = Callable[[Sequence[int], Sequence[GrownTree[Nodes]]], Sequence[Float[Tensor, "_ vocab"]]]
+"""Runs the new nodes of some trees that branch in one way in one pass, given the tokens of one
+tree's after another's; returns the logits of each tree."""
 
 
 @runtime_checkable
@@ -264,8 +281,25 @@ class StateSpaceState(Generic[Memory]):
         self._is_changing = False
 
 
+class BorrowedState(StateSpaceState[Memory]):
+    """A network's trees on the text of another's state."""
+
+    def __init__(self, network: RecurrentNetwork[Memory], lender: StateSpaceState[Memory]) -> None:
+        super().__init__(network, lender.memory)
+        self._lender = lender
+
+    @property
+    def held(self) -> HeldText:
+        """The text and the tree of both."""
+        return self._lender.held
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Moves the text of both to the end of a path."""
+        self._lender.commit(path)
+
+
 def extend_states(
-    parts: Sequence[Part], network: RecurrentNetwork[SsmState], run_trees: RunTrees
+    parts: Sequence[Part], network: RecurrentNetwork[Nodes], run_trees: RunTrees[Nodes]
 ) -> list[Float[Tensor, "_ vocab"]]:
     """Appends nodes to the trees of several texts: `TreeNetwork.extend_all` of these networks.
 
@@ -273,7 +307,7 @@ def extend_states(
         InvalidInputError: if a tree cannot grow so, two parts have one state, or a token does not
             exist; nothing has changed then.
     """
-    states = own_states(parts, StateSpaceState, network)
+    states: list[StateSpaceState[Nodes]] = own_states(parts, StateSpaceState, network)
     for state, part in zip(states, parts, strict=True):
         state.held.check_growth(part.token_ids, part.parents)
         check_tokens(part.token_ids, network.vocab_size)
@@ -293,7 +327,7 @@ def extend_states(
     return [logits[number] for number in range(len(parts))]
 
 
-def _grown_tree(state: StateSpaceState[SsmState], part: Part) -> GrownTree:
+def _grown_tree(state: StateSpaceState[Nodes], part: Part) -> GrownTree[Nodes]:
     parents, memory = (*state.held.parents, *part.parents), state.memory
     memory.reserve(len(parents))
     layout = tree_layout(parents, memory.bank.shape.conv_width, HOST)

@@ -24,7 +24,6 @@ from treesnake.prompt import Prompt
 from treesnake.states.held_text import HeldText
 from treesnake.states.snapshots import Snapshot
 from treesnake.states.tree_layout import tree_layout
-from treesnake.threads import on_one_thread
 
 SMALLEST_CAPACITY = 512
 
@@ -232,26 +231,15 @@ class TransformerState:
             )
         return TransformerState(network, self.text, self._cache)
 
-    @on_one_thread
     def snapshot(self) -> Snapshot:
         """Returns copies of the text's keys and values."""
-        rows = slice(self.length)
-        with self._cache.bank.lock:
-            keys, values = self._cache.keys[:, :, rows], self._cache.values[:, :, rows]
-            return Snapshot(self.network, tuple(self.text.key), (keys.clone(), values.clone()))
+        return Snapshot(self.network, tuple(self.text.key), self._cache.copy())
 
-    @on_one_thread
     def restore(self, snapshot: Snapshot) -> None:
         """Makes the text that of a snapshot, which this or another state of the network took."""
         snapshot.check_network(self.network)
         self._cut(0)
-        length = len(snapshot.key)
-        self._reserve(length)
-        keys, values = snapshot.tensors
-        with self._cache.bank.lock:
-            self._cache.keys[:, :, :length] = keys
-            self._cache.values[:, :, :length] = values
-        self._cache.commit(range(length))
+        self._cache.restore(snapshot.tensors)
         self.text.read(snapshot.key)
 
     def broken_model_error(

@@ -137,6 +137,25 @@ class TransformerCache:
                 values[:, :, start:end] = values[:, :, rows]
         self.length = end
 
+    @on_one_thread
+    def copy(self) -> tuple[Shaped[Tensor, "..."], Shaped[Tensor, "..."]]:
+        """Returns copies of the committed tokens' keys and values, for `restore`."""
+        rows = slice(self.length)
+        with self.bank.lock:
+            return self.keys[:, :, rows].clone(), self.values[:, :, rows].clone()
+
+    @on_one_thread
+    def restore(self, copied: Sequence[Shaped[Tensor, "..."]]) -> None:
+        """Makes the committed tokens those whose `copy` this is."""
+        keys, values = copied
+        length = keys.shape[2]
+        self.length = 0
+        self.reserve(length)
+        with self.bank.lock:
+            self.keys[:, :, :length] = keys
+            self.values[:, :, :length] = values
+        self.length = length
+
     def reserve(self, capacity: int) -> None:
         """Makes room for so many tokens and nodes; the whole bank grows if they do not fit."""
         self.bank.reserve(capacity)

@@ -19,7 +19,9 @@ class TransformerConfig:
     """Everything but the weights. One value a layer where layers differ.
 
     Attributes:
+        attends: whether a layer has attention; in a hybrid some have a mixer in its place.
         head_dim: the width of a head; `num_heads * head_dim` may differ from `hidden_size`.
+        attention_scale: what scores are multiplied with.
         windows: how many positions a layer sees, the own one included, or None for all.
         rotates: whether a layer turns queries and keys by their positions.
         inverse_frequencies: radians a position of each pair of a head's first values.
@@ -41,6 +43,8 @@ class TransformerConfig:
     head_dim: int
     context_length: int
     epsilon: float
+    attention_scale: float
+    attends: tuple[bool, ...]
     windows: tuple[int | None, ...]
     rotates: tuple[bool, ...]
     inverse_frequencies: tuple[float, ...]
@@ -52,9 +56,9 @@ class TransformerConfig:
     output_size: int
 
     @property
-    def attention_scale(self) -> float:
-        """What scores are multiplied with."""
-        return self.head_dim**-0.5
+    def attention_layers(self) -> tuple[int, ...]:
+        """The numbers of the layers that have attention."""
+        return tuple(number for number, attends in enumerate(self.attends) if attends)
 
     @classmethod
     def from_hf(cls, hf_config: PretrainedConfig) -> "TransformerConfig":
@@ -66,7 +70,7 @@ class TransformerConfig:
         if reason := unsupported_reason(hf_config):
             raise UnsupportedModelError(reason)
         family = _FAMILIES[hf_config.model_type]
-        head_dim = _head_dim(hf_config)
+        head_dim = head_dim_of(hf_config)
         return cls(
             vocab_size=hf_config.vocab_size,
             hidden_size=hf_config.hidden_size,
@@ -77,9 +81,11 @@ class TransformerConfig:
             head_dim=head_dim,
             context_length=context_length(hf_config) or hf_config.max_position_embeddings,
             epsilon=hf_config.rms_norm_eps,
+            attention_scale=head_dim**-0.5,
+            attends=(True,) * hf_config.num_hidden_layers,
             windows=_windows(hf_config),
             rotates=_rotates(hf_config),
-            inverse_frequencies=_inverse_frequencies(hf_config, head_dim),
+            inverse_frequencies=inverse_frequencies(hf_config, head_dim),
             norms_outputs=family.norms_outputs,
             fused_projections=family.fused_projections,
             qkv_bias=family.qkv_bias,
@@ -130,7 +136,8 @@ def unsupported_reason(hf_config: PretrainedConfig) -> str | None:
     return None
 
 
-def _head_dim(hf_config: PretrainedConfig) -> int:
+def head_dim_of(hf_config: PretrainedConfig) -> int:
+    """Returns the width of a head of attention."""
     head_dim = getattr(hf_config, "head_dim", None)
     return head_dim or hf_config.hidden_size // hf_config.num_attention_heads
 
@@ -150,8 +157,8 @@ def _rotates(hf_config: PretrainedConfig) -> tuple[bool, ...]:
     return tuple(map(bool, layers)) if layers else (True,) * hf_config.num_hidden_layers
 
 
-def _inverse_frequencies(hf_config: PretrainedConfig, head_dim: int) -> tuple[float, ...]:
-    """Computes in float32, as the models were trained."""
+def inverse_frequencies(hf_config: PretrainedConfig, head_dim: int) -> tuple[float, ...]:
+    """Returns the radians a position of each pair, computed in float32 as models were trained."""
     trained_length = hf_config.max_position_embeddings
     rope = {"original_max_position_embeddings": trained_length, **hf_config.rope_parameters}
     rotary_dim = int(head_dim * rope.get("partial_rotary_factor", 1.0))

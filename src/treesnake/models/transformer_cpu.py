@@ -30,9 +30,11 @@ from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_layers import (
     EMBEDDING,
     HEAD,
+    read_attention,
+    read_attention_vectors,
     read_final_norm,
-    read_matrices,
-    read_vectors,
+    read_mlp,
+    read_mlp_norm,
 )
 from treesnake.models.transformer_pass import NewNodes
 from treesnake.models.weight_stack import (
@@ -74,6 +76,7 @@ class CpuEngine:
         tensors: Mapping[str, Tensor],
         dtype: torch.dtype,
         cache_dtype: torch.dtype | None = None,
+        embedding_scale: float = 1.0,
     ) -> None:
         self.config = config
         self.cache_dtype = cache_dtype or CACHE_DTYPES[dtype]
@@ -87,11 +90,13 @@ class CpuEngine:
             head_dim=config.head_dim,
             head_stride=self._head_stride,
             epsilon=np.float32(config.epsilon),
+            embedding_scale=np.float32(embedding_scale),
             attention_scale=np.float32(config.attention_scale),
             norms_outputs=config.norms_outputs,
         )
         stride = self._head_stride
-        self._cache_form = config.num_layers, config.num_kv_heads, stride, self.cache_dtype
+        num_attentions = len(config.attention_layers)
+        self._cache_form = num_attentions, config.num_kv_heads, stride, self.cache_dtype
         self._cache_kind = np.empty((0, stride), STORAGE[self.cache_dtype])
         self._lock = new_lock()
         self._workspace = self._new_workspace(1, 1, simd.PADDING)
@@ -99,13 +104,18 @@ class CpuEngine:
     @property
     def num_bytes(self) -> int:
         """The bytes of the weights in memory."""
-        return count_bytes(self.stacks.values(), self._weights)
+        return count_bytes(self.stacks.values(), self.arrays)
+
+    @property
+    def arrays(self) -> Sequence[np.ndarray]:
+        """All arrays that kernels read."""
+        return self._weights
 
     def new_cache(self, capacity: int) -> TransformerCache:
         """Returns an empty cache for so many tokens and nodes."""
         config = self.config
         bank = KvBank(
-            config.num_layers,
+            len(config.attention_layers),
             config.num_kv_heads,
             self._head_stride,
             self.cache_dtype,
@@ -150,9 +160,16 @@ class CpuEngine:
         num_logits: int,
     ) -> None:
         """Makes the compiled call; `parts` keep the caches alive, whose addresses it is given."""
+        run = self.new_run(parts, logits, num_logits)._replace(settings=settings)
+        TEAM.run(decode, count_steps(settings.num_layers), run)
+
+    def new_run(
+        self, parts: Sequence[NewNodes], logits: np.ndarray, num_logits: int
+    ) -> TransformerRun:
+        """Returns what a compiled call is given, which uses the workspace of this engine."""
         self._make_room(parts)
-        run = TransformerRun(
-            settings=settings,
+        return TransformerRun(
+            settings=self._settings,
             weights=self._weights,
             parts=self._describe(parts),
             token_ids=np.concatenate([part.token_ids.numpy() for part in parts], dtype=np.int64),
@@ -162,7 +179,6 @@ class CpuEngine:
             num_logits=num_logits,
             logits=logits,
         )
-        TEAM.run(decode, count_steps(settings.num_layers), run)
 
     def _describe(self, parts: Sequence[NewNodes]) -> np.ndarray:
         """Returns what the kernels are told of each part; see `PART`."""
@@ -237,20 +253,23 @@ def _pack_matrices(
     Embeddings are the largest matrices of small models by far, hence the rows.
     """
     layers, hidden, stride = config.num_layers, config.hidden_size, padded(config.head_dim)
+    num_attentions = len(config.attention_layers)
     qkv_width = (config.num_heads + 2 * config.num_kv_heads) * stride
     stacks = {
-        "qkv": new_stack(layers, qkv_width, hidden, dtype),
-        "attention_out": new_stack(layers, hidden, config.num_heads * stride, dtype),
+        "qkv": new_stack(num_attentions, qkv_width, hidden, dtype),
+        "attention_out": new_stack(num_attentions, hidden, config.num_heads * stride, dtype),
         "gate_up": new_stack(layers, 2 * padded(config.mlp_size), hidden, dtype),
         "down": new_stack(layers, hidden, config.mlp_size, dtype),
         "embedding": new_stack(1, config.vocab_size, hidden, dtype),
     }
+    for index, number in enumerate(config.attention_layers):
+        attention = read_attention(tensors, number)
+        write_parts(stacks["qkv"], index, _pad_outputs(attention.qkv, config.head_dim))
+        stacks["attention_out"].write(index, _pad_inputs(attention.out, config.head_dim))
     for number in range(layers):
-        layer = read_matrices(tensors, config, number)
-        write_parts(stacks["qkv"], number, _pad_outputs(layer.qkv, config.head_dim))
-        write_parts(stacks["gate_up"], number, _pad_outputs(layer.gate_up, config.mlp_size))
-        stacks["attention_out"].write(number, _pad_inputs(layer.attention_out, config.head_dim))
-        stacks["down"].write(number, layer.down)
+        mlp = read_mlp(tensors, number)
+        write_parts(stacks["gate_up"], number, _pad_outputs(mlp.gate_up, config.mlp_size))
+        stacks["down"].write(number, mlp.down)
     write_parts(stacks["embedding"], 0, read_blocks(tensors, EMBEDDING, ROWS_AT_ONCE))
     stacks["head"] = stacks["embedding"]
     if not config.tied_embeddings:
@@ -265,20 +284,25 @@ def _pack_weights(
     """Returns what kernels read: matrices that are packed already, and vectors."""
     head = config.head_dim
     vectors: dict[str, list[Tensor]] = {}
-    for number in range(config.num_layers):
-        layer = read_vectors(tensors, config, number)
-        for name, vector in vars(layer).items():
+    for number in config.attention_layers:
+        attention = read_attention_vectors(tensors, config, number)
+        for name, vector in vars(attention).items():
             is_of_heads = name in ("qkv_bias", "query_norm", "key_norm")
             spacious = _pad_parts(vector, 0, head) if is_of_heads else vector
             vectors.setdefault(name, []).append(spacious.float())
+    vectors["mlp_norm"] = [
+        read_mlp_norm(tensors, config, number).float() for number in range(config.num_layers)
+    ]
     arrays = {name: stack.array for name, stack in stacks.items()}
     arrays |= {name: arrays[name][0] for name in ("embedding", "head")}
     return TransformerWeights(
         no_bias=np.empty(0, np.float32),
         final_norm=read_final_norm(tensors).float().numpy().copy(),
         inverse_frequencies=np.array(config.inverse_frequencies, np.float32),
-        rotates=np.array(config.rotates),
-        windows=np.array([window or SEES_ALL for window in config.windows]),
+        rotates=np.array([config.rotates[number] for number in config.attention_layers]),
+        windows=np.array(
+            [config.windows[number] or SEES_ALL for number in config.attention_layers]
+        ),
         **{name: torch.stack(parts).numpy() for name, parts in vectors.items()},
         **arrays,
     )

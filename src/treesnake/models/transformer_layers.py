@@ -22,22 +22,31 @@ FINAL_NORM = "model.norm.weight"
 
 
 @dataclass(frozen=True, eq=False)
-class LayerMatrices:
-    """The matrices of one layer, in the dtype of the checkpoint.
+class AttentionMatrices:
+    """The matrices of an attention, in the dtype of the checkpoint.
 
-    `qkv` are the heads of queries, keys and values, to be put below each other, `gate_up` the gate
-    and up; a file may have either in one matrix.
+    `qkv` are the heads of queries, keys and values, to be put below each other; a file may have
+    them in one matrix.
     """
 
     qkv: Sequence[Matrix]
-    attention_out: Matrix
+    out: Matrix
+
+
+@dataclass(frozen=True, eq=False)
+class MlpMatrices:
+    """The matrices of an MLP, in the dtype of the checkpoint.
+
+    `gate_up` are gate and up, to be put below each other; a file may have them in one matrix.
+    """
+
     gate_up: Sequence[Matrix]
     down: Matrix
 
 
 @dataclass(frozen=True, eq=False)
-class LayerVectors:
-    """The vectors of one layer. Absent norms of queries and keys have width 0.
+class AttentionVectors:
+    """The vectors of an attention. Absent norms of queries and keys have width 0.
 
     Absent biases are zeros.
     """
@@ -46,43 +55,52 @@ class LayerVectors:
     qkv_bias: Float[Tensor, " qkv_width"]
     query_norm: Float[Tensor, " query_norm_width"]
     key_norm: Float[Tensor, " key_norm_width"]
-    mlp_norm: Float[Tensor, " hidden"]
 
 
-def read_matrices(
-    tensors: Mapping[str, Tensor], config: TransformerConfig, layer: int
-) -> LayerMatrices:
-    """Reads the matrices of one layer; nothing of them is kept elsewhere."""
-    prefix = f"model.layers.{layer}."
-    attention, mlp = prefix + "self_attn.", prefix + "mlp."
-    return LayerMatrices(
-        qkv=_read_parts(tensors, attention, "qkv_proj", ("q_proj", "k_proj", "v_proj")),
-        attention_out=tensors[f"{attention}o_proj.weight"],
-        gate_up=_read_parts(tensors, mlp, "gate_up_proj", ("gate_proj", "up_proj")),
-        down=tensors[f"{mlp}down_proj.weight"],
+def read_attention(tensors: Mapping[str, Tensor], layer: int) -> AttentionMatrices:
+    """Reads the matrices of an attention; nothing of them is kept elsewhere."""
+    prefix = f"model.layers.{layer}.self_attn."
+    return AttentionMatrices(
+        qkv=_read_parts(tensors, prefix, "qkv_proj", ("q_proj", "k_proj", "v_proj")),
+        out=tensors[f"{prefix}o_proj.weight"],
     )
 
 
-def read_vectors(
+def read_mlp(tensors: Mapping[str, Tensor], layer: int) -> MlpMatrices:
+    """Reads the matrices of an MLP; nothing of them is kept elsewhere."""
+    prefix = f"model.layers.{layer}.mlp."
+    return MlpMatrices(
+        gate_up=_read_parts(tensors, prefix, "gate_up_proj", ("gate_proj", "up_proj")),
+        down=tensors[f"{prefix}down_proj.weight"],
+    )
+
+
+def read_attention_vectors(
     tensors: Mapping[str, Tensor], config: TransformerConfig, layer: int
-) -> LayerVectors:
-    """Reads the vectors of one layer."""
-    prefix, norms = f"model.layers.{layer}.", _norms(config)
-    nothing = torch.empty(0)
+) -> AttentionVectors:
+    """Reads the vectors of an attention."""
+    prefix, nothing = f"model.layers.{layer}.", torch.empty(0)
     width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    return LayerVectors(
-        attention_norm=tensors[f"{prefix}{norms[0]}.weight"],
+    return AttentionVectors(
+        attention_norm=tensors[f"{prefix}{_norms(config)[0]}.weight"],
         qkv_bias=_read_qkv_bias(tensors, prefix + "self_attn.", width),
         query_norm=tensors.get(f"{prefix}self_attn.q_norm.weight", nothing),
         key_norm=tensors.get(f"{prefix}self_attn.k_norm.weight", nothing),
-        mlp_norm=tensors[f"{prefix}{norms[1]}.weight"],
     )
 
 
+def read_mlp_norm(
+    tensors: Mapping[str, Tensor], config: TransformerConfig, layer: int
+) -> Float[Tensor, " hidden"]:
+    """Reads the norm of an MLP."""
+    return tensors[f"model.layers.{layer}.{_norms(config)[1]}.weight"]
+
+
 @dataclass(frozen=True, eq=False)
-class LayerTensors(LayerVectors):
+class LayerTensors(AttentionVectors):
     """One layer in floats, `qkv` and `gate_up` in one matrix each."""
 
+    mlp_norm: Float[Tensor, " hidden"]
     qkv: Float[Tensor, "qkv_width hidden"]
     attention_out: Float[Tensor, "hidden query_width"]
     gate_up: Float[Tensor, "twice_mlp hidden"]
@@ -93,13 +111,14 @@ def read_layer(
     tensors: Mapping[str, Tensor], config: TransformerConfig, layer: int
 ) -> LayerTensors:
     """Reads one layer; nothing of it is kept elsewhere."""
-    matrices = read_matrices(tensors, config, layer)
+    attention, mlp = read_attention(tensors, layer), read_mlp(tensors, layer)
     return LayerTensors(
-        **vars(read_vectors(tensors, config, layer)),
-        qkv=_joined(matrices.qkv),
-        attention_out=in_floats(matrices.attention_out),
-        gate_up=_joined(matrices.gate_up),
-        down=in_floats(matrices.down),
+        **vars(read_attention_vectors(tensors, config, layer)),
+        mlp_norm=read_mlp_norm(tensors, config, layer),
+        qkv=_joined(attention.qkv),
+        attention_out=in_floats(attention.out),
+        gate_up=_joined(mlp.gate_up),
+        down=in_floats(mlp.down),
     )
 
 
@@ -145,13 +164,22 @@ def admit_tensors(
     Raises:
         LoadError: if the tensors are not those that the config promises.
     """
+    check_heads(config, where)
+    admitted = admit(promised_tensors(config), tensors, where)
+    return replace(config, tied_embeddings=admitted.is_tied), admitted.tensors
+
+
+def check_heads(config: TransformerConfig, where: str) -> None:
+    """Refuses heads that do not share keys and values equally.
+
+    Raises:
+        LoadError: with the numbers.
+    """
     if config.num_heads % config.num_kv_heads:
         raise LoadError(
             f"the config of {where} makes no sense: {config.num_heads} heads cannot share "
             f"{config.num_kv_heads} heads of keys and values equally"
         )
-    admitted = admit(promised_tensors(config), tensors, where)
-    return replace(config, tied_embeddings=admitted.is_tied), admitted.tensors
 
 
 def restrict_output(

@@ -130,6 +130,42 @@ class TensorEntry:
         return raw.view(self.dtype).reshape(self.shape)
 
 
+@dataclass(frozen=True)
+class InMemory:
+    """A stored tensor that has been read."""
+
+    tensor: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its own."""
+        return self.tensor.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its own."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def num_elements(self) -> int:
+        """The number of values."""
+        return self.tensor.numel()
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in memory."""
+        return self.tensor.nbytes
+
+    def rows(self, begin: int, end: int) -> "InMemory":
+        """Returns some of the rows."""
+        return InMemory(self.tensor[begin:end])
+
+    def read(self, name: str) -> Shaped[Tensor, "..."]:
+        """Returns it."""
+        del name
+        return self.tensor
+
+
 class Weights(Mapping[str, Any]):
     """The tensors of a checkpoint by name, each read from disk whenever it is asked for.
 

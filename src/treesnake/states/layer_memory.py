@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from treesnake.kernels.reference.conv import causal_filter, next_history, tree_filter
+from treesnake.kernels.dispatch import conv_kernels
+from treesnake.kernels.reference.conv import next_history
 from treesnake.states.grown_nodes import GrownNodes
 from treesnake.states.recurrences import Recurrence, Rows, chosen
 
@@ -60,15 +61,16 @@ class LayerMemory:
         if number not in self.histories:
             channels, width = weight.shape
             self.histories[number] = inputs.new_zeros(width - 1, channels)
-        history = self.histories[number]
+        history, kernels = self.histories[number], conv_kernels(inputs.device)
         if grown is None:
             # Of a long text only the end: a view would keep all of it in memory.
             self.histories[number] = next_history(inputs[-max(len(history), 1) :], history)
-            return causal_filter(inputs, weight, bias, history)
+            return kernels.causal_filter(inputs, weight, bias, history)
         before = self._conv_nodes.get(number)
         nodes = self._conv_nodes[number] = _with_new(before, inputs, grown)
         rows = grown.rows(weight.shape[1], inputs.device)
-        return tree_filter(nodes[None], weight, bias, history[None], rows)[0].to(inputs.dtype)
+        filtered = kernels.tree_filter(nodes[None], weight, bias, history[None], rows)[0]
+        return filtered.to(inputs.dtype)
 
     def run(
         self,
@@ -92,7 +94,8 @@ class LayerMemory:
         state = self.states[number]
         if grown is None:
             outputs, after = recurrence.scan(moving, reading, state)
-            self.states[number] = after.clone()  # it may be a view of the states of a chunk
+            # It may be a view of the states of a chunk.
+            self.states[number] = after.clone(memory_format=torch.contiguous_format)
             return outputs
         before = self._moving.get(number, (None,) * len(moving))
         nodes = tuple(_with_new(old, new, grown) for old, new in zip(before, moving, strict=True))
@@ -142,6 +145,6 @@ class LayerMemory:
 def _with_new(before: Tensor | None, new: Tensor, grown: GrownNodes) -> Tensor:
     """Appends rows of new nodes, in place of those that an interrupted pass may have left."""
     if grown.num_before == 0:
-        return new
+        return new.contiguous()
     assert before is not None, "earlier nodes were run"
     return torch.cat([before[: grown.num_before], new])

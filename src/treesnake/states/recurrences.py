@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from treesnake.kernels.reference import gated_delta, ssd, ssm
+from treesnake.kernels.dispatch import delta_kernels, ssd_kernels, ssm_kernels
 from treesnake.states.grown_nodes import GrownNodes
 
 Rows = tuple[Float[Tensor, "..."], ...]
@@ -74,7 +74,7 @@ class SelectiveScan:
     ) -> tuple[Float[Tensor, "tokens channels"], Float[Tensor, "channels state_dim"]]:
         """Returns the outputs of a text and the state after it."""
         x, dt, B = moving
-        return ssm.scan(x, dt, self.A, B, reading, self.D, state)
+        return ssm_kernels(x.device).scan(x, dt, self.A, B, reading, self.D, state)
 
     def extend(
         self,
@@ -88,7 +88,7 @@ class SelectiveScan:
         unread = reading.new_zeros(grown.num_before, reading.shape[-1])
         C = torch.cat([unread, reading])
         node_states = state.new_empty(1, len(x), *state.shape)
-        y = ssm.extend_copies(
+        y = ssm_kernels(x.device).extend_copies(
             x[None],
             dt[None],
             self.A,
@@ -107,7 +107,7 @@ class SelectiveScan:
         """Returns the state moved along a path, in closed form."""
         x, dt, B = moving
         moved = state[None].clone()
-        ssm.commit_sums(x[None], dt[None], self.A[None], B[None], moved)
+        ssm_kernels(x.device).commit_sums(x[None], dt[None], self.A[None], B[None], moved)
         return moved[0]
 
 
@@ -131,7 +131,7 @@ class StateSpaceDual:
     ) -> tuple[Float[Tensor, "tokens heads head_dim"], Float[Tensor, "heads head_dim state_dim"]]:
         """Returns the outputs of a text and the state after it."""
         x, dt, B = moving
-        return ssd.scan(x, dt, self.A, B, reading, self.D, state)
+        return ssd_kernels(x.device).scan(x, dt, self.A, B, reading, self.D, state)
 
     def extend(
         self,
@@ -143,7 +143,7 @@ class StateSpaceDual:
         """Returns the outputs of new nodes, from the inputs of their ancestors."""
         x, dt, B = moving
         rows = grown.rows(1, x.device)
-        return ssd.extend_sums(
+        return ssd_kernels(x.device).extend_sums(
             x[None], dt[None], self.A, B[None], reading[None], self.D, state[None], rows
         )[0]
 
@@ -153,7 +153,7 @@ class StateSpaceDual:
         """Returns the state moved along a path, in closed form."""
         x, dt, B = moving
         moved = state[None].clone()
-        ssd.commit_sums(x[None], dt[None], self.A[None], B[None], moved)
+        ssd_kernels(x.device).commit_sums(x[None], dt[None], self.A[None], B[None], moved)
         return moved[0]
 
 
@@ -174,7 +174,7 @@ class GatedDelta:
     ) -> tuple[Float[Tensor, "tokens heads value_dim"], Float[Tensor, "heads key_dim value_dim"]]:
         """Returns the outputs of a text and the state after it."""
         key, value, log_decay, beta = moving
-        return gated_delta.scan(reading, key, value, log_decay, beta, state)
+        return delta_kernels(key.device).scan(reading, key, value, log_decay, beta, state)
 
     def extend(
         self,
@@ -186,14 +186,16 @@ class GatedDelta:
         """Returns the outputs of new nodes, from the inputs of all nodes."""
         key, value, log_decay, beta = moving
         mask = grown.layout(reading.device).ancestor_mask
-        return gated_delta.extend_sums(reading, key, value, log_decay, beta, mask, state)
+        return delta_kernels(key.device).extend_sums(
+            reading, key, value, log_decay, beta, mask, state
+        )
 
     def commit(
         self, moving: Rows, state: Float[Tensor, "heads key_dim value_dim"]
     ) -> Float[Tensor, "heads key_dim value_dim"]:
         """Returns the state moved along a path, in closed form."""
         key, value, log_decay, beta = moving
-        return gated_delta.commit_sums(key, value, log_decay, beta, state)
+        return delta_kernels(key.device).commit_sums(key, value, log_decay, beta, state)
 
 
 def chosen(moving: Rows, path: Sequence[int]) -> Rows:

@@ -48,7 +48,15 @@ def test_trees_equal_the_reference(conv: ModuleType, device: torch.device, chann
     layouts = [tree_layout(parents, 4, CPU) for parents in ((-1, 0, 0, 1, 1, 2), (-1, 0, 1))]
     new = tree_rows(layouts, [4, 2], [2, 0], RowsSize(trees=2, new=4, nodes=6), spare_row=6)
     new = TreeRows(**{name: rows.to(device) for name, rows in vars(new).items()})
-    torch.testing.assert_close(
-        conv.tree_conv(inputs, weight, bias, history, new),
-        reference.tree_conv(inputs, weight, bias, history, new),
-    )
+    for kernel in ("tree_conv", "tree_filter"):
+        results = [
+            getattr(form, kernel)(inputs, weight, bias, history, new) for form in (conv, reference)
+        ]
+        torch.testing.assert_close(*results)
+
+
+def test_a_text_without_an_activation_equals_the_reference(
+    conv: ModuleType, device: torch.device
+) -> None:
+    case = random_case(device)
+    torch.testing.assert_close(conv.causal_filter(*case), reference.causal_filter(*case))

@@ -55,11 +55,13 @@ class Mamba2Weights(NamedTuple):
     """Weights as the kernels read them, those of all layers stacked.
 
     `in_proj` gives gate, x, B, C and step sizes, one after another; x, B and C are convolved. A has
-    an entry a head, D one a channel. `dt_limits` are the bounds of dt over a text.
+    an entry a head, D one a channel. `dt_limits` are the bounds of dt over a text, `gated_epsilon`
+    is that of the norms behind the gates.
     """
 
     stack: StackWeights
     gated_norm: np.ndarray
+    gated_epsilon: np.float32
     dt_limits: np.ndarray
 
 
@@ -84,18 +86,23 @@ def count_steps(num_layers: int) -> int:
 def run_mamba2(barrier, run):
     """Runs the rows: changes what is remembered, and writes the logits of the last ones."""
     thread = enter(barrier)
-    num_gates = run.work.stack.y.shape[1]
     step = embed_tokens(barrier, run)
     for layer in range(run.weights.stack.norm.shape[0]):
-        step = project_in(barrier, step, run, layer)
-        step = convolve(barrier, step, run, layer, num_gates)
-        step = _select(barrier, step, run, layer)
-        if run.rows.task == SUMS:
-            step = _score(barrier, step, run, layer)
-        step = _recur(barrier, step, run, layer, thread)
-        step = _gate(barrier, step, run, layer)
-        step = project_out(barrier, step, run, layer)
+        step = run_mixer(barrier, step, run, layer, thread)
     write_logits(barrier, step, run)
+
+
+@inlined
+def run_mixer(barrier, step, run, layer, thread):
+    """Runs the mixer of a layer and adds its outputs to the residual stream."""
+    step = project_in(barrier, step, run, layer)
+    step = convolve(barrier, step, run, layer, run.work.stack.y.shape[1])
+    step = _select(barrier, step, run, layer)
+    if run.rows.task == SUMS:
+        step = _score(barrier, step, run, layer)
+    step = _recur(barrier, step, run, layer, thread)
+    step = _gate(barrier, step, run, layer)
+    return project_out(barrier, step, run, layer)
 
 
 @entry_point
@@ -228,7 +235,7 @@ def _gate(barrier, step, run, layer):
         skip_gate_range(stack.y, D, x, gates, 0, row, 0, width)
         for begin in range(0, weight.shape[0], size):
             end = begin + size
-            factor = _inverse_rms(stack.y, row, begin, end, run.epsilon)
+            factor = _inverse_rms(stack.y, row, begin, end, run.weights.gated_epsilon)
             scale_range(stack.y, row, begin, weight[begin:end], factor)
         row = finish_unit(barrier, step)
     return wait(barrier, step, num_rows)

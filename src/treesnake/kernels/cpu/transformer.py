@@ -59,7 +59,10 @@ def count_steps(num_layers: int) -> int:
 
 
 class TransformerSettings(NamedTuple):
-    """What is not a weight. Widths are without padding; `head_stride` is the padded `head_dim`."""
+    """What is not a weight. Widths are without padding; `head_stride` is the padded `head_dim`.
+
+    What embeddings and scores of attention are multiplied with are their scales.
+    """
 
     num_layers: int
     num_heads: int
@@ -67,6 +70,7 @@ class TransformerSettings(NamedTuple):
     head_dim: int
     head_stride: int
     epsilon: np.float32
+    embedding_scale: np.float32
     attention_scale: np.float32
     norms_outputs: bool
 
@@ -74,13 +78,13 @@ class TransformerSettings(NamedTuple):
 class TransformerWeights(NamedTuple):
     """Weights as the kernels read them, those of all layers stacked.
 
-    Matrices are (layers, outputs, padded inputs), or tables (layers, blocks) of grouped weights
-    (`products`). Embedding and head are those of one layer. Heads are padded to `head_stride` and
-    the two halves of `gate_up` to the width of `down`, with rows of zeros. `query_norm` and
-    `key_norm` are as wide as what is normed at once, a head or a whole projection, or of width 0;
-    `no_bias` is of width 0. A layer that does not rotate its heads does not know positions. The
-    norms of attention and MLP come before them, or after them with
-    `TransformerSettings.norms_outputs`.
+    In a hybrid, the weights of attention are those of the layers that attend. Matrices are (layers,
+    outputs, padded inputs), or tables (layers, blocks) of grouped weights (`products`). Embedding
+    and head are those of one layer. Heads are padded to `head_stride` and the two halves of
+    `gate_up` to the width of `down`, with rows of zeros. `query_norm` and `key_norm` are as wide as
+    what is normed at once, a head or a whole projection, or of width 0; `no_bias` is of width 0. A
+    layer that does not rotate its heads does not know positions. The norms of attention and MLP
+    come before them, or after them with `TransformerSettings.norms_outputs`.
     """
 
     embedding: np.ndarray
@@ -175,12 +179,18 @@ class TransformerRun(NamedTuple):
 @entry_point
 def decode(barrier, run):
     """Runs new nodes of trees: writes their keys and values, and the logits that are wanted."""
-    weights, work = run.weights, run.work
     thread = enter(barrier)
-    step = _embed(barrier, 0, run)
+    step = embed_nodes(barrier, 0, run)
     for layer in range(run.settings.num_layers):
-        step = _attention(barrier, step, run, layer, thread)
-        step = _mlp(barrier, step, run, layer)
+        step = run_attention(barrier, step, run, layer, thread)
+        step = run_mlp(barrier, step, run, layer)
+    write_logits(barrier, step, run)
+
+
+@inlined
+def write_logits(barrier, step, run):
+    """Norms the nodes of which logits are wanted, and writes these: the last steps."""
+    weights, work = run.weights, run.work
     step = _norm_last(barrier, step, run)
     inputs, num_logits, rounded = work.branch, run.num_logits, work.rounded
     weight, bias, logits = weights.head, weights.no_bias, run.logits
@@ -188,7 +198,8 @@ def decode(barrier, run):
 
 
 @inlined
-def _attention(barrier, step, run, layer, thread):
+def run_attention(barrier, step, run, layer, thread):
+    """Runs the attention of a layer and adds its outputs to the residual stream."""
     settings, weights, work = run.settings, run.weights, run.work
     nodes, epsilon = run.token_ids.shape[0], settings.epsilon
     norm_weight, inputs = weights.attention_norm[layer], work.residual
@@ -204,7 +215,8 @@ def _attention(barrier, step, run, layer, thread):
 
 
 @inlined
-def _mlp(barrier, step, run, layer):
+def run_mlp(barrier, step, run, layer):
+    """Runs the gated MLP of a layer and adds its outputs to the residual stream."""
     settings, weights, work = run.settings, run.weights, run.work
     nodes, epsilon = run.token_ids.shape[0], settings.epsilon
     norm_weight, inputs = weights.mlp_norm[layer], work.residual
@@ -227,17 +239,24 @@ def _add_branch(barrier, step, run, x, weight, norm_weight):
 
 
 @inlined
-def _embed(barrier, step, run):
+def embed_nodes(barrier, step, run):
     """Looks up embeddings, positions and rotations, and what each node sees, a node a unit."""
     weights, nodes = run.weights, run.token_ids.shape[0]
     width = weights.final_norm.shape[0]
     node = next_unit(barrier, step)
     while node < nodes:
         embed_row(weights.embedding, run.token_ids[node], width, run.work.residual, node)
+        _scale_row(run.work.residual, node, width, run.settings.embedding_scale)
         _find_path(run, node)
         _find_rotation(run, node)
         node = finish_unit(barrier, step)
     return wait(barrier, step, nodes)
+
+
+@kernel
+def _scale_row(x, row, width, scale):
+    for column in range(width):
+        x[row, column] *= scale
 
 
 @inlined

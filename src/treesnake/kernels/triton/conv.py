@@ -28,6 +28,7 @@ def _conv_kernel(
     CONV_WIDTH: tl.constexpr,
     IS_TREE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    ACTIVATES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One output row, some channels a program; rows of a window count the history first.
@@ -58,9 +59,10 @@ def _conv_kernel(
         values += tl.load(inputs + new_row * num_channels + channels, in_inputs, 0.0).to(tl.float32)
         factors = tl.load(weight + channels * CONV_WIDTH + index, inside, 0.0).to(tl.float32)
         total += values * factors
-    activated = total / (1 + tl.exp(-total))
+    if ACTIVATES:
+        total = total / (1 + tl.exp(-total))
     start = (text * num_outputs + row) * num_channels
-    tl.store(out + start + channels, activated, inside)
+    tl.store(out + start + channels, total, inside)
 
 
 def causal_conv(
@@ -74,7 +76,17 @@ def causal_conv(
 
 
 def _causal_conv(inputs: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor) -> Tensor:
-    return _convolve(inputs, weight, bias, history, None)
+    return _convolve(inputs, weight, bias, history, None, activates=True)
+
+
+def causal_filter(
+    inputs: Float[Tensor, "*batch tokens channels"],
+    weight: Float[Tensor, "channels conv_width"],
+    bias: Float[Tensor, " channels"] | None,
+    history: Float[Tensor, "*batch history channels"],
+) -> Float[Tensor, "*batch tokens channels"]:
+    """Convolves a text, without what follows a convolution; for inference."""
+    return _convolve(inputs, weight, bias, history, None, activates=False)
 
 
 def tree_conv(
@@ -86,7 +98,18 @@ def tree_conv(
 ) -> Float[Tensor, "trees new channels"]:
     """Convolves the new nodes of some trees: each sees the last K inputs on its own path."""
     assert inputs.is_contiguous(), "what all slots hold is not copied"
-    return _convolve(inputs, weight, bias, history, new)
+    return _convolve(inputs, weight, bias, history, new, activates=True)
+
+
+def tree_filter(
+    inputs: Float[Tensor, "slots rows channels"],
+    weight: Float[Tensor, "channels conv_width"],
+    bias: Float[Tensor, " channels"] | None,
+    history: Float[Tensor, "slots history channels"],
+    new: TreeRows,
+) -> Float[Tensor, "trees new channels"]:
+    """Convolves the new nodes of some trees, without what follows a convolution."""
+    return _convolve(inputs, weight, bias, history, new, activates=False)
 
 
 def _convolve(
@@ -95,6 +118,8 @@ def _convolve(
     bias: Tensor | None,
     history: Tensor,
     new: TreeRows | None,
+    *,
+    activates: bool,
 ) -> Tensor:
     inputs, history = inputs.contiguous(), history.contiguous()
     num_inputs, num_channels = inputs.shape[-2:]
@@ -117,6 +142,7 @@ def _convolve(
         CONV_WIDTH=weight.shape[1],
         IS_TREE=new is not None,
         HAS_BIAS=bias is not None,
+        ACTIVATES=activates,
         BLOCK=BLOCK_CHANNELS,
     )
     return out

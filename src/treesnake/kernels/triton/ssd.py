@@ -18,6 +18,10 @@ from treesnake.kernels.triton.gradients import with_gradient_of
 CHUNK = 32
 """Tokens of a chunk: few enough for the shared memory of small GPUs."""
 
+PRECISION_ON_AMD = "ieee"
+PRECISION = "tf32x3" if torch.version.hip is None else PRECISION_ON_AMD
+"""How floats are multiplied: exact enough on either kind of device."""
+
 BLOCK_ROWS = 16
 """Rows of a head's state in one program; at least 16, the smallest matrix product."""
 
@@ -38,6 +42,7 @@ def _scan_kernel(
     head_dim,
     state_dim,
     CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_STATE: tl.constexpr,
 ):
@@ -69,15 +74,15 @@ def _scan_kernel(
         gaps = log_decays[:, None] - log_decays[None, :]
         causal = tokens[:, None] >= tokens[None, :]
         decays = tl.exp(tl.where(causal, gaps, float("-inf")))
-        scores = tl.dot(readers, tl.trans(directions), input_precision="tf32x3")
+        scores = tl.dot(readers, tl.trans(directions), input_precision=PRECISION)
         amounts = inputs * steps[:, None]
-        output = tl.dot(scores * decays, amounts, input_precision="tf32x3")
-        kept = tl.dot(readers, tl.trans(state), input_precision="tf32x3")
+        output = tl.dot(scores * decays, amounts, input_precision=PRECISION)
+        kept = tl.dot(readers, tl.trans(state), input_precision=PRECISION)
         output += kept * tl.exp(log_decays)[:, None] + skip * inputs
         tl.store(y + inputs_at, output, shown)
 
         until_end = amounts * tl.exp(total - log_decays)[:, None]
-        written = tl.dot(tl.trans(until_end), directions, input_precision="tf32x3")
+        written = tl.dot(tl.trans(until_end), directions, input_precision=PRECISION)
         state = tl.exp(total) * state + written
     tl.store(states + cells, state, valid)
 
@@ -271,6 +276,7 @@ def _scan(
         head_dim,
         state_dim,
         CHUNK=CHUNK,
+        PRECISION=PRECISION,
         BLOCK=BLOCK_ROWS,
         BLOCK_STATE=_block_state(state_dim),
         num_stages=2,  # pyrefly: ignore[unexpected-keyword]
