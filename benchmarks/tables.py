@@ -157,6 +157,20 @@ def _gguf_quality() -> str:
     return _table(["file, weights", "perplexity", "against float32"], rows)
 
 
+def _tree_scoring() -> str:
+    rows = []
+    for target, found in _read("tree_scoring")["targets"].items():
+        one = found["ms"]["inputs"]["1"]["min"]
+        for form, times in found["ms"].items():
+            ratios = [f"{ms['min'] / one:.2f}" for ms in times.values()]
+            megabytes = found["bytes"][form]["13"] / 1e6
+            rows.append([f"{target}, {form}", f"{times['1']['min']:.1f}", *ratios[1:]])
+            rows[-1].append(f"{megabytes:.1f}")
+    counts = list(times)
+    heads = ["float32, 2 threads", "1 node, ms", *counts[1:], "MB of 13"]
+    return _table(heads, rows)
+
+
 def _memory() -> str:
     rows = [
         [
@@ -676,6 +690,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "other_languages": _other_languages,
     "self_drafting": partial(_pairs, "self-drafting-cpu", "2 threads"),
     "recurrent": partial(_pairs, "recurrent-cpu", "float32, 2 threads"),
+    "hybrid": partial(_pairs, "smollm2-hybrid-cpu", "float32, 2 threads"),
+    "tree_scoring": _tree_scoring,
     "long_methods": partial(_methods, "default-pair-long-cpu", "float32"),
     "acceptance": _acceptance,
     "categories": _categories,

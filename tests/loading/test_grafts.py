@@ -114,7 +114,7 @@ def test_only_the_default_target_is_grafted_onto(tmp_path: Path) -> None:
 
 
 def test_the_hybrid_by_its_name_says_what_transformers_makes_it_say() -> None:
-    decoder = SpeculativeDecoder.from_pretrained(HYBRID, search="chain(3)")
+    decoder = SpeculativeDecoder.from_pretrained(HYBRID, search="chain(3)", dtype="float32")
     question = [{"role": "user", "content": "Repeat: one two one two one two"}]
     prompt = list(decoder.encode(question).token_ids)
     model: Any = load_pretrained(HYBRID).model

@@ -7,16 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from treesnake.errors import InvalidInputError, LoadError, UnsupportedModelError
 from treesnake.loading.architecture import identify
 from treesnake.loading.checkpoint import Checkpoint, open_checkpoint
 from treesnake.loading.networks import load_network
 from treesnake.loading.options import DtypeName, LoadOptions
+from treesnake.loading.pretrained import load_checkpoint
 from treesnake.models.checkpoint import Network, build_network, save_network
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
+from treesnake.models.rounded_weights import round_to_8_bits
 from treesnake.models.state_space_cpu import CpuNetwork
+from treesnake.models.weights import SINGLE_FILE
 
 VOCAB = 64
 
@@ -108,3 +112,16 @@ def test_a_drafter_that_shares_embeddings_needs_its_target(tmp_path: Path) -> No
     save_network(network, tmp_path, leave_out_embeddings=True)
     with pytest.raises(InvalidInputError, match="together with the target"):
         load(tmp_path)
+
+
+@torch.no_grad()
+def test_transformers_runs_a_folder_whose_matrices_have_8_bits(folder: Path) -> None:
+    stored = load_file(folder / SINGLE_FILE)
+    rounded: dict[str, torch.Tensor] = {}
+    for name, tensor in stored.items():
+        is_matrix = name.endswith("_proj.weight")
+        rounded |= round_to_8_bits(name, tensor) if is_matrix else {name: tensor}
+    save_file(rounded, folder / SINGLE_FILE, {"format": "pt"})
+    model: Any = load_checkpoint(opened(folder), LoadOptions("float32", "cpu")).model
+    logits = model(torch.tensor([[3]])).logits[0]
+    torch.testing.assert_close(logits, first_logits(load(folder, "float32")), rtol=1e-4, atol=1e-4)
