@@ -263,6 +263,37 @@ def _starts() -> str:
     return _table(["from start to", "s", f"x {result['other_commit']}"], rows)
 
 
+def _first_minute() -> str:
+    result = _read("start")
+    first, second = result["first_answer"], result["second_answer"]
+    rows = {
+        **{f"`{name}`": row for name, row in result["starts"].items()},
+        "one token of the default pair, kernels on disk": {
+            version: second[version]["until_the_first_token_s"] for version in ("this", "other")
+        },
+        "64 tokens on a fresh machine, kernels compiled": {
+            version: first[version]["seconds"] for version in ("this", "other")
+        },
+        **{
+            f"one token of {name}, the same file": {"this": seconds}
+            for name, seconds in result.get("peers", {}).items()
+        },
+    }
+    table = [
+        [name, *(f"{row[each]:.2f}" if each in row else "" for each in ("this", "other"))]
+        for name, row in rows.items()
+    ]
+    return _table(["seconds", "now", "before"], table)
+
+
+def _first_tokens() -> str:
+    rows = [
+        [length, f"{row['plain_ms']:.0f}", f"{row['with_drafter_ms']:.0f}"]
+        for length, row in _read("start").get("first_tokens", {}).items()
+    ]
+    return _table(["tokens in the prompt", "plain, ms", "with the drafter, ms"], rows)
+
+
 def _long_context() -> str:
     drafting = _read("long_context_draft")["drafting"]
     rows = []
@@ -678,6 +709,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "mixture_rules": _mixture_rules,
     "two_versions": _two_versions,
     "starts": _starts,
+    "first_minute": _first_minute,
+    "first_tokens": _first_tokens,
     "fuzz": _fuzz,
     "long_context": _long_context,
     "long_pair": _long_pair,
