@@ -23,6 +23,7 @@ from frame import Result, print_table, run
 from treesnake import SpeculativeDecoder
 from treesnake.integrations.model_folders import export_folder
 from treesnake.loading.options import DEFAULT_OPTIONS
+from treesnake.serving.server import address_of, listen
 
 QUESTIONS = (
     "Explain how a heat pump works.",
@@ -86,16 +87,12 @@ def transformers_serve(arguments: Namespace) -> Result:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
     from transformers.cli.serve import Serve  # noqa: PLC0415
 
-    from treesnake.serving.server import address_of, listen  # noqa: PLC0415
-
     counts = {"whole_equal": 0, "stream_equal": 0, "stop_equal": 0}
     num_tokens = num_chunks = 0
     with exported(arguments.target) as out:
         plain: Any = AutoModelForCausalLM.from_pretrained(out)
         tokenizer: Any = AutoTokenizer.from_pretrained(out)
-        listener = listen("127.0.0.1", 0)
-        address = address_of(listener)
-        listener.close()
+        address = _free_address()
         server = Serve(
             out,
             trust_remote_code=True,
@@ -146,6 +143,12 @@ def transformers_serve(arguments: Namespace) -> Result:
     }
 
 
+def _free_address() -> str:
+    listener = listen("127.0.0.1", 0)
+    with listener:
+        return address_of(listener)
+
+
 def ray_serve(arguments: Namespace) -> Result:
     """Two replicas: answers, kept conversations, a client that leaves, a replica that is killed."""
     import httpx  # noqa: PLC0415
@@ -154,13 +157,13 @@ def ray_serve(arguments: Namespace) -> Result:
     serve: Any = import_module("ray.serve")
     ours: Any = import_module("treesnake.integrations.ray_serve")
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 << 20)
-    serve.start(http_options={"host": "127.0.0.1", "port": 0})
+    address = _free_address()
+    serve.start(http_options={"host": "127.0.0.1", "port": int(address.rsplit(":", 1)[1])})
     settings = ours.Settings(
         target=arguments.target, min_replicas=2, max_replicas=2, num_cpus=0.5, max_num_seqs=4
     )
     serve.run(ours.build(settings))
-    [port] = {each["port"] for each in serve.status().proxies.values()} or {8000}
-    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    url = f"{address}/v1/chat/completions"
     plain = SpeculativeDecoder.from_pretrained(arguments.target, "none")
 
     def body(messages: Any, **others: Any) -> dict[str, Any]:
