@@ -6,8 +6,6 @@ from typing import Annotated
 import typer
 
 from treesnake.cli import options
-from treesnake.cli.target_options import loading
-from treesnake.integrations.model_folders import export_folder as export
 from treesnake.loading.options import LoadOptions
 from treesnake.terminal import console, plain
 
@@ -29,6 +27,9 @@ def export_folder(
     It is for `transformers serve OUT --trust-remote-code`, and for from_pretrained(OUT,
     trust_remote_code=True), whose generate() then speculates.
     """
+    from treesnake.cli.target_options import loading
+    from treesnake.integrations.model_folders import export_folder as export
+
     loaded = LoadOptions(trust_remote_code=trust_remote_code)
     with loading(target):
         export(target, out, drafter=drafter, search=search, copies=copy, options=loaded)
