@@ -85,7 +85,9 @@ class BannedTokens:
 
 @dataclass(frozen=True)
 class EarliestEnd:
-    """Forbids the tokens that end a text until the text is so long.
+    """Forbids the tokens that end a text until the text is so long, unless no other one is left.
+
+    So a grammar whose answer is whole ends a text before its time, as a stop string does.
 
     Attributes:
         length: tokens of the shortest text without its end token, the prompt included.
@@ -100,7 +102,8 @@ class EarliestEnd:
     ) -> Float[Tensor, " vocab"]:
         if len(prefix) >= self.length:
             return logits
-        return BannedTokens(self.end_token_ids)(prefix, logits)
+        banned = BannedTokens(self.end_token_ids)(prefix, logits)
+        return banned if float(banned.amax()) > FORBIDDEN else logits
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def continue_text(
         params: how to sample.
         search: the text's own.
         max_new_tokens: at most so many.
-        min_new_tokens: no end token comes before so many.
+        min_new_tokens: no end token comes before so many, unless nothing else is allowed.
         end_token_ids: tokens that end the text.
         constraints: on the next token given the text so far.
         stop_rules: what else ends the text.
@@ -72,7 +72,7 @@ def continue_text(
         max_length, limit_reason = context_length, FinishReason.CONTEXT
     if min_new_tokens:
         earliest = EarliestEnd(len(prompt) + min_new_tokens, frozenset(end_token_ids))
-        constraints = [earliest, *constraints]
+        constraints = [*constraints, earliest]
     steps = generate(
         target,
         drafter,

@@ -5,6 +5,7 @@ content is text, or a list of parts: text, and images for models that see them. 
 message may have tool calls instead.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -121,6 +122,30 @@ def tool_names(calls: object) -> list[str] | None:
     return named if len(named) == len(calls) else None
 
 
+def check_offered(tools: Sequence[object], text: str) -> None:
+    """Checks that a conversation offers all tools that it should.
+
+    Args:
+        tools: what may be called, each described as in OpenAI's API.
+        text: the conversation as the chat template has it.
+
+    Raises:
+        InvalidInputError: if a tool has no name, or the template leaves it out.
+    """
+    names = tool_names(tools)
+    if names is None:
+        raise InvalidInputError(
+            "tools must be a list of functions with names, such as {'type': 'function', "
+            "'function': {'name': 'add', 'parameters': {...}}}"
+        )
+    for name in names:
+        if name not in text:
+            raise InvalidInputError(
+                f"the target's chat template leaves out the tool {name!r:.80}; describe it in a "
+                "message, or use a model that was trained on tools"
+            )
+
+
 def check_turns(value: object, where: str) -> tuple[str, ...]:
     """Returns what a user says turn by turn: a text is one turn, a list of texts are several.
 
@@ -155,7 +180,30 @@ def _checked_message(message: object, where: str) -> Message:
     if names is None:
         raise InvalidInputError(f"the tool calls of {where} must be a list of named functions")
     _check_content(message.get("content"), where, is_needed=not names)
-    return message
+    return _with_arguments(message, where) if names else message
+
+
+def _with_arguments(message: Message, where: str) -> Message:
+    """Returns a message whose calls have objects as arguments, as chat templates read them.
+
+    In OpenAI's API they are JSON in a text, which a template would write as a text in a text.
+    """
+    calls = [_with_object(call, where) for call in message["tool_calls"]]
+    return {**message, "tool_calls": calls}
+
+
+def _with_object(call: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    if "function" in call:
+        return {**call, "function": _with_object(call["function"], where)}
+    arguments = call.get("arguments")
+    if not isinstance(arguments, str):
+        return call
+    try:
+        return {**call, "arguments": json.loads(arguments or "{}")}
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(
+            f"the arguments of a tool call of {where} are no JSON: {error}"
+        ) from error
 
 
 def _check_content(content: object, where: str, *, is_needed: bool) -> None:

@@ -15,6 +15,7 @@ from treesnake.continuation import Continuation, continue_text
 from treesnake.conversation import (
     Message,
     check_messages,
+    check_offered,
     image_sources,
     render,
     user_message,
@@ -92,6 +93,7 @@ class Tokenizer(Protocol):
         *,
         add_generation_prompt: bool,
         tokenize: bool,
+        tools: Sequence[Mapping[str, object]] | None = None,
     ) -> str:
         """Returns a conversation as the text that the model was trained on."""
         ...
@@ -493,7 +495,8 @@ class SpeculativeDecoder(OfOneProcess):
             params: how to sample; greedy by default.
             max_new_tokens: at most so many; the context may end the text earlier.
             min_new_tokens: so many before an end token may come; as many as `max_new_tokens`
-                forbid it altogether. Stop strings end the text all the same.
+                forbid it altogether. Stop strings, and a form that is whole, end the text all the
+                same.
             stop: strings that end the text and are not part of it; also names of special tokens.
             constraints: on the next token given the text so far.
             response_format: the answer is JSON: `{"type": "json_object"}`, or
@@ -616,12 +619,20 @@ class SpeculativeDecoder(OfOneProcess):
         parts = score_text(session.target, self.encode(text), num_top)
         return tuple(token for part in parts for token in part)
 
-    def encode(self, prompt: PromptLike) -> Prompt:
+    def encode(self, prompt: PromptLike, *, tools: Sequence[Mapping[str, object]] = ()) -> Prompt:
         """Returns the prompt as token ids.
 
+        Args:
+            prompt: as for `generate`.
+            tools: what the model may call in its answer to a conversation, each described as in
+                OpenAI's API. How it writes a call depends on the model; nothing here reads it.
+
         Raises:
-            InvalidInputError: if it is empty, or is text and there is no tokenizer.
+            InvalidInputError: if it is empty, or is text and there is no tokenizer; if there are
+                tools without a conversation, or the chat template leaves them out.
         """
+        if tools and not _is_conversation(prompt):
+            raise InvalidInputError("tools are for a conversation: give the prompt as messages")
         if isinstance(prompt, Prompt):
             return prompt
         if isinstance(prompt, str):
@@ -631,9 +642,9 @@ class SpeculativeDecoder(OfOneProcess):
             raise InvalidInputError(
                 "the prompt is one message: a conversation is a list, so write [message]"
             )
+        if _is_conversation(prompt):
+            return self._encode_conversation(cast(Sequence[Message], prompt), tools)
         first = prompt[0] if isinstance(prompt, Sequence) and len(prompt) else None
-        if isinstance(first, Mapping):
-            return self._encode_conversation(cast(Sequence[Message], prompt))
         if isinstance(first, str):
             raise InvalidInputError("the prompt is a list of texts: give one text at a time")
         if isinstance(first, tuple) and first and isinstance(first[0], str):
@@ -642,7 +653,9 @@ class SpeculativeDecoder(OfOneProcess):
             )
         return Prompt.of(cast(Sequence[int], prompt))
 
-    def _encode_conversation(self, messages: Sequence[Message]) -> Prompt:
+    def _encode_conversation(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, object]]
+    ) -> Prompt:
         """Returns the conversation as the template has it, with a border behind the last message.
 
         The next turn may go on otherwise from there: templates leave thoughts out, people edit.
@@ -661,9 +674,10 @@ class SpeculativeDecoder(OfOneProcess):
                 "images out, or load a vision-language model"
             )
         text, history = (
-            render(checked, partial(_templated, tokenizer, is_answered=is_answered))
+            render(checked, partial(_templated, tokenizer, tools=tools, is_answered=is_answered))
             for is_answered in (True, False)
         )
+        check_offered(tools, text)
         if images and self.images is not None:
             prompt = self.images.encode(check_text(text, "the prompt"), images)
         else:
@@ -717,9 +731,21 @@ def _encoded(tokenizer: Tokenizer, text: str, *, is_whole: bool) -> list[int]:
         ) from error
 
 
-def _templated(tokenizer: Tokenizer, messages: Sequence[Message], *, is_answered: bool) -> str:
+def _is_conversation(prompt: object) -> bool:
+    is_list = isinstance(prompt, Sequence) and not isinstance(prompt, str)
+    return is_list and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def _templated(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Mapping[str, object]],
+    is_answered: bool,
+) -> str:
+    offered = {"tools": list(tools)} if tools else {}
     return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=is_answered, tokenize=False
+        messages, add_generation_prompt=is_answered, tokenize=False, **offered
     )
 
 

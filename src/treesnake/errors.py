@@ -55,6 +55,10 @@ class TrainingError(TreesnakeError):
         )
 
 
+class ServerError(TreesnakeError):
+    """A server on the network cannot be reached, or does not answer as it should."""
+
+
 class OutputError(TreesnakeError):
     """A file cannot be written; the message says which, and how the work goes on."""
 

@@ -8,12 +8,23 @@ is.
 import errno
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import Progress, ProgressColumn, Task, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 DELETE = 0x7F
@@ -60,6 +71,22 @@ def page(markdown: str) -> Markdown:
 def progress_bar(shown_on: Console, *columns: ProgressColumn, is_kept: bool = False) -> Progress:
     """Returns a progress bar, which leaves no trace unless it is kept."""
     return Progress(*columns, console=shown_on, transient=not is_kept)
+
+
+@contextmanager
+def counted_progress(shown_on: Console) -> Iterator[Callable[[int, int, str], None]]:
+    """Shows how far many runs are.
+
+    What it yields is told the number of the run that begins, how many there are, and what it is.
+    """
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with progress_bar(shown_on, OutsideColumn("{task.description:<40.40}"), *columns) as bar:
+        line = bar.add_task("starting", total=None)
+
+        def begin(number: int, num_runs: int, what: str) -> None:
+            bar.update(line, completed=number - 1, total=num_runs, description=what)
+
+        yield begin
 
 
 def write(piece: str) -> None:

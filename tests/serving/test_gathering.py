@@ -1,21 +1,35 @@
 """States that share passes are states; texts that wait together run together."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import pytest
 
 from treesnake.clock import waited_s, work_clock
 from treesnake.drafters.composite import CompositeDrafterModel
+from treesnake.drafters.mixture import MixtureDrafterModel, Stream
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
+from treesnake.drafters.text import TextDrafterModel, Translation
 from treesnake.errors import InvalidInputError
 from treesnake.models.tree_network import Part
-from treesnake.pairs import Pair
-from treesnake.serving.gathering import DRAFTER, TARGET, GatheredNetwork, Gatherer, gathered
+from treesnake.pairs import Pair, SelfPair
+from treesnake.prompt import Prompt
+from treesnake.serving.gathering import (
+    DRAFTER,
+    TARGET,
+    GatheredNetwork,
+    Gatherer,
+    PassCosts,
+    gathered,
+)
 from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing.networks import check_network
 from treesnake.testing.tiny import AttentionModel, RecurrentModel, TinyNetwork
+from treesnake.testing.tokenizers import byte_level
 
 
 class CountingNetwork(TinyNetwork):
@@ -47,63 +61,129 @@ def test_a_lone_text_does_not_wait() -> None:
     assert (gatherer.num_passes, gatherer.num_parts) == (1, 1)
 
 
-def test_texts_that_all_wait_share_a_pass_and_drafters_go_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("treesnake.serving.gathering.PATIENCE_S", 60.0)
+def gathered_runs(gatherer: Gatherer, runs: Sequence[Callable[[], Any]]) -> list[Future[Any]]:
+    """Runs functions as live texts that all are there before the first one gets its turn."""
+
+    def live(run: Callable[[], Any]) -> Any:
+        with gatherer.live():
+            return run()
+
+    with ThreadPoolExecutor(len(runs)) as pool, gatherer.live():
+        results = [pool.submit(live, run) for run in runs]
+        while gatherer.num_waiting < len(runs):
+            assert not any(result.done() for result in results)
+    return results
+
+
+def test_texts_that_all_wait_share_a_pass_and_drafters_go_first() -> None:
     gatherer = Gatherer()
     slow, quick = CountingNetwork(AttentionModel(7)), CountingNetwork(RecurrentModel(7))
     target = GatheredNetwork(slow, gatherer, TARGET)
     drafter = GatheredNetwork(quick, gatherer, DRAFTER)
-    states = [target.new_state() for _ in range(3)]
-    with gatherer.live(3), ThreadPoolExecutor(3) as pool:
-        logits = list(pool.map(lambda state: state.extend([1], [-1]), states))
-    assert all((each == logits[0]).all() for each in logits)
-    assert NOTED[0] == (slow.model, 3)
-    states = [network.new_state() for network in (target, target, drafter, drafter)]
-    with gatherer.live(2), ThreadPoolExecutor(4) as pool:
-        with gatherer.live(2):
-            asked = [pool.submit(state.extend, [1], [-1]) for state in states]
-            # The others' turn comes once those that have ended do not count any more.
-            for each in asked[2:]:
-                each.result(timeout=60)
-        for each in asked:
-            each.result(timeout=60)
-    assert NOTED[1:] == [(quick.model, 2), (slow.model, 2)]
+    networks = (target, drafter, target, drafter)
+    states = [network.new_state() for network in networks]
+    results = gathered_runs(gatherer, [partial(state.extend, [1], [-1]) for state in states])
+    assert all(result.result().shape == (1, 7) for result in results)
+    assert [(quick.model, 2), (slow.model, 2)] == NOTED
+    assert (gatherer.num_passes, gatherer.num_parts) == (2, 4)
 
 
-def test_a_part_that_cannot_run_hurts_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("treesnake.serving.gathering.PATIENCE_S", 60.0)
+def test_texts_that_draft_meet_the_others_in_the_targets_pass() -> None:
+    gatherer = Gatherer()
+    slow, quick = CountingNetwork(AttentionModel(7)), CountingNetwork(RecurrentModel(7))
+    target = GatheredNetwork(slow, gatherer, TARGET)
+    drafter = GatheredNetwork(quick, gatherer, DRAFTER)
+
+    def step(num_levels: int) -> None:
+        draft, score = drafter.new_state(), target.new_state()
+        for level in range(num_levels):
+            draft.extend([1], [level - 1])
+        score.extend([1], [-1])
+
+    for result in gathered_runs(gatherer, [partial(step, levels) for levels in (0, 1, 3)]):
+        result.result()
+    assert [(quick.model, 2), (quick.model, 1), (quick.model, 1), (slow.model, 3)] == NOTED
+
+
+def test_a_text_that_reads_its_prompt_keeps_nobody_waiting() -> None:
+    gatherer = Gatherer()
+    gate = threading.Event()
+
+    class Gated(TinyNetwork):
+        def new_state(self) -> Any:
+            state = super().new_state()
+            prefill = state.prefill
+
+            def gated(prompt: Prompt) -> None:
+                assert gate.wait(60)
+                prefill(prompt)
+
+            state.prefill = gated  # type: ignore[method-assign]
+            return state
+
+    network = GatheredNetwork(Gated(RecurrentModel(7)), gatherer, TARGET)
+
+    def read() -> None:
+        state = network.new_state()
+        state.prefill(Prompt((1, 2, 3)))
+        assert state.extend([1], [-1]).shape == (1, 7)
+
+    def go_on() -> None:
+        for _ in range(3):
+            network.new_state().extend([1], [-1])
+        gate.set()
+
+    for result in gathered_runs(gatherer, [read, go_on]):
+        result.result()
+
+
+def test_a_part_that_cannot_run_hurts_no_other() -> None:
     gatherer = Gatherer()
     network = GatheredNetwork(TinyNetwork(RecurrentModel(7)), gatherer, TARGET)
     right, wrong = network.new_state(), network.new_state()
-    with gatherer.live(2), ThreadPoolExecutor(2) as pool:
-        good, bad = pool.submit(right.extend, [1], [-1]), pool.submit(wrong.extend, [1], [5])
-        with pytest.raises(InvalidInputError, match="cannot continue"):
-            bad.result(timeout=60)
-        assert good.result(timeout=60).shape == (1, 7)
+    good, bad = gathered_runs(
+        gatherer, [partial(right.extend, [1], [-1]), partial(wrong.extend, [1], [5])]
+    )
+    with pytest.raises(InvalidInputError, match="cannot continue"):
+        bad.result()
+    assert good.result().shape == (1, 7)
 
 
-def test_waiting_for_others_is_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("treesnake.serving.gathering.PATIENCE_S", 60.0)
+def test_waiting_for_others_is_no_work() -> None:
     gatherer = Gatherer()
     network = GatheredNetwork(TinyNetwork(RecurrentModel(7)), gatherer, TARGET)
-    states = [network.new_state(), network.new_state()]
-    begun = threading.Event()
 
     def timed() -> tuple[float, float]:
         work, waited = work_clock(), waited_s()
-        begun.set()
-        states[0].extend([1], [-1])
+        network.new_state().extend([1], [-1])
         return work_clock() - work, waited_s() - waited
 
-    with gatherer.live(2), ThreadPoolExecutor(1) as pool:
-        first = pool.submit(timed)
-        assert begun.wait(timeout=60)
-        states[1].extend([1], [-1])
-        work_s, booked_s = first.result(timeout=60)
-    assert work_s > 0
-    assert booked_s > 0
+    results = gathered_runs(gatherer, [timed, timed])
+    assert all(work_s > 0 and booked_s > 0 for work_s, booked_s in map(Future.result, results))
+
+
+def test_a_tree_costs_its_rows_and_an_even_share_of_the_weights() -> None:
+    costs = PassCosts()
+    assert costs.split([1, 3], 4.0) == [2.0, 2.0], "nothing is known yet"
+    for _ in range(30):
+        for rows in (1, 2, 8, 12):
+            costs.observe(rows, 5.0 + 0.5 * rows)
+    shares = costs.split([1, 1, 6], 9.0)
+    assert sum(shares) == pytest.approx(9.0)
+    assert shares[2] - shares[0] == pytest.approx(5 * 0.5, rel=0.1)
+    same = PassCosts()
+    for _ in range(30):
+        same.observe(8, 4.0)
+    assert same.split([1] * 8, 4.0) == pytest.approx([0.5] * 8)
+    assert same.split([1, 7], 4.0) == pytest.approx([1.25, 2.75]), "half of it is rows"
+
+
+def test_a_state_outside_of_a_live_text_waits_for_its_turn() -> None:
+    gatherer = Gatherer()
+    network = GatheredNetwork(TinyNetwork(RecurrentModel(7)), gatherer, TARGET)
+    state = network.new_state()
+    state.prefill(Prompt((1, 2)))
+    assert state.extend([1], [-1]).shape == (1, 7)
 
 
 def test_networks_of_a_pair_are_gathered_and_all_else_stays() -> None:
@@ -129,3 +209,28 @@ def test_a_gathered_network_runs_parts_that_are_given_to_it() -> None:
     state = network.new_state()
     [logits] = network.extend_all([Part(state, [1], [-1])])
     assert logits.shape == (1, 7)
+
+
+def test_the_networks_of_mixtures_texts_and_copies_share_passes() -> None:
+    network = TinyNetwork(RecurrentModel(7))
+    target = NetworkTargetModel(network)
+    gatherer = Gatherer()
+    streams = (Stream("a", network), Stream("b", network))
+    mixture = gathered(Pair(target, MixtureDrafterModel(streams)), gatherer)
+    assert isinstance(mixture, Pair)
+    assert isinstance(mixture.drafter, MixtureDrafterModel)
+    first, second = (stream.network for stream in mixture.drafter.streams)
+    assert first is second, "streams of one network share its passes"
+    assert isinstance(first, GatheredNetwork)
+    tokenizer = byte_level()
+    text = TextDrafterModel(NetworkDrafterModel(network), Translation(tokenizer, tokenizer))
+    written = gathered(Pair(target, text), gatherer)
+    assert isinstance(written, Pair)
+    assert isinstance(written.drafter, TextDrafterModel)
+    assert isinstance(written.drafter.own.network, GatheredNetwork)
+    copied = gathered(SelfPair(target, network), gatherer)
+    assert isinstance(copied, SelfPair)
+    assert isinstance(copied.copy, GatheredNetwork)
+    assert isinstance(copied.target.network, GatheredNetwork)
+    with pytest.raises(InvalidInputError, match="not lent"):
+        copied.new_sessions()

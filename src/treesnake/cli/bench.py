@@ -1,23 +1,16 @@
 """`treesnake bench`: methods compared on the same questions."""
 
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from treesnake.cli import options
 from treesnake.cli.generate import INTERRUPTED
 from treesnake.errors import InvalidInputError
-from treesnake.terminal import OutsideColumn, console, progress_bar
+from treesnake.terminal import console, counted_progress
 
 if TYPE_CHECKING:
     import treesnake.evaluation.bench.summary
@@ -63,11 +56,31 @@ def bench(
         str | None,
         typer.Option(metavar="NAME", help="A Transformer for transformers' assisted generation."),
     ] = None,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]URL[#MODEL]",
+            help="Measure a server with OpenAI's API instead; may be given again.",
+        ),
+    ] = None,
+    clients: Annotated[
+        list[int] | None,
+        typer.Option(min=1, metavar="N", help="Clients at once; 1, 2, 4 and 8 if left out."),
+    ] = None,
+    per_client: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Questions of each client.")
+    ] = 3,
+    api_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", envvar="TREESNAKE_API_KEY", help="What servers ask for."),
+    ] = None,
 ) -> None:
     """Compare methods on the same questions, in turn.
 
     Results are written after every answer, and a run that was stopped continues.
     """
+    given = locals()
+    from treesnake.cli.server_bench import bench_servers, check_options
     from treesnake.cli.target_options import loading
     from treesnake.environment import describe_environment
     from treesnake.evaluation.bench import (
@@ -78,7 +91,21 @@ def bench(
         write_results,
     )
     from treesnake.evaluation.bench.bench_recipe import PairTable, SamplingTable, TaskTable
+    from treesnake.evaluation.bench.server_load import NUM_CLIENTS, ServerLoad
 
+    check_options(given, signature(bench).parameters, has_servers=bool(server))
+    if server:
+        load = ServerLoad(tuple(clients or NUM_CLIENTS), per_client, max_new_tokens, repeats)
+        bench_servers(
+            server,
+            task or (),
+            load,
+            data=data,
+            per_category=per_category,
+            api_key=api_key,
+            output=_checked_output(output, "servers"),
+        )
+        return
     if recipe is not None:
         wanted = read_bench_recipe(recipe)
     else:
@@ -96,18 +123,11 @@ def bench(
             repeats=repeats,
             threads=threads,
         )
-    files = ResultFiles(output or Path("results") / f"{wanted.name}.json")
-    if files.summary.suffix != ".json":
-        raise InvalidInputError(f"the output is a .json file, got {files.summary}")
+    files = ResultFiles(_checked_output(output, wanted.name))
     files.check()
     errors = console(is_error=True)
     environment = {"before": describe_environment()}
-    with loading("models"), _progress(errors) as bar:
-        line = bar.add_task("starting", total=None)
-
-        def progress(num_done: int, num_runs: int, what: str) -> None:
-            bar.update(line, completed=num_done - 1, total=num_runs, description=what)
-
+    with loading("models"), counted_progress(errors) as progress:
         try:
             run_recipe(wanted, files.journal, data_folder=data, progress=progress)
         except KeyboardInterrupt:
@@ -124,6 +144,14 @@ def bench(
         style="dim",
         soft_wrap=True,
     )
+
+
+def _checked_output(output: Path | None, name: str) -> Path:
+    """Returns where results go, which is a .json file."""
+    path = output or Path("results") / f"{name}.json"
+    if path.suffix != ".json":
+        raise InvalidInputError(f"the output is a .json file, got {path}")
+    return path
 
 
 def _print(summary: "treesnake.evaluation.bench.summary.Summary") -> None:
@@ -149,14 +177,3 @@ def _print(summary: "treesnake.evaluation.bench.summary.Summary") -> None:
         output.print()
     for failure in summary.failures:
         output.print(f"{failure.method} could not run: {failure.error}")
-
-
-def _progress(shown_on: Console) -> Progress:
-    return progress_bar(
-        shown_on,
-        OutsideColumn("{task.description:<40.40}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )

@@ -45,7 +45,7 @@ def serve(
         int, typer.Option(min=1, metavar="N", help="Texts that run at once; others wait.")
     ] = 8,
     max_queued: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Texts that wait at most; more get a 503.")
+        int, typer.Option(min=0, metavar="N", help="Texts that wait at most; more get a 503.")
     ] = 64,
     max_model_len: Annotated[
         int | None,

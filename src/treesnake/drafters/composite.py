@@ -43,6 +43,11 @@ class CompositeDrafter:
         self._first = first
         self._second = second
 
+    @property
+    def num_bytes(self) -> int:
+        """What the text takes in memory; a drafter that does not say holds next to nothing."""
+        return sum(getattr(each, "num_bytes", 0) for each in (self._first, self._second))
+
     def prefill(self, prompt: Prompt) -> None:
         """Prefills both."""
         self._first.prefill(prompt)

@@ -39,6 +39,11 @@ class WindowedDrafter:
         self._seen: list[int] = []
         self._inputs: tuple[PromptInput, ...] = ()
 
+    @property
+    def num_bytes(self) -> int:
+        """What the drafter holds of the text in memory."""
+        return getattr(self._drafter, "num_bytes", 0)
+
     def prefill(self, prompt: Prompt) -> None:
         """Makes the drafter hold the last tokens of the prompt but the very last."""
         self._start = 0

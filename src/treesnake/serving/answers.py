@@ -9,6 +9,7 @@ from treesnake.decoder import Tokenizer
 from treesnake.explanation import guesser_of, why
 from treesnake.logprobs import TokenLogprobs
 from treesnake.outcome import FinishReason, Generation, Step
+from treesnake.serving.tools import CallPiece, CallReader, whole_calls
 from treesnake.text import REPLACEMENT
 
 FINISHED: Mapping[FinishReason, str] = {
@@ -76,6 +77,10 @@ class ChatForm:
         """Returns what the chunk with the finish reason has."""
         return {"delta": {}, "logprobs": None}
 
+    def finish_reason(self, reason: str) -> str:
+        """Returns why the choice ended, by the reason why its text ended."""
+        return reason
+
     def whole(self, text: str, tokens: Sequence[EchoedToken] | None) -> dict[str, Any]:
         """Returns the choice in one piece."""
         message = {"role": "assistant", "content": text, "refusal": None}
@@ -92,6 +97,41 @@ class ChatForm:
             if not isinstance(each, int)
         ]
         return {"content": content, "refusal": None}
+
+
+class CallForm(ChatForm):
+    """A choice of /v1/chat/completions with tools; reads the calls in its text."""
+
+    def __init__(self, names: TokenNames) -> None:
+        super().__init__(names)
+        self._reader = CallReader()
+
+    def piece(self, text: str, tokens: Sequence[EchoedToken] | None) -> dict[str, Any]:
+        """Returns what a chunk adds: text, parts of calls, or nothing yet."""
+        return {"delta": _delta(*self._reader.push(text)), "logprobs": self._logprobs(tokens)}
+
+    def closing(self) -> dict[str, Any]:
+        """Returns what the chunk with the finish reason has, with what was not certain before."""
+        return {"delta": _delta(*self._reader.finish()), "logprobs": None}
+
+    def whole(self, text: str, tokens: Sequence[EchoedToken] | None) -> dict[str, Any]:
+        """Returns the choice in one piece; its content is null where there are calls alone."""
+        spoken, pieces = self._reader.push(text)
+        rest, last = self._reader.finish()
+        calls = whole_calls([*pieces, *last])
+        body = super().whole(spoken + rest, tokens)
+        if calls:
+            body["message"] |= {"content": spoken + rest or None, "tool_calls": calls}
+        return body
+
+    def finish_reason(self, reason: str) -> str:
+        """Returns why the choice ended; an end behind calls has a name of its own."""
+        return "tool_calls" if reason == "stop" and self._reader.num_calls else reason
+
+
+def _delta(text: str, pieces: Sequence[CallPiece]) -> dict[str, Any]:
+    said = {"content": text} if text else {}
+    return said | ({"tool_calls": [piece.delta() for piece in pieces]} if pieces else {})
 
 
 class TextForm:
@@ -112,6 +152,10 @@ class TextForm:
     def whole(self, text: str, tokens: Sequence[EchoedToken] | None) -> dict[str, Any]:
         """Returns the choice in one piece."""
         return self.piece(text, tokens)
+
+    def finish_reason(self, reason: str) -> str:
+        """Returns why the choice ended, by the reason why its text ended."""
+        return reason
 
     def _logprobs(self, tokens: Sequence[EchoedToken]) -> dict[str, Any]:
         names: list[str] = []

@@ -4,7 +4,6 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from threading import Lock
 from time import perf_counter, time
 from typing import Any
 from uuid import uuid4
@@ -18,11 +17,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from treesnake.decoder import Tokenizer
-from treesnake.errors import ContextLengthError, InvalidInputError, TreesnakeError
-from treesnake.logprobs import TokenLogprobs
+from treesnake.errors import InvalidInputError, TreesnakeError
 from treesnake.prompt import Prompt
 from treesnake.serving.answers import (
     FINISHED,
+    CallForm,
     ChatForm,
     EchoedToken,
     TextForm,
@@ -54,9 +53,7 @@ from treesnake.serving.requests import (
     read_request,
 )
 from treesnake.serving.tickets import StreamPiece, Ticket
-
-MOST_NEW_TOKENS = 4096
-"""Tokens of an answer of a model without an end of its context, where the client says nothing."""
+from treesnake.serving.tools import check_template
 
 Asked = ChatRequest | CompletionRequest
 
@@ -114,17 +111,17 @@ class Choice:
 
     Attributes:
         index: its number.
-        ticket: its text in the engine; None where nothing is to be generated.
+        ticket: its text in the engine.
         form: how it is written.
         prompt: what it continues.
-        echo: the prompt's text with its tokens, the first of which has no probability.
+        echo: the prompt's text, if the answer begins with it.
     """
 
     index: int
-    ticket: Ticket | None
+    ticket: Ticket
     form: ChatForm | TextForm
     prompt: Prompt
-    echo: tuple[str, list[EchoedToken] | None] | None = None
+    echo: str = ""
     texts: list[str] = field(default_factory=list)
 
     def json(self, body: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
@@ -134,7 +131,18 @@ class Choice:
     @property
     def finish_reason(self) -> str:
         """Why it ended, in OpenAI's words."""
-        return FINISHED[self.ticket.generation.finish_reason] if self.ticket else "length"
+        return self.form.finish_reason(FINISHED[self.ticket.generation.finish_reason])
+
+    @property
+    def bare_echo(self) -> str:
+        """The prompt's text where nothing is told of its tokens, and so nothing is waited for."""
+        return self.echo if self.ticket.request.echo_logprobs is None else ""
+
+    def echoed(self, piece: StreamPiece) -> tuple[str, list[EchoedToken]]:
+        """Returns what a piece adds to text and tokens, the prompt's first token included."""
+        if piece.echo is None:
+            return piece.text, list(piece.logprobs)
+        return self.echo, [self.prompt.token_ids[0], *piece.echo]
 
 
 class Answer:
@@ -143,7 +151,7 @@ class Answer:
     def __init__(self, asked: Asked, choices: Sequence[Choice], model: str) -> None:
         self.asked = asked
         self.choices = choices
-        self.tickets = [choice.ticket for choice in choices if choice.ticket]
+        self.tickets = [choice.ticket for choice in choices]
         is_chat = isinstance(asked, ChatRequest)
         self._kind = "chat.completion" if is_chat else "text_completion"
         self._chunk_kind = "chat.completion.chunk" if is_chat else "text_completion"
@@ -169,10 +177,7 @@ class Answer:
     @property
     def num_cached(self) -> int:
         """Tokens of the prompts that did not run again."""
-        return sum(
-            choice.ticket.num_cached if choice.ticket else 0
-            for choice in self.choices[:: self.asked.n]
-        )
+        return sum(choice.ticket.num_cached for choice in self.choices[:: self.asked.n])
 
     def numbers(self) -> dict[str, Any]:
         """Returns usage and timings."""
@@ -197,7 +202,7 @@ class Api:
         self._metrics = Metrics(served.engine)
         self._created = int(time())
         self._most_length = served.engine.max_model_len
-        self._scoring = Lock()
+        self._has_tools = False
 
     async def chat(self, request: Request) -> Response:
         """Answers a conversation."""
@@ -224,7 +229,7 @@ class Api:
 
     def _begin(self, asked: Asked, user: str | None) -> list[Choice]:
         """Puts all texts of a request into the queue, or none of them."""
-        prompts = [self._encode(prompt) for prompt in asked.prompts]
+        prompts = [self._encode(asked, prompt) for prompt in asked.prompts]
         if len(prompts) * asked.n > MOST_CHOICES:
             raise RequestError(f"a request can have {MOST_CHOICES} answers at most", "n")
         choices: list[Choice] = []
@@ -237,63 +242,53 @@ class Api:
                     choices.append(Choice(len(choices), ticket, form, prompt, echo))
         except BaseException:
             for choice in choices:
-                if choice.ticket:
-                    choice.ticket.cancel()
+                choice.ticket.cancel()
             raise
         return choices
 
-    def _encode(self, prompt: Any) -> Prompt:
-        encoded = self._engine.decoder.encode(prompt)
-        if self._most_length is not None and len(encoded) >= self._most_length:
-            raise ContextLengthError(
-                f"the prompt has {len(encoded)} tokens, and prompt and answer can have "
-                f"{self._most_length}; shorten the prompt"
-            )
-        return encoded
+    def _encode(self, asked: Asked, prompt: Any) -> Prompt:
+        tools = [tool.model_dump(exclude_none=True) for tool in asked.offered_tools]
+        if tools:
+            self._check_tools()
+        return self._engine.decoder.encode(prompt, tools=tools)
+
+    def _check_tools(self) -> None:
+        """Checks once that the model has tools."""
+        if not self._has_tools:
+            try:
+                check_template(self._engine.decoder)
+            except InvalidInputError as error:
+                raise RequestError(str(error), "tools") from error
+            self._has_tools = True
 
     def _form(self, asked: Asked) -> ChatForm | TextForm:
-        return (ChatForm if isinstance(asked, ChatRequest) else TextForm)(self._names)
+        if isinstance(asked, CompletionRequest):
+            return TextForm(self._names)
+        return (CallForm if asked.offered_tools else ChatForm)(self._names)
 
-    def _submit(self, asked: Asked, prompt: Prompt, number: int, user: str | None) -> Ticket | None:
-        room = MOST_NEW_TOKENS if self._most_length is None else self._most_length - len(prompt)
-        wanted = asked.most_tokens
-        max_new_tokens = room if wanted is None else min(wanted, room)
-        if wanted == 0:
-            return None
+    def _submit(self, asked: Asked, prompt: Prompt, number: int, user: str | None) -> Ticket:
         return self._engine.submit(
             prompt,
             asked.params(number),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=asked.most_tokens,
             stop=asked.stop_strings,
-            min_new_tokens=max_new_tokens if asked.ignore_eos else asked.min_tokens,
+            min_new_tokens=None if asked.ignore_eos else asked.min_tokens,
             constraints=asked.constraints(self._engine.decoder, len(prompt)),
             logprobs=asked.num_top,
+            echo_logprobs=asked.num_top if asked.echoes else None,
             user=user,
         )
 
-    def _echo(self, asked: Asked, prompt: Prompt) -> tuple[str, list[EchoedToken] | None] | None:
-        if not isinstance(asked, CompletionRequest) or not asked.echo:
-            return None
-        text = self._tokenizer.decode(list(prompt.token_ids))
-        if asked.logprobs is None:
-            return text, None
-        return text, [prompt.token_ids[0], *self._score(prompt, asked.logprobs)]
-
-    def _score(self, prompt: Prompt, num_top: int) -> Sequence[TokenLogprobs]:
-        """Returns the log probabilities of a prompt, of one prompt at a time."""
-        if len(prompt) == 1:
-            return ()
-        with self._scoring:
-            return self._engine.decoder.score_text(prompt, logprobs=num_top)
+    def _echo(self, asked: Asked, prompt: Prompt) -> str:
+        return self._tokenizer.decode(list(prompt.token_ids)) if asked.echoes else ""
 
     async def _pieces(
         self, answer: Answer, asked_at: float
     ) -> AsyncIterator[tuple[Choice, StreamPiece | None]]:
         """Iterates over what the texts get, and counts it."""
-        running = [choice for choice in answer.choices if choice.ticket]
         begun: set[int] = set()
         async for number, piece in pieces_of(answer.tickets):
-            choice = running[number]
+            choice = answer.choices[number]
             if piece is None:
                 self._metrics.observe_end(len(choice.prompt), answer.tickets[number].generation)
             elif piece.step:
@@ -306,19 +301,19 @@ class Api:
     async def _whole(self, request: Request, answer: Answer, asked_at: float) -> Response:
         tokens: dict[int, list[EchoedToken]] = {}
         for choice in answer.choices:
-            text, echoed = choice.echo or ("", None)
-            choice.texts.append(text)
-            tokens[choice.index] = list(echoed or ())
+            choice.texts.append(choice.bare_echo)
         async with cancelled_with(request, answer.tickets):
             async for choice, piece in self._pieces(answer, asked_at):
                 if piece:
-                    choice.texts.append(piece.text)
-                    tokens[choice.index] += piece.logprobs
+                    text, added = choice.echoed(piece)
+                    choice.texts.append(text)
+                    tokens.setdefault(choice.index, []).extend(added)
         has_logprobs = answer.asked.num_top is not None
         bodies = [
             choice.json(
                 choice.form.whole(
-                    "".join(choice.texts), tokens[choice.index] if has_logprobs else None
+                    "".join(choice.texts),
+                    tokens.get(choice.index, []) if has_logprobs else None,
                 ),
                 choice.finish_reason,
             )
@@ -347,17 +342,13 @@ class Api:
             for body in self._openings(choice):
                 yield answer.frame([choice.json(body)], is_chunk=True)
         num_open = len(answer.choices)
-        for choice in answer.choices:
-            if not choice.ticket:
-                num_open -= 1
-                yield self._closing(answer, choice, is_last=not num_open)
         async for choice, piece in self._pieces(answer, asked_at):
             if piece is None:
                 num_open -= 1
                 yield self._closing(answer, choice, is_last=not num_open)
-            elif piece.text or piece.logprobs or asked.return_steps:
-                logprobs = None if asked.num_top is None else piece.logprobs
-                body = choice.form.piece(piece.text, logprobs)
+            elif piece.text or piece.logprobs or piece.echo is not None or asked.return_steps:
+                text, added = choice.echoed(piece)
+                body = choice.form.piece(text, None if asked.num_top is None else added)
                 chunk = answer.frame([choice.json(body)], is_chunk=True)
                 if asked.return_steps and piece.step:
                     chunk["step"] = step_record(piece.step, self._names)
@@ -368,7 +359,7 @@ class Api:
     def _openings(self, choice: Choice) -> list[dict[str, Any]]:
         if isinstance(choice.form, ChatForm):
             return [choice.form.opening()]
-        return [choice.form.piece(*choice.echo)] if choice.echo else []
+        return [choice.form.piece(choice.bare_echo, None)] if choice.bare_echo else []
 
     def _closing(self, answer: Answer, choice: Choice, *, is_last: bool) -> dict[str, Any]:
         body = choice.json(choice.form.closing(), choice.finish_reason)

@@ -6,13 +6,16 @@ from dataclasses import dataclass, replace
 from threading import Condition, Thread
 
 from treesnake.constraints import Constraint
-from treesnake.decoder import PromptLike, SpeculativeDecoder
+from treesnake.decoder import DecoderSession, PromptLike, SpeculativeDecoder
 from treesnake.errors import ContextLengthError, InvalidInputError, TreesnakeError
 from treesnake.outcome import Generation
 from treesnake.sampling import SamplingParams
 from treesnake.serving.gathering import Gatherer, gathered
 from treesnake.serving.kept_sessions import KeptSessions
 from treesnake.serving.tickets import TextRequest, Ticket
+
+MOST_NEW_TOKENS = 4096
+"""New tokens of a text of a model without an end of its context, if nothing is said."""
 
 
 class QueueFullError(TreesnakeError):
@@ -180,17 +183,29 @@ class Engine:
         prompt: PromptLike,
         params: SamplingParams,
         *,
-        max_new_tokens: int,
+        max_new_tokens: int | None,
         stop: Collection[str] = (),
         constraints: Sequence[Constraint] = (),
         logprobs: int | None = None,
-        min_new_tokens: int = 0,
+        min_new_tokens: int | None = 0,
+        echo_logprobs: int | None = None,
         user: str | None = None,
     ) -> Ticket:
-        """Puts a text into the queue; the arguments are those of `SpeculativeDecoder.stream`.
+        """Puts a text into the queue; most arguments are those of `SpeculativeDecoder.stream`.
 
-        Whose text it is, `user` tells: kept sessions and what was said are shared by texts of one
-        user only, since speed tells what others said. None is a user, too.
+        Args:
+            prompt: what to continue.
+            params: how to sample.
+            max_new_tokens: at most so many, and as many as there is room for; None leaves it there.
+                0 generates nothing.
+            stop: strings that end the text.
+            constraints: on the next token.
+            logprobs: how many of the most probable tokens each new token tells; None is no log
+                probabilities.
+            min_new_tokens: no end before so many; None lets the text go on as long as it may.
+            echo_logprobs: the same as `logprobs`, for the tokens of the prompt.
+            user: whose text it is. Kept sessions and what was said are shared by texts of one user
+                only, since speed tells what others said. None is a user, too.
 
         Raises:
             QueueFullError: if too many wait, or the engine is closed.
@@ -200,9 +215,10 @@ class Engine:
         with self._changed:
             self._check_room()
         encoded = self.decoder.encode(prompt)
-        most_tokens = self._room_behind(len(encoded), max_new_tokens)
+        num_new = self._num_new(len(encoded), max_new_tokens)
+        least = num_new if min_new_tokens is None else min_new_tokens
         request = TextRequest(
-            encoded, params, most_tokens, stop, constraints, logprobs, min_new_tokens, user
+            encoded, params, num_new, stop, constraints, logprobs, least, echo_logprobs, user
         )
         ticket = Ticket(request, request.begin(self.decoder, self._checking))
         with self._changed:
@@ -226,17 +242,17 @@ class Engine:
         for worker in self._workers:
             worker.join()
 
-    def _room_behind(self, num_tokens: int, max_new_tokens: int) -> int:
-        """Returns how many tokens a text may gain, by the limit of this engine."""
-        most = self.limits.max_model_len
+    def _num_new(self, num_tokens: int, wanted: int | None) -> int:
+        """Returns how many tokens a text may gain."""
+        most = self.max_model_len
         if most is None:
-            return max_new_tokens
+            return MOST_NEW_TOKENS if wanted is None else wanted
         if num_tokens >= most:
             raise ContextLengthError(
-                f"the prompt has {num_tokens} tokens and the server takes texts of {most}, so "
-                "there is no room for a new one; shorten the prompt"
+                f"the prompt has {num_tokens} tokens, and prompt and answer can have {most}; "
+                "shorten the prompt"
             )
-        return min(max_new_tokens, most - num_tokens)
+        return most - num_tokens if wanted is None else min(wanted, most - num_tokens)
 
     def _check_room(self) -> None:
         if self._is_closed:
@@ -268,17 +284,25 @@ class Engine:
             return ticket
 
     def _run(self, ticket: Ticket) -> Exception | None:
-        """Generates a text; returns what went wrong, which is no matter to the other texts."""
+        """Runs a text; returns what went wrong, which is no matter to the other texts."""
+        if ticket.request.is_empty or ticket.is_cancelled:
+            return None
         try:
-            session, num_cached = self._kept.take(ticket.prompt, ticket.request.user)
-            stream = ticket.request.begin(self.decoder, session)
+            session, num_cached = self._session_for(ticket)
             with self._gatherer.live():
-                ticket.run(stream, num_cached)
+                ticket.run(self.decoder, session, num_cached)
         except Exception as error:  # noqa: BLE001 - it belongs to whoever reads the text
             return error
-        token_ids = ticket.generation.token_ids
-        self._kept.keep(session, (*ticket.prompt.key, *token_ids)[:-1], ticket.request.user)
+        if ticket.first_token_s is not None:
+            token_ids = ticket.generation.token_ids
+            self._kept.keep(session, (*ticket.prompt.key, *token_ids)[:-1], ticket.request.user)
         return None
+
+    def _session_for(self, ticket: Ticket) -> tuple[DecoderSession, int]:
+        """Returns a session, and how much of the prompt it holds; scoring runs all of it."""
+        if ticket.request.echo_logprobs is not None:
+            return self.decoder.new_session(), 0
+        return self._kept.take(ticket.prompt, ticket.request.user)
 
 
 def _accepted_by_position(before: Sequence[int], made: Generation) -> tuple[int, ...]:

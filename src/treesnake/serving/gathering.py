@@ -1,14 +1,18 @@
 """Passes over the weights that all live texts share.
 
 A pass of a small batch takes little more time than that of one text: most of it goes into reading
-the weights. So a text that needs a pass waits until every live text needs one, or for a moment, and
-all that wait run together. Nothing above a network changes: its states wait inside of `extend`.
+the weights. So a text that needs a pass waits until every live text needs one, and all that wait
+run together. Nothing above a network changes: its states wait inside of `extend`.
+
+Between passes texts take turns. Python runs one thread at a time anyway, and threads that all want
+to go on at once take the interpreter from each other at every operation of torch.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from threading import Condition
+from threading import Lock, local
 from time import perf_counter
 
 from jaxtyping import Float
@@ -16,37 +20,88 @@ from torch import Tensor
 
 from treesnake.clock import book_wait, waited_s, work_clock
 from treesnake.drafters.composite import CompositeDrafterModel
+from treesnake.drafters.mixture import MixtureDrafterModel
 from treesnake.drafters.network import NetworkDrafterModel
-from treesnake.errors import BrokenModelError
+from treesnake.drafters.text import TextDrafterModel
+from treesnake.errors import BrokenModelError, InvalidInputError
 from treesnake.models.tree_network import (
     ExactNetwork,
+    LendingState,
     Part,
     TreeNetwork,
     TreeState,
     reads_inputs,
 )
-from treesnake.pairs import Pair
+from treesnake.pairs import Pair, SelfPair
 from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel, PairModel
 from treesnake.states.snapshots import Snapshot
 from treesnake.targets.network import NetworkTargetModel
 
-PATIENCE_S = 0.002
-"""How long a text waits for others that are about to need a pass, too."""
+SLOWEST_GAIN = 0.02
+"""The least weight of a pass in what passes are believed to cost, so that costs follow the load."""
 
 DRAFTER, TARGET = 0, 1
 """Whose pass goes first: texts that draft meet the others in the target's pass."""
 
 
-class _Asked:
-    """What one text waits for."""
+class PassCosts:
+    """Splits the seconds of a shared pass into what each text of it costs.
 
-    def __init__(self, network: "GatheredNetwork", part: Part) -> None:
+    Reading the weights is for all texts alike, and each row (a node of a tree) takes time of its
+    own. How much is which is learned from passes of different sizes, by least squares. Half of a
+    pass is believed to be rows, until there were such passes. An even split would hide from a text
+    what its tree costs the others.
+    """
+
+    def __init__(self) -> None:
+        self._rows = self._seconds = self._variance = self._covariance = 0.0
+        self._num = 0
+
+    def observe(self, num_rows: int, seconds: float) -> None:
+        """Learns from a pass; earlier ones count less and less."""
+        self._num += 1
+        gain = max(1 / self._num, SLOWEST_GAIN)
+        off_rows, off_seconds = num_rows - self._rows, seconds - self._seconds
+        self._rows += gain * off_rows
+        self._seconds += gain * off_seconds
+        self._variance = (1 - gain) * (self._variance + gain * off_rows**2)
+        self._covariance = (1 - gain) * (self._covariance + gain * off_rows * off_seconds)
+
+    def split(self, rows: Sequence[int], seconds: float) -> list[float]:
+        """Returns the seconds of each text, which has so many rows; together they are the pass."""
+        believed = self._seconds / (2 * max(self._rows, 1.0))
+        row_s = (self._covariance + believed) / (self._variance + 1.0)
+        row_s = min(max(row_s, 0.0), seconds / sum(rows))
+        even_s = (seconds - row_s * sum(rows)) / len(rows)
+        return [even_s + row_s * number for number in rows]
+
+
+class _Turn:
+    """A text's turn to go on, once it is given."""
+
+    def __init__(self) -> None:
+        self._given = Lock()
+        self._given.acquire()
+
+    def give(self) -> None:
+        self._given.release()
+
+    def wait(self) -> None:
+        self._given.acquire()
+
+
+class _Asked(_Turn):
+    """The parts that one text needs a pass for."""
+
+    def __init__(self, network: "GatheredNetwork", parts: Sequence[Part]) -> None:
+        super().__init__()
         self.network = network
-        self.part = part
+        self.parts = parts
         self.since = perf_counter()
         self.waited = waited_s()
-        self.logits: Tensor | None = None
+        self.num_rows = sum(len(part.token_ids) for part in parts)
+        self.logits: list[Tensor] | None = None
         self.error: Exception | None = None
         self.share_s = 0.0
 
@@ -57,48 +112,70 @@ class _Asked:
     def run_alone(self) -> None:
         started = work_clock()
         try:
-            [self.logits] = self.network.inner.extend_all([self.part])
+            self.logits = self.network.inner.extend_all(self.parts)
         except Exception as error:  # noqa: BLE001 - it is raised to whoever asked
             self.error = error
         self.share_s += work_clock() - started
 
 
 class Gatherer:
-    """Runs what the states of live texts ask for, one pass at a time.
+    """Gives live texts their turns, and runs what they ask for, one pass at a time.
 
-    Whichever text finds that it need not wait runs the pass, on its own thread, for all.
+    A text has its turn until it needs a pass. When all live texts need one, a text among them runs
+    it, on its own thread, for all of the same network.
+
+    Attributes:
+        num_passes: passes so far.
+        num_parts: texts in them, all passes together.
     """
 
     def __init__(self) -> None:
-        self._changed = Condition()
+        self._lock = Lock()
+        self._ready: deque[_Turn] = deque()
         self._asked: list[_Asked] = []
-        self._num_live = 0
-        self._is_running = False
+        self._is_taken = False
+        self._beside = Lock()
+        self._costs: dict[GatheredNetwork, PassCosts] = {}
+        self._mine = local()
         self.num_passes = 0
         self.num_parts = 0
 
     @contextmanager
-    def live(self, number: int = 1) -> Iterator[None]:
-        """Counts a text among those that soon need a pass; -1 takes one out for a while."""
-        self._count(number)
+    def live(self) -> Iterator[None]:
+        """Makes the text of this thread one of those that take turns."""
+        self._take()
         try:
             yield
         finally:
-            self._count(-number)
+            self._leave()
 
-    def extend(self, network: "GatheredNetwork", part: Part) -> Float[Tensor, "new_nodes vocab"]:
-        """Waits for a pass with this part; raises what the part would raise alone."""
-        asked = _Asked(network, part)
-        with self._changed:
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Lets the text of this thread run beside the others; one text at a time does."""
+        is_live = self._has_turn
+        if is_live:
+            self._leave()
+        try:
+            with self._beside:
+                yield
+        finally:
+            if is_live:
+                self._take()
+
+    def extend_all(
+        self, network: "GatheredNetwork", parts: Sequence[Part]
+    ) -> list[Float[Tensor, "_ vocab"]]:
+        """Waits for a pass with these parts; raises what they would raise alone."""
+        if not self._has_turn:
+            with self.live():
+                return self.extend_all(network, parts)
+        asked = _Asked(network, parts)
+        with self._lock:
             self._asked.append(asked)
-            while not asked.is_done:
-                rest_s = asked.since + PATIENCE_S - perf_counter()
-                if self._is_running:
-                    self._changed.wait()
-                elif rest_s <= 0 or len(self._asked) >= self._num_live:
-                    self._run_next()
-                else:
-                    self._changed.wait(rest_s)
+            self._pass_on()
+        asked.wait()
+        if not asked.is_done:
+            self._run_next()
         # What others' parts took is no work of this text; some of it may be booked already.
         book_wait(asked.since + asked.share_s + waited_s() - asked.waited)
         if asked.error is not None:
@@ -106,43 +183,76 @@ class Gatherer:
         assert asked.logits is not None
         return asked.logits
 
-    def _count(self, number: int) -> None:
-        with self._changed:
-            self._num_live += number
-            self._changed.notify_all()
+    @property
+    def num_waiting(self) -> int:
+        """Texts that could go on and wait for their turn."""
+        return len(self._ready)
+
+    @property
+    def _has_turn(self) -> bool:
+        """Whether this thread's text is live; then it has its turn, or it would not ask."""
+        return getattr(self._mine, "has_turn", False)
+
+    def _take(self) -> None:
+        since = perf_counter()
+        turn = _Turn()
+        with self._lock:
+            self._ready.append(turn)
+            if not self._is_taken:
+                self._is_taken = True
+                self._pass_on()
+        turn.wait()
+        book_wait(since)
+        self._mine.has_turn = True
+
+    def _leave(self) -> None:
+        self._mine.has_turn = False
+        with self._lock:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Gives the turn to the next text; where all need a pass, to one that runs it."""
+        if self._ready:
+            self._ready.popleft().give()
+        elif self._asked:
+            min(self._asked, key=lambda asked: asked.network.order).give()
+        else:
+            self._is_taken = False
 
     def _run_next(self) -> None:
         """Runs the pass of one network, without holding the lock."""
-        first = min(self._asked, key=lambda asked: asked.network.order)
-        together = [asked for asked in self._asked if asked.network is first.network]
-        self._asked = [asked for asked in self._asked if asked.network is not first.network]
-        self._is_running = True
-        self._changed.release()
+        with self._lock:
+            first = min(self._asked, key=lambda asked: asked.network.order)
+            together = [asked for asked in self._asked if asked.network is first.network]
+            self._asked = [asked for asked in self._asked if asked.network is not first.network]
         try:
-            _run(first.network.inner, together)
+            _run(first.network.inner, together, self._costs.setdefault(first.network, PassCosts()))
         finally:
-            self._changed.acquire()
-            self._is_running = False
-            self.num_passes += 1
-            self.num_parts += len(together)
-            self._changed.notify_all()
+            with self._lock:
+                self.num_passes += 1
+                self.num_parts += len(together)
+                self._ready += together[1:]
 
 
-def _run(network: TreeNetwork, together: Sequence[_Asked]) -> None:
+def _run(network: TreeNetwork, together: Sequence[_Asked], costs: PassCosts) -> None:
     """Runs parts in one pass; if that cannot be, each alone, so that one fault hurts one text."""
+    rows = [asked.num_rows for asked in together]
     if len(together) == 1:
         together[0].run_alone()
+        costs.observe(rows[0], together[0].share_s)
         return
     started = work_clock()
     try:
-        logits = network.extend_all([asked.part for asked in together])
+        logits = network.extend_all([part for asked in together for part in asked.parts])
     except Exception:  # noqa: BLE001 - whose fault it is comes out below
         for asked in together:
             asked.run_alone()
         return
-    share_s = (work_clock() - started) / len(together)
-    for asked, rows in zip(together, logits, strict=True):
-        asked.share_s, asked.logits = share_s, rows
+    seconds = work_clock() - started
+    costs.observe(sum(rows), seconds)
+    for asked, share_s in zip(together, costs.split(rows, seconds), strict=True):
+        asked.share_s = share_s
+        asked.logits, logits = logits[: len(asked.parts)], logits[len(asked.parts) :]
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,8 +295,9 @@ class GatheredNetwork:
         return GatheredState(self, inner.new_exact_state() if exact else inner.new_state())
 
     def extend_all(self, parts: Sequence[Part]) -> list[Float[Tensor, "_ vocab"]]:
-        """Appends nodes to the trees of several texts in one pass, without waiting for others."""
-        return self.inner.extend_all([replace(part, state=_inner(part.state)) for part in parts])
+        """Appends nodes to the trees of several texts in one pass, with those of other threads."""
+        own = [replace(part, state=_inner(part.state)) for part in parts]
+        return self.gatherer.extend_all(self, own)
 
 
 class GatheredState:
@@ -209,16 +320,17 @@ class GatheredState:
     def prefill(self, prompt: Prompt) -> None:
         """Makes the state hold every token of the prompt but the last.
 
-        A long prompt runs part by part, each of which others may wait for, but not for all of them.
+        A long prompt runs part by part, and passes of others go in between.
         """
-        with self.network.gatherer.live(-1):
+        with self.network.gatherer.apart():
             self.inner.prefill(prompt)
 
     def extend(
         self, token_ids: Sequence[int], parents: Sequence[int]
     ) -> Float[Tensor, "new_nodes vocab"]:
         """Appends nodes below earlier ones, or below the text (-1); returns logits after each."""
-        return self.network.gatherer.extend(self.network, Part(self.inner, token_ids, parents))
+        [logits] = self.network.extend_all([Part(self.inner, token_ids, parents)])
+        return logits
 
     def commit(self, path: Sequence[int]) -> None:
         """Takes the tokens of a path into the text and forgets the tree; the path may be empty."""
@@ -231,6 +343,15 @@ class GatheredState:
     def restore(self, snapshot: Snapshot) -> None:
         """Makes the text that of a snapshot."""
         self.inner.restore(snapshot)
+
+    def lent_to(self, network: TreeNetwork) -> TreeState:
+        """Returns a state of another network on this text; see `LendingState`."""
+        if not isinstance(self.inner, LendingState) or not isinstance(network, GatheredNetwork):
+            raise InvalidInputError(
+                f"the states of {type(self.network.inner).__name__} are not lent to "
+                f"{type(network).__name__}; both networks of a pair share passes, or neither does"
+            )
+        return GatheredState(network, self.inner.lent_to(network.inner))
 
     def broken_model_error(
         self, token_ids: Sequence[int], parents: Sequence[int]
@@ -246,22 +367,37 @@ def _inner(state: TreeState) -> TreeState:
 def gathered(pair: PairModel, gatherer: Gatherer) -> PairModel:
     """Returns a pair whose networks share passes, as far as it consists of networks.
 
-    Drafters of other kinds, and pairs that share a state, run as they are: passes of several texts
-    wait for each other.
+    A pair of another kind runs as it is: passes of several texts wait for each other.
     """
-    if not isinstance(pair, Pair) or not isinstance(pair.target, NetworkTargetModel):
-        return pair
-    target = NetworkTargetModel(GatheredNetwork(pair.target.network, gatherer, TARGET))
-    return Pair(target, gathered_drafter(pair.drafter, gatherer))
+    if isinstance(pair, SelfPair):
+        target = GatheredNetwork(pair.target.network, gatherer, TARGET)
+        copy = GatheredNetwork(pair.copy, gatherer, DRAFTER)
+        return SelfPair(NetworkTargetModel(target), copy, pair.beside)
+    if isinstance(pair, Pair) and isinstance(pair.target, NetworkTargetModel):
+        target = GatheredNetwork(pair.target.network, gatherer, TARGET)
+        return Pair(NetworkTargetModel(target), gathered_drafter(pair.drafter, gatherer))
+    return pair
 
 
 def gathered_drafter(drafter: DrafterModel, gatherer: Gatherer) -> DrafterModel:
-    """Returns a drafter whose networks share passes; one of another kind is returned as it is."""
-    if isinstance(drafter, NetworkDrafterModel):
-        network = GatheredNetwork(drafter.network, gatherer, DRAFTER)
-        return replace(drafter, network=network)
-    if isinstance(drafter, CompositeDrafterModel):
-        return CompositeDrafterModel(
-            gathered_drafter(drafter.first, gatherer), gathered_drafter(drafter.second, gatherer)
-        )
+    """Returns a drafter whose networks share passes; one without networks as it is."""
+    match drafter:
+        case NetworkDrafterModel():
+            return replace(drafter, network=GatheredNetwork(drafter.network, gatherer, DRAFTER))
+        case TextDrafterModel():
+            network = GatheredNetwork(drafter.own.network, gatherer, DRAFTER)
+            return replace(drafter, own=replace(drafter.own, network=network))
+        case MixtureDrafterModel():
+            networks = {id(stream.network): stream.network for stream in drafter.streams}
+            shared = {
+                name: GatheredNetwork(network, gatherer, DRAFTER)
+                for name, network in networks.items()
+            }
+            streams = [
+                replace(stream, network=shared[id(stream.network)]) for stream in drafter.streams
+            ]
+            return replace(drafter, streams=tuple(streams))
+        case CompositeDrafterModel():
+            parts = (drafter.first, drafter.second)
+            return CompositeDrafterModel(*(gathered_drafter(part, gatherer) for part in parts))
     return drafter

@@ -28,8 +28,7 @@ class KeptSessions:
 
     Args:
         decoder: makes sessions.
-        max_bytes: what all of them may take in memory together. The states of targets count;
-            a drafter's is small beside it.
+        max_bytes: what all of them may take in memory together, targets and drafters.
     """
 
     def __init__(self, decoder: SpeculativeDecoder, max_bytes: int) -> None:
@@ -80,7 +79,7 @@ class KeptSessions:
             key: the text that it holds, place by place.
             user: whose text it is.
         """
-        num_bytes = getattr(session.target, "num_bytes", 0)
+        num_bytes = sum(getattr(each, "num_bytes", 0) for each in (session.target, session.drafter))
         with self._lock:
             self._kept.append(_Kept(session, tuple(key), user, num_bytes))
             while sum(each.num_bytes for each in self._kept) > self._max_bytes:

@@ -1,48 +1,41 @@
 """Between texts, which run on threads, and requests, which are coroutines."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from threading import Thread
 
 from starlette.requests import Request
 
-from treesnake.serving.tickets import StreamPiece, Ticket
-
-Arrival = tuple[int, StreamPiece | None]
-"""The number of a text with its next piece, or None at its end."""
+from treesnake.serving.tickets import Arrival, StreamPiece, Ticket
 
 
-async def pieces_of(tickets: Sequence[Ticket]) -> AsyncIterator[Arrival]:
-    """Iterates over the pieces of several texts as they come.
+async def pieces_of(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, StreamPiece | None]]:
+    """Iterates over the pieces of several texts as they come, each with the number of its text.
+
+    The end of a text is None.
 
     Raises:
         Exception: what went wrong in one of the texts.
     """
     loop = asyncio.get_running_loop()
-    arrivals: asyncio.Queue[tuple[int, StreamPiece | Exception | None]] = asyncio.Queue()
+    arrivals: asyncio.Queue[tuple[int, Arrival]] = asyncio.Queue()
 
-    def read(number: int, ticket: Ticket) -> None:
-        def arrive(piece: StreamPiece | Exception | None) -> None:
+    def arriving(number: int) -> Callable[[Arrival], None]:
+        def arrive(arrival: Arrival) -> None:
             with suppress(RuntimeError):  # the loop has ended, and nobody listens
-                loop.call_soon_threadsafe(arrivals.put_nowait, (number, piece))
+                loop.call_soon_threadsafe(arrivals.put_nowait, (number, arrival))
 
-        try:
-            for piece in ticket:
-                arrive(piece)
-            arrive(None)
-        except Exception as error:  # noqa: BLE001 - it is raised where the pieces are read
-            arrive(error)
+        return arrive
 
     for number, ticket in enumerate(tickets):
-        Thread(target=read, args=(number, ticket), daemon=True).start()
+        ticket.listen(arriving(number))
     num_open = len(tickets)
     while num_open:
-        number, piece = await arrivals.get()
-        if isinstance(piece, Exception):
-            raise piece
-        num_open -= piece is None
-        yield number, piece
+        number, arrival = await arrivals.get()
+        if isinstance(arrival, Exception):
+            raise arrival
+        num_open -= arrival is None
+        yield number, arrival
 
 
 @asynccontextmanager

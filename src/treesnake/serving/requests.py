@@ -5,7 +5,7 @@ operators, and changes no answer anywhere.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,15 +19,14 @@ from treesnake.constraints import (
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.errors import InvalidInputError
 from treesnake.sampling import SamplingParams
+from treesnake.serving.tools import Choice, Tool, call_grammar, has_mark_tokens
 
 MOST_CHOICES = 128
 """Answers to one request, prompts times `n`."""
 
 NOT_SUPPORTED: Mapping[str, str] = {
-    "tools": "write what may be called into the messages instead",
-    "tool_choice": "leave it out",
-    "functions": "write what may be called into the messages instead",
-    "function_call": "leave it out",
+    "functions": "use tools",
+    "function_call": "use tool_choice",
     "suffix": "the models continue texts only",
     "best_of": "ask for n answers and choose",
     "audio": "only text can be answered with",
@@ -130,8 +129,26 @@ class AnswerRequest(_Fields):
         form = self._form(decoder, num_prompt_tokens)
         return [*found, form] if form else found
 
+    @property
+    def echoes(self) -> bool:
+        """Whether the answer begins with the prompt."""
+        return False
+
+    @property
+    def offered_tools(self) -> Sequence[Tool]:
+        """What the model may call."""
+        return ()
+
+    @property
+    def _forms(self) -> list[str]:
+        """The fields that give the answer a form."""
+        return [name for name in FORMS if getattr(self, name) is not None]
+
+    def _grammar(self, decoder: SpeculativeDecoder) -> str | None:
+        return self.guided_grammar
+
     def _form(self, decoder: SpeculativeDecoder, num_prompt_tokens: int) -> Constraint | None:
-        asked = [name for name in FORMS if getattr(self, name) is not None]
+        asked = self._forms
         if len(asked) > 1:
             message = f"{' and '.join(asked)} exclude each other: give one of them"
             raise RequestError(message, asked[-1])
@@ -139,7 +156,7 @@ class AnswerRequest(_Fields):
             return decoder.form_constraint(
                 num_prompt_tokens,
                 response_format=self._response_format(),
-                grammar=self.guided_grammar,
+                grammar=self._grammar(decoder),
                 regex=self.guided_regex,
             )
         except InvalidInputError as error:
@@ -158,13 +175,20 @@ class AnswerRequest(_Fields):
 
 
 class ChatRequest(AnswerRequest):
-    """The body of /v1/chat/completions."""
+    """The body of /v1/chat/completions.
+
+    Attributes:
+        tool_choice: "none" leaves the tools out of the prompt.
+    """
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+    tools: list[Tool] = []
+    tool_choice: Choice = "auto"
+    parallel_tool_calls: bool = True
 
     @property
     def prompts(self) -> list[Any]:
@@ -182,6 +206,29 @@ class ChatRequest(AnswerRequest):
     def most_tokens(self) -> int | None:
         """How many tokens the client wants at most; None leaves it to the server."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def offered_tools(self) -> Sequence[Tool]:
+        """What the model may call."""
+        if not self.tools and self.tool_choice not in ("none", "auto"):
+            raise RequestError(
+                "tool_choice needs tools; offer some, or leave it out", "tool_choice"
+            )
+        return () if self.tool_choice == "none" else self.tools
+
+    @property
+    def _forms(self) -> list[str]:
+        return [*super()._forms, *(["tools"] if self.offered_tools else [])]
+
+    def _grammar(self, decoder: SpeculativeDecoder) -> str | None:
+        if not self.offered_tools:
+            return super()._grammar(decoder)
+        return call_grammar(
+            self.offered_tools,
+            choice=self.tool_choice,
+            is_parallel=self.parallel_tool_calls,
+            marks_are_tokens=has_mark_tokens(decoder),
+        )
 
 
 class CompletionRequest(AnswerRequest):
@@ -207,6 +254,11 @@ class CompletionRequest(AnswerRequest):
     def num_top(self) -> int | None:
         """How many of the most probable tokens are asked for; None without log probabilities."""
         return self.logprobs
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the answer begins with the prompt."""
+        return self.echo
 
     @property
     def most_tokens(self) -> int:

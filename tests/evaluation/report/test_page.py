@@ -1,8 +1,6 @@
 """The page, in text and in a browser."""
 
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from treesnake.evaluation.bench.record import (
 )
 from treesnake.evaluation.report import read_result, save_pictures, to_html
 from treesnake.evaluation.report.stream_weights import weight_lines
+from treesnake.testing.browser import CHROMIUM, browser_page
 
 ENVIRONMENT = {
     "before": {
@@ -162,40 +161,14 @@ def test_pictures_are_drawn_for_papers(result_path: Path, tmp_path: Path) -> Non
     assert all(path.read_text().startswith("<?xml") for path in written)
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-def open_in_browser(page: Path, profile: Path, *options: str) -> str:
-    assert CHROMIUM is not None
-    return subprocess.run(
-        [
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--enable-logging=stderr",
-            f"--user-data-dir={profile}",
-            *options,
-            page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    ).stdout
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page with")
 def test_a_browser_draws_the_tree_of_the_most_telling_step(
     result_path: Path, tmp_path: Path
 ) -> None:
     page = tmp_path / "page.html"
     page.write_text(to_html([read_result(result_path)]), "utf-8")
-    drawn = open_in_browser(page, tmp_path / "profile", "--dump-dom")
+    with browser_page(page.as_uri(), tmp_path / "profile") as opened:
+        drawn = opened.html
     tree = drawn[drawn.index('id="tree"') :]
     assert tree.count('class="accepted"') == 4, "two nodes and the edges to them"
     assert tree.count('<g class="rejected"') == 2
