@@ -33,6 +33,10 @@ def now_and_then_sure(chance: random.Random) -> float:
     return 0.98 if chance.random() < 0.5 else 0.1
 
 
+def always_sure(chance: random.Random) -> float:
+    return 0.97
+
+
 GOOD = [synthetic_trace(120, confident, truth=0.9, seed=seed) for seed in range(2)]
 POOR = [synthetic_trace(120, doubtful, truth=0.9, seed=seed) for seed in range(2)]
 USELESS = [synthetic_trace(120, confident, truth=0.0, seed=seed) for seed in range(2)] * 5
@@ -136,6 +140,14 @@ def test_it_is_off_nearly_always_where_drafting_loses() -> None:
     sizes = [step.num_drafted for step in steps_of(None, USELESS[:4], CPU)]
     assert sizes.count(0) > 0.8 * len(sizes)
     assert any(sizes[len(sizes) // 2 :]), "it looks now and then"
+
+
+def test_it_is_soon_off_when_texts_become_others() -> None:
+    before = [synthetic_trace(120, always_sure, seed=seed) for seed in range(6)]
+    steps = steps_of(None, before + USELESS[:2], CPU)
+    after = steps[-sum(map(len, USELESS[:2])) :]
+    num_drafting = sum(step.num_drafted > 0 for step in after)
+    assert num_drafting < 100, "what was fast on earlier texts is not believed for long"
 
 
 def test_large_trees_are_for_machines_on_which_nodes_are_free() -> None:

@@ -3,6 +3,7 @@
 None of this depends on which text it came from, so the sessions of a search share it.
 """
 
+from copy import copy
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -37,6 +38,15 @@ TRIAL_STEPS = 4
 
 TRIAL_ERROR_MARGIN = 2.0
 """A mode is not tried if it is slower than the best by more than this many standard errors."""
+
+STEPS_FROM_EARLIER_TEXTS = 16.0
+"""What earlier texts teach of a mode's rate counts for at most so many steps of a new one."""
+
+RECENT_DISCOUNT = 0.9
+"""As `DISCOUNT`, for the rate of a mode's last steps, by which a text that changes is noticed."""
+
+CHANGE_ERROR_MARGIN = 2.0
+"""A mode has become slower if its last steps were, by more than this many standard errors."""
 
 DISCOUNT = 0.99
 """What a step counts for the rate of its mode after each later one, so that doubt comes back."""
@@ -107,6 +117,7 @@ class PairKnowledge:
         self._fixed_ranks, self._priced_ranks = RankBelief(), RankBelief()
         self._confidence = ConfidenceBelief()
         self._rates = {mode: MeasuredRate() for mode in Mode}
+        self._recent_rates = {mode: MeasuredRate() for mode in Mode}
         self._trial_budget = TrialBudget()
         self._has_free_guesses = False
         self._off_rate = 0.0
@@ -114,6 +125,12 @@ class PairKnowledge:
         self._num_steps = 0
         self._next_plan = 1
         self._next_cost = 0
+
+    def begin_text(self) -> None:
+        """Lets rates that were measured on earlier texts count less: a new one may be another."""
+        for rate in self._rates.values():
+            if rate.num > STEPS_FROM_EARLIER_TEXTS:
+                rate.decay(STEPS_FROM_EARLIER_TEXTS / rate.num)
 
     def learn(self, observed: ObservedStep) -> None:
         """Learns from a step, and from the plain steps before it."""
@@ -192,7 +209,16 @@ class PairKnowledge:
             self._rates[Mode.OFF].add(since_tokens, observed.plain_s + seconds)
         elif not (observed.num_behind and observed.was_off):
             # A mode pays for reading what it skipped itself, not for what was skipped while off.
-            self._rates[observed.mode].add(num_tokens, seconds)
+            self._add(observed.mode, num_tokens, seconds)
+
+    def _add(self, mode: Mode, num_tokens: int, seconds: float) -> None:
+        """Adds a step to the rate of its mode, which begins anew where the mode became slower."""
+        rate, recent = self._rates[mode], self._recent_rates[mode]
+        rate.add(num_tokens, seconds)
+        recent.decay(RECENT_DISCOUNT)
+        recent.add(num_tokens, seconds)
+        if recent.mean + CHANGE_ERROR_MARGIN * recent.standard_error < rate.mean:
+            self._rates[mode] = copy(recent)
 
     def _plan(self, context_length: int) -> None:
         """Makes the shapes of the modes from what is believed by now."""

@@ -57,6 +57,7 @@ class SelfTuningSession:
         self._tried: Mode | None = None
         self._num_trial_steps = 0
         with knowledge.lock:
+            knowledge.begin_text()
             self._mode = self._next_mode()
 
     def choose(self, context_length: int) -> Shape:
