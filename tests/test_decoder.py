@@ -493,7 +493,11 @@ WRONG_ARGUMENTS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("arguments", WRONG_ARGUMENTS, ids=str)
+@pytest.mark.parametrize(
+    "arguments",
+    WRONG_ARGUMENTS,
+    ids=[f"{number} {' '.join(each)}" for number, each in enumerate(WRONG_ARGUMENTS)],
+)
 def test_an_argument_that_cannot_be_is_named(arguments: dict[str, Any]) -> None:
     """While tests run, types are checked before our own checks are."""
     with pytest.raises((InvalidInputError, TypeCheckError), match=next(iter(arguments))):
