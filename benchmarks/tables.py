@@ -644,6 +644,59 @@ def _serving_faults() -> str:
     return _table([f"{result['count']} of each", "MiB", "threads", "descriptors"], rows)
 
 
+def _memory_store() -> str:
+    result = _read("memory_store")
+    rows = [
+        [
+            name,
+            method,
+            f"{rates['first half']['tokens_per_step']:.2f}",
+            f"{rates['second half']['tokens_per_step']:.2f}",
+            f"{_ms_per_token(rates['first half']):.2f}",
+            f"{_ms_per_token(rates['second half']):.2f}",
+        ]
+        for name in ("greedy", "temperature 0.7")
+        for method, rates in result[name].items()
+    ]
+    heads = ["tokens a step, first half", "second half", "ms a token, first half", "second half"]
+    return _table([f"{result['target']}, {result['num_questions']} questions", "", *heads], rows)
+
+
+def _repetitive_work() -> str:
+    rows = []
+    for name, methods in _read("memory_store")["repetitive work"].items():
+        behind = {method: rates["behind the first"] for method, rates in methods.items()}
+        without, remembering = behind["default"], behind["default + memory"]
+        rows.append(
+            [
+                name,
+                *(f"{rates['tokens_per_step']:.2f}" for rates in behind.values()),
+                f"{_ms_per_token(without) / _ms_per_token(remembering):.2f}x",
+            ]
+        )
+    methods = ("lookup", "lookup + memory", "default", "default + memory")
+    return _table(["tokens a step", *methods, "default, faster by memory"], rows)
+
+
+def _memory_structure() -> str:
+    rows = [
+        [
+            f"{int(size):,}",
+            f"{at['add_us_per_token']:.1f}",
+            f"{at['lookup_us']:.0f}",
+            f"{at['lookup_p99_us']:.0f}",
+            f"{at['mean_places']:.0f}",
+        ]
+        for size, at in _read("memory_store")["structure"]["by_tokens"].items()
+    ]
+    heads = ["to add a token, us", "a lookup, us", "99th percentile", "places found"]
+    return _table(["tokens stored", *heads], rows)
+
+
+def _ms_per_token(rates: Mapping[str, Any]) -> float:
+    return 1e3 * rates["decoding_s"] / rates["num_tokens"]
+
+
 def _mixture_trees() -> str:
     entries = _mixed_tasks("greedy")["all"]
     names = [name for name in entries[0]["steps"] if f"{name}, width 2" in entries[0]["steps"]]
@@ -705,6 +758,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "shared_passes": _shared_passes,
     "serving": _serving,
     "serving_faults": _serving_faults,
+    "memory_store": _memory_store,
+    "repetitive_work": _repetitive_work,
+    "memory_structure": _memory_structure,
     "mixture_streams": _mixture_streams,
     "mixture_rules": _mixture_rules,
     "two_versions": _two_versions,
