@@ -171,6 +171,23 @@ def _tree_scoring() -> str:
     return _table(heads, rows)
 
 
+def _second_turn() -> str:
+    rows = []
+    for target, turns in _read("second_turn")["targets"].items():
+        cells = [
+            cell
+            for found in turns.values()
+            for cell in (str(found["tokens"]), f"{found['first_token_ms'] / 1e3:.2f}")
+        ]
+        rows.append([target, *cells])
+    heads = [
+        f"{turn}: {what}"
+        for turn in ("first turn", "second turn", "second, nothing kept")
+        for what in ("tokens", "first token, s")
+    ]
+    return _table(["float32, 2 threads", *heads], rows)
+
+
 def _memory() -> str:
     rows = [
         [
@@ -781,6 +798,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "recurrent": partial(_pairs, "recurrent-cpu", "float32, 2 threads"),
     "hybrid": partial(_pairs, "smollm2-hybrid-cpu", "float32, 2 threads"),
     "tree_scoring": _tree_scoring,
+    "second_turn": _second_turn,
     "long_methods": partial(_methods, "default-pair-long-cpu", "float32"),
     "acceptance": _acceptance,
     "categories": _categories,
