@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from treesnake import (
+    AllowedTokens,
     BestFirst,
     FinishReason,
     LevelWidths,
@@ -198,10 +199,18 @@ def test_what_may_follow_a_text_depends_on_the_text_alone() -> None:
         assert torch.equal(constraint(prefix, logits), fresh(prefix, logits))
 
 
+def test_an_answer_that_is_whole_ends_though_more_tokens_were_asked_for() -> None:
+    generation = decoder("byte level", chain(3)).generate("hello", regex="a", min_new_tokens=5)
+    assert generation.text == "a"
+    assert generation.num_emitted < 5
+
+
 def test_a_grammar_and_constraints_that_leave_nothing_are_refused() -> None:
-    """The answer is whole, and may not end yet."""
+    """The form lacks its first token, and nothing but an end may come."""
+    one = decoder("byte level", chain(3))
+    ends = [token in one.end_token_ids for token in range(len(one.tokenizer))]
     with pytest.raises(InvalidInputError, match="the constraints allow no token after"):
-        decoder("byte level", chain(3)).generate("hello", regex="a", min_new_tokens=5)
+        one.generate("hello", regex="a", constraints=[AllowedTokens(lambda prefix: ends)])
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

@@ -63,7 +63,8 @@ def filled(family: str, prompt: Prompt) -> HfAttentionState | HybridState:
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+    """Experts and states that are committed at once differ from step by step by some 1e-4."""
+    torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-3)
 
 
 def arguments(family: str, prompt: Prompt) -> dict[str, Tensor]:
