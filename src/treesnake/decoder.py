@@ -306,7 +306,7 @@ class SpeculativeDecoder(OfOneProcess):
         trust_remote_code: bool = False,
         search: str | SharedSearch = SELF_TUNING,
         captions: str | Path | None = None,
-        memory: MemoryLike = True,
+        memory: MemoryLike = False,
     ) -> "SpeculativeDecoder":
         """Loads a target and a drafter by name.
 
@@ -348,7 +348,7 @@ class SpeculativeDecoder(OfOneProcess):
         *,
         search: str | SharedSearch = SELF_TUNING,
         captions: str | Path | None = None,
-        memory: MemoryLike = True,
+        memory: MemoryLike = False,
     ) -> "SpeculativeDecoder":
         """Does what `from_pretrained` does, with options in one piece.
 

@@ -42,4 +42,5 @@ def test_without_a_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_memory_by_name_is_of_this_process_or_none_or_a_folder() -> None:
-    assert [memory_named(name) for name in (None, "off", "folder")] == [True, False, "folder"]
+    names = (None, "off", "on", "folder")
+    assert [memory_named(name) for name in names] == [False, False, True, "folder"]

@@ -137,8 +137,9 @@ def _caches(memory: str | None) -> dict[str, str]:
         cache.name: f"{cache.num_bytes / 1e6:.1f} MB in {cache.folder or 'no folder'}"
         for cache in find_caches()
     }
-    if memory is not None and options.memory_named(memory):
-        kept["memory"] = KeptMemories(Path(memory).expanduser()).description
+    folder = options.memory_named(memory)
+    if isinstance(folder, str):
+        kept["memory"] = KeptMemories(Path(folder).expanduser()).description
     return kept | {"models_of_the_hub": str(HF_HUB_CACHE)}
 
 

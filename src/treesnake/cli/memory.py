@@ -29,12 +29,13 @@ def memory(
 
     The folder is the one that --memory had when they were made.
     """
-    if memory is None:
+    folder = options.memory_named(memory)
+    if not isinstance(folder, str):
         raise InvalidInputError(
             "no folder keeps anything unless it is named: give --memory FOLDER, or set "
             "TREESNAKE_MEMORY; what a process remembers otherwise ends with it"
         )
-    kept = KeptMemories(Path(memory).expanduser())
+    kept = KeptMemories(Path(folder).expanduser())
     what = kept.description
     if action is Action.CLEAR:
         kept.clear()

@@ -108,15 +108,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 Memory = Annotated[
     str | None,
     typer.Option(
-        metavar="FOLDER",
+        metavar="FOLDER|on|off",
         envvar="TREESNAKE_MEMORY",
-        help="Keep answers there, to draft from in later runs; off drafts from no earlier text.",
+        help="Draft from earlier answers, too: of this process (on), or kept in a folder for later "
+        "runs.",
     ),
 ]
 
-NO_MEMORY = "off"
+OWN_MEMORY, NO_MEMORY = "on", "off"
 
 
 def memory_named(name: str | None) -> bool | str:
-    """Returns what --memory stands for: nothing is one of this process, off is none."""
-    return True if name is None else False if name == NO_MEMORY else name
+    """Returns what --memory stands for: on is one of this process; off is none, as by default."""
+    return False if name in (None, NO_MEMORY) else name == OWN_MEMORY or name
