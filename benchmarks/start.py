@@ -109,7 +109,7 @@ def measure(arguments: Namespace) -> Result:
     peers = {
         name: _median(
             [
-                _run(ROOT, code.format(threads=arguments.threads), arguments.threads)[0]
+                _run(ROOT, code.replace("{threads}", str(arguments.threads)), arguments.threads)[0]
                 for _ in range(arguments.starts)
             ]
         )
