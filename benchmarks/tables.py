@@ -303,14 +303,6 @@ def _first_minute() -> str:
     return _table(["seconds", "now", "before"], table)
 
 
-def _first_tokens() -> str:
-    rows = [
-        [length, f"{row['plain_ms']:.0f}", f"{row['with_drafter_ms']:.0f}"]
-        for length, row in _read("start").get("first_tokens", {}).items()
-    ]
-    return _table(["tokens in the prompt", "plain, ms", "with the drafter, ms"], rows)
-
-
 def _long_context() -> str:
     drafting = _read("long_context_draft")["drafting"]
     rows = []
@@ -783,7 +775,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "two_versions": _two_versions,
     "starts": _starts,
     "first_minute": _first_minute,
-    "first_tokens": _first_tokens,
     "fuzz": _fuzz,
     "long_context": _long_context,
     "long_pair": _long_pair,

@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
@@ -101,3 +101,18 @@ def _try_to_write(path: Path) -> None:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
+
+
+def remove_files(files: Iterable[Path]) -> None:
+    """Removes files; those that are gone already are no error.
+
+    Raises:
+        OutputError: if one cannot be removed.
+    """
+    for file in files:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{file} cannot be removed: {error.strerror}; those before it are gone"
+            ) from error

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
 
 pytest.importorskip("starlette", reason="the extra serve is not installed")
 
 from treesnake.cli import serve
 from treesnake.errors import InvalidInputError, LoadError
 from treesnake.serving.server import listen
-from treesnake.testing.tokenizers import byte_level
+from treesnake.testing.llama_folder import write_llama
 
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 COMMAND = [sys.executable, "-m", "treesnake", "serve"]
@@ -24,17 +23,7 @@ COMMAND = [sys.executable, "-m", "treesnake", "serve"]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    tokenizer = byte_level()
-    tokenizer.save_pretrained(tmp_path)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    write_llama(tmp_path)
     return tmp_path
 
 

@@ -9,14 +9,12 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from treesnake import SamplingParams, SpeculativeDecoder
 from treesnake.errors import InvalidInputError
 from treesnake.integrations.dynamo_requests import end_token_ids, num_before_end, submit
 from treesnake.serving.engine import Engine
-from treesnake.testing.tokenizers import byte_level
-from treesnake.testing.wide_matrices import with_wide_matrices
+from treesnake.testing.llama_folder import write_llama
 
 MODULE = "treesnake.integrations.dynamo"
 PROMPT = [5, 9, 200, 17]
@@ -69,19 +67,7 @@ def dynamo(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("target")
-    tokenizer = byte_level()
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=96,
-        eos_token_id=None,
-    )
-    with_wide_matrices(LlamaForCausalLM(config)).save_pretrained(folder)
+    write_llama(folder)
     return folder
 
 

@@ -13,9 +13,8 @@ import pytest
 pytest.importorskip("starlette", reason="the extra serve is not installed")
 
 from starlette.testclient import TestClient
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from treesnake.testing.tokenizers import byte_level
+from treesnake.testing.llama_folder import write_llama
 
 MODULE = "treesnake.integrations.ray_serve"
 
@@ -79,17 +78,7 @@ def ray_serve(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    tokenizer = byte_level()
-    tokenizer.save_pretrained(tmp_path)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    write_llama(tmp_path)
     return tmp_path
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from treesnake.errors import OutputError
 from treesnake.kernels.cpu.jit import kernel_folder, kernels_in
 from treesnake.loading.cost_files import FOLDER_NAME, cache_folder
+from treesnake.outputs import remove_files
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,7 @@ class Cache:
         Raises:
             OutputError: if one cannot be removed.
         """
-        for file in self.files:
-            try:
-                file.unlink(missing_ok=True)
-            except OSError as error:
-                raise OutputError(
-                    f"{file} cannot be removed: {error.strerror}; those before it are gone"
-                ) from error
+        remove_files(self.files)
 
 
 def find_caches() -> tuple[Cache, ...]:

@@ -19,9 +19,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from treesnake.errors import InvalidInputError, OutputError
+from treesnake.errors import InvalidInputError
 from treesnake.files import replacing
 from treesnake.kept_work import sha256_of
+from treesnake.outputs import remove_files
 
 SUFFIX = ".tokens"
 MARK = b"\xf5tsm"
@@ -212,13 +213,7 @@ class KeptMemories:
         Raises:
             OutputError: if one cannot be removed.
         """
-        for file in self._files():
-            try:
-                file.unlink(missing_ok=True)
-            except OSError as error:
-                raise OutputError(
-                    f"{file} cannot be removed: {error.strerror}; those before it are gone"
-                ) from error
+        remove_files(self._files())
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob(f"*{SUFFIX}"))

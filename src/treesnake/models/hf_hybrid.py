@@ -25,7 +25,7 @@ from treesnake.models.hf_families import check_decoder, context_length
 from treesnake.models.hf_images import HfImages, pieces, sees_images
 from treesnake.models.hf_mixer_layers import mixer_cache
 from treesnake.models.hf_passes import Growth, HfPasses, checked_growth, new_rows
-from treesnake.models.hf_probe import check_images_once, check_scores_once
+from treesnake.models.hf_probe import check_inputs, check_scores_once
 from treesnake.models.hf_recurrent_families import VERIFIED_RECURRENT, read_hybrid_layout
 from treesnake.models.state_space_state import StateSpaceState
 from treesnake.models.tree_network import Part, check_tokens, own_states
@@ -82,13 +82,7 @@ class HfHybrid:
             UnsupportedModelError: if it reads images otherwise than trees need, with the reason.
         """
         check_tokens(prompt.token_ids, self.vocab_size)
-        if self.images is None or not prompt.inputs:
-            prompt.check_text_only()
-            return
-        self.images.check_prompt(prompt)
-        if not self.images.is_verified:
-            self.images.check_supported()
-            check_images_once(self.model, self.images, self._score_unchecked, prompt)
+        check_inputs(self.model, self.images, self._score_unchecked, prompt)
 
     def _score_unchecked(
         self, prompt: Prompt, token_ids: Sequence[int], parents: Sequence[int]

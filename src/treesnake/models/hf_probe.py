@@ -42,6 +42,33 @@ def check_scores_once(model: "transformers.PreTrainedModel", state: TreeState) -
         _PASSED[model] = attention
 
 
+def check_inputs(
+    model: "transformers.PreTrainedModel",
+    images: HfImages | None,
+    score: TreeScore,
+    prompt: Prompt,
+) -> None:
+    """Checks that a model can read what a prompt brings beside its tokens.
+
+    Args:
+        model: the model.
+        images: how it reads them; None if it reads text alone.
+        score: as in `check_images_once`.
+        prompt: what is to be read.
+
+    Raises:
+        InvalidInputError: if it cannot.
+        UnsupportedModelError: if it reads images otherwise than trees need, with the reason.
+    """
+    if images is None or not prompt.inputs:
+        prompt.check_text_only()
+        return
+    images.check_prompt(prompt)
+    if not images.is_verified:
+        images.check_supported()
+        check_images_once(model, images, score, prompt)
+
+
 def check_images_once(
     model: "transformers.PreTrainedModel", images: HfImages, score: TreeScore, prompt: Prompt
 ) -> None:
