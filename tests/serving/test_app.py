@@ -224,6 +224,19 @@ def test_forms_have_the_names_of_openai_and_vllm(
     assert re.fullmatch(pattern, text, re.DOTALL), text
 
 
+@pytest.mark.parametrize("is_chat", [False, True])
+@pytest.mark.parametrize("field", [{"ignore_eos": True}, {"min_tokens": 20}])
+def test_a_form_that_is_whole_ends_the_answer_even_where_no_end_is_wanted(
+    ending: tuple[str, int], field: dict[str, Any], is_chat: bool
+) -> None:
+    body = {"messages": ASKED} if is_chat else {"prompt": "draft"}
+    path = "/v1/chat/completions" if is_chat else "/v1/completions"
+    answer = post(ending[0], path, GREEDY | body | field | {"guided_regex": "yes|no"}).json()
+    [choice] = answer["choices"]
+    text = choice["message"]["content"] if is_chat else choice["text"]
+    assert (text, choice["finish_reason"]) in (("yes", "stop"), ("no", "stop"))
+
+
 @pytest.mark.parametrize(
     ("form", "field", "reason"),
     [

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from treesnake import Generation, SamplingParams, SpeculativeDecoder
 from treesnake.drafters.network import NetworkDrafterModel
+from treesnake.drafters.none import NoDrafterModel
 from treesnake.errors import ContextLengthError, InvalidInputError
 from treesnake.memory.text_memory import TextMemory
 from treesnake.models.mamba import Mamba, MambaConfig
@@ -20,9 +21,12 @@ from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.outcome import FinishReason
 from treesnake.pairs import Pair
+from treesnake.pauses import pause
+from treesnake.prompt import Prompt
 from treesnake.serving.engine import Engine, EngineLimits, QueueFullError
 from treesnake.serving.tickets import Ticket
 from treesnake.targets.network import NetworkTargetModel
+from treesnake.testing.tiny import RecurrentModel, TinyNetwork, TinyState
 
 VOCAB_SIZE = 31
 PROMPTS = [[1 + (index * place) % 29 for place in range(3 + 5 * index)] for index in range(8)]
@@ -150,6 +154,32 @@ def test_a_cancelled_text_ends_within_a_step_and_frees_its_place(
         assert made.finish_reason is FinishReason.CANCELLED
         assert len(made.steps) <= 1
         assert submit(engine, PROMPTS[0]).wait().finish_reason is FinishReason.LENGTH
+
+
+def test_a_text_that_is_cancelled_reads_no_further_part_of_its_prompt() -> None:
+    tickets: list[Ticket] = []
+    submitted = threading.Event()
+
+    class Cancelling(TinyNetwork):
+        def new_state(self) -> TinyState:
+            state = super().new_state()
+            state.prefill = self.prefill  # type: ignore[method-assign]
+            return state
+
+        def prefill(self, prompt: Prompt) -> None:
+            pause()
+            assert submitted.wait(60)
+            tickets[0].cancel()
+            pause()
+            raise AssertionError("it reads on")
+
+    pair = Pair(NetworkTargetModel(Cancelling(RecurrentModel(VOCAB_SIZE))), NoDrafterModel())
+    with running(SpeculativeDecoder(pair)) as engine:
+        tickets.append(submit(engine, PROMPTS[2]))
+        submitted.set()
+        made = tickets[0].wait()
+        assert (made.finish_reason, made.steps) == (FinishReason.CANCELLED, ())
+        assert engine.stats.cache_bytes == 0
 
 
 def test_a_full_queue_refuses_at_once_and_a_cancelled_text_leaves_it(

@@ -1,6 +1,5 @@
 """States that share passes are states; texts that wait together run together."""
 
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -17,13 +16,16 @@ from treesnake.drafters.text import TextDrafterModel, Translation
 from treesnake.errors import InvalidInputError
 from treesnake.models.tree_network import Part
 from treesnake.pairs import Pair, SelfPair
+from treesnake.pauses import pause
 from treesnake.prompt import Prompt
+from treesnake.serving import gathering
 from treesnake.serving.gathering import (
     DRAFTER,
     TARGET,
     GatheredNetwork,
     Gatherer,
     PassCosts,
+    TextGivenUpError,
     gathered,
 )
 from treesnake.targets.network import NetworkTargetModel
@@ -40,7 +42,7 @@ class CountingNetwork(TinyNetwork):
         return super().extend_all(parts)
 
 
-NOTED: list[tuple[object, int]] = []
+NOTED: list[tuple[Any, int]] = []
 
 
 @pytest.fixture(autouse=True)
@@ -105,36 +107,78 @@ def test_texts_that_draft_meet_the_others_in_the_targets_pass() -> None:
     assert [(quick.model, 2), (quick.model, 1), (quick.model, 1), (slow.model, 3)] == NOTED
 
 
-def test_a_text_that_reads_its_prompt_keeps_nobody_waiting() -> None:
+class ReadingNetwork(TinyNetwork):
+    """Reads prompts token by token, and notes whose token it reads."""
+
+    def new_state(self) -> Any:
+        state = super().new_state()
+        prefill = state.prefill
+
+        def read(prompt: Prompt) -> None:
+            for length in range(2, len(prompt) + 1):
+                pause()
+                NOTED.append((prompt.token_ids[0], length))
+                prefill(Prompt(prompt.token_ids[:length]))
+
+        state.prefill = read  # type: ignore[method-assign]
+        return state
+
+    def extend_all(self, parts):
+        NOTED.append(("pass", len(parts)))
+        return super().extend_all(parts)
+
+
+def test_prompts_are_read_by_turns_and_others_go_on_in_between() -> None:
     gatherer = Gatherer()
-    gate = threading.Event()
+    network = GatheredNetwork(ReadingNetwork(RecurrentModel(7)), gatherer, TARGET)
 
-    class Gated(TinyNetwork):
-        def new_state(self) -> Any:
-            state = super().new_state()
-            prefill = state.prefill
-
-            def gated(prompt: Prompt) -> None:
-                assert gate.wait(60)
-                prefill(prompt)
-
-            state.prefill = gated  # type: ignore[method-assign]
-            return state
-
-    network = GatheredNetwork(Gated(RecurrentModel(7)), gatherer, TARGET)
-
-    def read() -> None:
-        state = network.new_state()
-        state.prefill(Prompt((1, 2, 3)))
-        assert state.extend([1], [-1]).shape == (1, 7)
+    def read(token: int, length: int) -> None:
+        network.new_state().prefill(Prompt((token,) * length))
 
     def go_on() -> None:
-        for _ in range(3):
-            network.new_state().extend([1], [-1])
-        gate.set()
+        state = network.new_state()
+        for _ in range(4):
+            state.extend([1], [-1])
 
-    for result in gathered_runs(gatherer, [read, go_on]):
+    runs = [partial(read, 1, 4), partial(read, 2, 3), go_on]
+    for result in gathered_runs(gatherer, runs):
         result.result()
+    parts = [noted for noted in NOTED if noted[0] != "pass"]
+    assert [text for text, _ in parts] in ([1, 2, 1, 2, 1], [2, 1, 2, 1, 1])
+    passes = [number for number, (what, _) in enumerate(NOTED) if what == "pass"]
+    assert passes[0] < NOTED.index((1, 4)), "the text past its prompt waits for a part at most"
+    assert len(passes) == 4
+
+
+def test_passes_are_owed_time_after_a_part_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    gatherer = Gatherer()
+    network = GatheredNetwork(ReadingNetwork(RecurrentModel(7)), gatherer, TARGET)
+    seconds = iter(range(1000))
+    monkeypatch.setattr(gathering, "perf_counter", lambda: float(next(seconds)))
+    monkeypatch.setattr(gathering, "PASSES_FOR_READING", 1e9)
+    results = gathered_runs(
+        gatherer,
+        [
+            lambda: network.new_state().prefill(Prompt((1,) * 5)),
+            lambda: [network.new_state().extend([1], [-1]) for _ in range(5)],
+        ],
+    )
+    for result in results:
+        result.result()
+    parts = [number for number, (what, _) in enumerate(NOTED) if what != "pass"]
+    assert parts[1:] == list(range(len(NOTED) - 3, len(NOTED))), (
+        "once a part was read, all passes come before the next one"
+    )
+
+
+def test_a_text_that_is_given_up_stops_reading_its_prompt() -> None:
+    gatherer = Gatherer()
+    network = GatheredNetwork(ReadingNetwork(RecurrentModel(7)), gatherer, TARGET)
+    with pytest.raises(TextGivenUpError), gatherer.live(lambda: len(NOTED) == 2):
+        network.new_state().prefill(Prompt((1,) * 9))
+    assert [*NOTED] == [(1, 2), (1, 3)]
+    with gatherer.live():
+        assert network.new_state().extend([1], [-1]).shape == (1, 7)
 
 
 def test_a_part_that_cannot_run_hurts_no_other() -> None:

@@ -24,6 +24,7 @@ from treesnake.models.hf_images import HfImages, num_whole, pieces, sees_images
 from treesnake.models.hf_passes import Growth, HfPasses, checked_growth, new_rows
 from treesnake.models.hf_probe import check_inputs, check_scores_once
 from treesnake.models.tree_network import Part, check_tokens, own_states
+from treesnake.pauses import pause
 from treesnake.prompt import Prompt, PromptInput
 from treesnake.states.held_text import HeldText
 from treesnake.states.kv import KvCache
@@ -167,6 +168,7 @@ class HfAttentionState:
         self._cut(num_whole(prompt, self.text.num_shared(prompt)))
         size = self.network.passes.part_size(len(prompt) - 1)
         for piece in pieces(prompt, self.text.length, size):
+            pause()
             token_ids = prompt.token_ids[piece.start : piece.end]
             if piece.image is None:
                 self.network.passes.read(self.cache, token_ids, piece.start + self.shift)

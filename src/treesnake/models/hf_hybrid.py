@@ -29,6 +29,7 @@ from treesnake.models.hf_probe import check_inputs, check_scores_once
 from treesnake.models.hf_recurrent_families import VERIFIED_RECURRENT, read_hybrid_layout
 from treesnake.models.state_space_state import StateSpaceState
 from treesnake.models.tree_network import Part, check_tokens, own_states
+from treesnake.pauses import pause
 from treesnake.prompt import Prompt, PromptInput
 from treesnake.states.grown_nodes import GrownNodes
 from treesnake.states.hybrid import HybridMemory
@@ -126,6 +127,7 @@ class HfHybrid:
         cache = self._cache(memory.rows)
         size = self.passes.part_size(memory.length + len(token_ids))
         for start in range(0, len(token_ids), size):
+            pause()
             part = token_ids[start : start + size]
             with mixer_pass([PassText(memory, len(part), None)]):
                 self.passes.read(cache, part, memory.length + memory.shift)
@@ -148,6 +150,7 @@ class HfHybrid:
         self, image: PromptInput, token_ids: Sequence[int], memory: HybridMemory
     ) -> None:
         assert self.images is not None, "prompts are checked before"
+        pause()
         memory.forget_tree()
         positions = self.images.positions(image, token_ids)
         with mixer_pass([PassText(memory, len(token_ids), None)]):

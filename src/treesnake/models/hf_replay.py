@@ -26,6 +26,7 @@ from treesnake.models.hf_families import check_decoder, context_length
 from treesnake.models.hf_passes import CACHE_ARGUMENTS
 from treesnake.models.hf_probe import check_scores
 from treesnake.models.tree_network import Part, check_tokens, own_states
+from treesnake.pauses import pause
 from treesnake.prompt import Prompt
 from treesnake.states.held_text import HeldText
 from treesnake.states.snapshots import KeptSnapshots, Snapshot
@@ -186,6 +187,7 @@ class HfReplayState:
         last = len(prompt) - 1
         borders = {border for border in prompt.borders if self.length < border < last}
         for end in sorted(borders | ({last} if self.length < last else set())):
+            pause()
             start, before = self.length, self._committed
             self._go_back(None)
             tokens = prompt.token_ids[start:end]

@@ -35,6 +35,7 @@ from treesnake.models.transformer_pass import NewNodes
 from treesnake.models.tree_network import Part, TreeNetwork
 from treesnake.models.weight_stack import count_bytes
 from treesnake.models.weights import exact_dtype
+from treesnake.pauses import pause
 from treesnake.states.branching import BranchingKind, ReplayedPaths
 from treesnake.states.ssm import SsmBank, SsmState
 from treesnake.threads import new_lock
@@ -192,6 +193,7 @@ class CpuHybrid:
     def run_text(self, token_ids: Sequence[int], memory: CpuHybridMemory) -> None:
         """Moves the text's part of a memory along some tokens, part by part."""
         for begin in range(0, len(token_ids), self.prefill_chunk):
+            pause()
             self._read(token_ids[begin : begin + self.prefill_chunk], memory, self._attends)
 
     def broken_model_error(self, token_ids: Sequence[int]) -> BrokenModelError:

@@ -25,6 +25,7 @@ from treesnake.kernels.tree_rows import TreeRows
 from treesnake.models.state_space_banks import StateSpaceBanks, TreeInputs
 from treesnake.models.state_space_state import StateSpaceState, extend_states
 from treesnake.models.tree_network import Part
+from treesnake.pauses import pause
 from treesnake.states.branching import BranchingKind, Selected, StateShape, write_rows
 from treesnake.states.ssm import SsmBank, SsmState
 
@@ -302,6 +303,7 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
     ) -> None:
         """Moves the text's part of a memory along some tokens, `chunk` of them at a time."""
         for part in self._tokens(token_ids).split(chunk):
+            pause()
             hidden = self.backbone.embeddings(part).float()
             asked = perf_counter()
             with memory.bank.lock:

@@ -43,6 +43,7 @@ from treesnake.models.state_space_state import (
 )
 from treesnake.models.tree_network import Part, TreeNetwork
 from treesnake.models.weight_stack import count_bytes
+from treesnake.pauses import pause
 from treesnake.states.branching import (
     BranchingKind,
     PathSums,
@@ -126,6 +127,7 @@ class CpuNetwork(ABC):
     ) -> None:
         """Moves the text's part of a memory along some tokens, `chunk` of them at a time."""
         for begin in range(0, len(token_ids), chunk):
+            pause()
             asked = perf_counter()
             with self._lock:
                 book_wait(asked)

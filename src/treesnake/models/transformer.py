@@ -20,6 +20,7 @@ from treesnake.models.transformer_layers import admit_tensors
 from treesnake.models.transformer_pass import NewNodes
 from treesnake.models.transformer_torch import TORCH_DTYPES, TorchEngine
 from treesnake.models.tree_network import Part, TreeNetwork, check_tokens, own_states
+from treesnake.pauses import pause
 from treesnake.prompt import Prompt
 from treesnake.states.held_text import HeldText
 from treesnake.states.snapshots import Snapshot
@@ -192,6 +193,7 @@ class TransformerState:
         end = len(prompt) - 1
         size = self.network.prefill_chunk
         for start in range(self.length, end, size):
+            pause()
             chunk = prompt.token_ids[start : min(start + size, end)]
             self._reserve(len(chunk))
             self.network.read(chunk, self._cache)

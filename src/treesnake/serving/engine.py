@@ -10,7 +10,7 @@ from treesnake.decoder import DecoderSession, PromptLike, SpeculativeDecoder
 from treesnake.errors import ContextLengthError, InvalidInputError, TreesnakeError
 from treesnake.outcome import Generation
 from treesnake.sampling import SamplingParams
-from treesnake.serving.gathering import Gatherer, gathered
+from treesnake.serving.gathering import Gatherer, TextGivenUpError, gathered
 from treesnake.serving.kept_sessions import KeptSessions
 from treesnake.serving.tickets import TextRequest, Ticket
 
@@ -289,8 +289,10 @@ class Engine:
             return None
         try:
             session, num_cached = self._session_for(ticket)
-            with self._gatherer.live():
+            with self._gatherer.live(lambda: ticket.is_cancelled):
                 ticket.run(self.decoder, session, num_cached)
+        except TextGivenUpError:
+            return None
         except Exception as error:  # noqa: BLE001 - it belongs to whoever reads the text
             return error
         if ticket.first_token_s is not None:

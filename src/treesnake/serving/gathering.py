@@ -6,10 +6,13 @@ run together. Nothing above a network changes: its states wait inside of `extend
 
 Between passes texts take turns. Python runs one thread at a time anyway, and threads that all want
 to go on at once take the interpreter from each other at every operation of torch.
+
+Prompts are read part by part. Texts that read take turns, too, so that a short prompt need not wait
+for the end of a long one, and after each part those that are past their prompts go on for a while.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Lock, local
@@ -33,6 +36,7 @@ from treesnake.models.tree_network import (
     reads_inputs,
 )
 from treesnake.pairs import Pair, SelfPair
+from treesnake.pauses import pausing
 from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel, PairModel
 from treesnake.states.snapshots import Snapshot
@@ -41,8 +45,16 @@ from treesnake.targets.network import NetworkTargetModel
 SLOWEST_GAIN = 0.02
 """The least weight of a pass in what passes are believed to cost, so that costs follow the load."""
 
+PASSES_FOR_READING = 0.5
+"""Seconds of passes for each second of reading prompts, where texts wait for both: a text that is
+past its prompt becomes three times as slow at most, and prompts take half as long again."""
+
 DRAFTER, TARGET = 0, 1
 """Whose pass goes first: texts that draft meet the others in the target's pass."""
+
+
+class TextGivenUpError(Exception):
+    """Nobody wants the text any more whose prompt is being read."""
 
 
 class PassCosts:
@@ -121,8 +133,8 @@ class _Asked(_Turn):
 class Gatherer:
     """Gives live texts their turns, and runs what they ask for, one pass at a time.
 
-    A text has its turn until it needs a pass. When all live texts need one, a text among them runs
-    it, on its own thread, for all of the same network.
+    A text has its turn until it needs a pass, or has read a part of its prompt. When all live texts
+    need a pass, a text among them runs it, on its own thread, for all of the same network.
 
     Attributes:
         num_passes: passes so far.
@@ -133,34 +145,42 @@ class Gatherer:
         self._lock = Lock()
         self._ready: deque[_Turn] = deque()
         self._asked: list[_Asked] = []
+        self._reading: deque[_Turn] = deque()
         self._is_taken = False
-        self._beside = Lock()
+        self._part_began: float | None = None
+        self._owed_s = 0.0
         self._costs: dict[GatheredNetwork, PassCosts] = {}
         self._mine = local()
         self.num_passes = 0
         self.num_parts = 0
 
     @contextmanager
-    def live(self) -> Iterator[None]:
-        """Makes the text of this thread one of those that take turns."""
-        self._take()
+    def live(self, is_over: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Makes the text of this thread one of those that take turns.
+
+        Args:
+            is_over: whether nobody wants the text any more. While it reads its prompt, that raises
+                TextGivenUpError.
+        """
+        self._mine.is_over = is_over
+        self._take(self._ready)
         try:
             yield
         finally:
             self._leave()
 
     @contextmanager
-    def apart(self) -> Iterator[None]:
-        """Lets the text of this thread run beside the others; one text at a time does."""
-        is_live = self._has_turn
-        if is_live:
-            self._leave()
+    def reading(self) -> Iterator[None]:
+        """Lets the text of this thread read a prompt, a part in each turn."""
+        if not self._has_turn:
+            with self.live(), self.reading():
+                yield
+            return
         try:
-            with self._beside:
+            with pausing(self._next_part):
                 yield
         finally:
-            if is_live:
-                self._take()
+            self._end_part()
 
     def extend_all(
         self, network: "GatheredNetwork", parts: Sequence[Part]
@@ -185,20 +205,21 @@ class Gatherer:
 
     @property
     def num_waiting(self) -> int:
-        """Texts that could go on and wait for their turn."""
-        return len(self._ready)
+        """Texts that could go on, or read on, and wait for their turn."""
+        return len(self._ready) + len(self._reading)
 
     @property
     def _has_turn(self) -> bool:
         """Whether this thread's text is live; then it has its turn, or it would not ask."""
         return getattr(self._mine, "has_turn", False)
 
-    def _take(self) -> None:
+    def _take(self, queue: deque[_Turn]) -> None:
+        """Waits for a turn in a queue; one that this text has goes to the next."""
         since = perf_counter()
         turn = _Turn()
         with self._lock:
-            self._ready.append(turn)
-            if not self._is_taken:
+            queue.append(turn)
+            if self._has_turn or not self._is_taken:
                 self._is_taken = True
                 self._pass_on()
         turn.wait()
@@ -210,10 +231,30 @@ class Gatherer:
         with self._lock:
             self._pass_on()
 
+    def _next_part(self) -> None:
+        """Waits for the turn in which this text reads the next part of its prompt."""
+        self._end_part()
+        self._take(self._reading)
+        if self._mine.is_over():
+            raise TextGivenUpError
+        self._part_began = perf_counter()
+
+    def _end_part(self) -> None:
+        """Notes what a part of a prompt took, if one was read in this turn."""
+        if self._part_began is not None:
+            self._owed_s = PASSES_FOR_READING * (perf_counter() - self._part_began)
+            self._part_began = None
+
     def _pass_on(self) -> None:
-        """Gives the turn to the next text; where all need a pass, to one that runs it."""
+        """Gives the turn to the next text.
+
+        Those come first that have asked for nothing. Then one reads, unless those that need a pass
+        are owed time; then one runs a pass.
+        """
         if self._ready:
             self._ready.popleft().give()
+        elif self._reading and (self._owed_s <= 0 or not self._asked):
+            self._reading.popleft().give()
         elif self._asked:
             min(self._asked, key=lambda asked: asked.network.order).give()
         else:
@@ -225,9 +266,11 @@ class Gatherer:
             first = min(self._asked, key=lambda asked: asked.network.order)
             together = [asked for asked in self._asked if asked.network is first.network]
             self._asked = [asked for asked in self._asked if asked.network is not first.network]
+        began = perf_counter()
         try:
             _run(first.network.inner, together, self._costs.setdefault(first.network, PassCosts()))
         finally:
+            self._owed_s -= perf_counter() - began
             with self._lock:
                 self.num_passes += 1
                 self.num_parts += len(together)
@@ -320,9 +363,9 @@ class GatheredState:
     def prefill(self, prompt: Prompt) -> None:
         """Makes the state hold every token of the prompt but the last.
 
-        A long prompt runs part by part, and passes of others go in between.
+        A long prompt runs part by part, and others go on in between.
         """
-        with self.network.gatherer.apart():
+        with self.network.gatherer.reading():
             self.inner.prefill(prompt)
 
     def extend(
