@@ -11,6 +11,7 @@ from treesnake.errors import InvalidInputError
 from treesnake.models import hf_passes
 from treesnake.models.hf_attention import HfAttention, HfAttentionState
 from treesnake.models.tree_network import Part
+from treesnake.pauses import pausing
 from treesnake.prompt import Prompt, PromptInput
 from treesnake.testing import check_network
 
@@ -185,8 +186,11 @@ def test_a_long_prompt_in_parts_is_the_prompt_at_once(network, monkeypatch):
     embedding = network.model.get_input_embeddings()
     embedding.register_forward_hook(lambda module, inputs, output: counts.append(output.shape[1]))
     monkeypatch.setattr(hf_passes, "PREFILL_BYTES", 0)
-    close(filled(network, token_ids).extend([4], [-1]), at_once)
+    pauses: list[int] = []
+    with pausing(lambda: pauses.append(len(counts))):
+        close(filled(network, token_ids).extend([4], [-1]), at_once)
     assert counts == [16, 16, 16, 16, 6, 1]
+    assert pauses == [0, 1, 2, 3, 4], "others may go on before each part"
 
 
 def test_parts_of_a_prompt_are_shorter_where_a_token_takes_more(tiny_model):

@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING
 from treesnake.errors import InvalidInputError
 from treesnake.models.hf_hybrid import HfHybrid
 from treesnake.models.hf_recurrent_families import VERIFIED_RECURRENT
+from treesnake.pauses import pausing
 from treesnake.prompt import Prompt, PromptInput
 from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import check_network, check_target
@@ -132,7 +133,10 @@ def test_a_prompt_in_parts_of_any_size_is_stepping(family, size, hybrid, monkeyp
         text = random.Random(length).choices(range(VOCAB_SIZE), k=length)
         monkeypatch.setattr(network.passes, "part_size", lambda num_tokens: size)
         expected = Stepping(network.model).logits([*text, 4])[-1]
-        close(filled(network, text).extend([4], [-1])[0], expected)
+        parts: list[int] = []
+        with pausing(lambda: parts.append(1)):  # noqa: B023 - used within this round
+            close(filled(network, text).extend([4], [-1])[0], expected)
+        assert len(parts) == -(-length // size), "others may go on before each part"
 
 
 @pytest.mark.parametrize("family", KINDS)

@@ -13,6 +13,7 @@ from treesnake.kernels.grouped_weight import INT4
 from treesnake.models.hybrid_config import HybridConfig, hybrid_obstacle
 from treesnake.models.hybrid_cpu import CpuHybrid
 from treesnake.models.tree_network import Part
+from treesnake.pauses import pausing
 from treesnake.prompt import Prompt
 from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import check_network, check_target
@@ -98,6 +99,10 @@ def test_bits_depend_on_nothing_but_the_path(dtype: torch.dtype) -> None:
 def test_a_long_prompt_runs_part_by_part_and_outgrows_its_rows() -> None:
     text = [random.Random(1).randrange(VOCAB_SIZE) for _ in range(530)]
     at_once, in_pieces = filled(hybrid(), text), filled(hybrid(), text[:3])
+    parts: list[int] = []
+    with pausing(lambda: parts.append(1)):
+        filled(hybrid(), text)
+    assert len(parts) == 5, "others may go on before each"
     for end in (4, 130, 131, 530):
         in_pieces.prefill(Prompt.of([*text[:end], 0]))
     assert at_once.extend([7], [-1]).equal(in_pieces.extend([7], [-1]))

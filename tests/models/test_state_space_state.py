@@ -14,6 +14,7 @@ from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space_cpu import to_cpu
 from treesnake.models.state_space_state import StateSpaceState
+from treesnake.pauses import pausing
 from treesnake.prompt import Prompt, PromptInput
 from treesnake.states.branching import BranchingKind, PathSums, StateCopies
 from treesnake.states.ssm import SsmState
@@ -232,6 +233,15 @@ def test_where_the_prompt_parts_from_the_text_is_logged(
         state.prefill(Prompt((*start[:20], (start[20] + 1) % VOCAB, 1)))
     assert "parts from the text that is held at token 20 of 31" in caplog.text
     assert "from token 10 on" in caplog.text
+
+
+@each_network
+@each_form
+def test_a_long_prompt_pauses_before_each_part(architecture: str, form: str) -> None:
+    parts: list[int] = []
+    with pausing(lambda: parts.append(1)):
+        network_of(architecture, form).new_state().prefill(Prompt((*text(600, seed=1), 0)))
+    assert len(parts) == (5 if form == "packed" else 2)
 
 
 @each_network

@@ -18,6 +18,8 @@ from treesnake.models.transformer_config import TransformerConfig, unsupported_r
 from treesnake.models.transformer_cpu import CpuEngine
 from treesnake.models.transformer_pass import NewNodes
 from treesnake.models.transformer_torch import TorchEngine
+from treesnake.pauses import pausing
+from treesnake.prompt import Prompt
 from treesnake.states.tree_layout import tree_layout
 from treesnake.tree import TokenTree
 
@@ -229,6 +231,14 @@ def test_a_prompt_may_be_cut_anywhere(
     whole, cut = model.new_cache(90), model.new_cache(101)
     assert torch.equal(read(model, tokens, whole, length), read(model, tokens, cut, chunk))
     assert torch.equal(whole.keys[:, :, :length], cut.keys[:, :, :length])
+
+
+def test_a_long_prompt_pauses_before_each_part(networks: dict[torch.dtype, Transformer]) -> None:
+    state = networks[torch.float32].new_state()
+    lengths: list[int] = []
+    with pausing(lambda: lengths.append(state.length)):
+        state.prefill(Prompt((*random_tokens(300).tolist(), 1)))
+    assert lengths == [0, 128, 256]
 
 
 @settings(max_examples=10)

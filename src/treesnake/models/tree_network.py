@@ -41,8 +41,8 @@ class TreeState(Protocol):
         """Makes the state hold every token of the prompt but the last, and no tree.
 
         What the state can reuse is not run again: the part of its text that the prompt begins with,
-        or a snapshot that it kept. Long prompts run part by part; if that is interrupted, the state
-        holds a beginning of the prompt.
+        or a snapshot that it kept. Long prompts run part by part, with a `treesnake.pauses.pause`
+        before each; if that is interrupted, the state holds a beginning of the prompt.
 
         Raises:
             InvalidInputError: if the prompt brings inputs that the network cannot read.

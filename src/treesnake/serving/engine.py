@@ -272,6 +272,7 @@ class Engine:
                 self._totals = self._totals.with_text(ticket)
                 self._changed.notify_all()
             ticket.end(error)
+            del ticket, error  # a worker that waits would hold a session
 
     def _take(self) -> Ticket | None:
         """Waits for the next text; returns None once none will come."""

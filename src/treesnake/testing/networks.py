@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from treesnake.errors import InvalidInputError
 from treesnake.models.tree_network import Part, TreeNetwork, TreeState
+from treesnake.pauses import pausing
 from treesnake.prompt import Prompt
 
 MOST_PARTS = 4
@@ -43,6 +45,7 @@ def check_network(
             trial.check_shared_pass,
             trial.check_snapshot,
             trial.check_prefill,
+            trial.check_pause,
             trial.check_refusals,
         ):
             check()
@@ -140,6 +143,22 @@ class _Trial:
             state.prefill(_prompt(wanted, border))
             self._assert_same(
                 state, self._filled(wanted), "prefill of a state in use differs from a new one's"
+            )
+
+    def check_pause(self) -> None:
+        """Ends a prefill where it pauses; the state holds a text still."""
+        text, chance = self._text(), self._chance
+
+        def stop() -> None:
+            if chance.random() < 0.5:
+                raise InterruptedError
+
+        for state in (self._network.new_state(), self._filled(self._text())):
+            with suppress(InterruptedError), pausing(stop):
+                state.prefill(_prompt(text))
+            state.prefill(_prompt(text))
+            self._assert_same(
+                state, self._filled(text), "prefill after one that a pause ended differs"
             )
 
     def check_refusals(self) -> None:
