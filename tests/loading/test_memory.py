@@ -11,7 +11,13 @@ import torch
 from treesnake.errors import LoadError
 from treesnake.loading import memory
 from treesnake.loading.checkpoint import find_checkpoint
-from treesnake.loading.memory import check_memory, free_bytes, give_back_memory, weight_bytes
+from treesnake.loading.memory import (
+    check_memory,
+    free_bytes,
+    give_back_large_blocks,
+    give_back_memory,
+    weight_bytes,
+)
 
 CPU = torch.device("cpu")
 
@@ -85,21 +91,22 @@ def test_without_a_container_or_a_limit_the_system_counts(free: SimpleNamespace)
 
 
 @pytest.mark.parametrize(
-    ("platform", "library", "calls"),
-    [
-        ("linux", SimpleNamespace(malloc_trim=lambda: None), 1),
-        ("linux", SimpleNamespace(), 0),
-        ("win32", SimpleNamespace(malloc_trim=lambda: None), 0),
-    ],
+    ("platform", "has_it", "calls"),
+    [("linux", True, 1), ("linux", False, 0), ("win32", True, 0)],
     ids=["glibc", "another C library", "another system"],
 )
 def test_free_memory_is_given_back_where_the_c_library_can(
-    platform: str, library: SimpleNamespace, calls: int, monkeypatch: pytest.MonkeyPatch
+    platform: str, has_it: bool, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: list[int] = []
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim = lambda size: sizes.append(size.value)
+    trimmed: list[int] = []
+    options: list[tuple[int, int]] = []
+    library = SimpleNamespace(
+        malloc_trim=lambda size: trimmed.append(size.value),
+        mallopt=lambda option, value: options.append((option, value)),
+    )
     monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.setattr(ctypes, "CDLL", lambda _name: library)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: library if has_it else SimpleNamespace())
     give_back_memory()
-    assert sizes == [0] * calls
+    give_back_large_blocks()
+    assert trimmed == [0] * calls
+    assert options == [(-3, 4 << 20)] * calls

@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,12 @@ BYTES_OF_BITS = {4: 20 / 32, 5: 24 / 32, 6: 28 / 32, 8: 34 / 32}
 """What a value of a packed matrix takes, its share of a group's scale and minimum included."""
 
 CGROUP = Path("/sys/fs/cgroup")
+
+M_MMAP_THRESHOLD = -3
+"""The option of glibc's malloc: from which size on a block is memory of its own."""
+
+LARGE_BYTES = 4 << 20
+"""Keys and values of a text are larger, logits of a step are not: those are asked for too often."""
 
 
 def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None) -> int:
@@ -69,11 +76,25 @@ def give_back_memory() -> None:
 
     What is read is freed piece by piece, between weights that stay, and glibc keeps such pieces.
     """
-    if sys.platform != "linux":
-        return
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    trim = _from_glibc("malloc_trim")
     if trim is not None:
         trim(ctypes.c_size_t(0))
+
+
+def give_back_large_blocks() -> None:
+    """Lets glibc give each block of `LARGE_BYTES` or more back as soon as it is free.
+
+    By itself it raises that limit to the largest block that it sees freed. So it keeps the keys and
+    values of texts that have ended, in a heap for each thread.
+    """
+    set_option = _from_glibc("mallopt")
+    if set_option is not None:
+        set_option(M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
+def _from_glibc(name: str) -> Callable[..., object] | None:
+    """Returns a function of the C library; musl has none of these."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def _container_bytes() -> int | None:

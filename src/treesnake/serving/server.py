@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 
 from treesnake.decoder import DecoderSession, SpeculativeDecoder
 from treesnake.errors import InvalidInputError
+from treesnake.loading.memory import give_back_large_blocks
 from treesnake.outcome import Generation
 from treesnake.search.static import StaticSearch
 from treesnake.serving.engine import Engine
@@ -58,6 +59,7 @@ def new_server(app: Starlette) -> uvicorn.Server:
 
 def serve(app: Starlette, engine: Engine, listener: socket.socket) -> None:
     """Serves until a signal ends it; what runs then may finish, within limits."""
+    give_back_large_blocks()
     with closing(listener):
         try:
             new_server(app).run(sockets=[listener])
