@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from frame import Result, print_table, run
 from tabed import (
+    DEFAULT_RULE,
     DRAFTED,
     MEASURED_TASKS,
     RecordedPair,
@@ -100,7 +101,7 @@ def _replayed(
     text: Text, ensemble: str, depends: Sequence[bool], skips: bool, counts: Counts
 ) -> Counts:
     """Adds the steps in which a text is emitted greedily."""
-    mixture, start = ReplayedMixture(text, ensemble, "em", is_greedy=True), 0
+    mixture, start = ReplayedMixture(text.as_greedy(), ensemble, DEFAULT_RULE), 0
     while start < len(text.tokens):
         is_drafted = not (skips and depends[start])
         end = min(start + DRAFTED, len(text.tokens)) if is_drafted else start

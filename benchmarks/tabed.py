@@ -11,14 +11,17 @@ sampling, a token y of the target's text was accepted with probability min(1, q(
 drawn. Streams: M sees the pictures, T a line break for each, C a caption of colors and shapes, P
 features pooled to a quarter. Streams of little weight are left out as in the drafter, but for
 their price: no clock has a say.
+
+Weights begin equal with each text. "after others" they begin with what earlier texts of the task
+ended with, as those of `MixtureDrafter` do; "mixed" are the same texts in a random order of tasks.
 """
 
 import copy
 import multiprocessing
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -30,8 +33,9 @@ from frame import Result, print_table, run
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from treesnake.drafters.first_weights import FirstWeights
 from treesnake.drafters.mixture import LEAST_WEIGHT, RETRY_STEPS, TRIAL_STEPS
-from treesnake.drafters.weight_rules import WEIGHT_RULES, Evidence, FixedWeights
+from treesnake.drafters.weight_rules import WEIGHT_RULES, Evidence, FixedWeights, uniform
 from treesnake.evaluation.shapeworld.dialogues import TASKS, Dialogue, caption
 from treesnake.evaluation.shapeworld.scenes import draw
 
@@ -46,12 +50,14 @@ MODES = ("greedy", "sampling")
 STREAMS = ("M", "T", "C", "P")
 ENSEMBLES = ("MT", "MTC", "MTP", "MTCP")
 TREE_ENSEMBLES = ("MT", "MTCP")
+DEFAULT_RULE = "hedge"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--pairs", type=Path, required=True, help="folder of target-N, drafter-N")
     parser.add_argument("--prompts", type=int, default=64, help="of each task")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--texts", type=Path, help="folder that keeps recorded texts")
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,39 @@ class Text:
     tokens: np.ndarray
     target_probs: np.ndarray
     draft_probs: Mapping[str, np.ndarray]
+
+    def as_greedy(self) -> "Text":
+        """Returns the text as greedy decoding has it: the target says its best token alone."""
+        columns = np.eye(self.target_probs.shape[-1], dtype=np.float32)
+        return replace(self, target_probs=columns[self.target_probs.argmax(-1)])
+
+
+def _recorded(file: Path | None, record: Callable[[], Iterator[Text]]) -> list[Text]:
+    """Returns texts from a file, or records them and keeps them there."""
+    if file is None:
+        return list(record())
+    if not file.exists():
+        texts = list(record())
+        columns = {
+            f"{number} {name}": rows
+            for number, text in enumerate(texts)
+            for name, rows in {
+                "tokens": text.tokens,
+                "target": text.target_probs,
+                **text.draft_probs,
+            }.items()
+        }
+        np.savez(file, **columns)
+        return texts
+    with np.load(file) as columns:
+        return [
+            Text(
+                columns[f"{number} tokens"],
+                columns[f"{number} target"],
+                {name: columns[f"{number} {name}"] for name in STREAMS},
+            )
+            for number in range(len(columns.files) // (2 + len(STREAMS)))
+        ]
 
 
 @dataclass(frozen=True)
@@ -75,31 +114,37 @@ def measure(arguments: Namespace) -> Result:
     """Measures each seed in a process of its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(mp_context=context) as pool:
-        measure_seed = partial(_measure_seed, arguments.pairs, arguments.prompts)
+        measure_seed = partial(_measure_seed, arguments.pairs, arguments.prompts, arguments.texts)
         parts = list(pool.map(measure_seed, arguments.seeds))
     facts = {"prompts": arguments.prompts, "seeds": arguments.seeds, "drafted": DRAFTED}
     tasks = {
         mode: {task: [part[mode][task] for part in parts] for task in MEASURED_TASKS}
         for mode in MODES
     }
-    return {**facts, **tasks}
+    mixed = {mode: [part["mixed"][mode] for part in parts] for mode in MODES}
+    return {**facts, **tasks, "mixed": mixed}
 
 
-def _measure_seed(folder: Path, number: int, seed: int) -> Result:
+def _measure_seed(folder: Path, number: int, kept: Path | None, seed: int) -> Result:
     torch.set_num_threads(1)
     pair = RecordedPair(folder, seed)
     measured: Result = {mode: {} for mode in MODES}
+    judged: dict[str, list[Judged]] = {mode: [] for mode in MODES}
     for task in MEASURED_TASKS:
         prompts, is_right = pair.prompts(task, number)
         for mode in MODES:
-            texts = list(pair.texts(prompts, mode))
-            entry = {"tokens": sum(len(each.tokens) for each in texts)}
+            file = kept and kept / f"{seed}-{task}-{mode}-{number}.npz"
+            texts = _recorded(file, partial(pair.texts, prompts, mode))
+            entry: Result = {"tokens": sum(len(each.tokens) for each in texts)}
             if mode == "greedy":
+                texts = [text.as_greedy() for text in texts]
                 entry["right"] = sum(map(is_right, range(len(texts)), texts))
-            steps = {**_chains(texts, mode, seed), **(_trees(texts) if mode == "greedy" else {})}
-            measured[mode][task] = entry | {"steps": steps}
+            chains = _judged(texts, mode, seed)
+            judged[mode] += chains
+            trees = _trees(texts) if mode == "greedy" else {}
+            measured[mode][task] = entry | {"steps": {**_chains(chains), **trees}}
         print(f"seed {seed}: {task}", flush=True)
-    return measured
+    return measured | {"mixed": {mode: _mixed(judged[mode], seed) for mode in MODES}}
 
 
 class RecordedPair:
@@ -238,32 +283,65 @@ def expected_probs(
     return logits.softmax(-1).numpy()
 
 
-def _chains(texts: Sequence[Text], mode: str, seed: int) -> dict[str, int]:
-    """Returns the number of steps with chains, by the name of ensemble and rule."""
+Judged = tuple[Text, "Accepts"]
+"""A text, and what tells whether its tokens are accepted."""
+
+
+def _judged(texts: Sequence[Text], mode: str, seed: int) -> list[Judged]:
+    """Returns texts with what accepts their tokens in chains.
+
+    A token of a sample has one chance for all drafters, so that they differ by what they expect.
+    """
     rng = np.random.default_rng(seed)
-    counts = {}
-    for ensemble, rule in _policies(ENSEMBLES, tuple(WEIGHT_RULES)):
-        is_greedy = mode == "greedy"
-        accepts = partial(_is_accepted, width=1) if is_greedy else partial(_is_drawn, rng)
-        counts[_name(ensemble, rule)] = sum(
-            _steps(ReplayedMixture(each, ensemble, rule, is_greedy=is_greedy), accepts)
-            for each in texts
+    if mode == "greedy":
+        return [(text, partial(_is_accepted, 1, text)) for text in texts]
+    return [(text, partial(_is_drawn, rng.random(len(text.tokens)), text)) for text in texts]
+
+
+def _chains(texts: Sequence[Judged]) -> dict[str, int]:
+    """Returns the number of steps with chains, by the name of ensemble and rule."""
+    counts = {
+        _name(ensemble, rule): sum(
+            _steps(ReplayedMixture(text, ensemble, rule), accepts) for text, accepts in texts
         )
-    return counts
+        for ensemble, rule in _policies(ENSEMBLES, tuple(WEIGHT_RULES))
+    }
+    return counts | {
+        f"{ensemble} {DEFAULT_RULE}, after others": _after_others(texts, ensemble)
+        for ensemble in ENSEMBLES
+    }
+
+
+def _mixed(texts: Sequence[Judged], seed: int) -> Result:
+    """Returns the steps of the default rule for all texts in a random order."""
+    order = np.random.default_rng(seed).permutation(len(texts))
+    steps = {
+        ensemble: _after_others([texts[index] for index in order], ensemble)
+        for ensemble in ENSEMBLES
+    }
+    return {"tokens": sum(len(text.tokens) for text, _ in texts), "steps": steps}
+
+
+def _after_others(texts: Sequence[Judged], ensemble: str) -> int:
+    """Returns the steps of the default rule where a text begins as earlier ones ended."""
+    first, steps = FirstWeights(), 0
+    for text, accepts in texts:
+        mixture = ReplayedMixture(text, ensemble, DEFAULT_RULE, first.weights(len(ensemble)))
+        steps += _steps(mixture, accepts)
+        if mixture.has_choice:
+            first.count(mixture.weights, None)
+    return steps
 
 
 def _trees(texts: Sequence[Text]) -> dict[str, int]:
     """Returns the number of steps with full trees."""
     return {
         f"{_name(ensemble, rule)}, width {width}": sum(
-            _steps(
-                ReplayedMixture(each, ensemble, rule, is_greedy=True),
-                partial(_is_accepted, width=width),
-            )
-            for each in texts
+            _steps(ReplayedMixture(text, ensemble, rule), partial(_is_accepted, width, text))
+            for text in texts
         )
         for width in WIDTHS
-        for ensemble, rule in _policies(TREE_ENSEMBLES, ("uniform", "em"))
+        for ensemble, rule in _policies(TREE_ENSEMBLES, ("uniform", DEFAULT_RULE))
     }
 
 
@@ -283,16 +361,27 @@ class ReplayedMixture:
         text: the text.
         ensemble: the letters of its streams.
         rule: what moves the weights, by name.
-        is_greedy: whether the target is decoded greedily, and says its best token alone.
+        first: the weights that it begins with; None is equal ones.
     """
 
-    def __init__(self, text: Text, ensemble: str, rule: str, *, is_greedy: bool) -> None:
+    def __init__(
+        self, text: Text, ensemble: str, rule: str, first: np.ndarray | None = None
+    ) -> None:
         self.text = text
         self._draft = np.stack([text.draft_probs[name] for name in ensemble])
         self._rule = WEIGHT_RULES[rule]()
-        self._weighing = self._rule.start(len(ensemble))
-        self._is_greedy = is_greedy
+        self._weighing = self._rule.start(uniform(len(ensemble)) if first is None else first)
         self._num_steps = 0
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Those of the next step."""
+        return self._weighing.weights
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether its streams read the prompt differently."""
+        return not np.allclose(self._draft[0], self._draft[1:], atol=1e-4)
 
     def expects(self, start: int, end: int) -> np.ndarray:
         """Returns what the mixture expects at some positions."""
@@ -303,8 +392,6 @@ class ReplayedMixture:
         if isinstance(self._rule, FixedWeights):
             return
         said = self.text.target_probs[start:end]
-        if self._is_greedy:
-            said = np.eye(said.shape[-1], dtype=np.float32)[said.argmax(-1)]
         draft = self._draft[:, start:end].copy()
         draft[self._shares == 0] = self.expects(start, end)
         is_left_out = (self._shares == 0).any()
@@ -322,26 +409,27 @@ class ReplayedMixture:
         return shares / shares.sum()
 
 
-def _is_accepted(mixture: np.ndarray, _: np.ndarray, token: int, width: int) -> bool:
-    return int((mixture > mixture[token]).sum()) < width
+Accepts = Callable[[int, np.ndarray], bool]
+"""Tells whether a token of a text, by its index, is accepted from what the mixture expected."""
 
 
-def _is_drawn(
-    rng: np.random.Generator, mixture: np.ndarray, target: np.ndarray, token: int
-) -> bool:
-    return bool(rng.random() * target[token] < mixture[token])
+def _is_accepted(width: int, text: Text, index: int, expected: np.ndarray) -> bool:
+    return int((expected > expected[text.tokens[index]]).sum()) < width
 
 
-def _steps(mixture: ReplayedMixture, accepts: Any) -> int:
+def _is_drawn(chances: np.ndarray, text: Text, index: int, expected: np.ndarray) -> bool:
+    token = text.tokens[index]
+    return bool(chances[index] * text.target_probs[index, token] < expected[token])
+
+
+def _steps(mixture: ReplayedMixture, accepts: Accepts) -> int:
     """Returns in how many steps a text is emitted."""
-    text, start, steps = mixture.text, 0, 0
-    while start < len(text.tokens):
-        end = min(start + DRAFTED, len(text.tokens))
+    length, start, steps = len(mixture.text.tokens), 0, 0
+    while start < length:
+        end = min(start + DRAFTED, length)
         expected = mixture.expects(start, end)
         index = start
-        while index < end and accepts(
-            expected[index - start], text.target_probs[index], text.tokens[index]
-        ):
+        while index < end and accepts(index, expected[index - start]):
             index += 1
         mixture.learns(start, min(index + 1, end))  # those accepted, and the first that was not
         start, steps = index + 1, steps + 1

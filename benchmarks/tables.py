@@ -27,13 +27,8 @@ PAGES = (
     "docs/papers/tabed.md",
 )
 STREAMS = ("M", "T", "C", "P")
-MIXTURES = (
-    ("MT", "em"),
-    ("MT", "uniform"),
-    ("MTC", "em"),
-    ("MTP", "em"),
-    ("MTCP", "em"),
-)
+ENSEMBLES = ("MT", "MTC", "MTP", "MTCP")
+DEFAULT_RULES = {"greedy": "em", "sampling": "total-variation"}
 ANY_TARGET_DEFAULT = "text+prompt-lookup@self-tuning"
 JUDGED = ("right", "told", "accepted alone")
 """What comes of an input of the fuzzer that is no find."""
@@ -545,8 +540,9 @@ def _variants() -> str:
 
 
 def _streams(mode: str) -> str:
-    names = [*STREAMS, *(f"{ensemble} {rule}" for ensemble, rule in MIXTURES)]
-    compared = (names[len(STREAMS)], names[-1])
+    mixed = {ensemble: f"{ensemble} {DEFAULT_RULES[mode]}" for ensemble in ENSEMBLES}
+    compared = (mixed["MT"], mixed["MTCP"])
+    names = [*STREAMS, "MT uniform", *mixed.values()]
     rows = []
     for task, entries in _mixed_tasks(mode).items():
         rates = [f"{_tokens_per_step(entries, name):.2f}" for name in names]

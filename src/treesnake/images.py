@@ -27,6 +27,9 @@ ADDRESS_PART = "image_url"
 MOST_BYTES = 64 * 2**20
 """What an image takes as a file at most."""
 
+SMALL_SIDE = 240
+"""The longer side of a small copy, in pixels, at most."""
+
 PATIENCE_S = 30.0
 """How long an address may take to answer."""
 
@@ -97,6 +100,19 @@ def read_image(source: object, where: str) -> "Image":
         if isinstance(error, Image.UnidentifiedImageError) and content:
             reason = "it is no image of a kind that Pillow reads, or it is broken"
         raise InvalidInputError(f"{where}, {name}, cannot be read: {reason}") from error
+
+
+def small_copy(picture: "Image") -> str:
+    """Returns a small copy of an image as a data URL, for pages that load nothing."""
+    copy, file = picture.copy(), io.BytesIO()
+    copy.thumbnail((SMALL_SIDE, SMALL_SIDE))
+    copy.save(file, "PNG")
+    return png_address(file.getvalue())
+
+
+def png_address(content: bytes) -> str:
+    """Returns the data URL of a PNG file."""
+    return f"{DATA}image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def _content(source: object, where: str) -> tuple[bytes, str]:

@@ -21,7 +21,6 @@ from treesnake.drafters.vocabulary import DraftVocabulary
 from treesnake.drafters.weight_rules import (
     Evidence,
     FixedWeights,
-    MatchingGrid,
     Weighing,
 )
 from treesnake.errors import InvalidInputError
@@ -169,8 +168,8 @@ class Noting:
         self.weights = np.array(weights)
         self.shown: list[Evidence] = []
 
-    def start(self, num_streams: int) -> Weighing:
-        return Weighing(np.full(num_streams, 1 / num_streams), np.zeros(0))
+    def start(self, weights: np.ndarray) -> Weighing:
+        return Weighing(weights, np.zeros(0))
 
     def update(self, weighing: Weighing, evidence: Evidence) -> Weighing:
         self.shown.append(evidence)
@@ -287,13 +286,28 @@ def test_streams_that_read_nothing_of_their_own_take_no_weight_from_the_others()
     assert run(session, TRIAL_STEPS + 1)[-1] == {"whole": 1.0, "same": 0.0}
 
 
-def test_weights_begin_anew_with_each_prompt() -> None:
-    session = MixtureDrafterModel(
-        (Stream("whole", NETWORK), Stream("end", OTHER)), MatchingGrid(), clock=None
-    ).new_session()
-    first = run(session, 5)
-    assert first[0] != first[-1]
-    assert run(session, 5) == first
+def test_a_text_begins_with_the_weights_that_earlier_texts_ended_with() -> None:
+    streams = Stream("whole", NETWORK), Stream("end", OTHER)
+    model = MixtureDrafterModel(streams, least_weight=0.0, clock=None)
+    first = run(model.new_session(), 5)
+    assert first[0] == {"whole": 0.5, "end": 0.5}
+    later = run(model.new_session(), 1)[0]
+    assert later["whole"] == pytest.approx((first[-1]["whole"] + 0.15) / 1.3, abs=0.1)
+    assert (later["whole"] > 0.5) is (first[-1]["whole"] > 0.5)
+
+
+def test_a_sample_with_a_seed_depends_on_no_earlier_text_and_teaches_none() -> None:
+    model = MixtureDrafterModel((Stream("whole", NETWORK), Stream("end", OTHER)), clock=None)
+    seeded = SamplingParams(1.0, seed=3)
+    first = run(model.new_session(), 5, seeded)
+    assert run(model.new_session(), 1)[0] == {"whole": 0.5, "end": 0.5}
+    assert run(model.new_session(), 5, seeded) == first
+
+
+def test_a_text_with_one_stream_teaches_none() -> None:
+    model = MixtureDrafterModel((Stream("whole", NETWORK), Stream("same", NETWORK)), clock=None)
+    run(model.new_session(), 3)
+    assert model.first_weights.weights(2).tolist() == [0.5, 0.5]
 
 
 def test_a_generation_says_what_streams_counted_for() -> None:

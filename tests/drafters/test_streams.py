@@ -9,14 +9,8 @@ from treesnake.drafters.mixture import MixtureDrafterModel
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.streams import StreamSpec, join_models
 from treesnake.drafters.text import TextDrafterModel, Translation
-from treesnake.drafters.weight_rules import (
-    ExpectationMaximization,
-    FixedWeights,
-    MatchingGrid,
-    OverlapGrid,
-)
+from treesnake.drafters.weight_rules import FixedWeights, Hedge, MatchingGrid
 from treesnake.errors import InvalidInputError
-from treesnake.sampling import SamplingParams
 from treesnake.testing import RecurrentModel, TinyNetwork
 from treesnake.testing.tokenizers import byte_level
 
@@ -75,9 +69,7 @@ def test_a_model_that_sees_images_reads_with_and_without_them() -> None:
     mixture = join_models([StreamSpec("a")], [SEEING], VIEWS)
     assert streams(mixture) == {"M": SEEING.network, "T": SEEING.network}
     assert isinstance(mixture, MixtureDrafterModel)
-    assert mixture.rule is None
-    assert mixture.rule_for(SamplingParams()) == ExpectationMaximization()
-    assert mixture.rule_for(SamplingParams(temperature=0.5)) == OverlapGrid()
+    assert mixture.rule == Hedge()
 
 
 def test_a_model_of_text_reads_a_line_break_for_an_image() -> None:

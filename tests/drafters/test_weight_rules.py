@@ -6,23 +6,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treesnake.drafters.weight_rules import (
+    GROWTH,
+    KEPT_SHARE,
     MOST_LIKELY,
     WEIGHT_RULES,
     Evidence,
     ExpectationMaximization,
     FixedWeights,
+    Hedge,
     InverseDivergence,
     MatchingGrid,
     OverlapGrid,
     Weighing,
     WeightRule,
     parse_weight_rule,
+    uniform,
 )
 from treesnake.errors import InvalidInputError
 
 LEARNING: list[WeightRule] = [
     rule(decay)
-    for rule in (InverseDivergence, MatchingGrid, OverlapGrid, ExpectationMaximization)
+    for rule in (InverseDivergence, MatchingGrid, OverlapGrid, ExpectationMaximization, Hedge)
     for decay in (1.0, 0.9)
 ]
 
@@ -44,15 +48,19 @@ def evidence(noise: list[float], seed: int, *, is_greedy: bool = False) -> Evide
 
 
 def after(rule: WeightRule, steps: list[Evidence]) -> Weighing:
-    weighing = rule.start(len(steps[0].draft_probs))
+    weighing = rule.start(uniform(len(steps[0].draft_probs)))
     for step in steps:
         weighing = rule.update(weighing, step)
     return weighing
 
 
-@pytest.mark.parametrize("rule", [FixedWeights(), *LEARNING], ids=str)
-def test_the_first_weights_are_uniform(rule: WeightRule) -> None:
-    assert rule.start(4).weights.tolist() == [0.25] * 4
+@pytest.mark.parametrize("rule", LEARNING, ids=str)
+def test_a_rule_begins_with_the_weights_that_it_is_given(rule: WeightRule) -> None:
+    assert rule.start(np.array([0.1, 0.9])).weights.tolist() == [0.1, 0.9]
+
+
+def test_fixed_weights_are_equal_where_nothing_is_said() -> None:
+    assert FixedWeights().start(np.array([0.1, 0.9])).weights.tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("rule", LEARNING, ids=str)
@@ -69,7 +77,7 @@ def test_weights_are_a_distribution_and_totals_keep_their_size(
     rule: WeightRule, num_streams: int, is_greedy: bool, seed: int
 ) -> None:
     noise = [0.0, 1.0, 2.0, 3.0][:num_streams]
-    weighing = rule.start(num_streams)
+    weighing = rule.start(uniform(num_streams))
     for number in range(4):
         size = weighing.totals.shape
         weighing = rule.update(weighing, evidence(noise, seed + number, is_greedy=is_greedy))
@@ -116,6 +124,15 @@ def test_the_overlap_grid_takes_the_mixture_that_is_accepted_most() -> None:
     streams = np.array([[[0.9, 0.05, 0.05]], [[0.1, 0.35, 0.55]]], np.float32)
     weights = after(OverlapGrid(), [Evidence(streams, target)]).weights
     assert weights == pytest.approx([0.5, 0.5])
+
+
+def test_hedge_counts_the_tokens_that_would_have_been_accepted() -> None:
+    """Of the second stream 0.2 tokens more are accepted than of the first."""
+    target = np.array([[0.5, 0.2, 0.3]], np.float32)
+    streams = np.array([[[0.9, 0.05, 0.05]], [[0.7, 0.2, 0.1]]], np.float32)
+    weights = after(Hedge(), [Evidence(streams, target)]).weights
+    share = 1 / (1 + np.exp(-GROWTH * 0.2))
+    assert weights[1] == pytest.approx((1 - KEPT_SHARE) * share + KEPT_SHARE / 2, abs=1e-6)
 
 
 def test_expectation_maximization_finds_the_most_probable_mixture() -> None:
@@ -171,7 +188,7 @@ def test_fixed_weights_stay() -> None:
     rule = FixedWeights((1, 3))
     assert after(rule, [evidence([0.1, 3.0], 0)]).weights.tolist() == [0.25, 0.75]
     with pytest.raises(InvalidInputError, match="2 weights were given for 3 streams"):
-        rule.start(3)
+        rule.start(uniform(3))
 
 
 @pytest.mark.parametrize("weights", [(-1.0, 2.0), (0.0, 0.0), (float("nan"), 1.0)])

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from treesnake.errors import InvalidInputError, LoadError
 from treesnake.evaluation import tasks
-from treesnake.evaluation.tasks import HUB_TASKS, Question, load_questions
+from treesnake.evaluation.shapeworld.dialogues import TASKS
+from treesnake.evaluation.shapeworld.scenes import SIDE
+from treesnake.evaluation.tasks import HUB_TASKS, MOST_DRAWN, Question, load_questions
+from treesnake.images import read_image
 from treesnake.utf8 import is_text
 
 
@@ -165,6 +168,17 @@ def test_a_row_of_the_hub_without_text_is_told(monkeypatch: pytest.MonkeyPatch) 
         InvalidInputError, match="question of row 0 of gsm8k must be text, not null"
     ):
         load_questions("gsm8k")
+
+
+def test_pictures_are_drawn_without_files_and_without_a_connection() -> None:
+    questions = load_questions("shapeworld", per_category=1)
+    assert [question.category for question in questions] == [
+        name.replace("_", " ") for name in TASKS
+    ]
+    num_images = {question.category: len(question.images) for question in questions}
+    assert (num_images["story"], num_images["difference"], num_images["facts"]) == (5, 2, 0)
+    assert all(read_image(each, "it").size == (SIDE, SIDE) for q in questions for each in q.images)
+    assert questions == load_questions("shapeworld")[::MOST_DRAWN]
 
 
 def test_images_of_a_question_begin_in_the_folder_of_its_file(tmp_path: Path) -> None:

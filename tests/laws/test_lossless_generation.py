@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 
+import numpy as np
 import pytest
 
 from treesnake.acceptance.rejection import rejection
@@ -23,7 +24,12 @@ from treesnake.constraints import (
 )
 from treesnake.drafters.mixture import MixtureDrafterModel, Stream
 from treesnake.drafters.network import NetworkDrafterModel
-from treesnake.drafters.weight_rules import ExpectationMaximization, MatchingGrid, WeightRule
+from treesnake.drafters.weight_rules import (
+    ExpectationMaximization,
+    Hedge,
+    MatchingGrid,
+    WeightRule,
+)
 from treesnake.generate import generate
 from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule, DrafterModel
@@ -143,12 +149,15 @@ def test_every_kind_of_state_keeps_the_distribution(kind: type) -> None:
     assert total_variation(law, own_law(models[0], 4)) < 1e-5
 
 
-@pytest.mark.parametrize("rule", [ExpectationMaximization(), MatchingGrid()], ids=str)
+@pytest.mark.parametrize("rule", [Hedge(), ExpectationMaximization(), MatchingGrid()], ids=str)
 @pytest.mark.parametrize(
     "shape", [chain(2), LevelWidths((2,)), LevelWidths((1, 2)), BestFirst(2, 2, 3)], ids=str
 )
 def test_mixtures_whose_weights_move_keep_the_distribution(rule: WeightRule, shape: Shape) -> None:
-    """Two networks and two readings of a prompt; steps move the weights, and streams leave."""
+    """Two networks and two readings of a prompt; steps move the weights, and streams leave.
+
+    The text begins with what another one ended with.
+    """
     models = RecurrentModel(2, seed=3), RecurrentModel(2, seed=4)
     first, second = TinyNetwork(models[1]), TinyNetwork(TableModel(2, seed=5))
     streams = (
@@ -156,8 +165,13 @@ def test_mixtures_whose_weights_move_keep_the_distribution(rule: WeightRule, sha
         Stream("end", first, lambda prompt: Prompt(prompt.token_ids[-1:])),
         Stream("table", second),
     )
-    mixture = MixtureDrafterModel(streams, rule, least_weight=0.3, clock=None)
-    law = enumerate_outcomes(lambda rng: new_text(models, shape, rng, 4, drafter=mixture))
+
+    def mixture() -> MixtureDrafterModel:
+        model = MixtureDrafterModel(streams, rule, least_weight=0.3, clock=None)
+        model.first_weights.count(np.array([0.6, 0.3, 0.1]), None)
+        return model
+
+    law = enumerate_outcomes(lambda rng: new_text(models, shape, rng, 4, drafter=mixture()))
     assert total_variation(law, own_law(models[0], 4)) < 1e-5
 
 

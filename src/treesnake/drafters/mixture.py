@@ -21,16 +21,12 @@ from torch import Tensor
 from treesnake.clock import work_clock
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.draft_state import DraftState
+from treesnake.drafters.first_weights import FirstWeights
 from treesnake.drafters.growing import GrownDraft, grow
 from treesnake.drafters.stream_prices import Gains, LevelCosts, Members
 from treesnake.drafters.views import View, natural_view
 from treesnake.drafters.vocabulary import SAME_VOCABULARY, VocabularyMap
-from treesnake.drafters.weight_rules import (
-    Evidence,
-    ExpectationMaximization,
-    OverlapGrid,
-    WeightRule,
-)
+from treesnake.drafters.weight_rules import Evidence, Hedge, WeightRule, uniform
 from treesnake.errors import InvalidInputError
 from treesnake.models.tree_network import TreeNetwork
 from treesnake.prompt import Key, Prompt
@@ -70,13 +66,14 @@ class MixtureDrafterModel:
     """Makes sessions of streams that draft together.
 
     The streams of one network share each of its passes. A stream whose text outgrows the context of
-    its network is left out, and so is one that takes more time than it brings tokens. Samples with
-    a seed must not depend on measured times, so there the weight alone decides.
+    its network is left out, and so is one that takes more time than it brings tokens. A text begins
+    with weights that earlier ones ended with. Samples with a seed must depend neither on measured
+    times nor on other texts: they begin with equal weights, and the weight alone leaves a stream
+    out.
 
     Attributes:
         streams: one or more, with names that differ.
-        rule: how much each stream counts; the first step of a text has the rule's first weights.
-            None is `ExpectationMaximization` for greedy texts, and `OverlapGrid` for samples.
+        rule: how much each stream counts.
         least_weight: a stream that counts for less is left out, until all run again.
         clock: tells the seconds that drafting takes; None leaves no stream out for its price.
 
@@ -86,10 +83,11 @@ class MixtureDrafterModel:
     """
 
     streams: tuple[Stream, ...]
-    rule: WeightRule | None = None
+    rule: WeightRule = field(default_factory=Hedge)
     least_weight: float = LEAST_WEIGHT
     clock: Callable[[], float] | None = work_clock
     costs: LevelCosts = field(default_factory=LevelCosts, init=False, repr=False)
+    first_weights: FirstWeights = field(default_factory=FirstWeights, init=False, repr=False)
 
     def __post_init__(self) -> None:
         names = [stream.name for stream in self.streams]
@@ -101,16 +99,7 @@ class MixtureDrafterModel:
             raise InvalidInputError(
                 f"the least weight of a stream is at least 0 and below 1, got {self.least_weight}"
             )
-        self.rule_for(SamplingParams()).start(len(names))
-
-    def rule_for(self, params: SamplingParams) -> WeightRule:
-        """Returns what moves the weights of a text that is decoded so.
-
-        A sample is accepted as often as mixture and target overlap, and that is what counts then.
-        """
-        if self.rule is not None:
-            return self.rule
-        return ExpectationMaximization() if params.is_greedy else OverlapGrid()
+        self.rule.start(uniform(len(names)))
 
     def new_session(self) -> "MixtureDrafter":
         """Returns a session with empty states."""
@@ -119,8 +108,6 @@ class MixtureDrafterModel:
 
 class MixtureDrafter:
     """A session: the streams' states of one text, and the weights as they are.
-
-    Weights begin anew with each prompt, so that a text does not depend on what was read before.
 
     Args:
         model: the streams and the rule.
@@ -157,10 +144,9 @@ class MixtureDrafter:
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Grows a tree over `anchor` from the mixture; see `treesnake.drafters.growing.grow`."""
         self._forget_draft()
-        rule = self._model.rule_for(params)
-        if rule != self._rule:
-            self._begin_weights(rule)
-        members = self._members(shape, params)
+        if self._is_new:
+            self._begin(params)
+        members = self._members(shape)
         if not members:
             self._grown = grow(anchor, OFF, params, rng, _nothing)
             return self._grown.draft
@@ -194,8 +180,9 @@ class MixtureDrafter:
             self._gains = self._gains.after(
                 evidence, self._readable_weights, rest_s, is_greedy=mixing.is_greedy
             )
-            self._weighing = self._rule.update(self._weighing, evidence)
+            self._weighing = self._model.rule.update(self._weighing, evidence)
             self._count_step(mixing.members)
+            self._count_text()
         self._mixing = self._grown = None
 
     def _count_step(self, members: Members) -> None:
@@ -204,13 +191,21 @@ class MixtureDrafter:
         if self._num_steps >= RETRY_STEPS and len(members) < len(self._readable):
             self._num_steps = 0
 
-    def _begin_weights(self, rule: WeightRule) -> None:
-        self._rule = rule
-        self._weighing = rule.start(len(self._texts))
-        self._gains = Gains.none(len(self._texts))
-        self._num_steps = 0
+    def _begin(self, params: SamplingParams) -> None:
+        """Chooses the first weights of a text."""
+        self._is_new = False
+        self._is_free = params.is_greedy or params.seed is None
+        if self._is_free:
+            first = self._model.first_weights.weights(len(self._texts))
+            self._weighing = self._model.rule.start(first)
 
-    def _members(self, shape: Shape, params: SamplingParams) -> Members:
+    def _count_text(self) -> None:
+        """Lets later texts begin with the weights of this one, if it had a choice of streams."""
+        if self._is_free and len(self._readable) > 1:
+            self._model.first_weights.count(self._weighing.weights, self._counted)
+            self._counted = self._weighing.weights
+
+    def _members(self, shape: Shape) -> Members:
         """Returns the streams that draft a tree of the shape."""
         if is_off(shape):
             return ()
@@ -219,8 +214,7 @@ class MixtureDrafter:
             return able
         shares = zip(able, self._shares(able), strict=True)
         heavy = [index for index, share in shares if share >= self._model.least_weight]
-        may_read_clock = params.is_greedy or params.seed is None
-        if self._model.clock is None or not may_read_clock or len(heavy) < 2:
+        if self._model.clock is None or not self._is_free or len(heavy) < 2:
             return tuple(heavy)
         return self._worth_their_time(heavy, shape.depth)
 
@@ -256,8 +250,14 @@ class MixtureDrafter:
 
     def _forget_text(self) -> None:
         self._forget_draft()
-        self._begin_weights(self._model.rule_for(SamplingParams()))
+        num_streams = len(self._texts)
         self._readable: tuple[int, ...] = ()
+        self._is_new = True
+        self._is_free = False
+        self._weighing = self._model.rule.start(uniform(num_streams))
+        self._counted: Float[np.ndarray, " streams"] | None = None
+        self._gains = Gains.none(num_streams)
+        self._num_steps = 0
 
     def _forget_draft(self) -> None:
         """Empties the trees, also what was grown of them before an interruption."""

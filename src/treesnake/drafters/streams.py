@@ -93,7 +93,9 @@ def join_models(
             f"the rule {rule} weighs the streams of a mixture, and {specs[0].model} is one stream; "
             "leave the rule out, or name more streams"
         )
-    return MixtureDrafterModel(tuple(streams), None if rule is None else parse_weight_rule(rule))
+    if rule is None:
+        return MixtureDrafterModel(tuple(streams))
+    return MixtureDrafterModel(tuple(streams), parse_weight_rule(rule))
 
 
 def _alone(model: Drafting, views: Views | None) -> Drafting | None:

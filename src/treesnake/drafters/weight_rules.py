@@ -8,7 +8,8 @@ Sums go over the target's likely tokens only. What is left out has less than a t
 most likely token's probability each, or comes after 64 others.
 
 Source: TABED (Lee et al. 2026): inverse divergence and the grid. Online expectation maximization:
-Cappé and Moulines 2009. The share that streams keep: Herbster and Warmuth 1998.
+Cappé and Moulines 2009. Hedge: Freund and Schapire 1997. The share that streams keep: Herbster and
+Warmuth 1998.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +42,10 @@ EQUAL = 1e-9
 GAIN_POWER = 0.6
 """The n-th step moves the weights of expectation maximization by n to this power, inverted."""
 
-KEPT_SHARE = 0.02
+GROWTH = 3.0
+"""A stream of which one more token is accepted than of another gains this on it, as a logarithm."""
+
+KEPT_SHARE = 0.01
 """The part of each step's shares that all streams get alike, so that one that was useless can come
 back."""
 
@@ -133,8 +137,11 @@ class Weighing:
 class WeightRule(Protocol):
     """Decides how much each stream counts."""
 
-    def start(self, num_streams: int) -> Weighing:
+    def start(self, weights: Float[np.ndarray, " streams"]) -> Weighing:
         """Returns what is known before the first step.
+
+        Args:
+            weights: the first ones, unless the rule has its own.
 
         Raises:
             InvalidInputError: if the rule is for another number of streams.
@@ -168,13 +175,13 @@ class FixedWeights:
                 f"got {self.weights}"
             )
 
-    def start(self, num_streams: int) -> Weighing:
-        """Returns the weights."""
+    def start(self, weights: Float[np.ndarray, " streams"]) -> Weighing:
+        """Returns the weights of the rule."""
         if self.weights is None:
-            return Weighing(_uniform(num_streams), np.zeros(0))
-        if len(self.weights) != num_streams:
+            return Weighing(uniform(len(weights)), np.zeros(0))
+        if len(self.weights) != len(weights):
             raise InvalidInputError(
-                f"{len(self.weights)} weights were given for {num_streams} streams; give one for "
+                f"{len(self.weights)} weights were given for {len(weights)} streams; give one for "
                 "each stream"
             )
         return Weighing(_normalized(np.array(self.weights, np.float64)), np.zeros(0))
@@ -211,9 +218,9 @@ class InverseDivergence(_Decaying):
     The divergence is that of Kullback and Leibler, target first; `SMALLEST` keeps weights finite.
     """
 
-    def start(self, num_streams: int) -> Weighing:
-        """Returns uniform weights."""
-        return Weighing(_uniform(num_streams), np.zeros(num_streams))
+    def start(self, weights: Float[np.ndarray, " streams"]) -> Weighing:
+        """Returns the first weights."""
+        return Weighing(weights, np.zeros(len(weights)))
 
     def update(self, weighing: Weighing, evidence: Evidence) -> Weighing:
         """Adds the divergences of a step."""
@@ -231,9 +238,9 @@ class MatchingGrid(_Decaying):
     looked for among the best tokens of its streams.
     """
 
-    def start(self, num_streams: int) -> Weighing:
-        """Returns uniform weights, which need not be in the grid."""
-        return Weighing(_uniform(num_streams), np.zeros((2, len(_grid(num_streams)))))
+    def start(self, weights: Float[np.ndarray, " streams"]) -> Weighing:
+        """Returns the first weights, which need not be in the grid."""
+        return Weighing(weights, np.zeros((2, len(_grid(len(weights))))))
 
     def update(self, weighing: Weighing, evidence: Evidence) -> Weighing:
         """Adds matches and log-probabilities of a step."""
@@ -255,9 +262,9 @@ class OverlapGrid(_Decaying):
     What a mixture has in common with the target is how often a token drawn from it is accepted.
     """
 
-    def start(self, num_streams: int) -> Weighing:
-        """Returns uniform weights."""
-        return Weighing(_uniform(num_streams), np.zeros(len(_grid(num_streams))))
+    def start(self, weights: Float[np.ndarray, " streams"]) -> Weighing:
+        """Returns the first weights, which need not be in the grid."""
+        return Weighing(weights, np.zeros(len(_grid(len(weights)))))
 
     def update(self, weighing: Weighing, evidence: Evidence) -> Weighing:
         """Adds what mixtures and target have in common in a step."""
@@ -277,9 +284,9 @@ class ExpectationMaximization(_Decaying):
 
     decay: float = 0.8
 
-    def start(self, num_streams: int) -> Weighing:
-        """Returns uniform weights."""
-        return Weighing(_uniform(num_streams), np.ones(1))
+    def start(self, weights: Float[np.ndarray, " streams"]) -> Weighing:
+        """Returns the first weights."""
+        return Weighing(weights, np.ones(1))
 
     def update(self, weighing: Weighing, evidence: Evidence) -> Weighing:
         """Moves the weights by the shares of a step."""
@@ -287,8 +294,26 @@ class ExpectationMaximization(_Decaying):
         shares = _normalized(weighing.weights * (draft @ (target / (weighing.weights @ draft))))
         num_steps = weighing.totals + 1
         gain = max(float(num_steps[0]) ** -GAIN_POWER, 1 - self.decay)
-        shares = (1 - KEPT_SHARE) * shares + KEPT_SHARE / len(shares)
-        return Weighing((1 - gain) * weighing.weights + gain * shares, num_steps)
+        return Weighing((1 - gain) * weighing.weights + gain * _kept(shares), num_steps)
+
+
+@dataclass(frozen=True)
+class Hedge(_Decaying):
+    """A stream counts by how many of its tokens the target would have accepted.
+
+    Each such token multiplies a weight by exp(`GROWTH`), so a few steps tell a better stream, and
+    one that is ahead by several tokens drafts alone. `KEPT_SHARE` lets others come back.
+    """
+
+    def start(self, weights: Float[np.ndarray, " streams"]) -> Weighing:
+        """Returns the first weights."""
+        return Weighing(weights, np.zeros(0))
+
+    def update(self, weighing: Weighing, evidence: Evidence) -> Weighing:
+        """Multiplies the weights by what each stream gained in a step."""
+        gains = overlaps(np.eye(len(weighing.weights), dtype=np.float32), evidence)
+        grown = weighing.weights**self.decay * np.exp(GROWTH * (gains - gains.max()))
+        return Weighing(_kept(_normalized(grown)), weighing.totals)
 
 
 WEIGHT_RULES: dict[str, Callable[[], WeightRule]] = {
@@ -297,6 +322,7 @@ WEIGHT_RULES: dict[str, Callable[[], WeightRule]] = {
     "grid": MatchingGrid,
     "total-variation": OverlapGrid,
     "em": ExpectationMaximization,
+    "hedge": Hedge,
 }
 """The rules by name."""
 
@@ -333,8 +359,14 @@ def _grid(num_streams: int) -> Float[np.ndarray, "candidates streams"]:
     return (np.array(candidates) / GRID_STEPS).astype(np.float32)
 
 
-def _uniform(num_streams: int) -> Float[np.ndarray, " streams"]:
+def uniform(num_streams: int) -> Float[np.ndarray, " streams"]:
+    """Returns equal weights."""
     return np.full(num_streams, 1 / num_streams)
+
+
+def _kept(shares: Float[np.ndarray, " streams"]) -> Float[np.ndarray, " streams"]:
+    """Returns shares of which none is next to nothing."""
+    return (1 - KEPT_SHARE) * shares + KEPT_SHARE / len(shares)
 
 
 def _normalized(weights: Float[np.ndarray, " streams"]) -> Float[np.ndarray, " streams"]:

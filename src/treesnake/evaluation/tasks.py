@@ -1,4 +1,4 @@
-"""What is asked: questions from local files in Spec-Bench's format, or by name from the hub."""
+"""What is asked: questions from files in Spec-Bench's format, by name from the hub, or drawn."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -6,10 +6,13 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from random import Random
 
 from treesnake.conversation import check_turns
 from treesnake.errors import InvalidInputError, LoadError
-from treesnake.images import DATA, WEB
+from treesnake.evaluation.shapeworld.dialogues import TASKS
+from treesnake.evaluation.shapeworld.scenes import as_png, draw
+from treesnake.images import DATA, WEB, png_address
 from treesnake.json_lines import Row, read_json_lines
 from treesnake.utf8 import check_path, check_text, described
 
@@ -87,6 +90,15 @@ HUB_TASKS: dict[str, HubTask] = {
 
 LONGBENCH = "longbench:"
 
+DRAWN = "shapeworld"
+"""The task about pictures that are drawn."""
+
+MOST_DRAWN = 16
+"""So many of its questions there are in each category, unless it is said."""
+
+FIRST_DRAWN = 30_000
+"""Its dialogues begin with this seed, those of training with smaller ones."""
+
 
 NAME_FIELDS = ("question_id", "prompt_id")
 
@@ -99,7 +111,8 @@ def load_questions(source: str, *, per_category: int | None = None) -> list[Ques
             "longbench:SUBSET". A line of a file has "turns", a text or a list of texts. It may have
             "question_id", a text or a whole number that no other line has, and "category", a text;
             without them the line's number and the file's name are taken. "images" are those of the
-            first turn: an address or a path from the file's folder, or a list of them.
+            first turn: an address or a path from the file's folder, or a list of them. "shapeworld"
+            asks about pictures of coloured shapes, and needs neither files nor a connection.
         per_category: the first so many questions of each category; None is all.
 
     Raises:
@@ -110,7 +123,12 @@ def load_questions(source: str, *, per_category: int | None = None) -> list[Ques
     if per_category is not None and per_category < 1:
         raise InvalidInputError(f"per_category is at least 1, got {per_category}")
     path = check_path(source, "the name of a task")
-    questions = _read_file(path) if path.is_file() else _fetch(source, per_category)
+    if path.is_file():
+        questions = _read_file(path)
+    elif source == DRAWN:
+        questions = _draw(per_category or MOST_DRAWN)
+    else:
+        questions = _fetch(source, per_category)
     kept: list[Question] = []
     num_kept: dict[str, int] = {}
     for question in questions:
@@ -183,6 +201,17 @@ def _label(value: object, where: str) -> str:
     return str(value)
 
 
+def _draw(per_category: int) -> Iterator[Question]:
+    """Yields questions about pictures, of each kind of dialogue so many."""
+    for name, make in TASKS.items():
+        for number in range(per_category):
+            rng = Random(FIRST_DRAWN + number)
+            dialogue = make(rng)
+            pictures = tuple(png_address(as_png(draw(scene, rng))) for scene in dialogue.scenes)
+            turns = tuple(turn.question for turn in dialogue.turns)
+            yield Question(f"{name}-{number}", name.replace("_", " "), turns, pictures)
+
+
 def _fetch(source: str, per_category: int | None) -> Iterator[Question]:
     task = _hub_task(source)
     if find_spec("datasets") is None:
@@ -220,7 +249,7 @@ def _hub_task(source: str) -> HubTask:
         )
     if source in HUB_TASKS:
         return HUB_TASKS[source]
-    names = ", ".join(sorted(HUB_TASKS))
+    names = ", ".join(sorted([*HUB_TASKS, DRAWN]))
     raise LoadError(
         f"there is no file and no task {source!r}; tasks by name are {names} and longbench:SUBSET"
     )

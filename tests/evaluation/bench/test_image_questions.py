@@ -8,12 +8,14 @@ from PIL import Image
 from treesnake.conversation import user_message
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.errors import InvalidInputError
-from treesnake.evaluation.bench.bench_recipe import PairTable
+from treesnake.evaluation.bench import BenchRecipe, run_recipe
+from treesnake.evaluation.bench.bench_recipe import PairTable, TaskTable
 from treesnake.evaluation.bench.bench_run import first_prompt
 from treesnake.evaluation.bench.methods import Peer
 from treesnake.evaluation.bench.pair_loader import PairLoader
 from treesnake.evaluation.bench.peers import TransformersRunner
 from treesnake.evaluation.tasks import Question
+from treesnake.images import SMALL_SIDE, read_image
 from treesnake.models.hf_attention import HfAttention
 from treesnake.sampling import SamplingParams
 from treesnake.targets.network import NetworkTargetModel
@@ -46,6 +48,27 @@ def test_the_pair_of_a_recipe_sees(tmp_path: Path) -> None:
     loader = PairLoader(PairTable(str(folder), "prompt-lookup"), {})
     prompt = first_prompt(loader.decoder, Question("1", "seen", ("What?",), (str(picture),)))
     assert len(prompt.inputs) == 1
+
+
+def test_pictures_are_kept_small_beside_the_steps_that_are_shown(tmp_path: Path) -> None:
+    Image.effect_noise((500, 100), 80).save(tmp_path / "noise.png")
+    questions = tmp_path / "seen.jsonl"
+    questions.write_text('{"turns": ["What?", "Why?"], "images": "noise.png"}\n' * 2)
+    folder = save_vision_model("llava", tmp_path / "target")
+    recipe = BenchRecipe(
+        name="seen",
+        description="a mixture",
+        pairs={"tiny": PairTable(str(folder), f"{folder}:MT", device="cpu")},
+        methods=("chain(2)",),
+        tasks=(TaskTable(str(questions)),),
+        max_new_tokens=4,
+        num_agreement=0,
+    )
+    shown, other = run_recipe(recipe, tmp_path / "seen.log.jsonl").runs
+    (address,) = shown.pictures
+    assert read_image(address, "the copy").size == (SMALL_SIDE, SMALL_SIDE // 5)
+    assert shown.turns[0].shown[0].stream_weights == {"M": 0.5, "T": 0.5}
+    assert other.pictures == ()
 
 
 def test_a_question_about_images_needs_a_chat_template(tmp_path: Path) -> None:

@@ -95,7 +95,8 @@ def test_the_weights_of_streams_are_drawn_over_the_steps(result_path: Path) -> N
     journal = Journal(ResultFiles(result_path).journal)
     record = run("chain(2)", "mixed", "qa", 1.0)
     shown = (MIXED, OFF_STEP, replace(MIXED, stream_weights={"M": 1.0, "<T>": 0.0}))
-    record = replace(record, turns=(replace(record.turns[0], shown=shown),))
+    turns = (replace(record.turns[0], shown=shown),)
+    record = replace(record, turns=turns, asked="What?", pictures=("data:image/png;base64,AA",))
     journal.append(record)
     assert [(line.label, line.points) for line in weight_lines(journal.runs[-1])] == [
         ("M", ((1.0, 0.75), (3.0, 1.0))),
@@ -104,6 +105,7 @@ def test_the_weights_of_streams_are_drawn_over_the_steps(result_path: Path) -> N
     page = to_html([read_result(result_path)])
     assert "Weights of streams" in page
     assert "&lt;T&gt;" in page
+    assert '<p class="asked"><img src="data:image/png;base64,AA" alt="">What?</p>' in page
 
 
 def test_results_without_records_have_a_page_without_steps(result_path: Path) -> None:

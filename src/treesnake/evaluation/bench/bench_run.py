@@ -21,6 +21,7 @@ from treesnake.evaluation.bench.record import DrafterRecord, RunRecord, TurnReco
 from treesnake.evaluation.bench.runners import MeasuredTurn, Runner
 from treesnake.evaluation.memory import watch_memory_growth
 from treesnake.evaluation.tasks import Question, load_questions
+from treesnake.images import small_copy
 from treesnake.outputs import check_output, held_alone
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams
@@ -197,6 +198,7 @@ class _Bench:
         conversation: list[Message] = []
         turns: list[TurnRecord] = []
         answer: MeasuredTurn | None = None
+        prompt: Prompt | None = None
         with watch_memory_growth(loader.device) as growth:
             for message in _user_messages(asked.question):
                 conversation.append(message)
@@ -209,6 +211,7 @@ class _Bench:
                     {"role": "assistant", "content": _answer_text(decoder, answer.turn)}
                 )
         assert answer is not None, "a question has turns"
+        assert prompt is not None, "a question has turns"
         return replace(
             blank,
             turns=tuple(turns),
@@ -217,6 +220,7 @@ class _Bench:
             target_bytes=answer.target_bytes,
             drafter_bytes=answer.drafter_bytes,
             asked=asked.question.turns[0][:MOST_ASKED] if asked.is_shown else None,
+            pictures=_small_pictures(prompt) if asked.is_shown else (),
         )
 
     def _compare(self, loader: PairLoader, asked: _AskedQuestion) -> None:
@@ -286,6 +290,10 @@ def _user_messages(question: Question) -> list[Message]:
 def first_prompt(decoder: SpeculativeDecoder, question: Question) -> Prompt:
     """Returns the prompt of a question's first turn."""
     return decoder.encode(_as_prompt(decoder, _user_messages(question)[:1]))
+
+
+def _small_pictures(prompt: Prompt) -> tuple[str, ...]:
+    return tuple(small_copy(image.picture) for image in prompt.inputs if image.picture is not None)
 
 
 def _decode(decoder: SpeculativeDecoder, token_ids: Sequence[int]) -> str:

@@ -141,6 +141,7 @@ class RunRecord:
         target_bytes: the state of the target at the end.
         drafter_bytes: the state of the drafter at the end.
         asked: how the question begins, if its steps are shown.
+        pictures: small copies of the images that it is about, then too, as data URLs.
         error: why there is nothing.
     """
 
@@ -157,6 +158,7 @@ class RunRecord:
     target_bytes: int | None = None
     drafter_bytes: int | None = None
     asked: str | None = None
+    pictures: tuple[str, ...] = ()
     error: str | None = None
     kind: Literal["run"] = "run"
 

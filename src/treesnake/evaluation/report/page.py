@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from treesnake.evaluation.bench.measures import Measures
+from treesnake.evaluation.bench.record import RunRecord
 from treesnake.evaluation.bench.summary import COLUMNS, Row, cells
 from treesnake.evaluation.report.by_length import CURVES, Curve
 from treesnake.evaluation.report.charts import (
@@ -245,23 +246,35 @@ def _curve(result: Result, pair: str, sampling: str, curve: Curve) -> str:
 
 def _streams(result: Result) -> str:
     """Draws the weights of mixtures over the steps of each run that is shown."""
-    panels = [
-        f"<p>{escape(f'{run.method}: {run.task}, {run.category} {run.question}, {run.sampling}')}"
-        f'</p><div class="panel">{_weights(lines)}</div>'
-        for run in result.shown
-        if (lines := weight_lines(run))
-    ]
+    panels: dict[str, str] = {}
+    for run in result.shown:
+        if lines := weight_lines(run):
+            title = f"{run.task}, {run.category} {run.question}, {run.sampling}, {run.pair}"
+            panels.setdefault(title, f"<h3>{escape(title)}</h3>{_asked(run)}")
+            panels[title] += (
+                f'<p>{escape(run.method)}</p><div class="panel">{_weights(lines)}</div>'
+            )
     if not panels:
         return ""
     return (
         "<h2>Streams</h2><p>What each reading of the request counted for. The weights follow what "
-        f"the target said; 0 is a stream that was left out.</p>{''.join(panels)}"
+        f"the target said; 0 is a stream that was left out.</p>{''.join(panels.values())}"
     )
+
+
+def _asked(run: RunRecord) -> str:
+    """Returns the beginning of a question, below the pictures that it is about."""
+    pictures = "".join(f'<img src="{escape(url)}" alt="">' for url in run.pictures)
+    return f'<p class="asked">{pictures}{escape(run.asked or "")}</p>'
 
 
 def _weights(lines: Sequence[Line]) -> str:
     return line_chart(
-        lines, "Weights of streams", x_label="step", y_label="weight in the mixture", largest=1.0
+        lines,
+        "Weights of streams",
+        x_label="step, those of all turns in a row",
+        y_label="weight in the mixture",
+        largest=1.0,
     )
 
 

@@ -35,7 +35,8 @@
   }
 
   function drawText() {
-    asked.textContent = run.asked;
+    const pictures = run.pictures.map((src) => Object.assign(new Image(), { src, alt: "" }));
+    asked.replaceChildren(...pictures, run.asked);
     text.replaceChildren();
     run.steps.forEach((step, number) => {
       if (number && step.turn !== run.steps[number - 1].turn) {

@@ -20,6 +20,7 @@ def _run(run: RunRecord) -> dict[str, Any]:
         "question": f"{run.task}, {run.category} {run.question}, {run.sampling}, {run.pair}",
         "method": run.method,
         "asked": run.asked or "",
+        "pictures": run.pictures,
         "steps": [
             {"turn": number, **_step(step)}
             for number, turn in enumerate(run.turns)

@@ -1,6 +1,5 @@
 """Both experiments on one decoder."""
 
-from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -14,7 +13,7 @@ from treesnake.evaluation.verification.evidence import Verdict
 from treesnake.evaluation.verification.greedy import Report, verify_greedy
 from treesnake.evaluation.verification.sampling import SamplingPlan, verify_sampling
 from treesnake.evaluation.verification.state import verify_state
-from treesnake.images import DATA
+from treesnake.images import png_address
 from treesnake.loading.reference import LogitsComparison
 
 PROMPTS = (
@@ -106,8 +105,8 @@ def default_prompts(decoder: SpeculativeDecoder) -> list[PromptLike]:
 def _about_pictures() -> Iterator[PromptLike]:
     for seed, text in enumerate(QUESTIONS_ABOUT_PICTURES):
         rng = Random(seed)
-        picture = b64encode(as_png(draw(random_scene(rng), rng), PICTURE_SCALE)).decode()
-        yield [user_message(text, [f"{DATA}image/png;base64,{picture}"])]
+        picture = as_png(draw(random_scene(rng), rng), PICTURE_SCALE)
+        yield [user_message(text, [png_address(picture)])]
 
 
 def _as_conversation(decoder: SpeculativeDecoder, prompt: PromptLike) -> PromptLike:
