@@ -437,7 +437,11 @@ def _steps(mixture: ReplayedMixture, accepts: Accepts) -> int:
 
 
 def show(result: Result) -> None:
-    names = [*STREAMS, *(f"MT {rule}" for rule in WEIGHT_RULES), "MTCP em"]
+    names = [
+        *STREAMS,
+        *(f"MT {rule}" for rule in WEIGHT_RULES),
+        f"MTCP {DEFAULT_RULE}, after others",
+    ]
     for mode in ("greedy", "sampling"):
         tasks = copy.copy(result[mode])
         tasks["all"] = [entry for entries in result[mode].values() for entry in entries]

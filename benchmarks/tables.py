@@ -28,7 +28,8 @@ PAGES = (
 )
 STREAMS = ("M", "T", "C", "P")
 ENSEMBLES = ("MT", "MTC", "MTP", "MTCP")
-DEFAULT_RULES = {"greedy": "em", "sampling": "total-variation"}
+AS_DRAFTED = " hedge, after others"
+"""What the weights of a mixture are by default, behind its name in results."""
 ANY_TARGET_DEFAULT = "text+prompt-lookup@self-tuning"
 JUDGED = ("right", "told", "accepted alone")
 """What comes of an input of the fuzzer that is no find."""
@@ -540,16 +541,27 @@ def _variants() -> str:
 
 
 def _streams(mode: str) -> str:
-    mixed = {ensemble: f"{ensemble} {DEFAULT_RULES[mode]}" for ensemble in ENSEMBLES}
-    compared = (mixed["MT"], mixed["MTCP"])
-    names = [*STREAMS, "MT uniform", *mixed.values()]
-    rows = []
-    for task, entries in _mixed_tasks(mode).items():
-        rates = [f"{_tokens_per_step(entries, name):.2f}" for name in names]
-        ratios = [f"{_of_best_stream(entries, name):.3f}" for name in compared]
-        rows.append([task.replace("_", " "), *rates, *ratios])
-    last = [f"{name} / its best stream" for name in compared]
-    return _table([f"tokens/step, {mode}, chain(5)", *names, *last], rows)
+    names = [*STREAMS, *(ensemble + AS_DRAFTED for ensemble in ENSEMBLES)]
+    mixtures = names[len(STREAMS) :]
+    tasks = _mixed_tasks(mode)
+    rows = [
+        [
+            task.replace("_", " "),
+            *(f"{_tokens_per_step(entries, name):.2f}" for name in names),
+            *(f"{_of_best_stream(entries, name):.3f}" for name in mixtures),
+        ]
+        for task, entries in tasks.items()
+    ]
+    mixed = _read("tabed")["mixed"][mode]
+    rates = [_tokens_per_step(mixed, ensemble) for ensemble in ENSEMBLES]
+    ratios = [
+        rate / _best_stream(tasks["all"], ensemble)
+        for ensemble, rate in zip(ENSEMBLES, rates, strict=True)
+    ]
+    in_order = [f"{rate:.2f}" for rate in rates], [f"{ratio:.3f}" for ratio in ratios]
+    rows.append(["all, in random order", *[""] * len(STREAMS), *in_order[0], *in_order[1]])
+    last = [f"{ensemble} / its best" for ensemble in ENSEMBLES]
+    return _table([f"tokens/step, {mode}, chain(5)", *STREAMS, *ENSEMBLES, *last], rows)
 
 
 def _weight_rules() -> str:
@@ -570,9 +582,12 @@ def _weight_rules() -> str:
 
 def _of_best_stream(entries: Sequence[Mapping[str, Any]], name: str) -> float:
     """Returns what a mixture makes of the tokens a step of its best stream."""
-    streams = name.split(maxsplit=1)[0]
-    best = max(_tokens_per_step(entries, stream) for stream in streams)
-    return _tokens_per_step(entries, name) / best
+    return _tokens_per_step(entries, name) / _best_stream(entries, name.split(maxsplit=1)[0])
+
+
+def _best_stream(entries: Sequence[Mapping[str, Any]], streams: str) -> float:
+    """Returns the tokens a step of the best one."""
+    return max(_tokens_per_step(entries, stream) for stream in streams)
 
 
 def _mixture_runs() -> str:
