@@ -202,9 +202,9 @@ def _label(value: object, where: str) -> str:
 
 
 def _draw(per_category: int) -> Iterator[Question]:
-    """Yields questions about pictures, of each kind of dialogue so many."""
-    for name, make in TASKS.items():
-        for number in range(per_category):
+    """Yields questions about pictures, one of each kind of dialogue after the other."""
+    for number in range(per_category):
+        for name, make in TASKS.items():
             rng = Random(FIRST_DRAWN + number)
             dialogue = make(rng)
             pictures = tuple(png_address(as_png(draw(scene, rng))) for scene in dialogue.scenes)

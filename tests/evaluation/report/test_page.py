@@ -102,6 +102,8 @@ def test_the_weights_of_streams_are_drawn_over_the_steps(result_path: Path) -> N
         ("M", ((1.0, 0.75), (3.0, 1.0))),
         ("<T>", ((1.0, 0.25), (3.0, 0.0))),
     ]
+    alone = replace(record.turns[0], shown=(replace(MIXED, stream_weights={"M": 1.0}),))
+    assert weight_lines(replace(record, turns=(alone,))) == []
     page = to_html([read_result(result_path)])
     assert "Weights of streams" in page
     assert "&lt;T&gt;" in page

@@ -21,7 +21,7 @@ from treesnake.evaluation.bench.record import DrafterRecord, RunRecord, TurnReco
 from treesnake.evaluation.bench.runners import MeasuredTurn, Runner
 from treesnake.evaluation.memory import watch_memory_growth
 from treesnake.evaluation.tasks import Question, load_questions
-from treesnake.images import small_copy
+from treesnake.images import read_image, small_copy
 from treesnake.outputs import check_output, held_alone
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams
@@ -293,7 +293,8 @@ def first_prompt(decoder: SpeculativeDecoder, question: Question) -> Prompt:
 
 
 def _small_pictures(prompt: Prompt) -> tuple[str, ...]:
-    return tuple(small_copy(image.picture) for image in prompt.inputs if image.picture is not None)
+    pictures = [image.picture for image in prompt.inputs if image.picture is not None]
+    return tuple(small_copy(read_image(each, "the picture")) for each in pictures)
 
 
 def _decode(decoder: SpeculativeDecoder, token_ids: Sequence[int]) -> str:

@@ -257,8 +257,10 @@ def _streams(result: Result) -> str:
     if not panels:
         return ""
     return (
-        "<h2>Streams</h2><p>What each reading of the request counted for. The weights follow what "
-        f"the target said; 0 is a stream that was left out.</p>{''.join(panels.values())}"
+        "<h2>Streams</h2><p>What each reading of the request counted for: M has the images, T text "
+        "alone, C captions, P pooled images. A text begins with what earlier ones ended with; then "
+        "the weights follow what the target says. 0 is a stream that was left out.</p>"
+        f"{''.join(panels.values())}"
     )
 
 
