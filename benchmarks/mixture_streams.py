@@ -41,7 +41,7 @@ TEXT = (
     "morning the bell of the old tower was silent, and nobody could say why. "
 )
 QUESTION = "Write a short story about a bell that would not ring."
-RULES = ("em", "inverse-kl", "grid", "total-variation")
+RULES = ("hedge", "em", "inverse-kl", "grid", "total-variation")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -90,7 +90,7 @@ def _load(name: str, dtype: str) -> NetworkDrafterModel:
     return drafter
 
 
-def _mixture(drafters: Sequence[NetworkDrafterModel], rule: str = "em") -> MixtureDrafterModel:
+def _mixture(drafters: Sequence[NetworkDrafterModel], rule: str = "hedge") -> MixtureDrafterModel:
     """Returns streams that read a text from different places on, and never leave."""
     streams = [
         Stream(

@@ -18,6 +18,9 @@ COST_GAIN = 0.1
 LARGEST_CHANGE = 2.0
 """An observation that is off by a larger factor counts as off by this one: a machine may pause."""
 
+TRUST = 0.99
+"""What is left of a belief about seconds after each level that other streams ran."""
+
 MEMORY = 0.95
 """What a step counts for after each later one."""
 
@@ -29,6 +32,21 @@ Members = tuple[int, ...]
 """Streams by number, in rising order."""
 
 
+@dataclass(frozen=True)
+class _LevelCost:
+    """What is believed of some streams.
+
+    Attributes:
+        seconds: that they take for a level.
+        count: how often that was seen.
+        seen_at: how many levels of all streams had been seen when it was seen last.
+    """
+
+    seconds: float
+    count: int
+    seen_at: int
+
+
 class LevelCosts:
     """The seconds in which streams draft a level of a tree, learned from the steps of all texts.
 
@@ -36,31 +54,42 @@ class LevelCosts:
     """
 
     def __init__(self) -> None:
-        self._known: dict[Members, tuple[float, int]] = {}
+        self._known: dict[Members, _LevelCost] = {}
+        self._num_seen = 0
 
     def seconds(self, members: Members) -> float:
         """Returns what a level is believed to take.
 
         Streams that never ran alone are hoped to take their part of what more of them took. Hope
-        makes them run alone, and then it is known.
+        makes them run alone, and then it is known. Hope comes back with time: one slow level does
+        not keep them from running alone for ever.
         """
         known = dict(self._known)  # other texts may add to it
-        if members in known:
-            return known[members][0]
         shares = (
-            seconds * min(len(members) / len(others), 1.0) for others, (seconds, _) in known.items()
+            cost.seconds * min(len(members) / len(others), 1.0)
+            for others, cost in known.items()
+            if others != members
         )
-        return min(shares, default=0.0)
+        hope = min(shares, default=0.0)
+        if members not in known:
+            return hope
+        believed, trust = known[members].seconds, self._trust(known[members])
+        return trust * believed + (1 - trust) * min(hope, believed)
 
     def observe(self, members: Members, seconds: float) -> None:
         """Learns what a level took; of the first two the smaller one holds."""
-        believed, count = self._known.get(members, (seconds, 0))
-        if count < 2:
+        cost = self._known.get(members) or _LevelCost(seconds, 0, self._num_seen)
+        believed = cost.seconds
+        if cost.count < 2:
             believed = min(believed, seconds)
         else:
             seconds = min(max(seconds, believed / LARGEST_CHANGE), believed * LARGEST_CHANGE)
-            believed += COST_GAIN * (seconds - believed)
-        self._known[members] = believed, count + 1
+            believed += max(COST_GAIN, 1 - self._trust(cost)) * (seconds - believed)
+        self._num_seen += 1
+        self._known[members] = _LevelCost(believed, cost.count + 1, self._num_seen)
+
+    def _trust(self, cost: _LevelCost) -> float:
+        return TRUST ** (self._num_seen - cost.seen_at)
 
 
 @dataclass(frozen=True, eq=False)
