@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from treesnake.kernels.grouped_weight import GroupedWeight, round_to_groups
+from treesnake.kernels.grouped_weight import (
+    GroupedWeight,
+    below_each_other,
+    in_floats,
+    round_to_groups,
+)
 from treesnake.kernels.reference.grouped_linear import (
     fused_multiply_add,
     grouped_linear,
@@ -45,6 +50,18 @@ def test_four_bits_have_less_squared_error_than_those_from_smallest_to_largest()
 def test_groups_of_one_number_keep_it() -> None:
     weight = torch.full((1, 64), -0.75)
     assert np.array_equal(round_to_groups(weight, 4).to_floats(), weight.numpy())
+
+
+@pytest.mark.parametrize("widths", [(4, 4), (8, 8), (4, 8), (None, 4), (None, None)], ids=str)
+def test_matrices_below_each_other_keep_groups_of_one_form(widths: tuple[int | None, ...]) -> None:
+    floats = [normal(rows, 64) for rows in (3, 5)]
+    parts = [
+        matrix if bits is None else round_to_groups(matrix, bits)
+        for matrix, bits in zip(floats, widths, strict=True)
+    ]
+    joined = below_each_other(parts)
+    assert in_floats(joined).equal(torch.cat([in_floats(part) for part in parts]))
+    assert isinstance(joined, GroupedWeight) == (widths in ((4, 4), (8, 8)))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

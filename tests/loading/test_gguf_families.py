@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    GraniteMoeHybridConfig,
+    GraniteMoeHybridForCausalLM,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
@@ -23,13 +25,20 @@ from transformers import (
 
 from treesnake import SpeculativeDecoder, StaticSearch, chain
 from treesnake.errors import LoadError, UnsupportedModelError
-from treesnake.loading.checkpoint import find_checkpoint
+from treesnake.loading.checkpoint import HYBRID, find_checkpoint
 from treesnake.loading.gguf_families import FAMILIES
-from treesnake.loading.networks import load_network
+from treesnake.loading.grafts import grafted_weights
+from treesnake.loading.memory import weight_bytes
+from treesnake.loading.networks import keeps_integers, load_network
 from treesnake.loading.options import EngineName, LoadOptions
 from treesnake.loading.reference import Reference, find_reference
+from treesnake.models.gguf import describe_formats, kept_packed
+from treesnake.models.hybrid_config import HybridConfig
+from treesnake.models.hybrid_cpu import CpuHybrid
 from treesnake.models.tree_network import TreeNetwork
+from treesnake.models.weights import Weights
 from treesnake.prompt import Prompt
+from treesnake.testing import check_network
 
 gguf = pytest.importorskip("gguf")
 
@@ -232,6 +241,46 @@ def test_a_packed_file_runs_in_its_own_bits(
     assert "rounded to 8 bits" in loaded.description["activations"]
     error = logits_of(loaded.network) - logits_of(exact.network)
     assert error.norm() / logits_of(exact.network).norm() < 0.2  # wrong weights: 1
+
+
+def test_a_hybrid_that_is_grafted_onto_a_packed_file_keeps_its_bits(
+    tmp_path: Path, tokenizer_metadata: dict[str, Any]
+) -> None:
+    path = write(tmp_path / "m.gguf", "llama", tokenizer_metadata, {}, kind="Q4_1").path
+    base = find_checkpoint(str(path)).weights
+    assert isinstance(base, Weights)
+    config = GraniteMoeHybridConfig(
+        **SIZES,
+        shared_intermediate_size=SIZES["intermediate_size"],
+        layer_types=["mamba", "attention"],
+        position_embedding_type="rope",
+        num_local_experts=0,
+        num_experts_per_tok=0,
+        mamba_n_heads=4,
+        mamba_d_head=16,
+        mamba_d_state=16,
+        mamba_expand=1,
+    )
+    torch.manual_seed(0)
+    mixers = GraniteMoeHybridForCausalLM(config).model.layers[0].mamba.state_dict()
+    own = {f"model.layers.0.mamba.{name}": tensor for name, tensor in mixers.items()}
+    weights = grafted_weights({"model_type": config.model_type}, own, base, "here")
+    assert describe_formats(weights.entries) == "11 Q4_1 in 4 bits; 2 float32 in 8 bits"
+    sizes = HybridConfig.from_hf(config)
+    exact = CpuHybrid(sizes, weights)
+    stored = CpuHybrid(sizes, kept_packed(weights), torch.int8)
+    assert stored.num_bytes < exact.num_bytes / 3
+    error = logits_of(stored) - logits_of(exact)
+    assert 0 < error.norm() / logits_of(exact).norm() < 0.2  # wrong weights: 1
+    check_network(stored, num_trials=1, tolerance=0)
+
+
+def test_the_hybrid_of_the_package_runs_in_the_bits_of_the_default_target() -> None:
+    checkpoint = find_checkpoint(HYBRID)
+    assert isinstance(checkpoint.weights, Weights)
+    assert keeps_integers(checkpoint, LoadOptions(device="cpu"), torch.device("cpu"))
+    assert "Q4_1 in 4 bits; 12 float16" in describe_formats(checkpoint.weights.entries)
+    assert weight_bytes(checkpoint, None) < 0.4 * weight_bytes(checkpoint, torch.float16)
 
 
 def test_the_bits_of_a_file_are_for_the_native_engine(

@@ -5,6 +5,7 @@ here is plain and readable, one byte a number. Kernels read a packed form of it
 (`treesnake.kernels.cpu.grouped`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -114,6 +115,21 @@ Matrix: TypeAlias = Tensor | GroupedWeight
 def in_floats(matrix: Matrix) -> Float[Tensor, "outputs inputs"]:
     """Returns a matrix of floats as it is, and one of groups as the floats it stands for."""
     return torch.from_numpy(matrix.to_floats()) if isinstance(matrix, GroupedWeight) else matrix
+
+
+def below_each_other(parts: Sequence[Matrix]) -> Matrix:
+    """Returns matrices of one width as one: grouped if all are of one form, else as floats."""
+    weights = [part for part in parts if isinstance(part, GroupedWeight)]
+    forms = {(weight.bits, weight.minimums is None) for weight in weights}
+    if len(weights) < len(parts) or len(forms) > 1:
+        return torch.cat([in_floats(part) for part in parts])
+    minimums = [weight.minimums for weight in weights if weight.minimums is not None]
+    return GroupedWeight(
+        weights[0].bits,
+        np.concatenate([weight.values for weight in weights]),
+        np.concatenate([weight.scales for weight in weights]),
+        np.concatenate(minimums) if minimums else None,
+    )
 
 
 def padded_to_groups(inputs: int) -> int:

@@ -152,7 +152,9 @@ class Checkpoint:
 
     @property
     def is_packed(self) -> bool:
-        """Whether it is a GGUF file whose matrices have fewer bits than floats."""
+        """Whether it is a GGUF file whose matrices have fewer bits than floats, or is on one."""
+        if self.base is not None:
+            return self.base.is_packed
         return self.gguf is not None and any(each.is_packed for each in self.gguf.tensors.values())
 
     @cached_property

@@ -7,15 +7,12 @@ the tensors of the package's Llama by their names there.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from jaxtyping import Shaped
 from torch import Tensor
 
 from treesnake.errors import LoadError
-from treesnake.models.weights import InMemory, StoredTensor, Weights
+from treesnake.models.weights import InMemory, Stacked, StoredTensor, Weights
 
 MODEL_TYPE = "granitemoehybrid"
 
@@ -69,38 +66,3 @@ def _called(name: str) -> str:
         if name.endswith(part):
             return name.removesuffix(part) + other
     return name
-
-
-@dataclass(frozen=True)
-class Stacked:
-    """Stored matrices of one width and dtype, one under the other."""
-
-    parts: tuple[StoredTensor, ...]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of each part."""
-        return self.parts[0].dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of all rows."""
-        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
-
-    @property
-    def num_elements(self) -> int:
-        """The number of values."""
-        return sum(part.num_elements for part in self.parts)
-
-    @property
-    def num_bytes(self) -> int:
-        """The size as stored."""
-        return sum(part.num_bytes for part in self.parts)
-
-    def rows(self, begin: int, end: int) -> InMemory:
-        """Returns some of the rows, which are read at once."""
-        return InMemory(self.read("rows")[begin:end])
-
-    def read(self, name: str) -> Shaped[Tensor, "rows width"]:
-        """Reads all rows."""
-        return torch.cat([part.read(name) for part in self.parts])

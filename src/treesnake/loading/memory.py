@@ -10,6 +10,7 @@ import torch
 
 from treesnake.errors import LoadError
 from treesnake.loading.checkpoint import Checkpoint
+from treesnake.models.gguf import format_of, stored_parts
 from treesnake.models.weights import Weights
 
 BYTES_OF_BITS = {4: 20 / 32, 5: 24 / 32, 6: 28 / 32, 8: 34 / 32}
@@ -31,9 +32,9 @@ def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None) -> int:
     """
     weights = checkpoint.weights
     if dtype is None:
-        assert checkpoint.gguf is not None, "other checkpoints have a dtype"
-        tensors = checkpoint.gguf.tensors.values()
-        return sum(int(t.num_elements * BYTES_OF_BITS[t.stored_bits]) for t in tensors)
+        assert isinstance(weights, Weights), "other checkpoints have a dtype"
+        parts = stored_parts(weights.entries)
+        return sum(int(part.num_elements * BYTES_OF_BITS[format_of(part)[1]]) for part in parts)
     quantised = getattr(checkpoint.config, "quantization_config", None) is not None
     if quantised and isinstance(weights, Weights):
         return weights.num_bytes

@@ -87,10 +87,10 @@ class LoadedNetwork:
     @property
     def _formats(self) -> dict[str, str]:
         """What is said of a packed file: its formats, and their bits if it runs as stored."""
-        gguf = self.checkpoint.gguf
-        if gguf is None or self.dtype != STORED_INTEGERS:
+        weights = self.checkpoint.weights
+        if self.dtype != STORED_INTEGERS or not isinstance(weights, Weights):
             return {}
-        return {"formats": describe_formats(gguf.tensors)}
+        return {"formats": describe_formats(weights.entries)}
 
 
 def load_network(

@@ -30,7 +30,7 @@ from treesnake.errors import LoadError
 from treesnake.kernels.grouped_weight import GroupedWeight, round_to_groups
 from treesnake.models.gguf_blocks import GROUPED_TYPES, STORED_BITS, unpack
 from treesnake.models.pointers import check_no_pointer
-from treesnake.models.weights import Weights
+from treesnake.models.weights import Stacked, StoredTensor, Weights
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -62,6 +62,9 @@ PLAIN_TYPES = {
     30: torch.bfloat16,
 }
 """The ggml types whose values stand alone."""
+
+OTHER_BITS = 8
+"""In how many bits matrices run as stored if their format has no groups like ours."""
 
 TYPE_NAMES = {
     0: "F32",
@@ -178,7 +181,7 @@ class GgufTensor:
     @property
     def stored_bits(self) -> int:
         """In how many bits each value of a matrix runs as stored."""
-        return STORED_BITS.get(self.ggml_type, 8)
+        return STORED_BITS.get(self.ggml_type, OTHER_BITS)
 
     def rows(self, begin: int, end: int) -> "GgufTensor":
         """Returns some of the rows, as if they were a tensor of their own."""
@@ -278,24 +281,44 @@ def kept_packed(weights: Weights) -> Weights:
 
     They come behind all others: the first of a mapping of tensors is a tensor.
     """
-    packed = {
-        name: PackedMatrix(entry)
-        for name, entry in weights.entries.items()
-        if isinstance(entry, GgufTensor) and entry.is_packed and len(entry.shape) == 2
-    }
+    kept = {name: _kept_packed(entry) for name, entry in weights.entries.items()}
+    packed = {name: entry for name, entry in kept.items() if entry is not None}
     others = {name: entry for name, entry in weights.entries.items() if name not in packed}
     return Weights(others | packed)
 
 
-def describe_formats(weights: Mapping[str, GgufTensor]) -> str:
+def _kept_packed(entry: StoredTensor) -> StoredTensor | None:
+    """Returns a packed matrix, or several below each other, as it is to be read, or None."""
+    if isinstance(entry, Stacked):
+        parts = [part for part in map(_kept_packed, entry.parts) if part is not None]
+        return Stacked(tuple(parts)) if len(parts) == len(entry.parts) else None
+    is_kept = isinstance(entry, GgufTensor) and entry.is_packed and len(entry.shape) == 2
+    return PackedMatrix(entry) if is_kept else None
+
+
+def describe_formats(weights: Mapping[str, StoredTensor]) -> str:
     """Returns how many matrices have which format, and in how many bits they run as stored."""
-    matrices = [tensor for tensor in weights.values() if len(tensor.shape) == 2]
-    counts = Counter((tensor.ggml_type, tensor.stored_bits) for tensor in matrices)
+    counts = Counter(format_of(each) for each in stored_parts(weights) if len(each.shape) == 2)
     parts: dict[int, list[str]] = {}
-    for (ggml_type, num_bits), count in counts.most_common():
-        name = TYPE_NAMES.get(ggml_type, ggml_type)
+    for (name, num_bits), count in counts.most_common():
         parts.setdefault(num_bits, []).append(f"{count} {name}")
     return "; ".join(f"{', '.join(parts[bits])} in {bits} bits" for bits in sorted(parts))
+
+
+def format_of(entry: StoredTensor) -> tuple[Any, int]:
+    """Returns the name of a tensor's format, and in how many bits a matrix of it runs as stored."""
+    if isinstance(entry, GgufTensor):
+        return TYPE_NAMES.get(entry.ggml_type, entry.ggml_type), entry.stored_bits
+    return str(entry.dtype).removeprefix("torch."), OTHER_BITS
+
+
+def stored_parts(weights: Mapping[str, StoredTensor]) -> list[StoredTensor]:
+    """Returns all tensors, and of those below each other each one."""
+    return [
+        part
+        for entry in weights.values()
+        for part in (entry.parts if isinstance(entry, Stacked) else (entry,))
+    ]
 
 
 def mean_bits(weights: Mapping[str, GgufTensor]) -> float:

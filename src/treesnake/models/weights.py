@@ -19,6 +19,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from treesnake.errors import LoadError
+from treesnake.kernels.grouped_weight import Matrix, below_each_other, in_floats
 from treesnake.models.json_files import read_json_object
 from treesnake.models.pointers import check_no_pointer
 
@@ -164,6 +165,41 @@ class InMemory:
         """Returns it."""
         del name
         return self.tensor
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Stored matrices of one width and dtype, one under the other."""
+
+    parts: tuple[StoredTensor, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of each part."""
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all rows."""
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    @property
+    def num_elements(self) -> int:
+        """The number of values."""
+        return sum(part.num_elements for part in self.parts)
+
+    @property
+    def num_bytes(self) -> int:
+        """The size as stored."""
+        return sum(part.num_bytes for part in self.parts)
+
+    def rows(self, begin: int, end: int) -> InMemory:
+        """Returns some of the rows, which are read at once."""
+        return InMemory(in_floats(self.read("rows"))[begin:end])
+
+    def read(self, name: str) -> Matrix:
+        """Reads all rows: as integers in groups, if all parts are such of one form."""
+        return below_each_other([part.read(name) for part in self.parts])
 
 
 class Weights(Mapping[str, Any]):
