@@ -292,8 +292,9 @@ def _kept_packed(entry: StoredTensor) -> StoredTensor | None:
     if isinstance(entry, Stacked):
         parts = [part for part in map(_kept_packed, entry.parts) if part is not None]
         return Stacked(tuple(parts)) if len(parts) == len(entry.parts) else None
-    is_kept = isinstance(entry, GgufTensor) and entry.is_packed and len(entry.shape) == 2
-    return PackedMatrix(entry) if is_kept else None
+    if isinstance(entry, GgufTensor) and entry.is_packed and len(entry.shape) == 2:
+        return PackedMatrix(entry)
+    return None
 
 
 def describe_formats(weights: Mapping[str, StoredTensor]) -> str:
