@@ -23,7 +23,7 @@ from frame import Result, Variant, add_rounds, print_table, run, time_in_turn
 from torch import Tensor
 from transformers import LlamaConfig
 
-from treesnake.kernels.cpu.grouped import TILE_ROWS, RoundedRows, new_rounded_rows, round_row
+from treesnake.kernels.cpu.grouped import TILE_ROWS, new_rounded_rows, round_row
 from treesnake.kernels.cpu.jit import entry_point
 from treesnake.kernels.cpu.linear import REPLACE, TILES, padded
 from treesnake.kernels.cpu.products import multiply_rows
@@ -147,7 +147,7 @@ SPARE_ROWS = max(TILES[0][0], TILE_ROWS[0])
 
 
 @functools.cache
-def _room(rows: int, inputs: int, outputs: int) -> tuple[np.ndarray, RoundedRows, np.ndarray]:
+def _room(rows: int, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns what products of one size read and write."""
     rows += SPARE_ROWS
     x, out = np.zeros((rows, padded(inputs)), np.float32), np.empty((rows, outputs), np.float32)

@@ -16,7 +16,6 @@ from treesnake.kernels.cpu.grouped import (
     FORMS,
     TILE_ROWS,
     Form,
-    RoundedRows,
     form_of,
     grouped_rows,
     new_rounded_rows,
@@ -66,7 +65,7 @@ def _multiply(rounded, num_rows, blocks, end, groups, out, adds):
     grouped_rows(rounded, num_rows, blocks, 0, end, groups, out, adds)
 
 
-def rounded(x: np.ndarray) -> RoundedRows:
+def rounded(x: np.ndarray) -> np.ndarray:
     rows = new_rounded_rows(len(x) + TILE_ROWS[0], x.shape[1])
     _round(x, len(x), rows)
     return rows
@@ -138,12 +137,15 @@ def test_rows_are_rounded_as_the_reference_rounds_them(
     x = random_rows(rows, width) * np.float32(2.0**exponent)
     padded = np.zeros((rows, -(-width // 32) * 32), np.float32)
     padded[:, :width] = x
-    result, expected = rounded(x), round_rows(padded)
-    assert np.array_equal(result.values[:rows], expected.values)
-    assert np.array_equal(result.scales[:rows], expected.scales)
-    sums = expected.values.reshape(rows, -1, 16).sum(2, dtype=np.int32)
-    assert np.array_equal(result.half_offsets[:rows], -128 * sums)
-    assert np.array_equal(result.offsets[:rows], -128 * sums.reshape(rows, -1, 2).sum(2))
+    result, expected = rounded(x)[:rows], round_rows(padded)
+    assert np.array_equal(result["values"].reshape(rows, -1), expected.values)
+    assert np.array_equal(result["scale"], expected.scales)
+    half_sums = expected.values.reshape(rows, -1, 2, 16).sum(3, dtype=np.int32)
+    sums = half_sums.sum(2)
+    assert np.array_equal(result["sum"], expected.scales * sums.astype(np.float32))
+    assert np.array_equal(result["eight_bits"], -128 * sums)
+    assert np.array_equal(result["five_bits"], -16 * sums)
+    assert np.array_equal(result["six_bits"], -32 * half_sums)
 
 
 def test_rows_that_are_no_finite_numbers_stay_visible() -> None:

@@ -19,7 +19,7 @@ the blocks of one matrix may differ.
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -164,32 +164,42 @@ def _interleave(
             target.copy_(blocks.view(len(target), groups, -1).view(torch.uint8))
 
 
-class RoundedRows(NamedTuple):
-    """Activations in 8 bits.
+ROUNDED_GROUP = np.dtype(
+    {
+        "names": ["values", "scale", "sum", "eight_bits", "five_bits", "six_bits"],
+        "formats": [(np.int8, GROUP), np.float32, np.float32, np.int32, np.int32, (np.int32, 2)],
+        "offsets": [0, 32, 36, 40, 44, 48],
+        "itemsize": CACHE_LINE,
+    }
+)
+"""A row's activations of one group in 8 bits: a cache line, so that a tile needs one address a row.
 
-    `values` (rows, inputs) are integers, `scales` (rows, groups) what they are multiplied with, and
-    `sums` the scaled sum of each group. `offsets` (rows, groups) are -128 times the integers' sum,
-    `half_offsets` (rows, halves) those of each 16 inputs, for instructions that take weights as
-    unsigned numbers.
-    """
+`values` are integers, `scale` is what they are multiplied with, `sum` their scaled sum. The others
+are what sums of products with weights of so many bits begin with, where instructions or blocks have
+moved the weights to lie from 0 on: for 6 bits two, one for each 16 inputs.
+"""
 
-    values: np.ndarray
-    scales: np.ndarray
-    sums: np.ndarray
-    offsets: np.ndarray
-    half_offsets: np.ndarray
+_START_NAMES = {5: "five_bits", 6: "six_bits", 8: "eight_bits"}
+
+_FIELDS = dict(ROUNDED_GROUP.fields or {})
+_ELEMENTS = {
+    np.dtype(np.int8): BYTE,
+    np.dtype(np.float32): simd.FLOAT,
+    np.dtype(np.int32): simd.INT32,
+}
 
 
-def new_rounded_rows(rows: int, inputs: int) -> RoundedRows:
+def new_rounded_rows(rows: int, inputs: int) -> Shaped[np.ndarray, "rows groups"]:
     """Allocates what `round_row` writes; `rows` must count those to spare."""
-    groups = -(-inputs // GROUP)
-    return RoundedRows(
-        np.zeros((rows, groups * GROUP), np.int8),
-        np.zeros((rows, groups), np.float32),
-        np.zeros((rows, groups), np.float32),
-        np.zeros((rows, groups), np.int32),
-        np.zeros((rows, groups * HALVES), np.int32),
-    )
+    return np.zeros((rows, -(-inputs // GROUP)), ROUNDED_GROUP)
+
+
+def _field(builder: Any, group: Any, name: str, number: Any = 0) -> Any:
+    """Builds the address of a number in a field of a `ROUNDED_GROUP`."""
+    kind, begin = _FIELDS[name][:2]
+    start = builder.gep(builder.bitcast(group, simd.BYTE_POINTER), [simd.index(begin)])
+    pointer = builder.bitcast(start, _ELEMENTS[kind.base].as_pointer())
+    return builder.gep(pointer, [simd.index(number)])
 
 
 @intrinsic
@@ -200,10 +210,12 @@ def round_row(typing_context, x, row, rounded):
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
         source = simd.row_pointer(builder, array, arguments[1])
         width = cgutils.unpack_tuple(builder, array.shape)[1]
-        targets = _row_pointers(context, builder, signature.args[2], arguments[2], arguments[1])
+        rounded = context.make_array(signature.args[2])(context, builder, arguments[2])
+        target = simd.row_pointer(builder, rounded, arguments[1])
 
         def round_group(column: Any, _: Any) -> list[Any]:
-            _round_group(builder, source, column, width, targets)
+            group = builder.gep(target, [builder.sdiv(column, simd.index(GROUP))])
+            _round_group(builder, source, column, width, group)
             return []
 
         simd.loop(builder, simd.index(0), width, GROUP, [], round_group)
@@ -212,30 +224,7 @@ def round_row(typing_context, x, row, rounded):
     return types.void(x, types.intp, rounded), generate
 
 
-class _RowPointers(NamedTuple):
-    """The addresses of one row of `RoundedRows`."""
-
-    values: Any
-    scales: Any
-    sums: Any
-    offsets: Any
-    half_offsets: Any
-
-
-def _row_pointers(
-    context: Any, builder: Any, kind: Any, rounded: Any, row: Any, offset: int = 0
-) -> _RowPointers:
-    """Builds the addresses of row `row + offset`."""
-    arrays = [
-        context.make_array(kind.types[number])(
-            context, builder, builder.extract_value(rounded, number)
-        )
-        for number in range(len(_RowPointers._fields))
-    ]
-    return _RowPointers(*(simd.row_pointer(builder, array, row, offset) for array in arrays))
-
-
-def _round_group(builder: Any, source: Any, column: Any, width: Any, target: _RowPointers) -> None:
+def _round_group(builder: Any, source: Any, column: Any, width: Any, group: Any) -> None:
     """Builds what `round_rows` of the reference does with one group."""
     inputs = [
         _load_inside(builder, source, builder.add(column, simd.index(offset)), width)
@@ -251,29 +240,19 @@ def _round_group(builder: Any, source: Any, column: Any, width: Any, target: _Ro
     half_sums = [ir.Constant(simd.INT32, 0)] * HALVES
     for number, vector in enumerate(inputs):
         integers = _nearest_bytes(builder, builder.fmul(vector, factors))
-        position = builder.add(column, simd.index(number * simd.LANES))
-        pointer = builder.gep(target.values, [position])
+        pointer = _field(builder, group, "values", number * simd.LANES)
         builder.store(integers, builder.bitcast(pointer, integers.type.as_pointer()), align=1)
         half = number * simd.LANES // HALF_GROUP
         total = _reduce(builder, "add", builder.sext(integers, INTS))
         half_sums[half] = builder.add(half_sums[half], total)
-    group = builder.sdiv(column, simd.index(GROUP))
     group_sum = builder.add(*half_sums)
-    builder.store(scale, builder.gep(target.scales, [group]))
+    builder.store(scale, _field(builder, group, "scale"))
     summed = builder.fmul(scale, builder.sitofp(group_sum, simd.FLOAT))
-    builder.store(summed, builder.gep(target.sums, [group]))
-    builder.store(_offset(builder, group_sum), builder.gep(target.offsets, [group]))
-    for half, half_sum in enumerate(half_sums):
-        pointer = builder.gep(target.half_offsets, [_half(builder, group, half)])
-        builder.store(_offset(builder, half_sum), pointer)
-
-
-def _offset(builder: Any, total: Any) -> Any:
-    return builder.mul(total, ir.Constant(simd.INT32, -128))
-
-
-def _half(builder: Any, group: Any, half: int) -> Any:
-    return builder.add(builder.mul(group, simd.index(HALVES)), simd.index(half))
+    builder.store(summed, _field(builder, group, "sum"))
+    for bits, name in _START_NAMES.items():
+        for part, total in enumerate(half_sums if bits == 6 else [group_sum]):
+            moved = builder.mul(total, ir.Constant(simd.INT32, -(1 << (bits - 1))))
+            builder.store(moved, _field(builder, group, name, part))
 
 
 def _float(number: float) -> Any:
@@ -321,11 +300,8 @@ def product_tile(num_rows: int, form: Form, dot: BytesDot) -> Any:
     def tile(typing_context, address, rounded, row, groups, out, column, adds):
         def generate(context, builder, signature, arguments):
             address, rounded, row, groups, out, column, adds = arguments
-            kind = signature.args[1]
-            rows = [
-                _row_pointers(context, builder, kind, rounded, row, offset)
-                for offset in range(num_rows)
-            ]
+            rounded = context.make_array(signature.args[1])(context, builder, rounded)
+            rows = [simd.row_pointer(builder, rounded, row, offset) for offset in range(num_rows)]
             block = builder.inttoptr(address, simd.BYTE_POINTER)
             totals = simd.loop(
                 builder,
@@ -356,7 +332,7 @@ def _add_group(
     form: Form,
     dot: BytesDot,
     block: Any,
-    rows: list[_RowPointers],
+    rows: list[Any],
     group: Any,
     totals: Sequence[Any],
 ) -> list[Any]:
@@ -364,55 +340,50 @@ def _add_group(
     start = builder.gep(block, [builder.mul(group, simd.index(form.group_bytes))])
     for line in range(0, form.group_bytes, CACHE_LINE):
         simd.prefetch(builder, builder.gep(start, [simd.index(PREFETCH_BYTES + line)]))
-    sums = _sum_products(builder, form, dot, start, rows, group)
+    groups = [builder.gep(row, [group]) for row in rows]
+    sums = _sum_products(builder, form, dot, start, groups)
     scales = [
         _load_scales(builder, start, begin)
         for begin in range(form.scales_begin, form.group_bytes, SCALES_BYTES)
     ]
     results: list[Any] = []
-    for row, row_sums, before in zip(rows, sums, totals, strict=True):
-        total, factor = before, _spread_float(builder, row.scales, group)
+    for each, row_sums, before in zip(groups, sums, totals, strict=True):
+        total, factor = before, _spread_float(builder, each, "scale")
         for product, scale in zip(row_sums, scales[: form.parts], strict=True):
             both = builder.fmul(scale, factor)
             floats = builder.sitofp(product, simd.VECTOR)
             total = simd.fused_multiply_add(builder, floats, both, total)
         if form.has_minimums:
-            summed = _spread_float(builder, row.sums, group)
+            summed = _spread_float(builder, each, "sum")
             total = simd.fused_multiply_add(builder, scales[-1], summed, total)
         results.append(total)
     return results
 
 
 def _sum_products(
-    builder: Any, form: Form, dot: BytesDot, start: Any, rows: list[_RowPointers], group: Any
+    builder: Any, form: Form, dot: BytesDot, start: Any, groups: list[Any]
 ) -> list[list[Any]]:
     """Returns for each row the integer sums of all that shares a scale: a group, or two halves."""
     bits = form.bits
     sums = [
-        [dot.start(builder, offset, bits) for offset in _offsets(builder, form, row, group)]
-        for row in rows
+        [dot.start(builder, offset, bits) for offset in _offsets(builder, form, group)]
+        for group in groups
     ]
     for quad, vector in _quads(builder, form, start):
         weights = dot.prepare(builder, vector, bits)
         part = quad * form.parts // QUADS_PER_GROUP
-        position = builder.add(builder.mul(group, simd.index(GROUP)), simd.index(4 * quad))
-        for row, totals in zip(rows, sums, strict=True):
-            inputs = _spread_quad(builder, builder.gep(row.values, [position]))
+        for group, totals in zip(groups, sums, strict=True):
+            inputs = _spread_quad(builder, _field(builder, group, "values", 4 * quad))
             totals[part] = dot.add(builder, totals[part], weights, inputs, bits)
     return [[dot.finish(builder, total, bits) for total in totals] for totals in sums]
 
 
-def _offsets(builder: Any, form: Form, row: _RowPointers, group: Any) -> list[Any]:
+def _offsets(builder: Any, form: Form, group: Any) -> list[Any]:
     """Returns for each part of a group the vector that undoes that weights lie from 0 on."""
     if form.has_minimums:
         return [None] * form.parts
-    pointers = [builder.gep(row.offsets, [group])]
-    if form.parts > 1:
-        positions = [_half(builder, group, half) for half in range(HALVES)]
-        pointers = [builder.gep(row.half_offsets, [position]) for position in positions]
-    # They are made for weights of 8 bits: -128 times the sum of the inputs.
-    shift = ir.Constant(INTS, [SIGNED_BITS - form.bits] * simd.LANES)
-    return [builder.ashr(splat(builder, builder.load(pointer)), shift) for pointer in pointers]
+    pointers = [_field(builder, group, _START_NAMES[form.bits], part) for part in range(form.parts)]
+    return [splat(builder, builder.load(pointer)) for pointer in pointers]
 
 
 def _quads(builder: Any, form: Form, start: Any) -> Iterator[tuple[int, Any]]:
@@ -457,8 +428,8 @@ def _spread_quad(builder: Any, pointer: Any) -> Any:
     return builder.bitcast(splat(builder, quad), QUADS)
 
 
-def _spread_float(builder: Any, pointer: Any, position: Any) -> Any:
-    return simd.splat(builder, builder.load(builder.gep(pointer, [position])))
+def _spread_float(builder: Any, group: Any, name: str) -> Any:
+    return simd.splat(builder, builder.load(_field(builder, group, name)))
 
 
 def _load_scales(builder: Any, start: Any, begin: int) -> Any:

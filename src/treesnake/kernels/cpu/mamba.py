@@ -32,6 +32,7 @@ from treesnake.kernels.cpu.state_space import (
     parents_of,
     project_in,
     project_out,
+    round_outputs,
     write_logits,
 )
 from treesnake.kernels.cpu.steps import block_size
@@ -76,6 +77,7 @@ def run_mamba(barrier, run):
         step = convolve(barrier, step, run, layer, 0)
         step = _select(barrier, step, run, layer)
         step = _recur(barrier, step, run, layer, thread)
+        step = round_outputs(barrier, step, run, layer)
         step = project_out(barrier, step, run, layer)
     write_logits(barrier, step, run)
 

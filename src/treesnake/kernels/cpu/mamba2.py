@@ -18,6 +18,7 @@ from treesnake.kernels.cpu.activations import skip_gate_range, soften_range
 from treesnake.kernels.cpu.conv import copy_range
 from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
 from treesnake.kernels.cpu.norm import inverse_rms, scale_range
+from treesnake.kernels.cpu.products import round_input
 from treesnake.kernels.cpu.ssd import (
     SsdSelection,
     run_path,
@@ -47,7 +48,7 @@ from treesnake.kernels.cpu.state_space import (
 )
 from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, wait
 
-STEPS_PER_LAYER = 10
+STEPS_PER_LAYER = 8
 OTHER_STEPS = 4
 
 
@@ -224,7 +225,7 @@ def _recur_head(run, layer, part, head, thread):
 
 @inlined
 def _gate(barrier, step, run, layer):
-    """Adds the skip connection, gates, and norms each group, a row a unit."""
+    """Adds the skip connection, gates, norms each group, and rounds: a row a unit."""
     stack = run.work.stack
     D, weight = run.weights.stack.D[layer], run.weights.gated_norm[layer]
     num_rows = run.rows.token_ids.shape[0]
@@ -237,6 +238,7 @@ def _gate(barrier, step, run, layer):
             end = begin + size
             factor = _inverse_rms(stack.y, row, begin, end, run.weights.gated_epsilon)
             scale_range(stack.y, row, begin, weight[begin:end], factor)
+        round_input(stack.y, row, run.weights.stack.out_proj[layer], stack.rounded)
         row = finish_unit(barrier, step)
     return wait(barrier, step, num_rows)
 

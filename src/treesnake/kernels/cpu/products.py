@@ -24,6 +24,11 @@ def count_outputs(weight):
     raise NotImplementedError("for compiled code only")
 
 
+def round_input(x, row, weight, rounded):
+    """Rounds a row of `x` to `rounded` if the weight's products read it there."""
+    raise NotImplementedError("for compiled code only")
+
+
 def round_inputs(barrier, step, x, num_rows, weight, rounded):
     """Rounds rows of `x` to `rounded` if the weight's products read them there: a step, or none."""
     raise NotImplementedError("for compiled code only")
@@ -52,6 +57,17 @@ def _count_outputs(weight):
         return weight.shape[0]
 
     return count_blocks if _is_grouped(weight) else count_rows
+
+
+@by_type(round_input)
+def _round_input(x, row, weight, rounded):
+    def round_one(x, row, weight, rounded):
+        round_row(x, row, rounded)
+
+    def keep_floats(x, row, weight, rounded):
+        pass
+
+    return round_one if _is_grouped(weight) else keep_floats
 
 
 @by_type(round_inputs)

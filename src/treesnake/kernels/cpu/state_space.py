@@ -18,10 +18,10 @@ from numba import types
 
 from treesnake.kernels.cpu.addresses import rows_of
 from treesnake.kernels.cpu.conv import convolve_range, copy_range, keep_history
-from treesnake.kernels.cpu.grouped import RoundedRows
 from treesnake.kernels.cpu.jit import inlined
 from treesnake.kernels.cpu.linear import ADD, REPLACE
-from treesnake.kernels.cpu.steps import block_size, embed, norm, project
+from treesnake.kernels.cpu.products import round_inputs
+from treesnake.kernels.cpu.steps import block_size, embed, multiply, norm
 from treesnake.kernels.cpu.team import finish_unit, next_unit, wait
 
 TEXT, COPIES, SUMS, REPLAY = 0, 1, 2, 3
@@ -83,7 +83,7 @@ class StackWorkspace(NamedTuple):
     dt: np.ndarray
     B: np.ndarray
     y: np.ndarray
-    rounded: RoundedRows
+    rounded: np.ndarray
 
 
 class MemoryShape(NamedTuple):
@@ -194,32 +194,45 @@ def write_logits(barrier, step, run):
     weights, work = run.weights.stack, run.work.stack
     num_rows = run.rows.token_ids.shape[0]
     final = weights.final_norm
-    step = norm(barrier, step, work.residual, num_rows, final, run.epsilon, work.normed)
-    last, no_bias = work.normed[num_rows - run.num_logits :], weights.conv_bias[0, :0]
+    head, rounded, normed, epsilon = weights.head, work.rounded, work.normed, run.epsilon
+    residual = work.residual
+    step = norm(barrier, step, residual, num_rows, final, epsilon, normed, head, rounded)
     if run.num_logits > 0:
-        num_logits, head, rounded, logits = run.num_logits, weights.head, work.rounded, run.logits
-        project(barrier, step, last, num_logits, head, no_bias, rounded, logits, REPLACE)
+        first, num_logits, logits = num_rows - run.num_logits, run.num_logits, run.logits
+        last, rounded, no_bias = normed[first:], rounded[first:], weights.conv_bias[0, :0]
+        multiply(barrier, step, last, num_logits, head, no_bias, rounded, logits, REPLACE)
 
 
 @inlined
 def project_in(barrier, step, run, layer):
     """Norms and projects to what the layer mixes and its gate."""
     weights, work = run.weights.stack, run.work.stack
-    num_rows, weight = run.rows.token_ids.shape[0], weights.norm[layer]
-    step = norm(barrier, step, work.residual, num_rows, weight, run.epsilon, work.normed)
+    num_rows, norm_weight, epsilon = run.rows.token_ids.shape[0], weights.norm[layer], run.epsilon
     x, weight, bias = work.normed, weights.in_proj[layer], weights.in_proj_bias[layer]
-    rounded, out = work.rounded, work.projected
-    return project(barrier, step, x, num_rows, weight, bias, rounded, out, REPLACE)
+    residual, rounded, out = work.residual, work.rounded, work.projected
+    step = norm(barrier, step, residual, num_rows, norm_weight, epsilon, x, weight, rounded)
+    return multiply(barrier, step, x, num_rows, weight, bias, rounded, out, REPLACE)
+
+
+@inlined
+def round_outputs(barrier, step, run, layer):
+    """Rounds the layer's outputs if they are projected back in integers: a step, or none."""
+    weight, work, num_rows = (
+        run.weights.stack.out_proj[layer],
+        run.work.stack,
+        run.rows.token_ids.shape[0],
+    )
+    return round_inputs(barrier, step, work.y, num_rows, weight, work.rounded)
 
 
 @inlined
 def project_out(barrier, step, run, layer):
-    """Projects the layer's outputs back and adds them."""
+    """Projects the layer's outputs, which are rounded already, back and adds them."""
     weights, work = run.weights.stack, run.work.stack
     num_rows = run.rows.token_ids.shape[0]
     weight, bias = weights.out_proj[layer], weights.out_proj_bias[layer]
     rounded, out = work.rounded, work.residual
-    return project(barrier, step, work.y, num_rows, weight, bias, rounded, out, ADD)
+    return multiply(barrier, step, work.y, num_rows, weight, bias, rounded, out, ADD)
 
 
 @inlined

@@ -3,7 +3,13 @@
 from treesnake.kernels.cpu.jit import kernel
 from treesnake.kernels.cpu.linear import COLUMN_BLOCK
 from treesnake.kernels.cpu.norm import rms_norm_row
-from treesnake.kernels.cpu.products import count_outputs, embed_row, multiply_rows, round_inputs
+from treesnake.kernels.cpu.products import (
+    count_outputs,
+    embed_row,
+    multiply_rows,
+    round_input,
+    round_inputs,
+)
 from treesnake.kernels.cpu.team import finish_unit, next_unit, wait
 
 UNITS_PER_THREAD = 4
@@ -31,11 +37,12 @@ def embed(barrier, step, token_ids, embedding, width, out):
 
 
 @kernel
-def norm(barrier, step, x, num_rows, weight, epsilon, out):
-    """Norms rows."""
+def norm(barrier, step, x, num_rows, norm_weight, epsilon, out, weight, rounded):
+    """Norms rows, and rounds them if the weight that they are multiplied with needs that."""
     row = next_unit(barrier, step)
     while row < num_rows:
-        rms_norm_row(x, row, weight, epsilon, out)
+        rms_norm_row(x, row, norm_weight, epsilon, out)
+        round_input(out, row, weight, rounded)
         row = finish_unit(barrier, step)
     return wait(barrier, step, num_rows)
 
@@ -47,6 +54,12 @@ def project(barrier, step, x, num_rows, weight, bias, rounded, out, adds):
     That is two steps if the weight needs rounded inputs, for which `rounded` has room.
     """
     step = round_inputs(barrier, step, x, num_rows, weight, rounded)
+    return multiply(barrier, step, x, num_rows, weight, bias, rounded, out, adds)
+
+
+@kernel
+def multiply(barrier, step, x, num_rows, weight, bias, rounded, out, adds):
+    """Does the same with rows that are rounded already, if the weight needs that: one step."""
     num_outputs = count_outputs(weight)
     block = block_size(num_outputs, barrier)
     num_units = (num_outputs + block - 1) // block

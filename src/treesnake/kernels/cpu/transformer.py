@@ -24,7 +24,6 @@ from treesnake.kernels.cpu.attention import (
     keep_row,
     trace_path,
 )
-from treesnake.kernels.cpu.grouped import RoundedRows
 from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
 from treesnake.kernels.cpu.linear import ADD, REPLACE
 from treesnake.kernels.cpu.norm import (
@@ -35,15 +34,17 @@ from treesnake.kernels.cpu.norm import (
     rotate_range,
     scale_range,
 )
-from treesnake.kernels.cpu.products import count_outputs, embed_row, multiply_rows, round_inputs
-from treesnake.kernels.cpu.steps import (
-    block_size,
-    norm,
-    project,
+from treesnake.kernels.cpu.products import (
+    count_outputs,
+    embed_row,
+    multiply_rows,
+    round_input,
+    round_inputs,
 )
+from treesnake.kernels.cpu.steps import block_size, multiply, norm, project
 from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, wait
 
-STEPS_PER_LAYER = 12
+STEPS_PER_LAYER = 10
 OTHER_STEPS = 4
 
 QUERY_BLOCK = 32
@@ -149,7 +150,7 @@ class TransformerWorkspace(NamedTuple):
     attended: np.ndarray
     gate_up: np.ndarray
     gated: np.ndarray
-    rounded: RoundedRows
+    rounded: np.ndarray
     scores: np.ndarray
     turned_keys: np.ndarray
     path_values: np.ndarray
@@ -194,20 +195,18 @@ def write_logits(barrier, step, run):
     step = _norm_last(barrier, step, run)
     inputs, num_logits, rounded = work.branch, run.num_logits, work.rounded
     weight, bias, logits = weights.head, weights.no_bias, run.logits
-    project(barrier, step, inputs, num_logits, weight, bias, rounded, logits, REPLACE)
+    multiply(barrier, step, inputs, num_logits, weight, bias, rounded, logits, REPLACE)
 
 
 @inlined
 def run_attention(barrier, step, run, layer, thread):
     """Runs the attention of a layer and adds its outputs to the residual stream."""
     settings, weights, work = run.settings, run.weights, run.work
-    nodes, epsilon = run.token_ids.shape[0], settings.epsilon
-    norm_weight, inputs = weights.attention_norm[layer], work.residual
-    if not settings.norms_outputs:
-        step = norm(barrier, step, work.residual, nodes, norm_weight, epsilon, work.branch)
-        inputs = work.branch
+    nodes, norm_weight = run.token_ids.shape[0], weights.attention_norm[layer]
     weight, bias, rounded = weights.qkv[layer], weights.qkv_bias[layer], work.rounded
-    step = project(barrier, step, inputs, nodes, weight, bias, rounded, work.qkv, REPLACE)
+    inputs = work.residual if settings.norms_outputs else work.branch
+    step = _begin_branch(barrier, step, run, norm_weight, weight)
+    step = multiply(barrier, step, inputs, nodes, weight, bias, rounded, work.qkv, REPLACE)
     step = _split_heads(barrier, step, run, layer)
     step = _attend(barrier, step, run, layer, thread)
     weight = weights.attention_out[layer]
@@ -218,13 +217,22 @@ def run_attention(barrier, step, run, layer, thread):
 def run_mlp(barrier, step, run, layer):
     """Runs the gated MLP of a layer and adds its outputs to the residual stream."""
     settings, weights, work = run.settings, run.weights, run.work
-    nodes, epsilon = run.token_ids.shape[0], settings.epsilon
-    norm_weight, inputs = weights.mlp_norm[layer], work.residual
-    if not settings.norms_outputs:
-        step = norm(barrier, step, work.residual, nodes, norm_weight, epsilon, work.branch)
-        inputs = work.branch
+    nodes, norm_weight = run.token_ids.shape[0], weights.mlp_norm[layer]
+    inputs = work.residual if settings.norms_outputs else work.branch
+    step = _begin_branch(barrier, step, run, norm_weight, weights.gate_up[layer])
     step = _gate(barrier, step, inputs, nodes, weights, layer, work)
     return _add_branch(barrier, step, run, work.gated, weights.down[layer], norm_weight)
+
+
+@inlined
+def _begin_branch(barrier, step, run, norm_weight, weight):
+    """Begins attention or MLP: norms the residual if that comes here, and rounds for a weight."""
+    work, nodes = run.work, run.token_ids.shape[0]
+    x, branch, rounded = work.residual, work.branch, work.rounded
+    if run.settings.norms_outputs:
+        return round_inputs(barrier, step, x, nodes, weight, rounded)
+    epsilon = run.settings.epsilon
+    return norm(barrier, step, x, nodes, norm_weight, epsilon, branch, weight, rounded)
 
 
 @inlined
@@ -296,7 +304,7 @@ def _cache_of(run, part, address, layer, head):
 
 @inlined
 def _norm_last(barrier, step, run):
-    """Norms the nodes of which logits are wanted, and puts them side by side."""
+    """Norms and rounds the nodes of which logits are wanted, and puts them side by side."""
     weight, epsilon, work = run.weights.final_norm, run.settings.epsilon, run.work
     row = next_unit(barrier, step)
     while row < run.num_logits:
@@ -306,6 +314,7 @@ def _norm_last(barrier, step, run):
         part = run.parts[index]
         node = part.end_node - (part.end_logits - row)
         rms_norm_row(work.residual[node:], 0, weight, epsilon, work.branch[row:])
+        round_input(work.branch, row, run.weights.head, work.rounded)
         row = finish_unit(barrier, step)
     return wait(barrier, step, run.num_logits)
 
@@ -323,7 +332,6 @@ def _add_norm(barrier, step, x, nodes, weight, epsilon, out):
 def _gate(barrier, step, x, nodes, weights, layer, work):
     """Computes silu(gate) * up: a unit is the same outputs of both."""
     weight, rounded, out = weights.gate_up[layer], work.rounded, work.gate_up
-    step = round_inputs(barrier, step, x, nodes, weight, rounded)
     width = count_outputs(weight) // 2
     block = block_size(width, barrier)
     units = (width + block - 1) // block
