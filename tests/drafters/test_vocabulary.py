@@ -156,14 +156,14 @@ def test_nothing_is_drafted_that_the_drafter_cannot_say(name):
 
 def test_rows_of_padding_are_cut_and_filled():
     logits = torch.tensor([[1.0, 2.0, 3.0]])
-    assert PaddedVocabulary(3, 2).translate(logits).tolist() == [[1, 2]]
-    assert PaddedVocabulary(3, 4).translate(logits).tolist() == [[1, 2, 3, -inf]]
+    assert PaddedVocabulary(3, 2).known(logits).tolist() == [[1, 2]]
+    assert PaddedVocabulary(3, 4).spread(logits, -inf).tolist() == [[1, 2, 3, -inf]]
     assert PaddedVocabulary(3, 4).express([0, 2, 3]) == [0, 2, 0]
 
 
 def test_logits_of_a_draft_vocabulary_go_to_their_tokens():
     vocabulary = DraftVocabulary(KEPT, 5, TARGET_SIZE)
-    assert vocabulary.translate(torch.tensor([[1.0, 2.0]])).tolist() == [[-inf, 2, -inf, 1]]
+    assert vocabulary.spread(torch.tensor([[1.0, 2.0]]), -inf).tolist() == [[-inf, 2, -inf, 1]]
     assert vocabulary.express([0, 3]) == [0, 3]
 
 

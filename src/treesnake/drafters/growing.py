@@ -85,7 +85,7 @@ def _grow_fixed(
     tokens, parents = [anchor], [-1]
     shape_nodes = [0]  # of each node, its node in the shape
     grown: dict[int, int] = {}
-    rows: dict[int, Float[Tensor, " vocab"]] = {}
+    rows: dict[int, Float[Tensor, " known"]] = {}
     newest = [0]
     while level := [node for node in newest if shape.children[shape_nodes[node]]]:
         logits = extend(
@@ -95,10 +95,12 @@ def _grow_fixed(
         grown |= {node: len(grown) + index for index, node in enumerate(level)}
         widths = [len(shape.children[shape_nodes[node]]) for node in level]
         if sampled:
-            probs = to_probs(vocabulary.translate(logits), params)
+            # Of known tokens alone, which are fewer than the target's by far.
+            probs = to_probs(vocabulary.known(logits), params)
             rows |= dict(zip(level, probs, strict=True))
             drawn = [
-                rng.draw_distinct(row, width) for row, width in zip(probs, widths, strict=True)
+                [vocabulary.token_at(column) for column in rng.draw_distinct(row, width)]
+                for row, width in zip(probs, widths, strict=True)
             ]
         else:
             best = _best_tokens(vocabulary.known(logits), max(widths), vocabulary)
@@ -112,12 +114,15 @@ def _grow_fixed(
             shape_nodes += shape.children[shape_nodes[node]][: len(children)]
         newest = list(range(first, len(tokens)))
     tree = TokenTree.of(tuple(tokens), tuple(parents))
-    draft = Draft.sampled(tree, _rows_by_node(rows)) if sampled else Draft.chosen(tree)
+    if sampled:
+        draft = Draft.sampled(tree, vocabulary.spread(_rows_by_node(rows), 0.0))
+    else:
+        draft = Draft.chosen(tree)
     return GrownDraft(draft, tuple(grown.get(node, -1) for node in range(len(tokens))))
 
 
 @on_one_thread
-def _rows_by_node(rows: dict[int, Float[Tensor, " vocab"]]) -> Float[Tensor, "inner vocab"]:
+def _rows_by_node(rows: dict[int, Float[Tensor, " known"]]) -> Float[Tensor, "inner known"]:
     """Returns the rows in the order of the nodes; a leaf among them has a row of zeros."""
     nothing = torch.zeros_like(rows[0])
     return torch.stack([rows.get(node, nothing) for node in range(max(rows) + 1)])

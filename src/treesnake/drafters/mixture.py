@@ -12,6 +12,7 @@ and min-p apply to the mixture.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from math import inf
 
 import numpy as np
 import torch
@@ -359,7 +360,10 @@ class _Mixing:
         self._shares = self._shares.to(device)
         if self.vocabulary is SAME_VOCABULARY:
             vocabularies = [self._streams[member].vocabulary for member in self.members]
-            logits = [each.translate(rows) for each, rows in zip(vocabularies, logits, strict=True)]
+            logits = [
+                each.spread(each.known(rows), -inf)
+                for each, rows in zip(vocabularies, logits, strict=True)
+            ]
         probs = to_probs(torch.stack([rows.to(device) for rows in logits]), self._params)
         self._rows += probs.unbind(1)
         return log_of(torch.tensordot(self._shares, probs, 1))
@@ -368,8 +372,8 @@ class _Mixing:
 @lru_cache(maxsize=8)
 def _columns_by_token(vocabulary: VocabularyMap, num_columns: int) -> Int[np.ndarray, " vocab"]:
     """Returns which column each of the target's tokens has, -1 for those that have none."""
-    columns = vocabulary.translate(torch.arange(num_columns, dtype=torch.float64)[None])[0]
-    return columns.clamp(min=-1).long().numpy()
+    numbers = torch.arange(num_columns, dtype=torch.float64)[None]
+    return vocabulary.spread(vocabulary.known(numbers), -1.0)[0].long().numpy()
 
 
 def _nothing(token_ids: Sequence[int], parents: Sequence[int]) -> Float[Tensor, "_ vocab"]:

@@ -8,7 +8,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -46,10 +45,13 @@ class VocabularyMap(Protocol):
         """Returns which of the target's tokens has this column of `known`."""
         ...
 
-    def translate(
-        self, logits: Float[Tensor, "nodes network_logits"]
+    def spread(
+        self, known: Float[Tensor, "nodes known"], missing: float
     ) -> Float[Tensor, "nodes vocab"]:
-        """Returns logits over the target's vocabulary, -inf for what the network cannot say."""
+        """Returns numbers of known tokens in the columns of the target's vocabulary.
+
+        Tokens that the network cannot say have the number `missing`.
+        """
         ...
 
 
@@ -68,9 +70,11 @@ class SameVocabulary:
         """Returns the token of this number."""
         return column
 
-    def translate(self, logits: Float[Tensor, "nodes vocab"]) -> Float[Tensor, "nodes vocab"]:
-        """Returns the logits as they are."""
-        return logits
+    def spread(
+        self, known: Float[Tensor, "nodes vocab"], missing: float
+    ) -> Float[Tensor, "nodes vocab"]:
+        """Returns the numbers as they are."""
+        return known
 
 
 SAME_VOCABULARY = SameVocabulary()
@@ -100,11 +104,11 @@ class PaddedVocabulary:
         """Returns the token of this number."""
         return column
 
-    def translate(
-        self, logits: Float[Tensor, "nodes network_logits"]
+    def spread(
+        self, known: Float[Tensor, "nodes known"], missing: float
     ) -> Float[Tensor, "nodes vocab"]:
-        """Returns the logits, cut or filled up at the end."""
-        return F.pad(logits, (0, self.target_size - logits.shape[-1]), value=-inf)
+        """Returns the numbers, filled up at the end."""
+        return F.pad(known, (0, self.target_size - known.shape[-1]), value=missing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,11 +156,11 @@ class DraftVocabulary:
     def _listed(self) -> list[int]:
         return self.token_ids.tolist()
 
-    def translate(
-        self, logits: Float[Tensor, "nodes network_logits"]
+    def spread(
+        self, known: Float[Tensor, "nodes network_logits"], missing: float
     ) -> Float[Tensor, "nodes vocab"]:
-        """Returns each logit in its token's column."""
-        return _scattered(logits, self.token_ids, self.target_size)
+        """Returns each number in its token's column."""
+        return _scattered(known, self.token_ids, self.target_size, missing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,11 +193,11 @@ class SharedTokens:
         """Returns the partner."""
         return int(self.target_ids[column])
 
-    def translate(
-        self, logits: Float[Tensor, "nodes network_logits"]
+    def spread(
+        self, known: Float[Tensor, "nodes shared"], missing: float
     ) -> Float[Tensor, "nodes vocab"]:
-        """Returns the logits of tokens with a partner in the partner's column."""
-        return _scattered(self.known(logits), self.target_ids, len(self.network_id_of))
+        """Returns the numbers of tokens with a partner in the partner's column."""
+        return _scattered(known, self.target_ids, len(self.network_id_of), missing)
 
 
 def save_draft_vocabulary(folder: Path, token_ids: Int[Tensor, " kept"]) -> None:
@@ -294,10 +298,13 @@ def share_tokens(
 
 @on_one_thread
 def _scattered(
-    logits: Float[Tensor, "nodes shared"], token_ids: Int[Tensor, " shared"], size: int
+    known: Float[Tensor, "nodes shared"],
+    token_ids: Int[Tensor, " shared"],
+    size: int,
+    missing: float,
 ) -> Float[Tensor, "nodes vocab"]:
-    scattered = logits.new_full((len(logits), size), -inf)
-    return scattered.index_copy_(1, token_ids.to(logits.device), logits)
+    scattered = known.new_full((len(known), size), missing)
+    return scattered.index_copy_(1, token_ids.to(known.device), known)
 
 
 def _spellings(tokenizer: PreTrainedTokenizerBase) -> dict[int, str | bytes]:

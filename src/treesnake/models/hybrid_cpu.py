@@ -20,7 +20,7 @@ from treesnake.kernels.cpu.state_space import REPLAY, StateSpaceRun
 from treesnake.kernels.cpu.team import TEAM
 from treesnake.models.hybrid_config import HybridConfig
 from treesnake.models.hybrid_layers import admit_hybrid, read_mixers
-from treesnake.models.state_space_cpu import NOTHING, CpuMamba2, task_of, tree_rows
+from treesnake.models.state_space_cpu import CpuMamba2, task_of, tree_rows
 from treesnake.models.state_space_packing import Ends, pack_mamba2_layers
 from treesnake.models.state_space_state import (
     BorrowedState,
@@ -32,7 +32,7 @@ from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_cpu import CpuEngine
 from treesnake.models.transformer_layers import read_final_norm
 from treesnake.models.transformer_pass import NewNodes
-from treesnake.models.tree_network import Part, TreeNetwork
+from treesnake.models.tree_network import Part, TreeNetwork, rows_by_part
 from treesnake.models.weight_stack import count_bytes
 from treesnake.models.weights import exact_dtype
 from treesnake.pauses import pause
@@ -224,10 +224,10 @@ class CpuHybrid:
         asked = perf_counter()
         with self._lock:
             book_wait(asked)
-            rows = tree_rows(task_of(mixed[0], REPLAY), token_ids, mixed, [NOTHING] * len(mixed))
+            rows = tree_rows(task_of(mixed[0], REPLAY), token_ids, mixed)
             mixers = self._mixers.new_run(rows, max(len(tree.layout) for tree in trees))
             self._run(nodes, mixers, logits, len(token_ids), self._attends)
-        return torch.from_numpy(logits)[: len(token_ids)].split(counts)
+        return rows_by_part(logits, counts)
 
     def _read(
         self, token_ids: Sequence[int], memory: CpuHybridMemory, attends: np.ndarray

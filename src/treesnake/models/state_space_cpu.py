@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from time import perf_counter
 from typing import Any
 
@@ -41,7 +42,7 @@ from treesnake.models.state_space_state import (
     StateSpaceState,
     extend_states,
 )
-from treesnake.models.tree_network import Part, TreeNetwork
+from treesnake.models.tree_network import Part, TreeNetwork, rows_by_part
 from treesnake.models.weight_stack import count_bytes
 from treesnake.pauses import pause
 from treesnake.states.branching import (
@@ -52,6 +53,7 @@ from treesnake.states.branching import (
     StateShape,
 )
 from treesnake.states.ssm import SsmBank, SsmState
+from treesnake.states.tree_layout import TreeLayout
 from treesnake.threads import new_lock
 
 PREFILL_CHUNK = 128
@@ -174,8 +176,7 @@ class CpuNetwork(ABC):
     ) -> Sequence[Float[Tensor, "_ vocab"]]:
         """Runs the new nodes of trees that branch in one way."""
         task = task_of(trees[0], self._replay_task)
-        needed = [_needed_nodes(tree) for tree in trees] if task == SUMS else [NOTHING] * len(trees)
-        rows = tree_rows(task, token_ids, trees, needed)
+        rows = tree_rows(task, token_ids, trees)
         num_nodes, num_logits = max(len(tree.layout) for tree in trees), len(token_ids)
         logits = np.empty((num_logits + SPARE_ROWS, self._packed.num_outputs), np.float32)
         asked = perf_counter()
@@ -183,7 +184,7 @@ class CpuNetwork(ABC):
             book_wait(asked)
             run = self.new_run(rows, num_nodes)
             self._call(run._replace(num_logits=num_logits, logits=logits))
-        return torch.from_numpy(logits)[:num_logits].split([tree.num_new for tree in trees])
+        return rows_by_part(logits, [tree.num_new for tree in trees])
 
     def _make_room(self, num_rows: int, num_nodes: int) -> None:
         needs = (num_rows, num_nodes, torch.get_num_threads())
@@ -361,27 +362,21 @@ def to_cpu(
     return CpuMamba2(network.config, pack_mamba2(network, dtype, draft_vocab))
 
 
-NOTHING = np.empty(0, dtype=bool)
-
-
 def tree_rows(
-    task: int,
-    token_ids: Sequence[int],
-    trees: Sequence[GrownTree[SsmState]],
-    needed: Sequence[np.ndarray],
+    task: int, token_ids: Sequence[int], trees: Sequence[GrownTree[SsmState]]
 ) -> PassRows:
-    """Returns the rows of a pass over new nodes, by addresses: trees and `needed` must stay.
+    """Returns the rows of a pass over new nodes, by addresses: the trees must stay.
 
     Args:
         task: how they branch.
         token_ids: the new nodes of one tree after those of another.
         trees: what grows.
-        needed: for sums, which nodes of each tree are new or ancestors of new ones.
     """
     fields: list[tuple[int, ...]] = []
     first_row = 0
-    for tree, own in zip(trees, needed, strict=True):
-        fields.append((first_row, *_layout_fields(tree, own), *_addresses(tree.memory)))
+    for tree in trees:
+        layout = _layout_fields(tree.layout, tree.num_new)
+        fields.append((first_row, *layout, *_addresses(tree.memory)))
         first_row += tree.num_new
     return PassRows(task, _array(token_ids), _parts(fields))
 
@@ -394,23 +389,21 @@ def task_of(tree: GrownTree[SsmState], replay_task: int) -> int:
     return SUMS if isinstance(branching, PathSums) else COPIES
 
 
-def _needed_nodes(tree: GrownTree[SsmState]) -> np.ndarray:
-    """Says which nodes are new or ancestors of new ones."""
-    return np.logical_or.reduce(tree.layout.ancestor_mask.numpy()[-tree.num_new :], axis=0)
+@lru_cache(maxsize=1024)
+def _layout_fields(layout: TreeLayout, num_new: int) -> tuple[int, ...]:
+    """Returns the fields of `PART` from `num_rows` to the last one of the layout.
 
-
-def _layout_fields(tree: GrownTree[SsmState], needed: np.ndarray) -> tuple[int, ...]:
-    """Returns the fields of `PART` from `num_rows` to the last one of the layout."""
-    layout, num_nodes = tree.layout, len(tree.layout)
-    old = num_nodes - tree.num_new
-    windows = layout.windows
+    A layout that was seen lately costs nothing, as in `tree_layout`.
+    """
+    num_nodes, windows = len(layout), layout.windows
+    old = num_nodes - num_new
     return (
-        tree.num_new,
+        num_new,
         num_nodes,
         windows.data_ptr() + old * windows.shape[1] * windows.element_size(),
         layout.parents.data_ptr(),
         layout.ancestor_mask.data_ptr() + old * num_nodes,
-        needed.ctypes.data,
+        layout.needed.ctypes.data + (num_new - 1) * num_nodes,
     )
 
 

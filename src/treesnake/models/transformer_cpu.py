@@ -37,6 +37,7 @@ from treesnake.models.transformer_layers import (
     read_mlp_norm,
 )
 from treesnake.models.transformer_pass import NewNodes
+from treesnake.models.tree_network import rows_by_part
 from treesnake.models.weight_stack import (
     MATRIX_DTYPES,
     WeightStack,
@@ -136,7 +137,7 @@ class CpuEngine:
         with self._lock:
             book_wait(asked)
             self._run(self._settings, parts, logits, num_logits)
-        return list(torch.from_numpy(logits)[:num_logits].split(counts))
+        return rows_by_part(logits, counts)
 
     def hidden_after(
         self, num_layers: int, token_ids: Int[Tensor, " tokens"]

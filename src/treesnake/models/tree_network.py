@@ -7,8 +7,11 @@ own engines and in transformers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol, TypeVar, runtime_checkable
 
+import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -215,3 +218,14 @@ def check_tokens(token_ids: Sequence[int], vocab_size: int) -> None:
             f"token {low if low < 0 else high} does not exist: the network has tokens 0 to "
             f"{vocab_size - 1}, got ids from {low} to {high}"
         )
+
+
+def rows_by_part(
+    logits: Float[np.ndarray, "rows vocab"], counts: Sequence[int]
+) -> list[Float[Tensor, "_ vocab"]]:
+    """Returns the rows of one part after another, `counts` of them; there may be rows to spare."""
+    starts = (end - count for end, count in zip(accumulate(counts), counts, strict=True))
+    return [
+        torch.from_numpy(logits[start : start + count])
+        for start, count in zip(starts, counts, strict=True)
+    ]

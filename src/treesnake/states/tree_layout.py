@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -31,6 +31,12 @@ class TreeLayout:
 
     def __len__(self) -> int:
         return len(self.parents)
+
+    @cached_property
+    def needed(self) -> Bool[np.ndarray, "nodes nodes"]:
+        """Row n tells which nodes are among the last n + 1 or their ancestors; on a host only."""
+        newest_first = self.ancestor_mask.numpy()[::-1]
+        return np.ascontiguousarray(np.logical_or.accumulate(newest_first, axis=0))
 
 
 @lru_cache(maxsize=1024)
