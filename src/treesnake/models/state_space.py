@@ -27,7 +27,7 @@ from treesnake.models.state_space_state import StateSpaceState, extend_states
 from treesnake.models.tree_network import Part
 from treesnake.pauses import pause
 from treesnake.states.branching import BranchingKind, Selected, StateShape, write_rows
-from treesnake.states.ssm import SsmBank, SsmState
+from treesnake.states.ssm import SsmBank, SsmState, commit_in_torch
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that are run at once: enough for matrix products, little memory."""
@@ -355,7 +355,7 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         def commit_sums(x: Tensor, dt: Tensor, B: Tensor, committed: Tensor) -> None:
             kernels.commit_sums(x, dt, A, B, committed)
 
-        return self.banks.bank(branching, A.device).new_state(commit_sums)
+        return self.banks.bank(branching, A.device).new_state(commit_in_torch(commit_sums))
 
     def _tokens(self, token_ids: Sequence[int]) -> Int[Tensor, " tokens"]:
         return torch.tensor(token_ids, dtype=torch.int64, device=self.lm_head.weight.device)

@@ -196,14 +196,14 @@ class CpuNetwork(ABC):
 
     def new_memory(self, branching: BranchingKind) -> SsmState:
         """Returns the memory of an empty text."""
-        return SsmBank(self._shape, branching, CPU).new_state(self._commit_sums)
+        return SsmBank(self._shape, branching, CPU).new_state(self._commit_path)
 
-    def _commit_sums(self, x: Tensor, dt: Tensor, B: Tensor, committed: Tensor) -> None:
-        """Moves the states of a text along the inputs of a path, in place; see `SsmKernels`."""
-        cells = (-1, self._memory_shape.state_dim)
-        B, states = B.reshape(len(B), *cells), committed.view(len(committed), *cells)
-        arrays = (part.numpy() for part in (dt, x, B, states))
-        TEAM.run(self._commit_kernel(), 1, self._weights.stack.A, *arrays)
+    def _commit_path(self, memory: SsmState, path: Sequence[int]) -> None:
+        """Moves the text's part of a memory to the end of a path: one compiled call."""
+        weights, bank = self._weights.stack, memory.bank
+        parts = _parts([(0, 0, bank.num_rows, 0, 0, 0, 0, *_addresses(memory))])
+        shape, kernel = self._memory_shape, self._commit_kernel()
+        TEAM.run(kernel, 1, weights.A, weights.conv, shape, parts, _array(path))
 
     @abstractmethod
     def _new_workspace(self, num_rows: int, num_nodes: int) -> Any:
@@ -215,7 +215,7 @@ class CpuNetwork(ABC):
 
     @abstractmethod
     def _commit_kernel(self) -> Callable[..., None]:
-        """Returns the kernel that moves states along the inputs of a path."""
+        """Returns the kernel that moves a text to the end of a path."""
 
 
 class CpuState(StateSpaceState[SsmState]):

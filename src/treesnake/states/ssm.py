@@ -4,7 +4,8 @@ A text is one recurrent state and the last inputs of the convolutions, whatever 
 text it is, and how the nodes lie, `HeldText` says.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -60,15 +61,15 @@ class SsmBank(Bank):
         """The bytes that one node takes."""
         return bytes_per_node(self.conv_inputs) + self.branching.bytes_per_node
 
-    def new_state(self, commit_sums: CommitSums) -> "SsmState":
+    def new_state(self, commit_path: "CommitPath") -> "SsmState":
         """Returns the state of an empty text.
 
         Args:
-            commit_sums: moves states along the inputs of a path, with the A of the network.
+            commit_path: moves the text's part along a path, with the A of the network.
         """
         with self.lock:
             slot = self._empty_slot()
-            state = SsmState(self, slot, commit_sums)
+            state = SsmState(self, slot, commit_path)
             self._slots.take(slot, state)
         return state
 
@@ -94,10 +95,10 @@ class SsmState:
         slot: its number there.
     """
 
-    def __init__(self, bank: SsmBank, slot: int, commit_sums: CommitSums) -> None:
+    def __init__(self, bank: SsmBank, slot: int, commit_path: "CommitPath") -> None:
         self.bank = bank
         self.slot = slot
-        self._commit_sums = commit_sums
+        self._commit_path = commit_path
         self._most_nodes = 0
 
     @property
@@ -133,13 +134,7 @@ class SsmState:
         """
         if path:
             with self.bank.lock:
-                self.bank.branching.commit(self.slot, path, self.recurrent, self._commit_sums)
-                self._push_history(path)
-
-    @on_one_thread
-    def _push_history(self, path: Sequence[int]) -> None:
-        inputs = self.bank.conv_inputs[:, self.slot, list(path)]
-        self.history.copy_(next_history(inputs, self.history))
+                self._commit_path(self, path)
 
     def reset(self) -> None:
         """Makes the text's part that of an empty text."""
@@ -167,3 +162,23 @@ class SsmState:
         with self.bank.lock:
             self.history.copy_(history)
             self.recurrent.copy_(recurrent)
+
+
+CommitPath = Callable[[SsmState, Sequence[int]], None]
+"""Moves a text's part to the end of a path of its tree, which is not empty."""
+
+
+def commit_in_torch(commit_sums: CommitSums) -> CommitPath:
+    """Returns how torch does it, given what moves states along the inputs of a path."""
+    return partial(_commit_in_torch, commit_sums)
+
+
+def _commit_in_torch(commit_sums: CommitSums, state: SsmState, path: Sequence[int]) -> None:
+    state.bank.branching.commit(state.slot, path, state.recurrent, commit_sums)
+    _push_history(state, path)
+
+
+@on_one_thread
+def _push_history(state: SsmState, path: Sequence[int]) -> None:
+    inputs = state.bank.conv_inputs[:, state.slot, list(path)]
+    state.history.copy_(next_history(inputs, state.history))

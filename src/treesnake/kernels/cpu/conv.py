@@ -52,3 +52,15 @@ def keep_history(inputs, num_rows, history, begin, end):
             copy_range(history, source, begin, end, history, step, begin)
         else:
             copy_range(inputs, source - num_history, begin, end, history, step, begin)
+
+
+@kernel
+def keep_path(inputs, path, history):
+    """Makes `history` that of what follows a path, whose nodes are rows of `inputs`."""
+    num_history, num_channels = history.shape
+    for step in range(num_history):
+        source = path.shape[0] + step
+        if source < num_history:
+            copy_range(history, source, 0, num_channels, history, step, 0)
+        else:
+            copy_range(inputs, path[source - num_history], 0, num_channels, history, step, 0)

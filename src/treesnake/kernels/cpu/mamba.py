@@ -32,7 +32,9 @@ from treesnake.kernels.cpu.state_space import (
     parents_of,
     project_in,
     project_out,
+    push_path,
     round_outputs,
+    take_state,
     write_logits,
 )
 from treesnake.kernels.cpu.steps import block_size
@@ -83,20 +85,27 @@ def run_mamba(barrier, run):
 
 
 @entry_point
-def commit_mamba(barrier, A, dt, x, B, states):
-    """Moves the states (layers, channels, state_dim) of a text along the inputs of a path."""
-    num_layers, num_channels, _ = states.shape
-    block = block_size(num_channels, barrier)
+def commit_mamba(barrier, A, conv, shape, parts, path):
+    """Moves what a text remembers, the only part, to the end of a path of its tree."""
+    num_layers, num_channels, _ = A.shape
+    part, block = parts[0], block_size(num_channels, barrier)
     num_blocks = (num_channels + block - 1) // block
+    num_units = num_layers * (num_blocks + 1)
     unit = next_unit(barrier, 0)
-    while unit < num_layers * num_blocks:
-        layer, number = divmod(unit, num_blocks)
-        begin = number * block
-        end = min(begin + block, num_channels)
-        selection = SsmSelection(A[layer], dt[layer], x[layer], B[layer], B[layer], 0, B[layer], 0)
-        run_path(selection, states[layer], begin, end)
+    while unit < num_units:
+        layer, number = divmod(unit, num_blocks + 1)
+        begin, end = number * block, min((number + 1) * block, num_channels)
+        if number == num_blocks:
+            push_path(part, conv, layer, path)
+        elif part.node_states:
+            take_state(part, shape, layer, path[-1], begin, end)
+        else:
+            dt, x = node_dt_of(part, shape, layer), node_x_of(part, shape, layer)
+            B, committed = node_b_of(part, shape, layer), committed_of(part, shape, layer)
+            selection = SsmSelection(A[layer], dt, x, B, B, 0, B, 0)
+            run_path(selection, committed, path, begin, end)
         unit = finish_unit(barrier, 0)
-    wait(barrier, 0, num_layers * num_blocks)
+    wait(barrier, 0, num_units)
 
 
 @inlined

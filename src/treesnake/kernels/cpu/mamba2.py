@@ -44,6 +44,8 @@ from treesnake.kernels.cpu.state_space import (
     parents_of,
     project_in,
     project_out,
+    push_path,
+    take_state,
     write_logits,
 )
 from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, wait
@@ -107,21 +109,26 @@ def run_mixer(barrier, step, run, layer, thread):
 
 
 @entry_point
-def commit_mamba2(barrier, A, dt, x, B, states):
-    """Moves the states (layers, cells, state_dim) of a text along the inputs of a path.
-
-    B is (layers, path * groups, state_dim).
-    """
+def commit_mamba2(barrier, A, conv, shape, parts, path):
+    """Moves what a text remembers, the only part, to the end of a path of its tree."""
     num_layers, num_heads = A.shape
-    num_groups = B.shape[1] // dt.shape[1]
+    part = parts[0]
+    num_units = num_layers * (num_heads + 1)
     unit = next_unit(barrier, 0)
-    while unit < num_layers * num_heads:
-        layer, head = divmod(unit, num_heads)
-        readers = B[layer : layer + 1]
-        selection = SsdSelection(A[layer], dt[layer], x[layer], B[layer], readers, x[layer], 0)
-        run_path(selection, num_groups, states[layer], head)
+    while unit < num_units:
+        layer, head = divmod(unit, num_heads + 1)
+        if head == num_heads:
+            push_path(part, conv, layer, path)
+        elif part.node_states:
+            head_dim = shape.num_cells // num_heads
+            take_state(part, shape, layer, path[-1], head * head_dim, (head + 1) * head_dim)
+        else:
+            dt, x = node_dt_of(part, shape, layer), node_x_of(part, shape, layer)
+            B, committed = node_b_of(part, shape, layer), committed_of(part, shape, layer)
+            selection = SsdSelection(A[layer], dt, x, B, B, x, 0)
+            run_path(selection, shape.num_groups, committed, path, head)
         unit = finish_unit(barrier, 0)
-    wait(barrier, 0, num_layers * num_heads)
+    wait(barrier, 0, num_units)
 
 
 @kernel

@@ -218,13 +218,13 @@ def run_replayed(selection, num_new, committed, parents, scratch, head):
 
 
 @kernel
-def run_path(selection, num_groups, state, head):
-    """Moves a head's state along a path, without outputs."""
+def run_path(selection, num_groups, state, path, head):
+    """Moves a head's state along a path of nodes, without outputs."""
     head_dim = state.shape[0] // selection.A.shape[0]
     channel = head * head_dim
     whole = channel + head_dim - head_dim % CELLS_AT_ONCE
-    for row in range(selection.dt.shape[0]):
-        step = _head_step(selection, num_groups, row, 0, head)
+    for node in path:
+        step = _head_step(selection, num_groups, node, 0, head)
         for at in range(channel, whole, CELLS_AT_ONCE):
             _advance_silently(selection, step, at, state, at, state, at)
         for at in range(whole, channel + head_dim):

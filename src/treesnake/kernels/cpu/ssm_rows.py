@@ -163,11 +163,11 @@ def run_rows(selection, num_rows, committed, states, parents, begin, end):
 
 
 @kernel
-def run_path(selection, state, begin, end):
-    """Moves a state along a path, without outputs."""
+def run_path(selection, state, path, begin, end):
+    """Moves a state along a path of nodes, without outputs."""
     for at in range(begin, end, CHANNELS_AT_ONCE):
-        for row in range(selection.dt.shape[0]):
-            advance_silently(selection, at, row, state, at, state, at, 0)
+        for node in path:
+            advance_silently(selection, at, node, state, at, state, at, 0)
 
 
 @kernel

@@ -17,7 +17,7 @@ import numpy as np
 from numba import types
 
 from treesnake.kernels.cpu.addresses import rows_of
-from treesnake.kernels.cpu.conv import convolve_range, copy_range, keep_history
+from treesnake.kernels.cpu.conv import convolve_range, copy_range, keep_history, keep_path
 from treesnake.kernels.cpu.jit import inlined
 from treesnake.kernels.cpu.linear import ADD, REPLACE
 from treesnake.kernels.cpu.products import round_inputs
@@ -179,6 +179,25 @@ def node_b_of(part, shape, layer):
     """Returns B of all nodes, a group a row."""
     num_cells = part.num_nodes * shape.num_groups
     return layer_rows(part.node_B, part.node_B_stride, layer, num_cells, shape.state_dim)
+
+
+@inlined
+def take_state(part, shape, layer, node, begin, end):
+    """Makes cells begin..end of the committed state those that were kept after a node."""
+    states, committed = node_states_of(part, shape, layer), committed_of(part, shape, layer)
+    for cell in range(begin, end):
+        kept = node * shape.num_cells + cell
+        copy_range(states, kept, 0, shape.state_dim, committed, cell, 0)
+
+
+@inlined
+def push_path(part, conv, layer, path):
+    """Makes what the convolution of a layer remembers that of what follows a path."""
+    num_history, num_channels = conv.shape[1] - 1, conv.shape[2]
+    address, stride = part.history, part.history_stride
+    history = layer_rows(address, stride, layer, num_history, num_channels)
+    address, stride = part.conv_inputs, part.conv_inputs_stride
+    keep_path(layer_rows(address, stride, layer, part.num_nodes, num_channels), path, history)
 
 
 @inlined
