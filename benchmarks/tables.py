@@ -21,6 +21,7 @@ PAGES = (
     "README.md",
     "docs/log.md",
     "docs/measurements.md",
+    "docs/guides/engines.md",
     "docs/guides/searches.md",
     "docs/guides/train-a-drafter.md",
     "docs/papers/stree.md",
@@ -664,6 +665,85 @@ def _serving_faults() -> str:
     return _table([f"{result['count']} of each", "MiB", "threads", "descriptors"], rows)
 
 
+def _hosts() -> str:
+    results = [_read(f"host-{name}") for name in ("transformers", "ray", "dynamo")]
+
+    def row(name: str, cell: Callable[[Mapping[str, Any]], str]) -> list[str]:
+        return [name, *map(cell, results)]
+
+    heads = [f"{name} {number}" for each in results for name, number in each["versions"].items()]
+    texts = [
+        row(name, lambda result, key=key: f"{result[key]} of {result['questions']}")
+        for name, key in (
+            ("whole answers equal to plain decoding", "whole_equal"),
+            ("streams equal to it", "stream_equal"),
+            ("answers with a stop string equal to it", "stop_equal"),
+        )
+    ]
+    steps = row(
+        "tokens a step, as streams show it",
+        lambda result: f"{result['tokens'] / result.get('steps', result['chunks']):.2f}",
+    )
+    left = row(
+        "tokens generated after the client left",
+        lambda result: str(result["left_after"]["tokens"]) if "left_after" in result else "",
+    )
+    return _table(["SmolLM2, greedy", *heads], [*texts, steps, left])
+
+
+def _ray() -> str:
+    result = _read("host-ray")
+
+    def counted(outcomes: Mapping[str, int]) -> str:
+        return ", ".join(f"{count} times {name}" for name, count in outcomes.items())
+
+    turns = result["second_turns"]
+    rows = [
+        [
+            "second turns on a kept state, `x-session-id` given",
+            f"{result['second_turns_kept_by_session']} of {turns}",
+        ],
+        [
+            "second turns on a kept state, without it",
+            f"{result['second_turns_kept_without_session']} of {turns}",
+        ],
+        [
+            "HTTP statuses when one replica was killed under load",
+            counted(result["statuses_under_a_kill"]),
+        ],
+        [
+            "the same through openai-python, which retries",
+            counted(result["outcomes_with_retries_under_a_kill"]),
+        ],
+        ["replicas afterwards", str(result["replicas_afterwards"])],
+        [
+            "whole answers equal to plain decoding afterwards",
+            f"{result['whole_equal_afterwards']} of {result['questions']}",
+        ],
+    ]
+    return _table([f"Ray Serve, {result['replicas']} replicas", "result"], rows)
+
+
+def _vllm() -> str:
+    result = _read("host-vllm")
+    [version] = result["versions"].values()
+    of_all = f"of {result['questions']}"
+    rows = [
+        ["tokens equal to vLLM's plain decoding", f"{result['equal']} {of_all}"],
+        [
+            f"the same with a small cache and {result['preemptions']} preemptions",
+            f"{result['equal_with_preemption']} {of_all}",
+        ],
+        ["accepted tokens a draft", f"{result['accepted_a_draft']:.2f}"],
+        ["the same with preemption", f"{result['accepted_a_draft_with_preemption']:.2f}"],
+        [
+            "the same in treesnake, with equal target, drafter and rule",
+            f"{result['accepted_a_draft_in_treesnake']:.2f}",
+        ],
+    ]
+    return _table([f"vLLM {version}, {result['requests_at_once']} texts at once", "result"], rows)
+
+
 def _memory_store() -> str:
     result = _read("memory_store")
     rows = [
@@ -778,6 +858,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "shared_passes": _shared_passes,
     "serving": _serving,
     "serving_faults": _serving_faults,
+    "hosts": _hosts,
+    "ray": _ray,
+    "vllm": _vllm,
     "memory_store": _memory_store,
     "repetitive_work": _repetitive_work,
     "memory_structure": _memory_structure,

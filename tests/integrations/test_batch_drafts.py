@@ -9,6 +9,7 @@ import pytest
 from treesnake.draft import Draft
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.errors import BrokenModelError
+from treesnake.integrations import batch_drafts
 from treesnake.integrations.batch_drafts import BatchDrafts, Row
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams, TorchRng
@@ -58,6 +59,28 @@ def test_rows_draft_together_what_they_draft_alone(model: NetworkDrafterModel) -
         for text in texts:
             text.extend(new)
     assert Prefills.num_sessions == len(texts)
+
+
+@pytest.mark.parametrize("most_together", [2, 3])
+def test_rows_share_every_pass(
+    model: NetworkDrafterModel, monkeypatch: pytest.MonkeyPatch, most_together: int
+) -> None:
+    monkeypatch.setattr(batch_drafts, "MOST_TOGETHER", most_together)
+    sizes: list[int] = []
+    inner = type(model.network).extend_all
+
+    def extend_all(network: Any, parts: Sequence[Any]) -> Any:
+        sizes.append(len(parts))
+        return inner(network, parts)
+
+    monkeypatch.setattr(type(model.network), "extend_all", extend_all)
+    drafts = BatchDrafts(model, 8)
+    drafts.draft([row(text, index) for index, text in enumerate(TEXTS)], SHAPE)
+    sizes.clear()  # prompts are read beside the others, so passes just behind them are smaller
+    longer = [[*text, 7] for text in TEXTS]
+    drafts.draft([row(text, index) for index, text in enumerate(longer)], SHAPE)
+    expected = {2: [2, 2, 2, 1, 1, 1], 3: [3, 3, 3]}
+    assert sizes == expected[most_together]
 
 
 def test_texts_that_change_their_rows_are_recognized(model: NetworkDrafterModel) -> None:

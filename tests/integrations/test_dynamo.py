@@ -1,5 +1,6 @@
 """The worker for NVIDIA Dynamo, by the contract of ai-dynamo 1.6."""
 
+import ast
 import asyncio
 import importlib
 import sys
@@ -15,6 +16,15 @@ from treesnake.errors import InvalidInputError
 from treesnake.integrations.dynamo_requests import end_token_ids, num_before_end, submit
 from treesnake.serving.engine import Engine
 from treesnake.testing.llama_folder import write_llama
+from treesnake.testing.package_sources import (
+    calls,
+    definition,
+    fields,
+    is_installed,
+    methods,
+    parameters,
+    takes,
+)
 
 MODULE = "treesnake.integrations.dynamo"
 PROMPT = [5, 9, 200, 17]
@@ -34,6 +44,13 @@ class Context:
         await self.stopped.wait()
 
 
+def register_engine_registry(
+    metrics: list[Any], registry: Any, *, prefix_filters: list[str]
+) -> None:
+    """Notes the registry, and what the names on the page begin with."""
+    metrics += [registry, prefix_filters]
+
+
 @pytest.fixture
 def dynamo(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Our module over a Dynamo that notes what it is told."""
@@ -47,6 +64,7 @@ def dynamo(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             "LLMEngine": object,
             "LlmRegistration": SimpleNamespace,
         },
+        "dynamo.common.backend.metrics": {"register_engine_registry": register_engine_registry},
         "dynamo.common.backend.publisher": {"ComponentSnapshot": SimpleNamespace},
         "dynamo.common.backend.run": {"run": None},
         "dynamo.common.backend.worker": {"WorkerConfig": SimpleNamespace},
@@ -104,11 +122,15 @@ def test_a_worker_starts_answers_is_cancelled_and_ends(
         arguments = ["--model", str(folder), "--drafter", "prompt-lookup"]
         engine, told = await dynamo.TreesnakeEngine.from_args(arguments)
         assert told.served_model_name == folder.name
+        assert told.model_name == str(folder)  # Dynamo would fetch any other name
         published: list[Any] = []
         engine.attach_snapshot_publisher(
             SimpleNamespace(publish=lambda rank, load: published.append((rank, load)))
         )
         started = await engine.start(1)
+        registered: list[Any] = []
+        await engine.register_prometheus(registered)
+        registry, [prefix] = registered
         assert started.model == str(folder)
         assert started.llm.context_length == 96
         *chunks, last = await chunks_of(engine, request(ignore_eos=True))
@@ -118,6 +140,8 @@ def test_a_worker_starts_answers_is_cancelled_and_ends(
             "prompt_tokens": 4, "completion_tokens": 9, "total_tokens": 13,
         }  # fmt: skip
         assert published[0][0] == engine.component_metrics_dp_ranks()[0]
+        assert registry.get_sample_value(f"{prefix}generation_tokens_total") == 9
+        assert registry.get_sample_value(f"{prefix}prompt_tokens_total") == len(PROMPT)
 
         *chunks, last = await chunks_of(
             engine, request(ignore_eos=True, stop_token_ids=[expected[3]])
@@ -158,3 +182,56 @@ def test_a_text_ends_with_its_end_token() -> None:
     assert end_token_ids(request(stop_token_ids=[3], stop_token_ids_hidden=[4])) == {3, 4}
     assert num_before_end([1, 3, 2], {3, 4}) == (2, True)
     assert num_before_end([1, 2], {3, 4}) == (2, False)
+
+
+BACKEND = "dynamo.common.backend"
+needs_dynamo = pytest.mark.skipif(not is_installed("dynamo"), reason="Dynamo is not installed")
+
+
+@needs_dynamo
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("engine", "EngineConfig"),
+        ("engine", "LlmRegistration"),
+        ("worker", "WorkerConfig"),
+        ("publisher", "ComponentSnapshot"),
+    ],
+)
+def test_dynamos_data_has_the_fields_that_are_set(module: str, name: str) -> None:
+    made = list(calls(MODULE, name))
+    assert made
+    named = {each.arg for call in made for each in call.keywords}
+    assert named <= fields(f"{BACKEND}.{module}", name)
+
+
+@needs_dynamo
+def test_the_engine_has_the_methods_that_dynamo_calls() -> None:
+    engine = f"{BACKEND}.engine"
+    asked = methods(engine, "BaseEngine") | methods(engine, "LLMEngine")
+    ours = {name for name in methods(MODULE, "TreesnakeEngine") if not name.startswith("_")}
+    assert ours <= asked
+    for name in ours:
+        owner = "LLMEngine" if name == "generate" else "BaseEngine"
+        assert parameters(MODULE, f"TreesnakeEngine.{name}") == parameters(
+            engine, f"{owner}.{name}"
+        )
+    needed = {
+        each.name
+        for owner in ("BaseEngine", "LLMEngine")
+        for each in definition(engine, owner).body
+        if isinstance(each, ast.AsyncFunctionDef)
+        if "abstractmethod" in [ast.unparse(mark) for mark in each.decorator_list]
+    }
+    assert needed <= ours
+
+
+@needs_dynamo
+def test_dynamos_functions_take_what_they_are_given() -> None:
+    assert parameters(f"{BACKEND}.run", "run")[0] == "engine_cls"
+    [registered] = calls(MODULE, "register_engine_registry")
+    assert takes(register_engine_registry, registered)
+    assert {"metrics", "registry", "prefix_filters"} <= {
+        *parameters(f"{BACKEND}.metrics", "register_engine_registry")
+    }
+    assert parameters("dynamo.common.utils.token_ids", "normalize_request_token_ids")

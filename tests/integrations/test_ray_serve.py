@@ -42,7 +42,8 @@ class RequestRouterConfig(SimpleNamespace):
 
 
 def ingress(build_asgi: Callable[[], Any]) -> Callable[[], Any]:
-    return lambda: build_asgi
+    """Takes what is no plain function for an application, as Ray does."""
+    return lambda: build_asgi if inspect.isfunction(build_asgi) else lambda: build_asgi
 
 
 def deployment(

@@ -1,7 +1,7 @@
 """The plug-in for SGLang, by the contract of SGLang 0.5.23."""
 
+import ast
 import importlib
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
@@ -9,11 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.integrations.batch_drafts import BatchDrafts
+from treesnake.integrations.sglang_trees import Trees
 from treesnake.shape import BestFirst
 from treesnake.testing import RecurrentModel, TinyNetwork
+from treesnake.testing.package_sources import (
+    definition,
+    is_installed,
+    methods,
+    parameters,
+    set_attributes,
+    takes,
+)
 
 MODULE = "treesnake.integrations.sglang"
 TEXTS = {"a": [3, 1, 4], "b": [2, 7]}
@@ -110,6 +120,7 @@ def arguments(**changes: Any) -> Any:
         "page_size": None,
         "attention_backend": None,
         "speculative_draft_model_path": None,
+        "speculative_ngram_external_corpus_path": None,
         "model_path": "none-there",
     }
     return SimpleNamespace(**(default | changes))
@@ -140,6 +151,7 @@ def test_what_is_left_open_is_set(algorithm: Any) -> None:
         ({"device": "cpu"}, "needs CUDA"),
         ({"speculative_accept_threshold_acc": 0.9}, "thresholds of 1"),
         ({"page_size": 16}, "page-size 1"),
+        ({"speculative_ngram_external_corpus_path": "texts.jsonl"}, "reads no corpus"),
     ],
 )
 def test_what_would_not_be_exact_is_refused(
@@ -168,10 +180,12 @@ def test_the_worker_takes_trees_of_a_drafter(
     tokens, masks = worker.ngram_corpus.batch_get(list(TEXTS), list(TEXTS.values()), [3, 2])
     assert tokens.shape == (2 * 6,)
     assert masks.shape == (2 * 6 * 6,)
+    with pytest.raises(ValueError, match="reads no corpus"):
+        worker.add_external_corpus("name", [[1]])
 
 
-def test_trees_are_those_of_the_drafter(sglang: Any) -> None:
-    trees = sglang.Trees(drafts(), BestFirst(2, 3, 5))
+def test_trees_are_those_of_the_drafter() -> None:
+    trees = Trees(drafts(), BestFirst(2, 3, 5), GROUP)
     for _ in range(2):
         tokens, masks = trees.batch_get(list(TEXTS), list(TEXTS.values()), [0, 0])
         tokens, masks = tokens.reshape(2, 6), masks.reshape(2, 6, 6)
@@ -189,32 +203,74 @@ def test_trees_are_those_of_the_drafter(sglang: Any) -> None:
 
 
 def test_ranks_that_do_not_draft_take_what_the_first_one_drafted(
-    sglang: Any, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     group = SimpleNamespace(rank_in_group=1, world_size=2, ranks=[4, 5], cpu_group="group")
-    monkeypatch.setattr(sglang, "get_parallel", lambda: SimpleNamespace(tp_group=group))
 
     def broadcast(tensor: Any, *, src: int, group: str) -> None:
         assert (src, group) == (4, "group")
         tensor.fill_(9)
 
-    monkeypatch.setattr(sglang.torch.distributed, "broadcast", broadcast)
-    trees = sglang.Trees(None, BestFirst(2, 3, 5))
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+    trees = Trees(None, BestFirst(2, 3, 5), group)
     tokens, masks = trees.batch_get(list(TEXTS), list(TEXTS.values()), [0, 0])
     assert {*tokens.tolist(), *masks.tolist()} == {9}
     trees.erase_match_state(["a"])
 
 
-@pytest.mark.slow
-def test_sglang_has_what_the_contract_says() -> None:
-    pytest.importorskip("sglang", reason="SGLang is not installed")
-    registry = importlib.import_module("sglang.srt.speculative.spec_registry")
-    info = importlib.import_module("sglang.srt.speculative.spec_info")
-    workers = importlib.import_module("sglang.srt.speculative.ngram_worker")
-    assert {"supports_overlap", "spec_class"} <= {
-        *inspect.signature(info.SpeculativeAlgorithm.register).parameters
+needs_sglang = pytest.mark.skipif(not is_installed("sglang"), reason="SGLang is not installed")
+
+
+@needs_sglang
+def test_the_stub_takes_what_sglang_takes() -> None:
+    registry = "sglang.srt.speculative.spec_registry"
+    told = {"name", "factory", "supports_overlap"}
+    assert told < {*parameters(registry, "CustomSpecAlgo.__init__")}
+    assert {"name", "supports_overlap", "spec_class"} < {
+        *parameters(registry, "register_algorithm")
     }
-    assert issubclass(importlib.import_module(MODULE).Algorithm, registry.CustomSpecAlgo)
-    source = inspect.getsource(workers.NGRAMWorker)
-    for call in ("batch_get(", "batch_put(", "erase_match_state(", "synchronize()", "reset()"):
-        assert f"self.ngram_corpus.{call}" in source
+    relay = parameters("sglang.srt.managers.overlap_utils", "FutureMap.__init__")
+    ours = parameters(MODULE, "Algorithm.create_future_map")
+    assert relay == ["self", ours[1], "spec_algo", *ours[2:]]
+    for name in ("get_device", "get_parallel", "get_schedule", "get_spec"):
+        assert parameters("sglang.srt.runtime_context", name) == []
+
+
+@needs_sglang
+def test_the_algorithm_answers_all_that_sglang_asks_an_algorithm() -> None:
+    asked = methods("sglang.srt.speculative.spec_info", "SpeculativeAlgorithm")
+    plain = methods("sglang.srt.speculative.spec_registry", "CustomSpecAlgo")
+    of_all = {"from_string", "register"}
+    asked_by_itself = {"get_platform_worker_cls"}
+    assert asked - plain - methods(MODULE, "Algorithm") == of_all | asked_by_itself
+
+
+@needs_sglang
+def test_the_worker_sets_what_sglangs_own_sets() -> None:
+    theirs = "sglang.srt.speculative.ngram_worker"
+    assert parameters(theirs, "NGRAMWorker.__init__") == parameters(MODULE, "Worker.__init__")
+    expected = set_attributes(theirs, "NGRAMWorker.__init__")
+    assert expected == set_attributes(MODULE, "Worker.__init__")
+
+
+@needs_sglang
+def test_trees_answer_all_that_the_worker_asks_of_its_corpus() -> None:
+    theirs = "sglang.srt.speculative.ngram_worker"
+    external = {
+        "load_external_corpus_named",
+        "commit_external_corpus_load",
+        "remove_external_corpus",
+        "list_external_corpora",
+    }
+    trees = Trees(drafts(), BestFirst(2, 3, 5), GROUP)
+    asked = {
+        node.func.attr: node
+        for node in ast.walk(definition(theirs, "NGRAMWorker"))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) == "self.ngram_corpus"
+    }
+    assert {*asked} - external == {
+        "batch_get", "batch_put", "synchronize", "reset", "erase_match_state",
+    }  # fmt: skip
+    assert all(takes(getattr(trees, name), asked[name]) for name in asked.keys() - external)

@@ -1,6 +1,6 @@
 """The proposer for vLLM, by the contract of its method custom_class (vLLM 0.32 and 0.33)."""
 
-import inspect
+import ast
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +14,7 @@ from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.errors import InvalidInputError
 from treesnake.integrations.vllm import Proposer, likeliest_chain
 from treesnake.testing import RecurrentModel, TinyNetwork
+from treesnake.testing.package_sources import calls, fields, is_installed, takes
 from treesnake.tree import TokenTree
 
 MAX_LENGTH = 12
@@ -123,12 +124,40 @@ def test_a_chain_of_a_tree_goes_down_the_most_probable_children() -> None:
     assert likeliest_chain(Draft.chosen(tree)) == [5]
 
 
-def test_vllm_calls_what_the_contract_says() -> None:
-    pytest.importorskip("vllm", reason="vLLM is not installed")
-    from vllm.v1.spec_decode import custom_class_proposer  # noqa: PLC0415
-    from vllm.v1.worker import gpu_model_runner  # noqa: PLC0415
+@pytest.mark.skipif(not is_installed("vllm"), reason="vLLM is not installed")
+def test_vllm_calls_a_proposer_as_the_contract_says(proposer: Proposer) -> None:
+    [made] = calls("vllm.v1.spec_decode.custom_class_proposer", "user_class")
+    assert takes(Proposer, made)
+    asked = [
+        [*map(ast.unparse, call.args)]
+        for call in calls("vllm.v1.worker.gpu_model_runner", "propose")
+        if call.args and ast.unparse(call.args[0]) == "sampled_token_ids"
+        if takes(proposer.propose, call)
+    ]
+    assert asked == [
+        [
+            "sampled_token_ids",
+            "self.input_batch.num_tokens_no_spec",
+            "self.input_batch.token_ids_cpu",
+        ]
+    ]
+    for runner in ("gpu", "cpu"):
+        loads = calls(f"vllm.v1.worker.{runner}_model_runner", "load_model")
+        drafter_loads = [call for call in loads if "drafter" in ast.unparse(call.func)]
+        assert drafter_loads
+        assert all(takes(proposer.load_model, call) for call in drafter_loads)
 
-    source = inspect.getsource(gpu_model_runner)
-    assert "num_tokens_no_spec" in source
-    assert "token_ids_cpu" in source
-    assert "vllm_config" in inspect.getsource(custom_class_proposer)
+
+@pytest.mark.skipif(not is_installed("vllm"), reason="vLLM is not installed")
+def test_vllms_config_has_what_is_read_of_it() -> None:
+    owners = {
+        "additional_config": ("vllm", "VllmConfig"),
+        "model_config": ("model", "ModelConfig"),
+        "speculative_config": ("speculative", "SpeculativeConfig"),
+        "scheduler_config": ("scheduler", "SchedulerConfig"),
+        "parallel_config": ("parallel", "ParallelConfig"),
+    }
+    for part, value in vars(config()).items():
+        module, name = owners[part]
+        read = {part} if isinstance(value, dict) else {*vars(value)}
+        assert read <= fields(f"vllm.config.{module}", name)

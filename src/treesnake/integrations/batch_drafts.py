@@ -20,11 +20,11 @@ from treesnake.loading.options import LoadOptions
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter, DrafterModel
 from treesnake.sampling import SamplingParams, TorchRng
-from treesnake.serving.gathering import Gatherer, gathered_drafter
+from treesnake.serving.gathering import Gatherer, Turn, gathered_drafter
 from treesnake.shape import Shape
 
-MOST_THREADS = 32
-"""Texts that draft at once; what they ask of a network runs in one pass."""
+MOST_TOGETHER = 32
+"""Texts that share each pass of the drafter; of a larger batch some draft after the others."""
 
 Tokens = NDArray[np.int32]
 
@@ -69,12 +69,10 @@ class BatchDrafts:
         A drafter that fails for a text has no draft for it, and begins anew.
         """
         texts = self._texts_of(rows)
-        if len(rows) == 1:
-            drafts = [self._draft(texts[0], rows[0], shape)]
-        else:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(MOST_THREADS, "treesnake-draft")
-            drafts = list(self._pool.map(self._draft, texts, rows, [shape] * len(rows)))
+        drafts: list[Draft | None] = []
+        for start in range(0, len(rows), MOST_TOGETHER):
+            part = slice(start, start + MOST_TOGETHER)
+            drafts += self._draft_together(texts[part], rows[part], shape)
         self._drop_unused(len(rows))
         return drafts
 
@@ -84,9 +82,19 @@ class BatchDrafts:
             if (text := self._by_hint.pop(hint, None)) is not None:
                 self._texts.pop(text, None)
 
-    def _draft(self, text: "_Text", row: Row, shape: Shape) -> Draft | None:
+    def _draft_together(
+        self, texts: Sequence["_Text"], rows: Sequence[Row], shape: Shape
+    ) -> list[Draft | None]:
+        turns = self._gatherer.queue(len(rows))
+        if len(rows) == 1:
+            return [self._draft(texts[0], rows[0], shape, turns[0])]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(MOST_TOGETHER, "treesnake-draft")
+        return list(self._pool.map(self._draft, texts, rows, [shape] * len(rows), turns))
+
+    def _draft(self, text: "_Text", row: Row, shape: Shape, turn: Turn) -> Draft | None:
         try:
-            with self._gatherer.live():
+            with self._gatherer.live(turn=turn):
                 return text.draft(row, shape)
         except TreesnakeError:
             text.restart(self._model.new_session())

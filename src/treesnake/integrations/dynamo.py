@@ -7,15 +7,16 @@ Dynamo's frontend has the tokenizer, the chat template and the stop strings. The
 and gives as many at a time as a step emits. Written from the contract of ai-dynamo 1.6.
 """
 
-import argparse
 import asyncio
+from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
-from pathlib import Path, PurePath
-from tempfile import TemporaryDirectory
+from pathlib import PurePath
+from time import perf_counter
 from typing import Any
 
 from dynamo.common.backend.engine import EngineConfig, LLMEngine, LlmRegistration
+from dynamo.common.backend.metrics import register_engine_registry
 from dynamo.common.backend.publisher import ComponentSnapshot
 from dynamo.common.backend.run import run
 from dynamo.common.backend.worker import WorkerConfig
@@ -24,14 +25,11 @@ from dynamo.llm.exceptions import InvalidArgument
 
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.errors import InvalidInputError
+from treesnake.integrations.dynamo_arguments import folder_of, load_options, new_parser
 from treesnake.integrations.dynamo_requests import chunk_of, end_token_ids, num_before_end, submit
-from treesnake.integrations.model_folders import save_description
-from treesnake.loading.architecture import Architecture
-from treesnake.loading.checkpoint import find_checkpoint
-from treesnake.loading.options import LoadOptions
 from treesnake.outcome import FinishReason
 from treesnake.serving.engine import Engine, EngineLimits
-from treesnake.serving.relay import pieces_of
+from treesnake.serving.metrics import Metrics
 from treesnake.serving.tickets import Ticket
 
 CACHE_BLOCK = 16
@@ -50,24 +48,28 @@ class TreesnakeEngine(LLMEngine):
 
     Args:
         arguments: of the command line.
+        files: closed with the engine.
     """
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: Namespace, files: ExitStack) -> None:
         self._arguments = arguments
+        self._files = files
         self._engine: Engine | None = None
+        self._metrics: Metrics | None = None
         self._publisher: Any = None
-        self._files = ExitStack()
 
     @classmethod
     async def from_args(cls, argv: list[str] | None = None) -> tuple["TreesnakeEngine", Any]:
         """Returns the engine, and what Dynamo is told of the worker."""
-        arguments = _parser().parse_args(argv)
+        arguments = new_parser().parse_args(argv)
+        files = ExitStack()
+        arguments.folder = folder_of(arguments, files)
         name = arguments.served_model_name or PurePath(arguments.model).name
         config = WorkerConfig(
             namespace=arguments.namespace,
             component="backend",
             endpoint="generate",
-            model_name=arguments.model,
+            model_name=arguments.folder,  # Dynamo reads tokenizer and template there
             served_model_name=name,
             endpoint_types="chat,completions",
             discovery_backend=arguments.discovery_backend,
@@ -76,7 +78,7 @@ class TreesnakeEngine(LLMEngine):
             enable_kv_routing=True,  # for the load that `_publish` tells; there are no events
         )
         arguments.served_model_name = name
-        return cls(arguments), config
+        return cls(arguments, files), config
 
     async def start(self, worker_id: int) -> Any:
         """Loads the models, and says what the worker takes on."""
@@ -84,20 +86,15 @@ class TreesnakeEngine(LLMEngine):
 
     def _start(self) -> Any:
         told = self._arguments
-        options = LoadOptions(told.dtype, told.device, trust_remote_code=told.trust_remote_code)
-        decoder = SpeculativeDecoder.load(told.model, told.drafter, options)
+        decoder = SpeculativeDecoder.load(told.model, told.drafter, load_options(told))
         self._engine = engine = Engine(
             decoder, EngineLimits(told.max_num_seqs, told.max_queued, told.cache_bytes)
         )
-        checkpoint = find_checkpoint(told.model, options)
-        folder = checkpoint.path
-        if checkpoint.found.architecture is not Architecture.TRANSFORMERS:
-            folder = Path(self._files.enter_context(TemporaryDirectory(prefix="treesnake-")))
-            save_description(checkpoint, folder)
+        self._metrics = Metrics(engine)
         length = engine.max_model_len
         blocks = None if length is None else -(-length // CACHE_BLOCK) * told.max_num_seqs
         return EngineConfig(
-            model=str(folder),
+            model=told.folder,
             served_model_name=told.served_model_name,
             llm=LlmRegistration(
                 context_length=length,
@@ -111,6 +108,8 @@ class TreesnakeEngine(LLMEngine):
     async def generate(self, request: dict[str, Any], context: Any) -> AsyncIterator[Any]:
         """Yields new tokens as they come, and at last why the text ended."""
         assert self._engine is not None, "start comes first"
+        assert self._metrics is not None, "start comes first"
+        asked_at = perf_counter()
         normalize_request_token_ids(request)
         try:
             ticket = await asyncio.to_thread(submit, self._engine, request)
@@ -119,7 +118,7 @@ class TreesnakeEngine(LLMEngine):
         stopping = asyncio.create_task(_cancel_with(context, ticket))
         ends, num_new, is_cut = end_token_ids(request), 0, False
         try:
-            async for _, piece in pieces_of([ticket]):
+            async for _, piece in self._metrics.counted_pieces([ticket], asked_at):
                 if is_cut or piece is None or not piece.token_ids:
                     continue
                 num_kept, is_cut = num_before_end(piece.token_ids, ends)
@@ -146,6 +145,11 @@ class TreesnakeEngine(LLMEngine):
 
     async def abort(self, context: Any) -> None:
         """Does nothing: a text is cancelled by whoever waits for its context."""
+
+    async def register_prometheus(self, metrics: Any) -> None:
+        """Adds the numbers of `treesnake serve` to those of Dynamo's page of metrics."""
+        assert self._metrics is not None, "start comes first"
+        register_engine_registry(metrics, self._metrics.registry, prefix_filters=["treesnake_"])
 
     def component_metrics_dp_ranks(self) -> list[int]:
         """Returns the one rank."""
@@ -183,24 +187,6 @@ async def _cancel_with(context: Any, ticket: Ticket) -> None:
     """Ends a text when its client is gone or has what it wants."""
     await context.async_killed_or_stopped()
     ticket.cancel()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m treesnake.integrations.dynamo")
-    parser.add_argument("--model", default="smollm2", help="a name at the hub, a folder, a file")
-    parser.add_argument("--served-model-name", help="what clients call it")
-    parser.add_argument("--drafter", default="auto")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--trust-remote-code", action="store_true")
-    parser.add_argument("--max-num-seqs", type=int, default=8)
-    parser.add_argument("--max-queued", type=int, default=64)
-    parser.add_argument("--cache-bytes", type=int, default=512 << 20)
-    parser.add_argument("--namespace", default="dynamo")
-    parser.add_argument("--discovery-backend", default="etcd", help="file needs no other service")
-    parser.add_argument("--request-plane", default="tcp")
-    parser.add_argument("--event-plane", default="zmq")
-    return parser
 
 
 def main() -> None:

@@ -113,12 +113,13 @@ def _save(checkpoint: Checkpoint, out: Path) -> None:
     dtypes = {tensor.dtype for tensor in tensors.values()}
     config = checkpoint.config
     config.dtype = max(dtypes, key=lambda dtype: dtype.itemsize)
-    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     save_description(checkpoint, out)
 
 
 def save_description(checkpoint: Checkpoint, out: Path) -> None:
     """Writes config and tokenizer of a model into a folder, as transformers has them."""
-    checkpoint.config.save_pretrained(out)
+    config = checkpoint.config
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    config.save_pretrained(out)
     checkpoint.generation_config.save_pretrained(out)
     checkpoint.tokenizer.save_pretrained(out)

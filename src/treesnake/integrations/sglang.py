@@ -7,12 +7,8 @@ any form; the worker is that one, with a drafter's trees in the place of its cor
 exact on CUDA, so that other devices are refused. Written from the contract of SGLang 0.5.23.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from sglang.srt.managers.overlap_utils import FutureMap
 from sglang.srt.runtime_context import get_device, get_parallel, get_schedule, get_spec
 from sglang.srt.speculative.ngram_worker import NGRAMWorker
@@ -20,8 +16,8 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from treesnake.drafters.load import AUTO
-from treesnake.integrations.batch_drafts import BatchDrafts, Row, load_model_drafter
-from treesnake.integrations.tree_arrays import tree_arrays
+from treesnake.integrations.batch_drafts import BatchDrafts, load_model_drafter
+from treesnake.integrations.sglang_trees import Trees
 from treesnake.shape import BestFirst
 
 NAME = "TREESNAKE"
@@ -87,6 +83,10 @@ class Algorithm(CustomSpecAlgo):
                 f"{NAME} is exact with acceptance thresholds of 1 only, got {thresholds}; leave "
                 "--speculative-accept-threshold-single and -acc out"
             )
+        if server_args.speculative_ngram_external_corpus_path is not None:
+            raise ValueError(
+                f"{NAME} reads no corpus; leave --speculative-ngram-external-corpus-path out"
+            )
         defaults = {
             "speculative_num_draft_tokens": NUM_NODES,
             "speculative_eagle_topk": WIDTH,
@@ -130,63 +130,16 @@ class Worker(NGRAMWorker):
         self._prev_decode_rids: set[str] = set()
         shape = BestFirst(self.topk, self.speculative_num_steps, self.draft_token_num - 1)
         drafts = None
-        if get_parallel().tp_group.rank_in_group == 0:
+        group = get_parallel().tp_group
+        if group.rank_in_group == 0:
             drafter = server_args.speculative_draft_model_path or AUTO
             model = load_model_drafter(server_args.model_path, drafter, str(self.device))
             drafts = BatchDrafts(model, 2 * (server_args.max_running_requests or MOST_RUNNING))
-        self.ngram_corpus = Trees(drafts, shape)
+        self.ngram_corpus = Trees(drafts, shape, group)
 
-
-class Trees:
-    """What the worker asks for trees, in the place of a corpus.
-
-    Args:
-        drafts: the drafter; None on all ranks but the first, which get what that drafted.
-        shape: of the trees.
-    """
-
-    def __init__(self, drafts: BatchDrafts | None, shape: BestFirst) -> None:
-        self._drafts = drafts
-        self._shape = shape
-
-    def batch_get(
-        self, req_ids: Sequence[str], batch_tokens: Sequence[list[int]], total_lens: Sequence[int]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Returns the nodes of each text's tree, and who is an ancestor of whom."""
-        num_nodes = self._shape.num_drafted + 1
-        tokens = np.zeros((len(req_ids), num_nodes), np.int64)
-        masks = np.zeros((len(req_ids), num_nodes, num_nodes), np.int64)
-        if self._drafts is not None:
-            texts = [np.array(text, np.int32) for text in batch_tokens]
-            rows = [Row(name, text) for name, text in zip(req_ids, texts, strict=True)]
-            for index, draft in enumerate(self._drafts.draft(rows, self._shape)):
-                tree = None if draft is None else draft.tree
-                anchor = batch_tokens[index][-1]
-                tokens[index], masks[index] = tree_arrays(tree, anchor, num_nodes)
-        self._share(tokens, masks)
-        return tokens.ravel(), masks.ravel()
-
-    def _share(self, *arrays: NDArray[np.int64]) -> None:
-        """Makes all ranks go on with what the first one drafted."""
-        group = get_parallel().tp_group
-        if group.world_size > 1:
-            for array in arrays:
-                shared = torch.from_numpy(array)
-                torch.distributed.broadcast(shared, src=group.ranks[0], group=group.cpu_group)
-
-    def batch_put(self, batch_tokens: Sequence[list[int]]) -> None:
-        """Learns nothing: a drafter reads a text when it drafts for it."""
-
-    def synchronize(self) -> None:
-        """Waits for nothing."""
-
-    def reset(self) -> None:
-        """Forgets nothing: a text that does not go on is dropped in time."""
-
-    def erase_match_state(self, req_ids: Sequence[str]) -> None:
-        """Drops texts that have ended."""
-        if self._drafts is not None:
-            self._drafts.forget(req_ids)
+    def add_external_corpus(self, corpus_id: str, token_chunks: list[list[int]]) -> int:
+        """Refuses a corpus; SGLang hands the reason on to whoever sent it."""
+        raise ValueError(f"{NAME} drafts with a model and reads no corpus")
 
 
 def register() -> None:

@@ -42,7 +42,7 @@ from treesnake.serving.gate import (
 )
 from treesnake.serving.metrics import Metrics
 from treesnake.serving.page import page_html
-from treesnake.serving.relay import cancelled_with, pieces_of
+from treesnake.serving.relay import cancelled_with
 from treesnake.serving.requests import (
     MOST_CHOICES,
     ChatRequest,
@@ -286,17 +286,8 @@ class Api:
         self, answer: Answer, asked_at: float
     ) -> AsyncIterator[tuple[Choice, StreamPiece | None]]:
         """Iterates over what the texts get, and counts it."""
-        begun: set[int] = set()
-        async for number, piece in pieces_of(answer.tickets):
-            choice = answer.choices[number]
-            if piece is None:
-                self._metrics.observe_end(len(choice.prompt), answer.tickets[number].generation)
-            elif piece.step:
-                if number not in begun:
-                    begun.add(number)
-                    self._metrics.observe_first(asked_at)
-                self._metrics.observe_step(piece.step)
-            yield choice, piece
+        async for number, piece in self._metrics.counted_pieces(answer.tickets, asked_at):
+            yield answer.choices[number], piece
 
     async def _whole(self, request: Request, answer: Answer, asked_at: float) -> Response:
         tokens: dict[int, list[EchoedToken]] = {}

@@ -89,7 +89,7 @@ class PassCosts:
         return [even_s + row_s * number for number in rows]
 
 
-class _Turn:
+class Turn:
     """A text's turn to go on, once it is given."""
 
     def __init__(self) -> None:
@@ -97,13 +97,15 @@ class _Turn:
         self._given.acquire()
 
     def give(self) -> None:
+        """Lets the text go on."""
         self._given.release()
 
     def wait(self) -> None:
+        """Waits until the turn is given."""
         self._given.acquire()
 
 
-class _Asked(_Turn):
+class _Asked(Turn):
     """The parts that one text needs a pass for."""
 
     def __init__(self, network: "GatheredNetwork", parts: Sequence[Part]) -> None:
@@ -143,9 +145,9 @@ class Gatherer:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._ready: deque[_Turn] = deque()
+        self._ready: deque[Turn] = deque()
         self._asked: list[_Asked] = []
-        self._reading: deque[_Turn] = deque()
+        self._reading: deque[Turn] = deque()
         self._is_taken = False
         self._part_began: float | None = None
         self._owed_s = 0.0
@@ -154,16 +156,35 @@ class Gatherer:
         self.num_passes = 0
         self.num_parts = 0
 
+    def queue(self, num_texts: int) -> list[Turn]:
+        """Makes texts live all at once, so that none runs a pass before the others ask for theirs.
+
+        Each must go on in a thread of its own, by `live` with one of these turns.
+        """
+        turns = [Turn() for _ in range(num_texts)]
+        with self._lock:
+            self._ready += turns
+            if turns and not self._is_taken:
+                self._is_taken = True
+                self._pass_on()
+        return turns
+
     @contextmanager
-    def live(self, is_over: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    def live(
+        self, is_over: Callable[[], bool] = lambda: False, turn: Turn | None = None
+    ) -> Iterator[None]:
         """Makes the text of this thread one of those that take turns.
 
         Args:
             is_over: whether nobody wants the text any more. While it reads its prompt, that raises
                 TextGivenUpError.
+            turn: one that `queue` returned.
         """
         self._mine.is_over = is_over
-        self._take(self._ready)
+        if turn is None:
+            self._take(self._ready)
+        else:
+            self._enter(turn)
         try:
             yield
         finally:
@@ -213,15 +234,18 @@ class Gatherer:
         """Whether this thread's text is live; then it has its turn, or it would not ask."""
         return getattr(self._mine, "has_turn", False)
 
-    def _take(self, queue: deque[_Turn]) -> None:
+    def _take(self, queue: deque[Turn]) -> None:
         """Waits for a turn in a queue; one that this text has goes to the next."""
-        since = perf_counter()
-        turn = _Turn()
+        turn = Turn()
         with self._lock:
             queue.append(turn)
             if self._has_turn or not self._is_taken:
                 self._is_taken = True
                 self._pass_on()
+        self._enter(turn)
+
+    def _enter(self, turn: Turn) -> None:
+        since = perf_counter()
         turn.wait()
         book_wait(since)
         self._mine.has_turn = True

@@ -1,21 +1,28 @@
 """Numbers for Prometheus."""
 
+from collections.abc import AsyncIterator, Sequence
 from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from treesnake.outcome import Generation, Step
 from treesnake.serving.engine import Engine
+from treesnake.serving.relay import pieces_of
+from treesnake.serving.tickets import StreamPiece, Ticket
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 """Upper ends of the buckets of histograms."""
 
 
 class Metrics:
-    """What the server has done so far; its methods may be called from one thread only."""
+    """What the server has done so far; its methods may be called from one thread only.
+
+    Attributes:
+        registry: where the numbers are.
+    """
 
     def __init__(self, engine: Engine) -> None:
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._drafts = self._counter("spec_decode_num_drafts", "Trees that were drafted")
         self._draft_tokens = self._counter("spec_decode_num_draft_tokens", "Drafted tokens")
         self._accepted = self._counter(
@@ -25,7 +32,7 @@ class Metrics:
             "treesnake_spec_decode_num_accepted_tokens_per_pos",
             "Drafted tokens that became output, by their depth, from 0",
             ["position"],
-            registry=self._registry,
+            registry=self.registry,
         )
         self._draft_s = self._counter("draft_seconds", "Seconds of drafting")
         self._score_s = self._counter("score_seconds", "Seconds of scoring")
@@ -35,7 +42,7 @@ class Metrics:
             "treesnake_request_success",
             "Texts that ended, by reason",
             ["finished_reason"],
-            registry=self._registry,
+            registry=self.registry,
         )
         self._first = self._histogram("time_to_first_token_seconds", "From request to first token")
         self._each = self._histogram("time_per_output_token_seconds", "Between tokens, by text")
@@ -55,6 +62,26 @@ class Metrics:
         self._gauge("cache_misses", "Texts that did not").set_function(
             lambda: engine.stats.cache_misses
         )
+
+    async def counted_pieces(
+        self, tickets: Sequence[Ticket], asked_at: float
+    ) -> AsyncIterator[tuple[int, StreamPiece | None]]:
+        """Iterates over the pieces of texts as `pieces_of` does, and counts them.
+
+        Args:
+            tickets: the texts.
+            asked_at: a reading of `perf_counter` when the request came.
+        """
+        begun: set[int] = set()
+        async for number, piece in pieces_of(tickets):
+            if piece is None:
+                self.observe_end(len(tickets[number].prompt), tickets[number].generation)
+            elif piece.step:
+                if number not in begun:
+                    begun.add(number)
+                    self.observe_first(asked_at)
+                self.observe_step(piece.step)
+            yield number, piece
 
     def observe_first(self, asked_at: float) -> None:
         """Takes note of a text's first token; `asked_at` is a reading of `perf_counter`."""
@@ -81,13 +108,13 @@ class Metrics:
 
     def page(self) -> bytes:
         """Returns all numbers in the text format of Prometheus."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str) -> Counter:
-        return Counter(f"treesnake_{name}", text, registry=self._registry)
+        return Counter(f"treesnake_{name}", text, registry=self.registry)
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"treesnake_{name}", text, registry=self._registry)
+        return Gauge(f"treesnake_{name}", text, registry=self.registry)
 
     def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(f"treesnake_{name}", text, registry=self._registry, buckets=SECONDS)
+        return Histogram(f"treesnake_{name}", text, registry=self.registry, buckets=SECONDS)

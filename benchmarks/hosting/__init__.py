@@ -1,0 +1,1 @@
+"""Other engines and clusters with treesnake inside; benchmarks/hosts.py runs them."""
