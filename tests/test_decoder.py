@@ -395,7 +395,7 @@ def test_a_search_of_ones_own_in_a_session_is_used_for_seeded_samples_too() -> N
     fresh = one.new_session()
     session = DecoderSession(fresh.target, fresh.drafter, StaticSearch(LevelWidths((2,))))
     generation = one.generate("abc", SAMPLED, max_new_tokens=9, session=session)
-    assert generation.steps[0].shape == LevelWidths((2,))
+    assert generation.steps[1].shape == LevelWidths((2,))
 
 
 def test_a_wrong_search_is_refused_before_anything_is_loaded() -> None:

@@ -25,7 +25,7 @@ def generation(num_expanded: tuple[int, ...] | None) -> Generation:
         SECONDS,
         num_expanded=num_expanded,
     )
-    return Generation((2, 3, 4), " two <three> four", (plain, drafted), FinishReason.LENGTH, 0.1)
+    return Generation((2, 3, 4), " two <three> four", (plain, drafted), FinishReason.LENGTH)
 
 
 def test_the_last_token_of_a_step_is_the_targets() -> None:

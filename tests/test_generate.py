@@ -110,60 +110,66 @@ def run(
 def test_a_step_drafts_scores_accepts_and_commits() -> None:
     target, drafter, search = CountingTarget(), CountingDrafter(), NotingSearch(chain(2))
     steps = run(target, drafter, search)
-    assert [step.emitted for step in steps] == [(5, 6, 7), (8, 9, 0), (1,)]
+    assert [step.emitted for step in steps] == [(5,), (6, 7, 8), (9, 0, 1)]
     assert target.calls == [
         ("prefill", (3, 4)),
-        ("score", (4, 5, 6)),
-        ("commit", (0, 1, 2)),
-        ("score", (7, 8, 9)),
-        ("commit", (0, 1, 2)),
-        ("score", (0,)),
+        ("score", (4,)),
         ("commit", (0,)),
+        ("score", (5, 6, 7)),
+        ("commit", (0, 1, 2)),
+        ("score", (8, 9, 0)),
+        ("commit", (0, 1, 2)),
     ]
     assert drafter.calls == [
         ("prefill", (3, 4)),
-        ("draft", 4, 2),
-        ("commit", (4, 5, 6)),
-        ("draft", 7, 2),
-        ("commit", (7, 8, 9)),
-        ("draft", 0, 0),
-        ("commit", (0,)),
+        ("commit", (4,)),
+        ("draft", 5, 2),
+        ("commit", (5, 6, 7)),
+        ("draft", 8, 2),
+        ("commit", (8, 9, 0)),
     ]
 
 
+def test_the_first_token_waits_for_no_drafter() -> None:
+    drafter = CountingDrafter()
+    run(CountingTarget(), drafter, NotingSearch(chain(2)), stop_rules=[EndTokens([5])])
+    assert drafter.calls == []
+
+
 def test_after_a_wrong_token_the_targets_own_one_follows() -> None:
-    drafter = CountingDrafter(wrong=frozenset({6}))
-    steps = run(CountingTarget(), drafter, NotingSearch(chain(3)), num_new=4)
-    assert [step.emitted for step in steps] == [(5, 6), (7, 8)]
-    assert [step.num_accepted for step in steps] == [1, 1]
-    assert steps[0].acceptance.path == (0, 1)
+    drafter = CountingDrafter(wrong=frozenset({7}))
+    steps = run(CountingTarget(), drafter, NotingSearch(chain(3)), num_new=5)
+    assert [step.emitted for step in steps] == [(5,), (6, 7), (8, 9)]
+    assert [step.num_accepted for step in steps] == [0, 1, 1]
+    assert steps[1].acceptance.path == (0, 1)
 
 
-def test_the_search_hears_of_every_step() -> None:
+def test_the_search_hears_of_every_step_that_it_chose() -> None:
     search = NotingSearch(chain(2))
-    steps = run(CountingTarget(), CountingDrafter(), search)
-    assert search.observed == steps
-    assert search.chosen_at == [2, 5, 8]
-    assert [step.shape for step in steps] == [chain(2), chain(2), OFF], "clipped to the room left"
+    steps = run(CountingTarget(), CountingDrafter(), search, num_new=8)
+    assert search.observed == steps[1:]
+    assert search.chosen_at == [3, 6, 9]
+    shapes = [step.shape for step in steps]
+    assert shapes == [OFF, chain(2), chain(2), OFF], "clipped to the room left"
 
 
 def test_no_draft_reaches_beyond_the_longest_length() -> None:
     drafter = CountingDrafter()
     steps = run(CountingTarget(), drafter, NotingSearch(chain(8)), num_new=3)
-    assert drafter.calls[1] == ("draft", 4, 2)
-    assert [step.emitted for step in steps] == [(5, 6, 7)]
+    assert drafter.calls[2] == ("draft", 5, 1)
+    assert [step.emitted for step in steps] == [(5,), (6, 7)]
 
 
-@pytest.mark.parametrize(("end", "kept"), [(5, (5,)), (6, (5, 6)), (7, (5, 6, 7))])
+@pytest.mark.parametrize(("end", "kept"), [(6, (6,)), (7, (6, 7)), (8, (6, 7, 8))])
 def test_a_cut_inside_a_path_commits_what_is_kept_but_the_last(
     end: int, kept: tuple[int, ...]
 ) -> None:
     target, drafter = CountingTarget(), CountingDrafter()
-    (step,) = run(target, drafter, NotingSearch(chain(2)), stop_rules=[EndTokens([end])])
+    (_, step) = run(target, drafter, NotingSearch(chain(2)), stop_rules=[EndTokens([end])])
     assert (step.emitted, step.finish_reason) == (kept, FinishReason.END_TOKEN)
     assert step.acceptance.path == (0, 1, 2), "what was decided is told as it was"
     assert target.calls[-1] == ("commit", (0, 1, 2)[: len(kept)])
-    assert drafter.calls[-1] == ("commit", (4, 5, 6)[: len(kept)])
+    assert drafter.calls[-1] == ("commit", (5, 6, 7)[: len(kept)])
 
 
 def test_a_stop_rule_sees_new_tokens_only() -> None:
@@ -177,7 +183,7 @@ def test_a_stop_rule_sees_new_tokens_only() -> None:
     rules = [EndTokens([3, 4]), noting]
     steps = run(CountingTarget(), CountingDrafter(), NotingSearch(chain(2)), stop_rules=rules)
     assert sum(len(step.emitted) for step in steps) == 7
-    assert seen == [((), (5, 6, 7)), ((5, 6, 7), (8, 9, 0)), ((5, 6, 7, 8, 9, 0), (1,))]
+    assert seen == [((), (5,)), ((5,), (6, 7, 8)), ((5, 6, 7, 8), (9, 0, 1))]
 
 
 def test_nothing_runs_before_it_is_asked_for() -> None:
@@ -197,7 +203,7 @@ def test_nothing_runs_before_it_is_asked_for() -> None:
 
 
 def test_seconds_are_told_by_part() -> None:
-    (step, *_) = run(CountingTarget(), CountingDrafter(), NotingSearch(chain(2)))
+    (_, step, *_) = run(CountingTarget(), CountingDrafter(), NotingSearch(chain(2)))
     seconds = step.seconds
     parts = (seconds.draft_s, seconds.score_s, seconds.accept_s, seconds.commit_s)
     assert all(part >= 0 for part in parts)
@@ -223,13 +229,18 @@ def test_time_in_a_queue_is_no_part_of_drafting_or_scoring(monkeypatch: pytest.M
             return super().score(tree)
 
     class QueuingDrafter(CountingDrafter):
+        def prefill(self, prompt: Prompt) -> None:
+            time.wait(32)
+            time.now += 3
+
         def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
             time.wait(4)
             time.now += 1
             return super().draft(anchor, shape, params, rng)
 
-    (step, *_) = run(QueuingTarget(), QueuingDrafter(), NotingSearch(chain(2)))
-    assert step.seconds == StepSeconds(1.0, 2.0, 0.0, 0.0, queued_s=12.0)
+    (first, step, *_) = run(QueuingTarget(), QueuingDrafter(), NotingSearch(chain(2)))
+    assert first.seconds == StepSeconds(0.0, 2.0, 0.0, 0.0, queued_s=8.0)
+    assert step.seconds == StepSeconds(1.0, 2.0, 0.0, 0.0, queued_s=12.0, prefill_s=3.0)
     assert (step.seconds.work_s, step.seconds.total_s) == (3, 15)
 
 

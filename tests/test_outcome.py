@@ -1,5 +1,7 @@
 """The counts that users ask for, on steps made by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from treesnake.outcome import (
@@ -43,7 +45,7 @@ def test_tokens_beyond_a_cut_are_not_counted(num_emitted: int, num_accepted: int
 
 def test_a_generation_sums_its_steps() -> None:
     steps = (make_step(CHAIN, (0, 1, 2)), make_step(BRANCHED, (0,)), make_step(ANCHOR, (0,)))
-    generation = Generation((1, 2, 7, 7, 7), None, steps, FinishReason.LENGTH, prefill_s=0.1)
+    generation = Generation((1, 2, 7, 7, 7), None, steps, FinishReason.LENGTH)
     assert generation.num_drafted == 3 + 4
     assert generation.num_accepted == 2
     assert generation.num_emitted == 5
@@ -53,20 +55,30 @@ def test_a_generation_sums_its_steps() -> None:
     assert generation.tokens_per_s == pytest.approx(5 / 6)
 
 
+def test_prefill_is_no_part_of_decoding() -> None:
+    step = make_step(ANCHOR, (0,))
+    first, second = (
+        replace(step, seconds=replace(SECONDS, prefill_s=seconds)) for seconds in (3.0, 1.0)
+    )
+    generation = Generation((7, 7, 7), None, (first, second, step), FinishReason.LENGTH)
+    assert generation.prefill_s == 4.0
+    assert generation.decode_s == pytest.approx(6.0)
+
+
 def test_every_step_emits_one_token_more_than_it_accepts() -> None:
     steps = (make_step(CHAIN, (0, 1)), make_step(BRANCHED, (0, 2, 3)))
-    generation = Generation((1, 7, 2, 3, 7), None, steps, FinishReason.LENGTH, prefill_s=0.0)
+    generation = Generation((1, 7, 2, 3, 7), None, steps, FinishReason.LENGTH)
     assert generation.mean_tokens_per_step == generation.mean_accepted_per_step + 1
 
 
 def test_acceptance_by_position_counts_steps_that_drafted_so_deep() -> None:
     steps = [make_step(CHAIN, (0, 1, 2)), make_step(BRANCHED, (0, 2)), make_step(ANCHOR, (0,))]
     assert acceptance_by_position(steps) == [1.0, 0.5, 0.0]
-    generation = Generation((), None, tuple(steps), FinishReason.CANCELLED, prefill_s=0.0)
+    generation = Generation((), None, tuple(steps), FinishReason.CANCELLED)
     assert generation.acceptance_by_position == [1.0, 0.5, 0.0]
 
 
 def test_a_generation_without_steps_has_ratios_of_zero() -> None:
-    nothing = Generation((), None, (), FinishReason.LENGTH, prefill_s=0.0)
+    nothing = Generation((), None, (), FinishReason.LENGTH)
     assert nothing.mean_tokens_per_step == nothing.tokens_per_s == 0.0
     assert nothing.acceptance_by_position == []

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from os import curdir
 from pathlib import Path
-from time import perf_counter
 from typing import NoReturn, Protocol, cast, runtime_checkable
 
 from treesnake.arguments import as_count, as_texts, as_token_ids
@@ -169,7 +168,6 @@ class TextStream(Iterator[str], OfOneProcess):
         self._finish_reason: FinishReason | None = None
         self._steps: list[Step] = []
         self._pieces: list[str] = []
-        self._prefill_s = 0.0
         self._is_cancelled = False
         self._lock = new_reentrant_lock()
 
@@ -211,7 +209,6 @@ class TextStream(Iterator[str], OfOneProcess):
             text="".join(self._pieces) + self._assembler.held if self._assembler else None,
             steps=tuple(self._steps),
             finish_reason=self._finish_reason or FinishReason.CANCELLED,
-            prefill_s=self._prefill_s,
         )
 
     def _take_step(self) -> Step | None:
@@ -224,7 +221,6 @@ class TextStream(Iterator[str], OfOneProcess):
     def _run_step(self) -> Step | None:
         if self._is_cancelled or self._finish_reason:
             return None
-        started = perf_counter()
         try:
             step = next(self._continuation.steps, None)
         except BaseException:
@@ -233,8 +229,6 @@ class TextStream(Iterator[str], OfOneProcess):
         if step is None:
             self._finish_reason = self._continuation.limit_reason
             return None
-        if not self._steps:
-            self._prefill_s = perf_counter() - started - step.seconds.total_s
         self._steps.append(step)
         self._finish_reason = step.finish_reason
         return step

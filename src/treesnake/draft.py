@@ -57,6 +57,11 @@ class Draft:
             )
 
     @classmethod
+    def nothing(cls, anchor: int) -> "Draft":
+        """Makes a draft of the anchor alone, for which no model was run."""
+        return cls.chosen(TokenTree.of((anchor,), (-1,)), num_expanded=())
+
+    @classmethod
     def sampled(cls, tree: TokenTree, draft_probs: Float[Tensor, "inner vocab"]) -> "Draft":
         """Makes a draft of which every node was drawn without replacement, in node order."""
         return cls(tree, draft_probs, (False, *(True,) * tree.num_drafted))

@@ -10,13 +10,14 @@ from functools import partial
 from treesnake.acceptance.exact import rule_for
 from treesnake.clock import waited_s, work_clock
 from treesnake.constraints import Constraint, constrain, num_allowed
-from treesnake.draft import Scored
+from treesnake.draft import Draft, Scored
 from treesnake.lease import leased
 from treesnake.logprobs import token_logprobs
 from treesnake.outcome import Step, StepSeconds
 from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule, Drafter, Target, TreeSearch
 from treesnake.sampling import Rng, SamplingParams, to_probs
+from treesnake.shape import OFF
 from treesnake.stopping import StopRule, first_cut
 
 
@@ -37,9 +38,12 @@ def generate(
 ) -> Generator[Step, None, None]:
     """Continues a prompt step by step, until a stop rule ends the text or it is `max_length` long.
 
-    Both sessions hold a consistent state after every step, whichever the caller stops at: all
-    tokens of the text so far but the last one. The target's session serves the generation that took
-    the first step last; a step of another one raises InvalidInputError.
+    The first step drafts nothing, so the first token comes as soon as in plain decoding. The
+    drafter reads the prompt before the second step.
+
+    The target's session holds all tokens of the text so far but the last one, whichever step the
+    caller stops at. So does the drafter's, from the second step on. The target's session serves the
+    generation that took the first step last; a step of another one raises InvalidInputError.
 
     Args:
         target: the session whose output is wanted.
@@ -56,14 +60,21 @@ def generate(
             beside the log probability of that; None for no log probabilities.
     """
     accept = accept or rule_for(params)
-    target.prefill(prompt)
-    drafter.prefill(prompt)
     context = list(prompt.token_ids)
     while len(context) < max_length:
+        room, num_new = max_length - len(context), len(context) - len(prompt)
+        begun = work_clock()
+        if num_new == 0:
+            target.prefill(prompt)
+        elif num_new == 1:
+            drafter.prefill(prompt)
+            drafter.commit(prompt.token_ids[-1:])
+
         started, waited = work_clock(), waited_s()
-        room = max_length - len(context)
-        shape = search.choose(len(context)).clipped(room - 1)
-        draft = drafter.draft(context[-1], shape, params, rng)
+        shape, draft = OFF, Draft.nothing(context[-1])
+        if num_new:
+            shape = search.choose(len(context)).clipped(room - 1)
+            draft = drafter.draft(context[-1], shape, params, rng)
 
         drafted = work_clock()
         find_cut = partial(first_cut, stop_rules, context[len(prompt) :])
@@ -88,7 +99,8 @@ def generate(
         accepted = work_clock()
         # The last emitted token is the next anchor; all before it is committed.
         target.commit(path)
-        drafter.commit([context[-1], *emitted[:-1]], Scored(draft, target_probs, path))
+        if num_new:
+            drafter.commit([context[-1], *emitted[:-1]], Scored(draft, target_probs, path))
         context += emitted
 
         seconds = StepSeconds(
@@ -97,6 +109,7 @@ def generate(
             accept_s=accepted - scored,
             commit_s=work_clock() - accepted,
             queued_s=waited_s() - waited,
+            prefill_s=started - begun,
         )
         step = Step(
             shape,
@@ -110,7 +123,8 @@ def generate(
             draft.stream_weights,
             logprobs,
         )
-        search.observe(step)
+        if num_new:
+            search.observe(step)
         yield step
         if cut:
             return

@@ -53,6 +53,8 @@ class StepSeconds:
         accept_s: on accepting.
         commit_s: on committing.
         queued_s: seconds in a queue, while an engine ran passes of other texts.
+        prefill_s: seconds of work before the step, in which a model read the prompt: the target
+            before the first step, the drafter before the second. They are part of no sum here.
     """
 
     draft_s: float
@@ -60,6 +62,7 @@ class StepSeconds:
     accept_s: float
     commit_s: float
     queued_s: float = 0.0
+    prefill_s: float = 0.0
 
     @property
     def work_s(self) -> float:
@@ -121,14 +124,12 @@ class Generation:
             the stop string; None where no tokenizer was at hand.
         steps: each step.
         finish_reason: why it ended.
-        prefill_s: the seconds before the first step.
     """
 
     token_ids: tuple[int, ...]
     text: str | None
     steps: tuple[Step, ...]
     finish_reason: FinishReason
-    prefill_s: float
 
     @property
     def logprobs(self) -> tuple[TokenLogprobs, ...] | None:
@@ -174,6 +175,11 @@ class Generation:
         drafted = [step.stream_weights for step in self.steps if step.stream_weights is not None]
         names = drafted[0] if drafted else ()
         return {name: _ratio(sum(each[name] for each in drafted), len(drafted)) for name in names}
+
+    @property
+    def prefill_s(self) -> float:
+        """The seconds in which the models read the prompt, before the first two steps."""
+        return sum(step.seconds.prefill_s for step in self.steps)
 
     @property
     def decode_s(self) -> float:

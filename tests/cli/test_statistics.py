@@ -17,7 +17,7 @@ def generation(stream_weights: dict[str, float] | None) -> Generation:
         StepSeconds(0.1, 0.1, 0.1, 0.1),
         stream_weights=stream_weights,
     )
-    return Generation((2,), None, (step,), FinishReason.LENGTH, 0.1)
+    return Generation((2,), None, (step,), FinishReason.LENGTH)
 
 
 def test_the_weights_of_several_streams_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,7 +39,7 @@ def test_the_gain_is_an_estimate_from_steps_of_one_node(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     step = generation(None).steps[0]
-    several = Generation((2, 2, 2), None, (step,) * 3, FinishReason.LENGTH, 0.1)
+    several = Generation((2, 2, 2), None, (step,) * 3, FinishReason.LENGTH)
     assert several.estimated_speedup == pytest.approx(0.75)  # a quarter of each step was drafting
     print_statistics(Comparison(several))
     assert "about 0.8x plain (estimate)" in capsys.readouterr().err

@@ -166,9 +166,8 @@ class MixtureDrafter:
 
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Takes tokens into all streams, and moves the weights by what the target said."""
-        assert self._grown is not None, "commit comes after draft"
         rest_s = self._now() - self._drafted_at
-        seen = self._grown.seen(token_ids)
+        seen = () if self._grown is None else self._grown.seen(token_ids)
         mixing = self._mixing
         for index in self._readable:
             was_run = mixing is not None and index in mixing.members

@@ -128,6 +128,6 @@ class NetworkDrafter:
 
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Takes tokens into the state, which is behind by those that it has not seen."""
-        assert self._grown is not None, "commit comes after draft"
-        self._text.commit(self._grown.seen(token_ids), token_ids)
+        seen = () if self._grown is None else self._grown.seen(token_ids)
+        self._text.commit(seen, token_ids)
         self._grown = None

@@ -7,7 +7,6 @@ from treesnake.draft import Draft, Scored
 from treesnake.prompt import Prompt
 from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import Shape
-from treesnake.tree import TreeBuilder
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class NoDrafter:
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Returns the anchor."""
-        return Draft.chosen(TreeBuilder(anchor).build())
+        return Draft.nothing(anchor)
 
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Needs nothing of the text."""

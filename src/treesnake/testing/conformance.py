@@ -77,6 +77,8 @@ def check_drafter(
             session = model.new_session()
             text = list(_random_prompt(chance, vocab_size).token_ids)
             session.prefill(Prompt.of(text))
+            session.commit(text[-1:])  # the first step of a text drafts nothing
+            text.append(chance.randrange(vocab_size))
             for _ in range(num_steps):
                 draft = drafting.check(session, text, "new session on the same text")
                 grown = draft.tree.path_tokens(chance.randrange(len(draft.tree)))

@@ -55,6 +55,16 @@ def test_rates_are_ratios_of_sums() -> None:
     assert measures.same_as_reference == 2
 
 
+def test_the_drafters_reading_of_the_prompt_is_no_decoding() -> None:
+    one = run("1", 11, 1.0, 2.0)
+    late = replace(one, turns=(replace(one.turns[0], total_s=2.5, late_prefill_s=0.5),))
+    measures = measure([late], [one])
+    assert measures.speedup is not None
+    assert measures.speedup.value == pytest.approx(1.0)
+    assert measures.speedup_with_prefill is not None
+    assert measures.speedup_with_prefill.value == pytest.approx(2.0 / 2.5)
+
+
 def test_questions_that_the_reference_lacks_are_not_compared() -> None:
     runs = [run("1", 11, 1.0, 2.0), run("2", 31, 1.0, 9.0)]
     measures = measure(runs, [run("1", 11, 1.0, 3.0)])

@@ -33,7 +33,8 @@ class Measures:
     Attributes:
         num_questions: how many.
         num_new: new tokens.
-        tokens_per_s: of decoding: tokens after the first emission per second after it.
+        tokens_per_s: of decoding: tokens after the first emission per second after it, without the
+            seconds in which a drafter reads the prompt.
         tokens_per_s_with_prefill: all new tokens per second from the call on.
         speedup: `tokens_per_s` over that of the reference on the same questions.
         speedup_with_prefill: the same with prefill.
@@ -162,7 +163,7 @@ Amount = Callable[[TurnRecord], tuple[float, float]]
 
 
 def _decoded(turn: TurnRecord) -> tuple[float, float]:
-    return turn.num_new - turn.num_first, turn.total_s - turn.first_s
+    return turn.num_new - turn.num_first, turn.total_s - turn.first_s - turn.late_prefill_s
 
 
 def _whole(turn: TurnRecord) -> tuple[float, float]:

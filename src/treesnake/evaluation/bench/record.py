@@ -108,6 +108,7 @@ class TurnRecord:
         total_s: seconds from the call to the end.
         token_ids: the new tokens.
         steps: of our own methods.
+        late_prefill_s: seconds after the first emission in which our drafter read the prompt.
         shown: every step, if it was asked for.
     """
 
@@ -120,6 +121,7 @@ class TurnRecord:
     token_ids: tuple[int, ...] = ()
     steps: StepRecord | None = None
     shown: tuple[ShownStep, ...] = ()
+    late_prefill_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ class SpeculativeRunner:
             token_ids=tokens,
             steps=sum_steps(steps),
             shown=tuple(map(to_shown_step, steps)) if is_shown else (),
+            late_prefill_s=sum(step.seconds.prefill_s for step in steps[1:]),
         )
         return MeasuredTurn(
             turn,

@@ -69,8 +69,9 @@ class Machine:
 
 
 def replay(trace: Trace, search: TreeSearch, machine: Machine) -> Replayed:
-    """Runs the search of one text over a trace."""
-    position, seconds, num_steps, num_behind = 0, 0.0, 0, 0
+    """Runs the search of one text over a trace, behind a first step that is plain."""
+    position, num_steps, num_behind = 1, 1, 0
+    seconds = machine.seconds(1, [], trace.prompt_length, 0).total_s
     while position < len(trace):
         context_length = trace.prompt_length + position
         room = len(trace) - position
