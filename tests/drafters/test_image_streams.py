@@ -64,7 +64,7 @@ def decoder(drafter: TreeNetwork | None, rule: WeightRule | None = None) -> Spec
 
 def test_a_drafter_that_is_the_target_has_every_token_accepted_by_its_stream_with_images() -> None:
     generation = decoder(network(), FixedWeights((1, 0, 0))).generate(prompt(), max_new_tokens=16)
-    assert len(generation.steps) == 4
+    assert len(generation.steps) == 5
 
 
 def test_text_is_the_targets_own_in_two_turns() -> None:

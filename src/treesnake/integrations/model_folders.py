@@ -111,6 +111,7 @@ def _save(checkpoint: Checkpoint, out: Path) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
     safetensors.torch.save_file(tensors, out / SINGLE_FILE, metadata={"format": "pt"})
     dtypes = {tensor.dtype for tensor in tensors.values()}
+    checkpoint = checkpoint.for_transformers
     config = checkpoint.config
     config.dtype = max(dtypes, key=lambda dtype: dtype.itemsize)
     save_description(checkpoint, out)
@@ -118,7 +119,7 @@ def _save(checkpoint: Checkpoint, out: Path) -> None:
 
 def save_description(checkpoint: Checkpoint, out: Path) -> None:
     """Writes config and tokenizer of a model into a folder, as transformers has them."""
-    config = checkpoint.config
+    config = checkpoint.for_transformers.config
     config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     config.save_pretrained(out)
     checkpoint.generation_config.save_pretrained(out)

@@ -7,20 +7,14 @@ networks read `Checkpoint.weights` one tensor at a time.
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import transformers
 from torch import Tensor
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from treesnake.errors import InvalidInputError, LoadError, reason_of
 from treesnake.loading.architecture import (
@@ -33,6 +27,7 @@ from treesnake.loading.architecture import (
     identify,
     names_in,
 )
+from treesnake.loading.file_configs import config_of_transformers, file_config
 from treesnake.loading.gguf_families import FAMILIES, hugging_face_tensors
 from treesnake.loading.gguf_models import gguf_end_ids, read_gguf_config
 from treesnake.loading.gguf_tokenizer import read_gguf_tokenizer
@@ -118,7 +113,7 @@ class Checkpoint:
 
     Attributes:
         found: its name, folder or file, and architecture.
-        config: that of transformers, also for our own networks.
+        config: with the fields of transformers, also for our own networks.
         generation_config: its own, or what the config says.
         weights: with the names of the Hugging Face layout; those of llama.cpp for a GGUF file that
             transformers must read.
@@ -157,6 +152,11 @@ class Checkpoint:
             return self.base.is_packed
         return self.gguf is not None and any(each.is_packed for each in self.gguf.tensors.values())
 
+    @property
+    def for_transformers(self) -> "Checkpoint":
+        """The same checkpoint, with a config that transformers makes models of."""
+        return replace(self, config=config_of_transformers(self.config))
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, which is read when it is asked for the first time.
@@ -170,8 +170,9 @@ class Checkpoint:
             if self.gguf is not None:
                 tokenizer = read_gguf_tokenizer(self.gguf)
             else:
+                config = config_of_transformers(self.config)
                 tokenizer = _read_tokenizer(
-                    self.path, config=self.config, trust_remote_code=self.trust_remote_code
+                    self.path, config=config, trust_remote_code=self.trust_remote_code
                 )
             tokenizer.deprecation_warnings[TOO_LONG] = True
             return tokenizer
@@ -337,8 +338,9 @@ def _open_state_space(found: FoundModel, *, trust_remote_code: bool) -> Checkpoi
     weights = open_tensors(found.path)
     check_sizes(found.fields, weights, str(found.path))
     sizes = parse_config(found.fields, found.path / CONFIG_FILE)
-    fields = dict(found.fields) if "model_type" in found.fields else hugging_face_fields(sizes)
-    config = _read_config(found, lambda: CONFIG_MAPPING[fields["model_type"]].from_dict(fields))
+    stated = found.fields if "model_type" in found.fields else {}
+    fields = {**hugging_face_fields(sizes), **stated}
+    config = _read_config(found, lambda: file_config(fields["model_type"], fields))
     generation_config = _read_generation_config(found, config)
     return Checkpoint(found, config, generation_config, weights, trust_remote_code)
 
@@ -350,7 +352,7 @@ def _open_folder(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
     check_sizes(found.fields, weights, str(found.path))
     config = _read_config(
         found,
-        lambda: AutoConfig.from_pretrained(found.path, trust_remote_code=trust_remote_code),
+        lambda: transformers.AutoConfig.from_pretrained(found.path, trust_remote_code=trust_remote_code),
     )
     generation_config = _read_generation_config(found, config)
     return Checkpoint(found, config, generation_config, weights, trust_remote_code)
@@ -383,7 +385,7 @@ def _open_graft(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
     weights = grafted_weights(found.fields, own, base.weights, where)
     check_sizes(found.fields, weights, where)
     config = _read_config(
-        found, lambda: AutoConfig.from_pretrained(found.path, trust_remote_code=False)
+        found, lambda: transformers.AutoConfig.from_pretrained(found.path, trust_remote_code=False)
     )
     del trust_remote_code  # there is no code in mixers
     return Checkpoint(found, config, base.generation_config, weights, False, base=base)
@@ -432,7 +434,7 @@ def _check_weights(folder: Path) -> None:
 
 def _check_model_type(found: FoundModel, trust_remote_code: bool) -> None:
     model_type = found.fields.get("model_type")
-    if trust_remote_code or model_type in CONFIG_MAPPING:
+    if trust_remote_code or model_type in transformers.CONFIG_MAPPING:
         return
     if "auto_map" in found.fields:
         raise LoadError(
@@ -452,7 +454,7 @@ def _where(found: FoundModel) -> str:
 
 def _read_tokenizer(folder: Path, **arguments: Any) -> PreTrainedTokenizerBase:
     _check_tokenizer_files(folder)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, **arguments)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **arguments)
     if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
         # Transformers makes some tokenizers out of nothing.
         raise LoadError("it knows special tokens only; its files are missing")

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from treesnake.errors import LoadError
+from treesnake.loading.file_configs import file_config
 from treesnake.models.gguf import GgufFile, GgufTensor
 from treesnake.models.weights import Weights
 
@@ -126,7 +127,7 @@ def build_config(file: GgufFile, stated: Mapping[str, Any]) -> PreTrainedConfig:
         "tie_word_embeddings": "output.weight" not in file,
         "dtype": _matrix_dtype(file),
     }
-    return CONFIG_MAPPING[family.model_type](**(fields | differing))
+    return file_config(family.model_type, fields | differing)
 
 
 def hugging_face_tensors(file: GgufFile, config: PreTrainedConfig) -> Weights:

@@ -16,7 +16,7 @@ from typing import Any
 import transformers
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from treesnake.errors import LoadError, reason_of
 from treesnake.loading.gguf_families import FAMILIES, ROPE_FACTORS, build_config
@@ -181,7 +181,7 @@ def _read_by_transformers(file: GgufFile, trust_remote_code: bool) -> PreTrained
             "ones; join the parts: llama-gguf-split --merge FIRST_PART WHOLE.gguf"
         )
     try:
-        return AutoConfig.from_pretrained(
+        return transformers.AutoConfig.from_pretrained(
             file.path.parent, gguf_file=file.path.name, trust_remote_code=trust_remote_code
         )
     except Exception as error:

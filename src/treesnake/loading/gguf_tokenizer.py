@@ -14,9 +14,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from treesnake.errors import LoadError
 from treesnake.models.gguf import GgufFile
@@ -63,7 +64,7 @@ def read_gguf_tokenizer(file: GgufFile) -> PreTrainedTokenizerBase:
             "in safetensors has them right",
             stacklevel=2,
         )
-    tokenizer: Any = AutoTokenizer.from_pretrained(
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
         file.path.parent, gguf_file=file.path.name, trust_remote_code=False
     )
     stated = metadata.get("tokenizer.ggml.add_space_prefix")
@@ -185,10 +186,6 @@ def merges_by_score(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _split(metadata: Mapping[str, Any]) -> pre_tokenizers.PreTokenizer | None:
     """Returns how words are split, or None where it is not known."""
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import (  # noqa: PLC0415
-        GGUF_PRE_TOKENIZER_SPLITS,
-    )
-
     name = metadata.get("tokenizer.ggml.pre", "default")
     adds_space = bool(metadata.get("tokenizer.ggml.add_space_prefix", False))
     if name in GPT2_SPLITS:
@@ -196,6 +193,10 @@ def _split(metadata: Mapping[str, Any]) -> pre_tokenizers.PreTokenizer | None:
     if name in DIGIT_SPLITS:
         first = pre_tokenizers.Digits(individual_digits=True)
         return pre_tokenizers.Sequence([first, pre_tokenizers.ByteLevel(adds_space)])
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import (  # noqa: PLC0415
+        GGUF_PRE_TOKENIZER_SPLITS,
+    )
+
     if name not in GGUF_PRE_TOKENIZER_SPLITS:
         return None
     first = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS[name]), behavior="isolated")

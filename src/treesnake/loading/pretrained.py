@@ -81,7 +81,7 @@ def load_checkpoint(checkpoint: Checkpoint, options: LoadOptions = DEFAULT_OPTIO
         UnsupportedModelError: if it is no language model, or the dtype is one of integers.
         InvalidInputError: if there is no such device.
     """
-    checkpoint = _unpacked(checkpoint)
+    checkpoint = _unpacked(checkpoint.for_transformers)
     model_class = find_model_class(checkpoint)
     found_device = resolve_device(options.device)
     device_map = options.device_map

@@ -166,6 +166,7 @@ def _read_reference(checkpoint: Checkpoint, options: LoadOptions) -> Reference:
     if device.type != "cpu" and not in_integers:
         dtype = resolve_dtype(options.dtype, checkpoint, device)
     check_memory(checkpoint, dtype, device)
+    checkpoint = checkpoint.for_transformers
     model_class = find_model_class(checkpoint)
     gguf, folder = checkpoint.gguf, checkpoint.path
     source: dict[str, Any] = {}
