@@ -60,6 +60,18 @@ def test_importing_the_package_waits_for_no_model_library() -> None:
     assert printed_by(program) == "[]"
 
 
+def test_the_default_pair_is_loaded_without_the_compiler_of_torch() -> None:
+    """It takes longer to import than the models to read, and hides behind harmless calls."""
+    program = (
+        "import sys; from treesnake.targets.load import load_target; "
+        "from treesnake.drafters.load import load_drafter; model, loaded = load_target(); "
+        "load_drafter('auto', target=loaded.checkpoint); "
+        "heavy = {'torch._dynamo', 'sympy', 'transformers.models', 'transformers.activations'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert printed_by(program) == "[]"
+
+
 def test_loading_waits_for_no_model_class_of_transformers() -> None:
     """In annotations such a class is a string; `import transformers` finds it when it is used."""
     program = (

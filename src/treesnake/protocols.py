@@ -73,8 +73,8 @@ class Drafter(Protocol):
 
         They usually are a path of the drafted tree, but need not be: another drafter may have found
         them. Nor need there be a draft: the first step drafts nothing, and so the last token of the
-        prompt comes right after `prefill`. `scored` says what the target made of the whole draft, where that is known: a drafter
-        may learn from it which of its guesses were wrong.
+        prompt comes right after `prefill`. `scored` says what the target made of the whole draft,
+        where that is known: a drafter may learn from it which of its guesses were wrong.
         """
         ...
 

@@ -352,7 +352,9 @@ def _open_folder(found: FoundModel, *, trust_remote_code: bool) -> Checkpoint:
     check_sizes(found.fields, weights, str(found.path))
     config = _read_config(
         found,
-        lambda: transformers.AutoConfig.from_pretrained(found.path, trust_remote_code=trust_remote_code),
+        lambda: transformers.AutoConfig.from_pretrained(
+            found.path, trust_remote_code=trust_remote_code
+        ),
     )
     generation_config = _read_generation_config(found, config)
     return Checkpoint(found, config, generation_config, weights, trust_remote_code)

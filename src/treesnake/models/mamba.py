@@ -73,15 +73,12 @@ class MambaMixer(Mixer):
         self.x_proj = nn.Linear(channels, sum(self._sizes), bias=False)
         self.dt_proj = nn.Linear(config.rank, channels)
         self.out_proj = nn.Linear(channels, config.hidden_size, bias=config.use_bias)
-        self.A_log = nn.Parameter(
-            torch.arange(1, config.state_dim + 1).float().log().repeat(channels, 1)
-        )
+        rates = [math.log(number) for number in range(1, config.state_dim + 1)]
+        self.A_log = nn.Parameter(torch.tensor(rates).repeat(channels, 1))
         self.D = nn.Parameter(torch.ones(channels))
         nn.init.uniform_(self.dt_proj.weight, -(config.rank**-0.5), config.rank**-0.5)
         self.dt_proj.bias = nn.Parameter(initial_step_bias(channels))
-        # As in GPT-2: the residual stream keeps its scale however many layers add to it.
-        with torch.no_grad():
-            self.out_proj.weight /= math.sqrt(config.num_layers)
+        scale_output(self.out_proj, config.num_layers)
 
     def project(self, hidden: Float[Tensor, "*batch tokens hidden"]) -> Projected:
         """Projects a layer's input to what is convolved and to the gate."""
@@ -118,8 +115,22 @@ class Mamba(StateSpaceNetwork[MambaConfig]):
         super().__init__(config, mixers, branching=StateCopies)
 
 
+def scale_output(projection: nn.Linear, num_layers: int) -> None:
+    """Lets the residual stream keep its scale however many layers add to it, as in GPT-2."""
+    if not projection.weight.is_meta:  # see `initial_step_bias`
+        with torch.no_grad():
+            projection.weight /= math.sqrt(num_layers)
+
+
 def initial_step_bias(size: int) -> Float[Tensor, " size"]:
-    """Draws biases whose softplus is a step size between `MIN_STEP` and `MAX_STEP`, log-uniform."""
+    """Draws biases whose softplus is a step size between `MIN_STEP` and `MAX_STEP`, log-uniform.
+
+    On the meta device there are no numbers, and even so arithmetic would import torch's compiler,
+    which takes longer than reading a small model.
+    """
+    draws = torch.rand(size)
+    if draws.is_meta:
+        return draws
     low, high = math.log(MIN_STEP), math.log(MAX_STEP)
-    steps = torch.exp(torch.rand(size) * (high - low) + low).clamp(min=STEP_FLOOR)
+    steps = torch.exp(draws * (high - low) + low).clamp(min=STEP_FLOOR)
     return steps + torch.log(-torch.expm1(-steps))

@@ -5,7 +5,6 @@ is H `num_heads` times P `head_dim`; N or d_state `state_dim`; G `num_groups`; d
 X, Delta, A, B, C, D as in `treesnake.kernels.reference.ssd`.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from treesnake.errors import InvalidInputError
 from treesnake.kernels.dispatch import ssd_kernels
-from treesnake.models.mamba import initial_step_bias
+from treesnake.models.mamba import initial_step_bias, scale_output
 from treesnake.models.state_space import Mixer, Projected, StateSpaceConfig, StateSpaceNetwork
 from treesnake.states.branching import PathSums, Selected, StateShape
 
@@ -104,6 +103,12 @@ class GatedRmsNorm(nn.Module):
         return self.weight * normed.flatten(-2).to(self.weight.dtype)
 
 
+def _initial_log_rates(size: int) -> Float[Tensor, " size"]:
+    """Draws logarithms of rates between 1 and `MAX_INITIAL_RATE`; see `initial_step_bias`."""
+    draws = torch.rand(size)
+    return draws if draws.is_meta else (draws * (MAX_INITIAL_RATE - 1) + 1).log()
+
+
 class Mamba2Mixer(Mixer):
     """A layer of heads that each decay at one rate."""
 
@@ -122,13 +127,10 @@ class Mamba2Mixer(Mixer):
         )
         self.norm = GatedRmsNorm(config)
         self.out_proj = nn.Linear(channels, config.hidden_size, bias=config.use_bias)
-        rates = torch.rand(config.num_heads) * (MAX_INITIAL_RATE - 1) + 1
-        self.A_log = nn.Parameter(rates.log())
+        self.A_log = nn.Parameter(_initial_log_rates(config.num_heads))
         self.D = nn.Parameter(torch.ones(config.num_heads))
         self.dt_bias = nn.Parameter(initial_step_bias(config.num_heads))
-        # As in GPT-2: the residual stream keeps its scale however many layers add to it.
-        with torch.no_grad():
-            self.out_proj.weight /= math.sqrt(config.num_layers)
+        scale_output(self.out_proj, config.num_layers)
 
     def project(self, hidden: Float[Tensor, "*batch tokens hidden"]) -> Projected:
         """Projects a layer's input to the gate, what is convolved, and step sizes."""

@@ -201,7 +201,8 @@ class Backbone(nn.Module):
 
     def __init__(self, config: StateSpaceConfig, mixers: Sequence[Mixer]) -> None:
         super().__init__()
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        weight = torch.empty(config.vocab_size, config.hidden_size)
+        self.embeddings = nn.Embedding.from_pretrained(weight, freeze=False)
         self.layers = nn.ModuleList(Block(config, mixer) for mixer in mixers)
         self.norm_f = RmsNorm(config.hidden_size, config.norm_eps)
 
@@ -232,7 +233,8 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         self._shape = config.state_shape
         self._output_rows: Float[Tensor, "kept hidden"] | None = None
         self.banks = StateSpaceBanks(self._shape)
-        nn.init.normal_(self.backbone.embeddings.weight, std=0.02)
+        if not self.backbone.embeddings.weight.is_meta:
+            nn.init.normal_(self.backbone.embeddings.weight, std=0.02)
         if config.tie_embeddings:
             self.tie_embeddings()
 
