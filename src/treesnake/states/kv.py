@@ -163,9 +163,11 @@ class KvLayer(CacheLayerMixin):
     def _reserve(self, num_rows: int) -> None:
         if num_rows > self._key_storage.shape[2]:
             capacity = _roomy(num_rows)
-            self._key_storage = _extended(self._key_storage, self._num_rows, capacity)
-            self._value_storage = _extended(self._value_storage, self._num_rows, capacity)
+            keys = _extended(self._key_storage, self._num_rows, capacity)
+            values = _extended(self._value_storage, self._num_rows, capacity)
+            # Both at once: an interruption must not leave room for one without the other.
             self.block = None
+            self._key_storage, self._value_storage = keys, values
 
 
 class KvCache(Cache):
