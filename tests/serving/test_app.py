@@ -63,6 +63,12 @@ def slow_decoder(decoder: SpeculativeDecoder) -> tuple[SlowModel, SpeculativeDec
     return model, SpeculativeDecoder(pair, tokenizer=tokenizer)
 
 
+def metrics_of(server: str) -> dict[str, float]:
+    page = httpx.get(f"{server}/metrics").text
+    lines = [line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#")]
+    return {name: float(number) for name, number in lines}
+
+
 def test_a_whole_answer_is_the_decoders_own(
     client: openai.OpenAI, decoder: SpeculativeDecoder
 ) -> None:
@@ -111,13 +117,16 @@ def test_the_last_chunk_counts_drafts(server: str, decoder: SpeculativeDecoder) 
     assert chunks[-1]["timings"]["predicted_n"] == 24
 
 
-def test_a_stop_string_cuts_text_and_logprobs_at_one_place(
-    client: openai.OpenAI, decoder: SpeculativeDecoder
+def test_a_stop_string_cuts_text_logprobs_and_counts_at_one_place(
+    client: openai.OpenAI, server: str, decoder: SpeculativeDecoder
 ) -> None:
     free = decoder.generate("draft", max_new_tokens=24).text
     stop = next(free[k : k + 2] for k in range(6, 20) if free[k : k + 2].isascii())
     expected = decoder.generate("draft", max_new_tokens=24, stop=[stop])
+    counted = metrics_of(server)["treesnake_generation_tokens_total"]
     answer = client.completions.create(prompt="draft", stop=stop, logprobs=0, **GREEDY)
+    counted = metrics_of(server)["treesnake_generation_tokens_total"] - counted
+    assert counted == answer.usage.completion_tokens
     assert answer.choices[0].text == expected.text == free[: free.index(stop)]
     assert answer.choices[0].finish_reason == "stop"
     assert len(answer.choices[0].logprobs.tokens) == answer.usage.completion_tokens
@@ -324,8 +333,7 @@ def test_a_key_is_asked_for_everywhere_but_where_browsers_cannot_have_one(
 
 def test_metrics_count_what_was_drafted(server: str) -> None:
     chunks_of(server, "/v1/chat/completions", GREEDY | {"messages": ASKED})
-    page = httpx.get(f"{server}/metrics").text
-    numbers = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    numbers = metrics_of(server)
     for name in (
         "treesnake_spec_decode_num_drafts_total",
         "treesnake_spec_decode_num_draft_tokens_total",
@@ -336,8 +344,8 @@ def test_metrics_count_what_was_drafted(server: str) -> None:
         "treesnake_time_to_first_token_seconds_count",
         "treesnake_time_per_output_token_seconds_count",
     ):
-        assert float(numbers[name]) > 0, name
-    assert float(numbers["treesnake_num_requests_waiting"]) == 0
+        assert numbers[name] > 0, name
+    assert numbers["treesnake_num_requests_waiting"] == 0
 
 
 MALFORMED = [

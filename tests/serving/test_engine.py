@@ -8,13 +8,20 @@ import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GraniteMoeHybridConfig,
+    GraniteMoeHybridForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from treesnake import Generation, SamplingParams, SpeculativeDecoder
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.errors import ContextLengthError, InvalidInputError
 from treesnake.memory.text_memory import TextMemory
+from treesnake.models.hybrid_config import HybridConfig
+from treesnake.models.hybrid_cpu import CpuHybrid
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.state_space_cpu import to_cpu
 from treesnake.models.transformer import Transformer
@@ -53,7 +60,35 @@ def _mamba(seed: int) -> object:
     return to_cpu(Mamba(MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=16, num_layers=2)))
 
 
-@pytest.fixture(scope="module", params=[_llama, _mamba], ids=["attention", "recurrent"])
+def _hybrid(seed: int) -> CpuHybrid:
+    torch.manual_seed(seed)
+    config = GraniteMoeHybridConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=24,
+        shared_intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=0,
+        num_experts_per_tok=0,
+        layer_types=["mamba", "attention"],
+        mamba_n_heads=4,
+        mamba_n_groups=2,
+        mamba_d_state=8,
+        mamba_d_head=12,
+        mamba_chunk_size=4,
+    )
+    model = GraniteMoeHybridForCausalLM(config)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return CpuHybrid(HybridConfig.from_hf(model.config), model.state_dict())
+
+
+@pytest.fixture(
+    scope="module",
+    params=[_llama, _mamba, _hybrid],
+    ids=["attention", "recurrent", "hybrid"],
+)
 def decoder(request: pytest.FixtureRequest) -> SpeculativeDecoder:
     target = NetworkTargetModel(request.param(0))
     return SpeculativeDecoder(Pair(target, NetworkDrafterModel(_mamba(1))), search="chain(3)")
