@@ -37,9 +37,12 @@ def test_a_question_may_be_about_pictures(
     assert len(set(answers)) == 3
 
 
+def test_a_picture_that_is_missing_is_told_before_a_model_is_loaded() -> None:
+    with pytest.raises(InvalidInputError, match=r"the picture, missing\.png, does not exist"):
+        generate("What?", "no/such/model", image=["missing.png"])
+
+
 def test_a_picture_that_cannot_be_shown_is_told(target: str, picture: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"missing\.png, does not exist"):
-        generate("What?", target, drafter="none", image=["missing.png"])
     with pytest.raises(InvalidInputError, match="leave out --raw"):
         generate("What?", target, drafter="none", image=[picture], raw=True)
 

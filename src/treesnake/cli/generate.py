@@ -13,6 +13,7 @@ import treesnake
 from treesnake.cli import options
 from treesnake.conversation import user_message
 from treesnake.errors import InvalidInputError
+from treesnake.images import read_image
 from treesnake.json_lines import parse_json
 from treesnake.loading.options import LoadOptions
 from treesnake.utf8 import decode_text, read_text_file
@@ -78,6 +79,7 @@ def generate(
     params = treesnake.SamplingParams(temperature, top_k, top_p, min_p, seed)
     response_format = None if json_schema is None else _format_of(json_schema)
     text = _read_standard_input() if prompt == "-" else prompt
+    pictures = [read_image(name, "the picture") for name in image or ()]
     decoder = open_decoder(
         target,
         drafter,
@@ -88,8 +90,8 @@ def generate(
         memory=memory,
     )
     uses_template = decoder.has_chat_template and not raw
-    asked = [user_message(text, image or ())] if uses_template else text
-    if image and not uses_template:
+    asked = [user_message(text, pictures)] if uses_template else text
+    if pictures and not uses_template:
         raise InvalidInputError(
             "a picture needs the chat template, which says where it stands; leave out --raw, or "
             "choose an instruct model"
