@@ -45,7 +45,6 @@ from transformers.generation.streamers import BaseStreamer
 
 from treesnake.continuation import continue_text
 from treesnake.drafters.load import found_drafter
-from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.errors import InvalidInputError
 from treesnake.models.hf_attention import HfAttention
 from treesnake.models.hf_images import ENCODED, HfImages
@@ -58,7 +57,7 @@ from treesnake.protocols import DrafterModel, SharedSearch
 from treesnake.sampling import SamplingParams
 from treesnake.search.by_name import as_search
 from treesnake.search.self_tuning import SelfTuningSearch
-from treesnake.search.static import CLOCK_FREE_SEARCH, StaticSearch
+from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF
 from treesnake.stopping import Cut
 from treesnake.targets.network import NetworkTargetModel
@@ -111,13 +110,11 @@ def custom_generate(
             any logits processor.
         generation_config: sampling or greedy; beams are refused. The text ends at the latest with
             the model's context.
-        drafter: what drafts. By default, for greedy text, what `treesnake.drafter_for` makes with
-            the tokenizer that lies where the model was loaded from; else prompt lookup. A name is
-            refused: a drafter by name needs the target's tokenizer.
-        search: what chooses the trees, by name or as an object. The default for greedy text tunes
-            itself, anew in every call; give a search to keep what it learns. The default for
-            sampled text is chains of 4: with trees that depend on measured times or on earlier
-            texts, a seed does not give the same sample again.
+        drafter: what drafts. By default what `treesnake.drafter_for` makes with the tokenizer that
+            lies where the model was loaded from; prompt lookup if there is none. A name is refused:
+            a drafter by name needs the target's tokenizer.
+        search: what chooses the trees, by name or as an object. The default tunes itself, anew in
+            every call; give a search to keep what it learns.
         token_streamer: gets the new tokens as they come. Transformers does not hand its own
             argument `streamer` on to custom methods.
         model_kwargs: what else the model is given: images, and nothing else that would make a
@@ -135,7 +132,7 @@ def custom_generate(
     _check_inputs(model_kwargs, prompt, images)
     rules = [_CriterionRule(prompt, each, input_ids.device) for each in stopping_criteria]
     params = _sampling_params(logits_processor, sampled=bool(generation_config.do_sample))
-    pair = Pair(NetworkTargetModel(network), _drafter(drafter, model, params))
+    pair = Pair(NetworkTargetModel(network), _drafter(drafter, model))
     continuation = continue_text(
         *pair.new_sessions(),
         prompt,
@@ -212,14 +209,11 @@ def _search_for(
     A greedy text takes one path of a tree, so they see nothing beside the text. Samples may go
     anywhere in a tree: whoever could remember is asked about trees without branches or depth.
     """
-    chosen = None if search is None else as_search(search)
-    if params.is_greedy:
-        return chosen or SelfTuningSearch()
     others = [each for each in processors if not isinstance(each, WARPERS)]
-    asked = [*others, *criteria] if others else []
+    asked = [*others, *criteria] if others and not params.is_greedy else []
     if any(_may_remember(each) for each in asked):
         return StaticSearch(OFF)
-    return chosen or CLOCK_FREE_SEARCH
+    return SelfTuningSearch() if search is None else as_search(search)
 
 
 def _may_remember(part: LogitsProcessor | StoppingCriteria) -> bool:
@@ -228,14 +222,8 @@ def _may_remember(part: LogitsProcessor | StoppingCriteria) -> bool:
     return not is_known or isinstance(part, ASKING_PROCESSORS)
 
 
-def _drafter(
-    drafter: DrafterModel | str | Path | None, model: PreTrainedModel, params: SamplingParams
-) -> DrafterModel:
-    """Returns what drafts. A name is refused: custom methods are given no tokenizer.
-
-    Sampled text has trees of a fixed size by default, so a network is taken for greedy text alone:
-    there the search leaves it out where it does not pay.
-    """
+def _drafter(drafter: DrafterModel | str | Path | None, model: PreTrainedModel) -> DrafterModel:
+    """Returns what drafts. A name is refused: custom methods are given no tokenizer."""
     if isinstance(drafter, str | Path):
         raise InvalidInputError(
             f"a drafter by name, {drafter!r:.60}, needs the target's tokenizer, which transformers "
@@ -245,8 +233,6 @@ def _drafter(
         )
     if drafter is not None:
         return drafter
-    if not params.is_greedy:
-        return NgramDrafterModel()
     if model not in _FOUND_DRAFTERS:
         _FOUND_DRAFTERS[model] = found_drafter(model)
     return _FOUND_DRAFTERS[model]

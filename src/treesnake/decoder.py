@@ -57,7 +57,6 @@ from treesnake.protocols import (
 )
 from treesnake.sampling import SamplingParams
 from treesnake.search.by_name import SELF_TUNING, as_search, search_by_name
-from treesnake.search.static import CLOCK_FREE_SEARCH
 from treesnake.stopping import StopRule, StopStrings
 from treesnake.targets.load import load_target
 from treesnake.text import TextAssembler
@@ -133,18 +132,12 @@ class DecoderSession(OfOneProcess):
         target: holds the text so far.
         drafter: holds it too.
         search: chooses the trees.
-        seeded_search: takes its place where text is sampled with a seed; None where `search`
-            keeps seeds itself.
-        own_drafter: drafts such text, so that a seed gives the same text whatever was said before;
-            None where `drafter` knows no earlier texts.
-        memory_drafter: the part of `drafter` that does.
+        memory_drafter: the part of `drafter` that knows earlier texts; None if none does.
     """
 
     target: Target
     drafter: Drafter
     search: TreeSearch
-    seeded_search: TreeSearch | None = None
-    own_drafter: Drafter | None = None
     memory_drafter: MemoryDrafter | None = None
 
 
@@ -246,8 +239,7 @@ class SpeculativeDecoder(OfOneProcess):
         tokenizer: a tokenizer of transformers, needed for text in and text out.
         end_token_ids: the tokens after which a text ends.
         search: chooses the trees of all texts, by name or as an object; by default one that tunes
-            itself. Samples with a seed are drafted by chains of 4 instead, if the search reads the
-            clock or learns across texts: the same seed would not give the same sample again.
+            itself.
         accept: the acceptance rule; by default the best that is exact for each draft.
         images: makes prompts of conversations with images; None where the target reads text alone.
         memory: what was said in earlier texts, which drafts, too; None draws on each text alone.
@@ -429,16 +421,14 @@ class SpeculativeDecoder(OfOneProcess):
             memory: True drafts from the memory of the decoder, where it has one, and adds to it.
                 False does neither; a memory takes the place of the decoder's.
         """
-        target, own_drafter = self.pair.new_sessions()
+        target, drafter = self.pair.new_sessions()
         note_maker(target, self)
         search = self.search.new_session()
-        seeded_search = None if _keeps_seeds(self.search) else CLOCK_FREE_SEARCH
         chosen = self.memory if memory is True else memory
         if not isinstance(chosen, TextMemory):
-            return DecoderSession(target, own_drafter, search, seeded_search)
+            return DecoderSession(target, drafter, search)
         recalling = MemoryDrafter(chosen)
-        drafter = CompositeDrafter(own_drafter, recalling)
-        return DecoderSession(target, drafter, search, seeded_search, own_drafter, recalling)
+        return DecoderSession(target, CompositeDrafter(drafter, recalling), search, recalling)
 
     def explain(self, generation: Generation) -> Explanation:
         """Tells who wrote each token of a generation of this decoder, and draws its last tree.
@@ -549,13 +539,12 @@ class SpeculativeDecoder(OfOneProcess):
         encoded = self.encode(prompt)
         if form is not None:
             constraints = (*constraints, self._grammar_constraint(form, len(encoded)))
-        is_seeded = params.seed is not None and not params.is_greedy
         continuation = continue_text(
             session.target,
-            (is_seeded and session.own_drafter) or session.drafter,
+            session.drafter,
             encoded,
             params,
-            search=(is_seeded and session.seeded_search) or session.search,
+            search=session.search,
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
             end_token_ids=self.end_token_ids,
@@ -771,8 +760,3 @@ def _as_least(name: str, least: object, most: int) -> int:
     if number > most:
         raise InvalidInputError(f"{name} must be at most max_new_tokens, {most}, got {number}")
     return number
-
-
-def _keeps_seeds(search: SharedSearch) -> bool:
-    """Tells whether the trees for a text follow from the text alone."""
-    return not (search.reads_clock or search.learns_across_texts)

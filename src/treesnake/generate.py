@@ -101,6 +101,7 @@ def generate(
         target.commit(path)
         if num_new:
             drafter.commit([context[-1], *emitted[:-1]], Scored(draft, target_probs, path))
+        rng.advance(len(emitted))
         context += emitted
 
         seconds = StepSeconds(

@@ -127,16 +127,6 @@ class SharedSearch(Protocol):
     others do meanwhile.
     """
 
-    @property
-    def reads_clock(self) -> bool:
-        """Whether measured times have a say in what is chosen."""
-        ...
-
-    @property
-    def learns_across_texts(self) -> bool:
-        """Whether earlier texts have a say in what is chosen for a text."""
-        ...
-
     def new_session(self) -> TreeSearch:
         """Returns the search for one text."""
         ...

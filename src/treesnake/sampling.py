@@ -11,6 +11,7 @@ from torch import Tensor
 from treesnake.arguments import as_count, as_number, as_seed
 from treesnake.errors import InvalidInputError
 from treesnake.threads import on_one_thread
+from treesnake.waiting_times import WaitingTimes
 
 COLD = 1e-6
 """Divided by lower temperatures, logits may become too large for float32."""
@@ -182,6 +183,30 @@ class Rng(Protocol):
         """
         ...
 
+    def waits(self, depth: int, num_tokens: int) -> Float[Tensor, " num_tokens"]:
+        """Returns the noise of each token at a place of the text, for a drafter to draw by.
+
+        The noise is a waiting time with the exponential distribution: of tokens that come with
+        rates `probs`, `first_come` draws the one that comes first. Adding the Gumbel noise
+        -log(waits) to log probabilities and taking the largest does the same.
+
+        Args:
+            depth: 0 for the place of the next token, 1 for that after it, and so on.
+            num_tokens: of the first so many tokens.
+        """
+        ...
+
+    def first_come(self, probs: Float[Tensor, " vocab"], depth: int) -> int:
+        """Returns one token drawn from `probs` by the noise of the place at `depth`.
+
+        It depends on the place and on `probs` alone, not on what was drawn before.
+        """
+        ...
+
+    def advance(self, num_tokens: int) -> None:
+        """Goes on in the text: what was at depth `num_tokens` is at depth 0 from now on."""
+        ...
+
 
 class TorchRng:
     """Randomness from a seed: one generator on the host, the same on every device.
@@ -196,6 +221,7 @@ class TorchRng:
             self._generator.seed()
         else:
             self._generator.manual_seed(as_seed(seed))
+        self._waits = WaitingTimes(self._generator.initial_seed())
 
     def coin(self, probability: float) -> bool:
         """Returns True with the given probability; values above 1 mean certainty."""
@@ -222,6 +248,20 @@ class TorchRng:
         point = cumulative[-1] * self._uniform()
         token = np.searchsorted(cumulative, point, side="right")
         return int(min(token, np.searchsorted(cumulative, cumulative[-1])))
+
+    def waits(self, depth: int, num_tokens: int) -> Float[Tensor, " num_tokens"]:
+        """Returns the waiting time of each token at a place, from seed and place alone."""
+        return torch.from_numpy(self._waits.at(depth, num_tokens))
+
+    @on_one_thread
+    def first_come(self, probs: Float[Tensor, " vocab"], depth: int) -> int:
+        """Returns the token that comes first if tokens come with these rates."""
+        rates = probs.numpy(force=True)
+        return int((rates / self._waits.at(depth, len(rates))).argmax())
+
+    def advance(self, num_tokens: int) -> None:
+        """Goes on in the text by so many tokens."""
+        self._waits.advance(num_tokens)
 
     def _uniform(self) -> float:
         return float(torch.rand((), dtype=torch.float64, generator=self._generator))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from treesnake.acceptance.block import block
+from treesnake.acceptance.coupled import coupled
 from treesnake.acceptance.exact import exact
-from treesnake.acceptance.point_mass import point_mass
 from treesnake.acceptance.traversal import traversal
 from treesnake.draft import Draft
 from treesnake.protocols import AcceptanceRule
@@ -22,8 +22,8 @@ DRAFT_PROBS = torch.tensor([[0.3, 0.5, 0.2], [0.2, 0.2, 0.6], [0.8, 0.1, 0.1]])
     ("draft", "rule"),
     [
         (Draft.sampled(CHAIN, DRAFT_PROBS), block),
-        (Draft.chosen(CHAIN), point_mass),
-        (Draft.chosen(BRANCHED), point_mass),
+        (Draft.chosen(CHAIN), coupled),
+        (Draft.chosen(BRANCHED), coupled),
         (Draft.sampled(BRANCHED, DRAFT_PROBS), traversal),
         (Draft(CHAIN, DRAFT_PROBS, (False, True, False)), traversal),
     ],

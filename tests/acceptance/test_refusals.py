@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from treesnake.acceptance.block import block
+from treesnake.acceptance.coupled import coupled
 from treesnake.acceptance.exact import exact, rule_for
 from treesnake.acceptance.greedy import greedy
-from treesnake.acceptance.point_mass import point_mass
 from treesnake.acceptance.rejection import rejection
 from treesnake.acceptance.traversal import traversal
 from treesnake.acceptance.tree_rejection import tree_rejection
@@ -23,7 +23,7 @@ TWICE = TokenTree.of([0, 1, 1], [-1, 0, 0])
 CHAIN_RULES = [rejection, block]
 TREE_RULES = [tree_rejection, traversal]
 SAMPLED_RULES = [*CHAIN_RULES, *TREE_RULES, exact]
-ALL_RULES = [*SAMPLED_RULES, point_mass, greedy]
+ALL_RULES = [*SAMPLED_RULES, coupled, greedy]
 
 
 def uniform(num_nodes: int = 3, vocab_size: int = 4) -> torch.Tensor:
@@ -48,7 +48,7 @@ def test_rules_for_chains_refuse_branches(rule: AcceptanceRule) -> None:
 @pytest.mark.parametrize("rule", CHAIN_RULES)
 @pytest.mark.parametrize("draft", [Draft.chosen(CHAIN), mixed(CHAIN)], ids=["chosen", "mixed"])
 def test_rules_for_sampled_tokens_refuse_chosen_ones(rule: AcceptanceRule, draft: Draft) -> None:
-    with pytest.raises(LosslessnessError, match="accept chosen tokens with point_mass"):
+    with pytest.raises(LosslessnessError, match="accept chosen tokens with coupled"):
         rule(draft, uniform(), TorchRng(0))
 
 

@@ -50,6 +50,12 @@ def logits_after(seed: int, tokens: Sequence[int]) -> Tensor:
     return model(seed).extend(tokens, list(range(-1, len(tokens) - 1)))[-1]
 
 
+def scores_after(seed: int, tokens: Sequence[int]) -> Tensor:
+    """The logits with the noise by which a chosen tree is drawn in sampled text."""
+    waits = TorchRng(seed).waits(len(tokens) - 1, VOCAB_SIZE)
+    return logits_after(seed, tokens) - SAMPLING.temperature * waits.log()
+
+
 def draft_of(shape: Shape, params: SamplingParams, seed: int = 0, rng: Rng | None = None) -> Draft:
     return grow(ANCHOR, shape, params, rng or TorchRng(seed), model(seed).extend).draft
 
@@ -68,8 +74,8 @@ def test_chosen_levels_have_each_nodes_most_probable_tokens(
     for node, depth in enumerate(draft.tree.depths):
         tokens = [draft.tree.tokens[child] for child in draft.tree.children[node]]
         if depth < len(widths):
-            logits = logits_after(seed, draft.tree.path_tokens(node))
-            assert tokens == logits.topk(widths[depth]).indices.tolist()
+            scores = scores_after(seed, draft.tree.path_tokens(node))
+            assert tokens == scores.topk(widths[depth]).indices.tolist()
         else:
             assert tokens == []
 
@@ -142,7 +148,7 @@ def reference_best_first(shape: BestFirst, seed: int) -> set[tuple[int, ...]]:
     for _ in range(shape.depth):
         new: dict[tuple[int, ...], float] = {}
         for text, probability in beam.items():
-            probs = logits_after(seed, text).double().softmax(-1)
+            probs = scores_after(seed, text).double().softmax(-1)
             for token in probs.topk(min(shape.width, VOCAB_SIZE)).indices.tolist():
                 new[(*text, token)] = probability * float(probs[token])
         found |= new

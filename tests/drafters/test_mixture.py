@@ -270,16 +270,6 @@ def test_a_stream_that_takes_more_than_it_brings_is_left_out_and_tried_again() -
     assert all(each["end"] > 0 for each in run(by_weight.new_session(), TRIAL_STEPS + 9))
 
 
-def test_no_measured_time_has_a_say_in_samples_with_a_seed() -> None:
-    network = Timed(RecurrentModel(VOCAB_SIZE, seed=1))
-    streams = Stream("whole", network), Stream("end", network, last_tokens)
-    model = MixtureDrafterModel(streams, FixedWeights(), clock=lambda: network.now)
-    seeded, free = SamplingParams(1.0, seed=3), SamplingParams(1.0)
-    for params, runs in ((seeded, True), (free, False)):
-        weights = run(model.new_session(), TRIAL_STEPS + 1, params)
-        assert (weights[-1]["end"] > 0) is runs
-
-
 def test_streams_that_read_nothing_of_their_own_take_no_weight_from_the_others() -> None:
     streams = Stream("whole", NETWORK), Stream("same", NETWORK)
     session = MixtureDrafterModel(streams, FixedWeights((0, 1)), clock=None).new_session()
@@ -294,14 +284,6 @@ def test_a_text_begins_with_the_weights_that_earlier_texts_ended_with() -> None:
     later = run(model.new_session(), 1)[0]
     assert later["whole"] == pytest.approx((first[-1]["whole"] + 0.15) / 1.3, abs=0.1)
     assert (later["whole"] > 0.5) is (first[-1]["whole"] > 0.5)
-
-
-def test_a_sample_with_a_seed_depends_on_no_earlier_text_and_teaches_none() -> None:
-    model = MixtureDrafterModel((Stream("whole", NETWORK), Stream("end", OTHER)), clock=None)
-    seeded = SamplingParams(1.0, seed=3)
-    first = run(model.new_session(), 5, seeded)
-    assert run(model.new_session(), 1)[0] == {"whole": 0.5, "end": 0.5}
-    assert run(model.new_session(), 5, seeded) == first
 
 
 def test_a_text_with_one_stream_teaches_none() -> None:

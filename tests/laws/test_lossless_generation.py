@@ -215,6 +215,7 @@ def test_a_wrong_rule_gives_texts_of_another_distribution() -> None:
         def __init__(self, rng: Rng) -> None:
             self._rng = rng
             self.draw, self.draw_distinct = rng.draw, rng.draw_distinct
+            self.waits, self.first_come, self.advance = rng.waits, rng.first_come, rng.advance
 
         def coin(self, probability: float) -> bool:
             return self._rng.coin(min(1.0, 1.2 * probability))

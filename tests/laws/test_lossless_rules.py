@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.acceptance.block import block
+from treesnake.acceptance.coupled import coupled
 from treesnake.acceptance.exact import exact
-from treesnake.acceptance.point_mass import point_mass
 from treesnake.acceptance.rejection import rejection
 from treesnake.acceptance.traversal import traversal
 from treesnake.acceptance.tree_rejection import tree_rejection
@@ -91,7 +91,7 @@ def test_long_chains_are_accepted_without_loss(rule: AcceptanceRule) -> None:
 
 
 @pytest.mark.parametrize("shape", CHOSEN_TREES, ids=str)
-@pytest.mark.parametrize("rule", [point_mass, tree_rejection, traversal, exact])
+@pytest.mark.parametrize("rule", [coupled, tree_rejection, traversal, exact])
 def test_chosen_trees_are_accepted_without_loss(rule: AcceptanceRule, shape: Shape) -> None:
     check_rule(rule, shape)
 
@@ -293,4 +293,4 @@ def test_matching_the_targets_own_draws_is_exact_for_any_tree() -> None:
         return drafting(drafter, LevelWidths((2, 1)), SAMPLING)
 
     for make_drafting in (sampled, pruned_children):
-        assert max(distance(point_mass, make_drafting, trial) for trial in range(3)) < 1e-5
+        assert max(distance(coupled, make_drafting, trial) for trial in range(3)) < 1e-5

@@ -8,9 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from treesnake.outcome import Acceptance, Step, StepSeconds
-from treesnake.protocols import SharedSearch, TreeSearch
+from treesnake.protocols import TreeSearch
 from treesnake.search.by_name import SEARCHES, SELF_TUNING, search_by_name
-from treesnake.search.static import CLOCK_FREE_SEARCH
 from treesnake.shape import Shape
 from treesnake.tree import TokenTree
 
@@ -62,26 +61,3 @@ def test_sessions_of_one_search_run_in_many_threads(name: str) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(run, range(8))) == [60] * 8
-
-
-@EVERY_SEARCH
-def test_a_search_says_whether_it_reads_the_clock(name: str) -> None:
-    first, again, another_day = (
-        play(search_by_name(name).new_session(), 400, seed=5, clock_seed=clock_seed)
-        for clock_seed in (1, 1, 2)
-    )
-    assert first == again
-    assert (another_day != first) == search_by_name(name).reads_clock
-
-
-@EVERY_SEARCH
-def test_a_search_says_whether_it_learns_across_texts(name: str) -> None:
-    search = search_by_name(name)
-    first, second = (play(search.new_session(), 40, seed=5) for _ in range(2))
-    assert (second != first) == search.learns_across_texts
-
-
-def test_the_search_for_seeds_follows_from_the_text_alone() -> None:
-    search: SharedSearch = CLOCK_FREE_SEARCH
-    assert not search.reads_clock
-    assert not search.learns_across_texts

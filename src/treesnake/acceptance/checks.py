@@ -36,7 +36,7 @@ def check_sampled_chain(draft: Draft, rule: str) -> None:
     if not draft.is_sampled:
         raise LosslessnessError(
             f"{rule} needs tokens drawn from the drafter's distribution; accept chosen tokens with "
-            "point_mass"
+            "coupled"
         )
 
 

@@ -4,8 +4,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.acceptance.block import block
+from treesnake.acceptance.coupled import coupled
 from treesnake.acceptance.greedy import greedy
-from treesnake.acceptance.point_mass import point_mass
 from treesnake.acceptance.traversal import traversal
 from treesnake.draft import Draft
 from treesnake.outcome import Acceptance
@@ -16,10 +16,10 @@ from treesnake.sampling import Rng, SamplingParams
 def exact(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -> Acceptance:
     """Accepts any draft by the rule that is exact for it and accepts the most.
 
-    Chosen trees go to `point_mass`, sampled chains to `block`, all others to `traversal`.
+    Chosen trees go to `coupled`, sampled chains to `block`, all others to `traversal`.
     """
     if draft.is_chosen:
-        return point_mass(draft, target_probs, rng)
+        return coupled(draft, target_probs, rng)
     if draft.is_sampled and draft.tree.is_chain:
         return block(draft, target_probs, rng)
     return traversal(draft, target_probs, rng)

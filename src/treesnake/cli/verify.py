@@ -56,9 +56,7 @@ def verify(
     alpha: Annotated[
         float, typer.Option(metavar="P", help="How often correct sampling may fail.")
     ] = 0.01,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Sample the same; not with self-tuning trees.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Sample the same.")] = None,
     page: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the evidence as Markdown.")
     ] = None,

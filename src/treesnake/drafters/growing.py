@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import count, takewhile
 from math import exp, inf
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from treesnake.draft import Draft
 from treesnake.drafters.vocabulary import SAME_VOCABULARY, VocabularyMap
-from treesnake.sampling import Rng, SamplingParams, largest, log_softmax, to_probs
+from treesnake.sampling import Rng, SamplingParams, largest, log_of, log_softmax, to_probs
 from treesnake.shape import FixedTree, Priced, Shape
 from treesnake.threads import on_one_thread
 from treesnake.tree import TokenTree
@@ -55,6 +55,9 @@ def grow(
 
     The deepest level is never run through the model, for nothing is drafted below it. `vocabulary`
     says of which tokens `extend` gives logits; None is all that the target has.
+
+    Nodes are drawn from the drafter's distribution where the shape says so. Otherwise they are the
+    most probable tokens, in sampled text those that come first by the noise of their place.
     """
     vocabulary = vocabulary or SAME_VOCABULARY
     if shape.depth == 0:
@@ -62,7 +65,7 @@ def grow(
         return GrownDraft(Draft.chosen(tree), (-1,))
     priced = shape.as_priced()
     if priced is not None:
-        return _grow_priced(anchor, priced, extend, vocabulary)
+        return _grow_priced(anchor, priced, params, rng, extend, vocabulary)
     fixed = shape.as_tree()
     assert fixed is not None, "a tree is fixed before it is drafted, or priced"
     return _grow_fixed(anchor, fixed, params, rng, extend, vocabulary)
@@ -87,7 +90,9 @@ def _grow_fixed(
     grown: dict[int, int] = {}
     rows: dict[int, Float[Tensor, " known"]] = {}
     newest = [0]
+    depths = count()
     while level := [node for node in newest if shape.children[shape_nodes[node]]]:
+        depth = next(depths)
         logits = extend(
             [tokens[node] for node in level],
             [grown.get(parents[node], -1) for node in level],
@@ -103,7 +108,8 @@ def _grow_fixed(
                 for row, width in zip(probs, widths, strict=True)
             ]
         else:
-            best = _best_tokens(vocabulary.known(logits), max(widths), vocabulary)
+            scores = _scores(logits, depth, params, rng, vocabulary)
+            best = _best_tokens(scores, max(widths), vocabulary)
             drawn = [
                 [token for token, _ in row[:width]] for row, width in zip(best, widths, strict=True)
             ]
@@ -129,7 +135,12 @@ def _rows_by_node(rows: dict[int, Float[Tensor, " known"]]) -> Float[Tensor, "in
 
 
 def _grow_priced(
-    anchor: int, shape: Priced, extend: Extend, vocabulary: VocabularyMap
+    anchor: int,
+    shape: Priced,
+    params: SamplingParams,
+    rng: Rng,
+    extend: Extend,
+    vocabulary: VocabularyMap,
 ) -> GrownDraft:
     def best_children(
         nodes: Sequence[int], tokens: Sequence[int], parents: Sequence[int]
@@ -138,8 +149,10 @@ def _grow_priced(
             [tokens[node] for node in nodes], [grown.get(parents[node], -1) for node in nodes]
         )
         grown.update({node: len(grown) + index for index, node in enumerate(nodes)})
-        return _best_tokens(log_softmax(vocabulary.known(logits)), shape.width, vocabulary)
+        scores = _scores(logits, next(depths), params, rng, vocabulary)
+        return _best_tokens(log_softmax(scores), shape.width, vocabulary)
 
+    depths = count()
     grown: dict[int, int] = {}
     tree = grow_best(anchor, shape, best_children)
     draft = Draft.chosen(
@@ -214,6 +227,28 @@ def _worth_their_price(
     """Returns the first candidates, up to one that is not worth its price."""
     pairs = zip(candidates, prices, strict=False)
     return [node for node, _ in takewhile(lambda pair: probs[pair[0]] >= pair[1], pairs)]
+
+
+@on_one_thread
+def _scores(
+    logits: Float[Tensor, "nodes network_logits"],
+    depth: int,
+    params: SamplingParams,
+    rng: Rng,
+    vocabulary: VocabularyMap,
+) -> Float[Tensor, "nodes known"]:
+    """Returns logits with the noise by which the target will draw at this depth.
+
+    If the target had the same logits, it would draw the largest. softmax of the scores tells
+    roughly how probable it is that the target draws a token: the drafter's error is in its logits,
+    so the noise counts as much as the temperature makes it count.
+    """
+    known = vocabulary.known(logits)
+    if params.is_greedy:
+        return known
+    token_ids = vocabulary.known_ids(known.shape[-1])
+    waits = rng.waits(depth, int(token_ids.max()) + 1)[token_ids]
+    return known.float() - params.temperature * log_of(waits).to(known.device)
 
 
 def _best_tokens(

@@ -68,9 +68,7 @@ class MixtureDrafterModel:
 
     The streams of one network share each of its passes. A stream whose text outgrows the context of
     its network is left out, and so is one that takes more time than it brings tokens. A text begins
-    with weights that earlier ones ended with. Samples with a seed must depend neither on measured
-    times nor on other texts: they begin with equal weights, and the weight alone leaves a stream
-    out.
+    with weights that earlier ones ended with.
 
     Attributes:
         streams: one or more, with names that differ.
@@ -145,8 +143,6 @@ class MixtureDrafter:
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Grows a tree over `anchor` from the mixture; see `treesnake.drafters.growing.grow`."""
         self._forget_draft()
-        if self._is_new:
-            self._begin(params)
         members = self._members(shape)
         if not members:
             self._grown = grow(anchor, OFF, params, rng, _nothing)
@@ -191,17 +187,9 @@ class MixtureDrafter:
         if self._num_steps >= RETRY_STEPS and len(members) < len(self._readable):
             self._num_steps = 0
 
-    def _begin(self, params: SamplingParams) -> None:
-        """Chooses the first weights of a text."""
-        self._is_new = False
-        self._is_free = params.is_greedy or params.seed is None
-        if self._is_free:
-            first = self._model.first_weights.weights(len(self._texts))
-            self._weighing = self._model.rule.start(first)
-
     def _count_text(self) -> None:
         """Lets later texts begin with the weights of this one, if it had a choice of streams."""
-        if self._is_free and len(self._readable) > 1:
+        if len(self._readable) > 1:
             self._model.first_weights.count(self._weighing.weights, self._counted)
             self._counted = self._weighing.weights
 
@@ -214,7 +202,7 @@ class MixtureDrafter:
             return able
         shares = zip(able, self._shares(able), strict=True)
         heavy = [index for index, share in shares if share >= self._model.least_weight]
-        if self._model.clock is None or not self._is_free or len(heavy) < 2:
+        if self._model.clock is None or len(heavy) < 2:
             return tuple(heavy)
         return self._worth_their_time(heavy, shape.depth)
 
@@ -252,9 +240,7 @@ class MixtureDrafter:
         self._forget_draft()
         num_streams = len(self._texts)
         self._readable: tuple[int, ...] = ()
-        self._is_new = True
-        self._is_free = False
-        self._weighing = self._model.rule.start(uniform(num_streams))
+        self._weighing = self._model.rule.start(self._model.first_weights.weights(num_streams))
         self._counted: Float[np.ndarray, " streams"] | None = None
         self._gains = Gains.none(num_streams)
         self._num_steps = 0

@@ -84,6 +84,15 @@ class Spelling:
             self._known[token_id] = self._spell(token_id)
         return self._known[token_id]
 
+    def token_of(self, data: bytes) -> int | None:
+        """Returns the token that spells these bytes, if there is one that can be found by name."""
+        if self.is_byte_level:
+            name = "".join(CHARACTER_OF[byte] for byte in data)
+        else:
+            name = data.decode(errors="replace").replace(" ", METASPACE)
+        token = self._backend.token_to_id(name)
+        return token if token is not None and self.of(token) == data else None
+
     def num_bytes(self, token_id: int) -> int:
         """Returns how many bytes a token adds to a text."""
         spelled = self.of(token_id)

@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -23,6 +25,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from treesnake.conversation import Message, render
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.draft_state import MOST_BEHIND
+from treesnake.drafters.first_tokens import FirstTokens, first_tokens
 from treesnake.drafters.growing import GrownDraft, grow
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.pieces import OpenPiece, PieceEncoder, PieceReader
@@ -35,6 +38,7 @@ from treesnake.models.tree_network import TreeState
 from treesnake.prompt import Prompt, num_shared
 from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import Shape, is_off
+from treesnake.threads import on_one_thread
 from treesnake.tree import TokenTree
 
 MOST_OPEN = 64
@@ -150,9 +154,17 @@ class TextDrafterModel:
     own: NetworkDrafterModel
     translation: Translation
 
+    @cached_property
+    def first_tokens(self) -> FirstTokens:
+        """How the tokens that the network drafts are written in the target's."""
+        vocabulary, reader = self.own.vocabulary or SAME_VOCABULARY, self.translation.reader
+        drafted = vocabulary.known_ids(self.own.network.vocab_size).tolist()
+        special = self.translation.special_tokens
+        return first_tokens(drafted, reader.encoder.spelling, reader.spelling, special)
+
     def new_session(self) -> "TextDrafter | WindowedDrafter":
         """Returns a session with an empty state."""
-        drafter = TextDrafter(self.own, self.translation)
+        drafter = TextDrafter(self)
         largest = self.own.largest_window
         # A token of the target may be several of the drafter's.
         window = self.own.window or (None if largest is None else max(largest // 2, 2))
@@ -163,11 +175,12 @@ class TextDrafter:
     """A session: a text in the drafter's tokens, on which its trees grow.
 
     Args:
-        own: the network with its own tokens.
-        translation: between its tokens and the target's.
+        model: the network and its translation.
     """
 
-    def __init__(self, own: NetworkDrafterModel, translation: Translation) -> None:
+    def __init__(self, model: TextDrafterModel) -> None:
+        own, translation = model.own, model.translation
+        self._model = model
         self._state: TreeState = own.network.new_state()
         self._vocabulary = own.vocabulary or SAME_VOCABULARY
         self._max_depth = own.max_depth
@@ -241,7 +254,11 @@ class TextDrafter:
         return tuple(borders)
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
-        """Grows a tree of text over `anchor`, and encodes its paths; params have no say."""
+        """Grows a tree of text over `anchor`, and encodes its paths.
+
+        In sampled text the tokens come first that the target would draw by the noise of their
+        places, if it had the network's distribution.
+        """
         self._forget_draft()
         if self._max_depth is not None:
             shape = shape.clipped(self._max_depth)
@@ -256,6 +273,8 @@ class TextDrafter:
             return _nothing(anchor)
         self._catch_up(ahead[0])
         self._head = [*self._held[self._state.length :], *ahead]
+        if not params.is_greedy and not piece.partial:
+            self._noise = _Noise(self._model.first_tokens, rng, params.temperature)
         grown = grow(
             self._head[-1], _chosen(shape), SamplingParams(), rng, self._extend, self._vocabulary
         )
@@ -313,6 +332,7 @@ class TextDrafter:
         self._state.commit(())
         self._head: list[int] = []
         self._node_of: dict[tuple[int, int], int] = {}
+        self._noise: _Noise | None = None
 
     def _fits(self, num_ahead: int) -> bool:
         """Tells whether the network's context holds the text and so many tokens more."""
@@ -329,14 +349,13 @@ class TextDrafter:
         """Appends nodes numbered from the last token of the head; the head goes in before them."""
         before = len(self._head) - 1
         if parents[0] < 0:
-            token_ids = self._head
-            parents = range(-1, before)
+            tokens, behind = self._head, list(range(-1, before))
         else:
-            parents = [before + parent for parent in parents]
-        for token, parent in zip(token_ids, parents, strict=True):
+            tokens, behind = token_ids, [before + parent for parent in parents]
+        for token, parent in zip(tokens, behind, strict=True):
             self._node_of.setdefault((parent, token), len(self._node_of))
-        logits = self._state.extend(token_ids, parents)
-        return logits[before:] if parents[0] < 0 else logits
+        logits = self._state.extend(tokens, behind)[-len(token_ids) :]
+        return logits if self._noise is None else self._noise.added(logits, token_ids, parents)
 
     def _in_target_tokens(
         self, anchor: int, grown: GrownDraft, shape: Shape, num_partial: int
@@ -367,6 +386,39 @@ class TextDrafter:
             ends.append(len(data))
             nodes.append(node)
         return WrittenPath(data, (*ends,), (*nodes,))
+
+
+class _Noise:
+    """The noise of one draft's nodes, whose places in the target's text follow from their tokens.
+
+    Args:
+        first: how the network's tokens are written in the target's.
+        rng: tells the noise.
+        temperature: how much it counts.
+    """
+
+    def __init__(self, first: FirstTokens, rng: Rng, temperature: float) -> None:
+        self._first = first
+        self._rng = rng
+        self._temperature = temperature
+        self._places: list[int] = []
+
+    @on_one_thread
+    def added(
+        self,
+        logits: Float[Tensor, "new_nodes columns"],
+        token_ids: Sequence[int],
+        parents: Sequence[int],
+    ) -> Float[Tensor, "new_nodes columns"]:
+        """Returns the logits after new nodes with noise; a parent is -1 behind the anchor."""
+        new = [
+            0 if parent < 0 else self._places[parent] + self._first.counts.get(token, 1)
+            for token, parent in zip(token_ids, parents, strict=True)
+        ]
+        self._places += new
+        noise = {place: self._first.gumbel(self._rng, place) for place in {*new}}
+        rows = np.stack([noise[place] for place in new]) * np.float32(self._temperature)
+        return logits.float() + torch.from_numpy(rows).to(logits.device)
 
 
 def _nothing(anchor: int) -> Draft:

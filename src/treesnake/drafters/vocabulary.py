@@ -7,7 +7,7 @@ probability in its drafts, and the target still emits them. What it costs is acc
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -45,6 +45,10 @@ class VocabularyMap(Protocol):
         """Returns which of the target's tokens has this column of `known`."""
         ...
 
+    def known_ids(self, num_columns: int) -> Int[Tensor, " known"]:
+        """Returns which of the target's tokens has each of the columns of `known`."""
+        ...
+
     def spread(
         self, known: Float[Tensor, "nodes known"], missing: float
     ) -> Float[Tensor, "nodes vocab"]:
@@ -69,6 +73,10 @@ class SameVocabulary:
     def token_at(self, column: int) -> int:
         """Returns the token of this number."""
         return column
+
+    def known_ids(self, num_columns: int) -> Int[Tensor, " known"]:
+        """Returns the first numbers."""
+        return _first_numbers(num_columns)
 
     def spread(
         self, known: Float[Tensor, "nodes vocab"], missing: float
@@ -103,6 +111,10 @@ class PaddedVocabulary:
     def token_at(self, column: int) -> int:
         """Returns the token of this number."""
         return column
+
+    def known_ids(self, num_columns: int) -> Int[Tensor, " known"]:
+        """Returns the first numbers."""
+        return _first_numbers(num_columns)
 
     def spread(
         self, known: Float[Tensor, "nodes known"], missing: float
@@ -152,6 +164,10 @@ class DraftVocabulary:
         """Returns the token that the network's logits have in this column."""
         return self._listed[column]
 
+    def known_ids(self, num_columns: int) -> Int[Tensor, " known"]:
+        """Returns the tokens that are drafted."""
+        return self.token_ids
+
     @cached_property
     def _listed(self) -> list[int]:
         return self.token_ids.tolist()
@@ -192,6 +208,10 @@ class SharedTokens:
     def token_at(self, column: int) -> int:
         """Returns the partner."""
         return int(self.target_ids[column])
+
+    def known_ids(self, num_columns: int) -> Int[Tensor, " known"]:
+        """Returns the partners."""
+        return self.target_ids
 
     def spread(
         self, known: Float[Tensor, "nodes shared"], missing: float
@@ -294,6 +314,11 @@ def share_tokens(
         torch.tensor([*pairs]),
         tuple(pairs.get(index, unknown) for index in range(target_size)),
     )
+
+
+@lru_cache(maxsize=8)
+def _first_numbers(count: int) -> Int[Tensor, " count"]:
+    return torch.arange(count)
 
 
 @on_one_thread

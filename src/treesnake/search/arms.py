@@ -10,23 +10,22 @@ from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
 from treesnake.threads import new_lock
 
 PAPER_ARMS: tuple[Shape, ...] = (
-    chain(5),
-    LevelWidths((3, 2, 2, 1, 1)),
-    LevelWidths((3, 3, 2, 1)),
-    LevelWidths((2, 2, 2, 1, 1, 1)),
+    chain(5, sampled=False),
+    LevelWidths((3, 2, 2, 1, 1), sampled=False),
+    LevelWidths((3, 3, 2, 1), sampled=False),
+    LevelWidths((2, 2, 2, 1, 1, 1), sampled=False),
 )
-"""The trees that Mamba Drafters (Choi et al. 2025) names, and a sequence."""
+"""The trees that Mamba Drafters (Choi et al. 2025) names, and a sequence.
+
+Their nodes are chosen and not drawn, so that a seed gives the same text whichever is taken.
+"""
 
 ARMS: tuple[Shape, ...] = (
     OFF,
-    chain(1),
-    chain(2),
-    chain(3),
-    chain(5),
-    chain(8),
-    LevelWidths((2, 1, 1)),
-    LevelWidths((3, 2, 2, 1, 1)),
-    LevelWidths((2, 2, 2, 1, 1, 1)),
+    *(chain(length, sampled=False) for length in (1, 2, 3, 5, 8)),
+    LevelWidths((2, 1, 1), sampled=False),
+    LevelWidths((3, 2, 2, 1, 1), sampled=False),
+    LevelWidths((2, 2, 2, 1, 1, 1), sampled=False),
     BestFirst(2, 4, 6),
     BestFirst(4, 6, 16),
     BestFirst(8, 8, 60),
@@ -55,9 +54,6 @@ class ArmSearch(ABC):
 
     Nothing in it belongs to one text, so every session is the search itself.
     """
-
-    reads_clock = True
-    learns_across_texts = True
 
     def __init__(self) -> None:
         self._lock = new_lock()

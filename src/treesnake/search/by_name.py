@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from treesnake.errors import InvalidInputError
-from treesnake.protocols import SharedSearch
+from treesnake.protocols import SharedSearch, TreeSearch
 from treesnake.search.costs import CostTable
 from treesnake.search.moving_average import MovingAverageSearch
 from treesnake.search.self_tuning import SelfTuningSearch
@@ -57,10 +57,11 @@ def as_search(search: object) -> SharedSearch:
     """
     if isinstance(search, str):
         return search_by_name(search)
-    if isinstance(search, SharedSearch) and not isinstance(search, type):
+    is_shared = isinstance(search, SharedSearch) and not isinstance(search, type)
+    if is_shared and isinstance(search.new_session(), TreeSearch):
         return search
     raise InvalidInputError(
         f"{search!r} cannot choose the trees of many texts: give the name of a search, or an "
-        "object with reads_clock, learns_across_texts and new_session, such as "
+        "object whose new_session gives one with choose and observe, such as "
         "StaticSearch(chain(3)) for one shape"
     )

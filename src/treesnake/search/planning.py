@@ -134,7 +134,7 @@ class _PlannedTree:
                     index_of[child] = len(parents)
                     newest.append(child)
             level = newest
-        return FixedTree(tuple(parents))
+        return FixedTree(tuple(parents), sampled=False)
 
     def _append(self, parent: int, prob: float) -> None:
         depth = self._depths[parent]

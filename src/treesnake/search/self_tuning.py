@@ -30,9 +30,6 @@ class SelfTuningSearch:
 
     costs: CostTable | None = None
 
-    reads_clock = True
-    learns_across_texts = True
-
     def __post_init__(self) -> None:
         self._knowledge = PairKnowledge(self.costs)
 

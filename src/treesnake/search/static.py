@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from treesnake.errors import InvalidInputError
 from treesnake.outcome import Step
-from treesnake.shape import Shape, chain
+from treesnake.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,6 @@ class StaticSearch:
                 "treesnake.shape.parse_shape reads one"
             )
 
-    reads_clock = False
-    learns_across_texts = False
-
     def new_session(self) -> "StaticSearch":
         """Returns itself."""
         return self
@@ -37,11 +34,3 @@ class StaticSearch:
 
     def observe(self, step: Step) -> None:
         """Learns nothing."""
-
-
-CLOCK_FREE_SEARCH = StaticSearch(chain(4))
-"""For samples that a seed must give again.
-
-Which sample a seed gives depends on the shapes. They must follow from the text alone: not from
-measured times, which differ from run to run, and not from the texts before.
-"""

@@ -23,8 +23,6 @@ class UcbSearch(ArmSearch):
         lambda_gamma: what drafting a level costs, in passes of the target.
     """
 
-    reads_clock = False
-
     def __init__(
         self,
         arms: Sequence[Shape] = PAPER_ARMS,

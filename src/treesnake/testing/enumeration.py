@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable
 from typing import TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -53,6 +54,15 @@ class _ScriptedRng:
             tokens.append(self.draw(remaining))
             remaining[tokens[-1]] = 0
         return tokens
+
+    def waits(self, depth: int, num_tokens: int) -> Float[Tensor, " num_tokens"]:
+        return torch.ones(num_tokens)  # no noise: what it does is not one of finitely many ways
+
+    def first_come(self, probs: Float[Tensor, " vocab"], depth: int) -> int:
+        return self.draw(probs)
+
+    def advance(self, num_tokens: int) -> None:
+        """Needs nothing: every draw is a decision of its own."""
 
     def _decide(self, probabilities: list[float]) -> int:
         options = [option for option, probability in enumerate(probabilities) if probability > 0]

@@ -46,8 +46,7 @@ class SamplingPlan:
         num_long_tokens: tokens of the one longer text per prompt and repetition.
         num_long_texts: longer texts per prompt.
         alpha: the probability that correct sampling fails.
-        seed: makes it reproducible, but a seeded sample has no trees that tune themselves; None
-            verifies what is run without a seed.
+        seed: makes it reproducible; None draws a fresh one.
 
     Raises:
         InvalidInputError: if a value is out of range.
