@@ -164,7 +164,7 @@ def _tree_scoring() -> str:
             rows.append([f"{target}, {form}", f"{times['1']['min']:.1f}", *ratios[1:]])
             rows[-1].append(f"{megabytes:.1f}")
     counts = list(times)
-    heads = ["float32, 2 threads", "1 node, ms", *counts[1:], "MB of 13"]
+    heads = ["2 threads", "1 node, ms", *counts[1:], "MB of 13"]
     return _table(heads, rows)
 
 

@@ -8,7 +8,7 @@ every node, which our own engines can do, and models of transformers do not. *Un
 path to every leaf as a text of its own, whose state is a copy of the committed one. Each pass runs
 a whole tree of so many nodes, the anchor included, and commits the path to a leaf. All variants of
 a target run in turn in every round; the bytes are those beside the committed state, keys and values
-of attention left out.
+of attention left out. Weights are float32 where nothing else is said.
 """
 
 from abc import ABC, abstractmethod
@@ -21,9 +21,9 @@ import torch
 from frame import Result, Variant, add_rounds, milliseconds, print_table, run, time_in_turn
 from transformers import AutoModelForCausalLM, FalconH1Config, PreTrainedConfig, Qwen3_5TextConfig
 
-from treesnake.loading.checkpoint import find_checkpoint
+from treesnake.loading.checkpoint import HYBRID, find_checkpoint
 from treesnake.loading.networks import load_network
-from treesnake.loading.options import LoadOptions
+from treesnake.loading.options import DtypeName, LoadOptions
 from treesnake.models.hf_hybrid import HfHybrid, HybridState
 from treesnake.models.hybrid_cpu import CpuHybrid, CpuHybridState
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
@@ -46,7 +46,11 @@ TREES: dict[int, tuple[int, ...]] = {
 }
 """Children of each node, level by level, by the number of nodes with the anchor."""
 
-OWN_TARGETS = ("smollm2-hybrid", "src/treesnake/drafters/shipped/treesnake-smol")
+OWN_TARGETS: dict[str, tuple[str, DtypeName]] = {
+    "smollm2-hybrid": (HYBRID, "float32"),
+    "smollm2-hybrid at its 4 bits": (HYBRID, "stored"),
+    "treesnake-smol": ("src/treesnake/drafters/shipped/treesnake-smol", "float32"),
+}
 LARGE = "two layers of Mamba2-2.7B"
 VOCAB_SIZE = 1024
 HF_TARGETS: dict[str, PreTrainedConfig] = {
@@ -191,15 +195,15 @@ def measure(arguments: Namespace) -> Result:
             form, num_nodes = variant.split(", ")
             ms[form][int(num_nodes)] = milliseconds(taken)
         targets[name] = {"ms": ms, "bytes": sizes}
-    return {"dtype": "float32", "targets": targets}
+    return {"targets": targets}
 
 
 def _targets() -> Iterator[tuple[str, ScoredTarget]]:
-    for name in OWN_TARGETS:
-        options = LoadOptions(dtype="float32", device="cpu")
-        network = load_network(find_checkpoint(name), options).network
+    for name, (model, dtype) in OWN_TARGETS.items():
+        options = LoadOptions(dtype=dtype, device="cpu")
+        network = load_network(find_checkpoint(model), options).network
         assert isinstance(network, CpuHybrid | CpuNetwork)
-        yield name.rsplit("/", 1)[-1], OwnTarget(network)
+        yield name, OwnTarget(network)
     torch.manual_seed(0)
     config = Mamba2Config(vocab_size=VOCAB_SIZE, hidden_size=2560, num_heads=80, num_layers=2)
     yield LARGE, OwnTarget(to_cpu(Mamba2(config)))
@@ -247,7 +251,7 @@ def show(result: Result) -> None:
     for name, found in result["targets"].items():
         one = found["ms"]["inputs"][1]["min"]
         print_table(
-            f"{name}, {result['dtype']}: ms (x one node)",
+            f"{name}: ms (x one node)",
             ("nodes", *map(str, TREES)),
             (
                 (form, *(f"{ms['min']:.1f} ({ms['min'] / one:.2f})" for ms in times.values()))
