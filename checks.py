@@ -16,6 +16,7 @@ CHECKS = (
     "pyrefly check",
     "zensical build --clean --strict",
     "python benchmarks/tables.py --check",
+    "python ranges.py --resolve",
 )
 TESTS = "pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal"
 

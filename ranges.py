@@ -1,11 +1,12 @@
 """Checks that treesnake works with the oldest and the newest versions that it allows.
 
-    python ranges.py
+    python ranges.py              # tests, some minutes
+    python ranges.py --resolve    # no tests, as checks.py does
 
 The tests that touch transformers and numba most run with the oldest versions of both that
-pyproject.toml allows, and with the newest transformers, laid over this environment. Then the
-resolver is asked for wheels for other systems. Where no package index can be reached, this says so
-and is left out.
+pyproject.toml allows, and with the newest transformers, laid over this environment. The resolver is
+asked for wheels for other systems, and for versions that hosts and treesnake agree on. Where no
+package index can be reached, this says so and is left out.
 """
 
 import os
@@ -13,38 +14,61 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 VARIED = ("transformers", "numba")
 TESTS = (
     "tests/test_custom_generate.py",
+    "tests/kernels/test_linear.py",
     "tests/models/test_hf_attention.py",
     "tests/models/test_hf_hybrid.py",
     "tests/states",
-    "tests/kernels/test_linear.py",
     "tests/integrations/test_model_folders.py",
 )
 PLATFORMS = ("windows", "aarch64-apple-darwin", "aarch64-manylinux_2_31", "x86_64-manylinux_2_31")
 PYTHONS = ("3.11", "3.14")
+HOSTS = ("vllm>=0.32", "sglang>=0.5.23", "ai-dynamo>=1.6", "ray[serve]>=2.60")
+"""The oldest versions that treesnake was written for; docs/guides/engines.md tells them."""
+
+HOST_PLATFORM = "x86_64-manylinux_2_34"
 UNREACHED = ("Failed to fetch", "error sending request", "dns error", "Could not connect")
 """What uv says where there is no index; anything else that goes wrong is a failure."""
 
+Check = tuple[str, list[str], str]
+"""A name, arguments of uv and what it reads from its input."""
+
 
 def main() -> int:
-    """Runs all checks and returns the number of those that failed."""
+    """Runs all checks, two at a time, and returns the number of those that failed."""
+    checks = list(questions())
+    if "--resolve" not in sys.argv[1:]:
+        checks += test_runs()
+    with ThreadPoolExecutor(2) as pool:
+        passed = list(pool.map(passes, checks))
+    return passed.count(False)
+
+
+def test_runs() -> Iterator[Check]:
+    """Iterates over runs of tests with other versions."""
     oldest, newest = bounds()
-    failures = sum(
-        not passes(name, [*with_versions(versions), "python", "-m", "pytest", "-q", *TESTS])
-        for name, versions in (("oldest", oldest), ("newest", newest))
-    )
+    for name, versions in (("oldest", oldest), ("newest", newest)):
+        yield name, [*with_versions(versions), "python", "-m", "pytest", "-q", *TESTS], ""
+
+
+def questions() -> Iterator[Check]:
+    """Iterates over questions to the resolver."""
+    compiled = ["pip", "compile", "--quiet", "--output-file", os.devnull]
     for platform in PLATFORMS:
         for python in PYTHONS:
-            command = ["pip", "compile", "pyproject.toml", "--extra", "serve", "--quiet"]
-            command += ["--only-binary", ":all:", "--python-platform", platform]
-            command += ["--python-version", python, "--output-file", os.devnull]
-            failures += not passes(f"{platform}, Python {python}", command)
-    return failures
+            command = [*compiled, "pyproject.toml", "--extra", "serve", "--only-binary", ":all:"]
+            command += ["--python-platform", platform, "--python-version", python]
+            yield f"{platform}, Python {python}", command, ""
+    for host in HOSTS:
+        command = [*compiled, "--python-platform", HOST_PLATFORM, "--python-version", "3.11", "-"]
+        yield f"beside {host}", command, f"treesnake @ {ROOT.as_uri()}\n{host}\n"
 
 
 def bounds() -> tuple[list[str], list[str]]:
@@ -61,8 +85,9 @@ def with_versions(requirements: list[str]) -> list[str]:
     return ["run", "--no-sync", "--frozen", *options]
 
 
-def passes(name: str, command: list[str]) -> bool:
-    """Runs a command of uv and says how it went; one that reaches no index counts as passed."""
+def passes(check: Check) -> bool:
+    """Runs a check and says how it went; one that reaches no index counts as passed."""
+    name, command, told = check
     left_out = ("VIRTUAL_ENV", "PYTHONPATH")  # of another environment
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     result = subprocess.run(
@@ -70,6 +95,7 @@ def passes(name: str, command: list[str]) -> bool:
         cwd=ROOT,
         env=environment,
         check=False,
+        input=told,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

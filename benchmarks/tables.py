@@ -731,7 +731,7 @@ def _vllm() -> str:
     rows = [
         ["tokens equal to vLLM's plain decoding", f"{result['equal']} {of_all}"],
         [
-            f"the same with a small cache and {result['preemptions']} preemptions",
+            f"the same with a cache for one text (preemptions: {result['preemptions']})",
             f"{result['equal_with_preemption']} {of_all}",
         ],
         ["accepted tokens a draft", f"{result['accepted_a_draft']:.2f}"],
