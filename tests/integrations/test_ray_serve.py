@@ -96,11 +96,18 @@ def test_replicas_scale_by_requests_and_keep_conversations(ray_serve: Any) -> No
 
 def test_each_replica_loads_the_server(ray_serve: Any, folder: Path) -> None:
     told = ray_serve.build(
-        ray_serve.Settings(target=str(folder), drafter="prompt-lookup", served_model_name="mine")
+        ray_serve.Settings(
+            target=str(folder),
+            drafter="prompt-lookup",
+            served_model_name="mine",
+            api_keys=["secret"],
+        )
     )
     with TestClient(told.build_asgi()) as client:
         body = {"model": "mine", "prompt": "def", "max_tokens": 3, "temperature": 0}
-        answer = client.post("/v1/completions", json=body).json()
+        assert client.post("/v1/completions", json=body).status_code == 401
+        headers = {"authorization": "Bearer secret"}
+        answer = client.post("/v1/completions", json=body, headers=headers).json()
     assert answer["usage"]["completion_tokens"] == 3
 
 

@@ -29,6 +29,7 @@ class Settings(BaseModel):
 
     Attributes:
         target: the model, by name; replicas on other machines must find it there.
+        api_keys: one of them must come with each request; none lets everybody in.
         num_cpus: cores that Ray sets aside for a replica.
         num_gpus: GPUs that it sets aside.
         min_replicas: replicas that always run.
@@ -48,6 +49,7 @@ class Settings(BaseModel):
     revision: str | None = None
     trust_remote_code: bool = False
     served_model_name: str | None = None
+    api_keys: tuple[str, ...] = ()
     max_num_seqs: PositiveInt = 8
     max_queued: PositiveInt = 64
     max_model_len: PositiveInt | None = None
@@ -72,7 +74,9 @@ class Settings(BaseModel):
             self.max_num_seqs, self.max_queued, self.cache_bytes, self.max_model_len
         )
         name = self.served_model_name or PurePath(self.target).name or self.target
-        return create_app(Served(Engine(decoder, limits), name, (), try_decoding(decoder)))
+        return create_app(
+            Served(Engine(decoder, limits), name, self.api_keys, try_decoding(decoder))
+        )
 
 
 def build(settings: Settings) -> Any:
