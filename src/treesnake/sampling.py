@@ -187,8 +187,10 @@ class Rng(Protocol):
         """
         ...
 
-    def waits(self, depth: int, num_tokens: int) -> Float[Tensor, " num_tokens"]:
-        """Returns the noise of each token at a place of the text, for a drafter to draw by.
+    def waits(
+        self, depth: int, token_ids: Int[np.ndarray, " tokens"]
+    ) -> Float[np.ndarray, " tokens"]:
+        """Returns the noise of some tokens at a place of the text, for a drafter to draw by.
 
         The noise is a waiting time with the exponential distribution: of tokens that come with
         rates `probs`, `first_come` draws the one that comes first. Adding the Gumbel noise
@@ -196,7 +198,7 @@ class Rng(Protocol):
 
         Args:
             depth: 0 for the place of the next token, 1 for that after it, and so on.
-            num_tokens: of the first so many tokens.
+            token_ids: the target's.
         """
         ...
 
@@ -257,15 +259,15 @@ class TorchRng:
         inside = np.cumsum(probs[begin : begin + BLOCK], dtype=np.float64)
         return begin + _first_beyond(inside, point - before)
 
-    def waits(self, depth: int, num_tokens: int) -> Float[Tensor, " num_tokens"]:
-        """Returns the waiting time of each token at a place, from seed and place alone."""
-        return torch.from_numpy(self._waits.at(depth, num_tokens))
+    def waits(
+        self, depth: int, token_ids: Int[np.ndarray, " tokens"]
+    ) -> Float[np.ndarray, " tokens"]:
+        """Returns the waiting times of tokens at a place, from seed and place alone."""
+        return self._waits.at(depth, token_ids)
 
-    @on_one_thread
     def first_come(self, probs: Float[Tensor, " vocab"], depth: int) -> int:
         """Returns the token that comes first if tokens come with these rates."""
-        rates = probs.numpy(force=True)
-        return int((rates / self._waits.at(depth, len(rates))).argmax())
+        return self._waits.first_come(probs.numpy(force=True), depth)
 
     def advance(self, num_tokens: int) -> None:
         """Goes on in the text by so many tokens."""

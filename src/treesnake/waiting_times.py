@@ -4,19 +4,23 @@ A token that comes at rate p first comes after a time w / p, where w has the exp
 distribution. Of all tokens, the one that comes first has the distribution p. Who knows the times w
 and a distribution near p can guess which one that is (Daliri, Musco and Suresh 2024, "Coupling
 without Communication and Drafter-Invariant Speculative Decoding"). -log(w) is Gumbel noise.
+
+Most tokens of a vocabulary are so improbable that their times need not be known one by one: they
+come together, as one more token that stands for them all.
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt64
 
-SMALL = 2.0**-6
-"""Below, log(1 - u) in single precision would lose digits that decide who comes first."""
+RARE = 2.0**-14
+"""Less probable tokens come together."""
+
+TOGETHER, WHICH = 1 << 40, 1 << 41
+"""The numbers, beyond those of tokens, whose noise says when they come and which one it is."""
 
 
 class WaitingTimes:
     """The waiting times of all tokens at each place, each a function of seed, place and token.
-
-    A place is worked out once, for as many tokens as were asked for first.
 
     Args:
         seed: a number from 0 to 2^64 - 1.
@@ -25,38 +29,55 @@ class WaitingTimes:
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._place = 0
-        self._times: dict[int, Float[np.ndarray, " tokens"]] = {}
 
-    def at(self, depth: int, num_tokens: int) -> Float[np.ndarray, " num_tokens"]:
-        """Returns the times of the first `num_tokens` tokens, `depth` places from here."""
-        place = self._place + depth
-        times = self._times.get(place)
-        if times is None or len(times) < num_tokens:
-            times = self._times[place] = waiting_times(self._seed, place, num_tokens)
-        return times[:num_tokens]
+    def at(self, depth: int, token_ids: Int[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
+        """Returns the times of some tokens, `depth` places from here."""
+        return -np.log(uniform(self._seed, self._place + depth, token_ids))
+
+    def first_come(self, probs: Float[np.ndarray, " vocab"], depth: int) -> int:
+        """Returns the token that comes first, `depth` places from here.
+
+        Args:
+            probs: of all tokens; they need not be normalized.
+            depth: of the place.
+        """
+        bound = RARE * probs.max()
+        likely = np.flatnonzero(probs >= bound)
+        rates = probs[likely].astype(np.float64)
+        sooner = rates / self.at(depth, likely)
+        first = int(sooner.argmax())
+        rest = float(probs.sum(dtype=np.float64) - rates.sum())
+        when, which = uniform(self._seed, self._place + depth, np.array([TOGETHER, WHICH]))
+        if rest > -np.log(when) * sooner[first]:
+            below = np.cumsum(np.where(probs < bound, probs, 0), dtype=np.float64)
+            if below[-1] > 0:
+                token = np.searchsorted(below, which * below[-1], "right")
+                return int(min(token, np.searchsorted(below, below[-1])))
+        return int(likely[first])
 
     def advance(self, num_tokens: int) -> None:
-        """Goes on by so many places, and forgets those before."""
+        """Goes on by so many places."""
         self._place += num_tokens
-        self._times = {place: times for place, times in self._times.items() if place >= self._place}
 
 
-def waiting_times(seed: int, place: int, num_tokens: int) -> Float[np.ndarray, " num_tokens"]:
-    """Returns numbers with the exponential distribution of mean 1, none of them 0 or infinite.
+def uniform(
+    seed: int, place: int, numbers: Int[np.ndarray, " numbers"]
+) -> Float[np.ndarray, " numbers"]:
+    """Returns for each number one between 0 and 1, both left out, that looks drawn by chance.
 
-    Fewer tokens have the first of the same numbers. They come from Philox, whose numbers are the
-    same on every machine and in every version of numpy, 32 bits for each.
+    It is the output of SplitMix64 (Steele, Lea and Flood 2014) that comes at that number, from a
+    start that seed and place make: 52 bits, the same on every machine.
     """
-    bits = np.random.Philox(key=seed, counter=[0, place, 0, 0])
-    words = bits.random_raw((num_tokens + 1) // 2).astype("<u8", copy=False).view("<u4")
-    uniform = words[:num_tokens].astype(np.float32)
-    uniform += np.float32(0.5)
-    uniform *= np.float32(2.0**-32)
-    np.minimum(uniform, np.float32(1 - 2.0**-24), out=uniform)
-    small = np.flatnonzero(uniform < SMALL)
-    precise = -np.log1p(-uniform[small].astype(np.float64))
-    np.subtract(np.float32(1), uniform, out=uniform)
-    np.log(uniform, out=uniform)
-    np.negative(uniform, out=uniform)
-    uniform[small] = precise
-    return uniform
+    start = _mixed(_mixed(np.array([seed], np.uint64)) ^ np.array([place], np.uint64) * GOLDEN)
+    bits = _mixed(start + numbers.astype(np.uint64) * GOLDEN)
+    return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mixed(words: UInt64[np.ndarray, " words"]) -> UInt64[np.ndarray, " words"]:
+    """Returns words of which each bit depends on all bits of the given ones."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))

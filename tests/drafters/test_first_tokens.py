@@ -1,12 +1,10 @@
 """Which of the target's tokens a drafter's token begins with, whose noise it is drawn by."""
 
-import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from treesnake.drafters.first_tokens import FirstTokens, first_tokens
 from treesnake.drafters.spelling import Spelling
-from treesnake.sampling import TorchRng
 from treesnake.testing.tokenizers import byte_level, byte_level_split, sentence_pieces
 
 OURS, OTHERS = byte_level(), [byte_level_split(), sentence_pieces()]
@@ -34,15 +32,6 @@ def test_what_comes_first_is_the_beginning_of_the_token(target: PreTrainedTokeni
             assert first.counts[token] == 1 or len(begin) < len(spelled)
             num_same += spelled == begin
     assert num_same > len(token_ids) / 5
-
-
-def test_tokens_that_begin_alike_have_the_same_noise_and_unknown_ones_none() -> None:
-    first = FirstTokens(np.array([3, -1, 3, 0]), {})
-    rng = TorchRng(1)
-    noise = first.gumbel(rng, 2)
-    assert noise[0] == noise[2] == -np.log(rng.waits(2, 9).numpy()[3])
-    assert noise[1] == 0
-    assert noise[0] != first.gumbel(rng, 3)[0]
 
 
 def test_the_names_of_tokens_are_found_again() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -52,7 +53,7 @@ def logits_after(seed: int, tokens: Sequence[int]) -> Tensor:
 
 def scores_after(seed: int, tokens: Sequence[int]) -> Tensor:
     """The logits with the noise by which a chosen tree is drawn in sampled text."""
-    waits = TorchRng(seed).waits(len(tokens) - 1, VOCAB_SIZE)
+    waits = torch.from_numpy(TorchRng(seed).waits(len(tokens) - 1, np.arange(VOCAB_SIZE)))
     return logits_after(seed, tokens) - SAMPLING.temperature * waits.log()
 
 

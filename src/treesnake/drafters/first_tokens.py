@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from treesnake.drafters.spelling import Spelling
-from treesnake.sampling import Rng
 
 MOST_BYTES = 32
 """Longer beginnings of a token are not looked for."""
@@ -29,11 +28,6 @@ class FirstTokens:
 
     ids: Int[np.ndarray, " columns"]
     counts: Mapping[int, int]
-
-    def gumbel(self, rng: Rng, place: int) -> Float[np.ndarray, " columns"]:
-        """Returns the Gumbel noise of each column at a place, 0 where no token is known."""
-        waits = rng.waits(place, int(self.ids.max(initial=0)) + 1).numpy()
-        return np.where(self.ids < 0, np.float32(0), -np.log(waits[self.ids]))
 
 
 def first_tokens(

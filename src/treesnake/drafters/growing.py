@@ -3,18 +3,20 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
-from math import exp, inf
+from math import exp, inf, log
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from treesnake.draft import Draft
 from treesnake.drafters.vocabulary import SAME_VOCABULARY, VocabularyMap
-from treesnake.sampling import Rng, SamplingParams, largest, log_of, log_softmax, to_probs
+from treesnake.sampling import Rng, SamplingParams, largest, log_softmax, to_probs
 from treesnake.shape import FixedTree, Priced, Shape
 from treesnake.threads import on_one_thread
 from treesnake.tree import TokenTree
+from treesnake.waiting_times import RARE
 
 Extend = Callable[[Sequence[int], Sequence[int]], Float[Tensor, "new_nodes network_logits"]]
 """`TreeState.extend`, or something like it, for the target's tokens."""
@@ -229,7 +231,6 @@ def _worth_their_price(
     return [node for node, _ in takewhile(lambda pair: probs[pair[0]] >= pair[1], pairs)]
 
 
-@on_one_thread
 def _scores(
     logits: Float[Tensor, "nodes network_logits"],
     depth: int,
@@ -237,18 +238,41 @@ def _scores(
     rng: Rng,
     vocabulary: VocabularyMap,
 ) -> Float[Tensor, "nodes known"]:
-    """Returns logits with the noise by which the target will draw at this depth.
-
-    If the target had the same logits, it would draw the largest. softmax of the scores tells
-    roughly how probable it is that the target draws a token: the drafter's error is in its logits,
-    so the noise counts as much as the temperature makes it count.
-    """
+    """Returns logits, in sampled text with the noise by which the target will draw."""
     known = vocabulary.known(logits)
     if params.is_greedy:
         return known
-    token_ids = vocabulary.known_ids(known.shape[-1])
-    waits = rng.waits(depth, int(token_ids.max()) + 1)[token_ids]
-    return known.float() - params.temperature * log_of(waits).to(known.device)
+    token_ids = vocabulary.known_ids(known.shape[-1]).numpy()
+    return with_noise(known, [depth] * len(known), token_ids, params.temperature, rng)
+
+
+def with_noise(
+    logits: Float[Tensor, "nodes columns"],
+    depths: Sequence[int],
+    token_ids: Int[np.ndarray, " columns"],
+    temperature: float,
+    rng: Rng,
+) -> Float[Tensor, "nodes columns"]:
+    """Adds the noise by which the target will draw the token after each node.
+
+    If the target had the same logits, it would draw the largest. softmax of the sums tells roughly
+    how probable it is that the target draws a token: the drafter's error is in its logits, so the
+    noise counts as much as the temperature makes it count. Rare tokens become impossible.
+
+    Args:
+        logits: after each node.
+        depths: of the token after each node.
+        token_ids: the target's token for each column, -1 for none, which has no noise.
+        temperature: above 0.
+        rng: tells the noise.
+    """
+    rows = logits.float().numpy(force=True)
+    noisy = np.full_like(rows, -inf)
+    for row, sums, depth in zip(rows, noisy, depths, strict=True):
+        likely = np.flatnonzero(row >= row.max() + temperature * log(RARE))
+        ids = token_ids[likely]
+        sums[likely] = row[likely] - temperature * np.log(rng.waits(depth, ids)) * (ids >= 0)
+    return torch.from_numpy(noisy).to(logits.device)
 
 
 def _best_tokens(

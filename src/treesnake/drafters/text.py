@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -26,7 +24,7 @@ from treesnake.conversation import Message, render
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.draft_state import MOST_BEHIND
 from treesnake.drafters.first_tokens import FirstTokens, first_tokens
-from treesnake.drafters.growing import GrownDraft, grow
+from treesnake.drafters.growing import GrownDraft, grow, with_noise
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.pieces import OpenPiece, PieceEncoder, PieceReader
 from treesnake.drafters.re_encoding import PathEncoder, PathTree, WrittenPath
@@ -38,7 +36,6 @@ from treesnake.models.tree_network import TreeState
 from treesnake.prompt import Prompt, num_shared
 from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import Shape, is_off
-from treesnake.threads import on_one_thread
 from treesnake.tree import TokenTree
 
 MOST_OPEN = 64
@@ -403,7 +400,6 @@ class _Noise:
         self._temperature = temperature
         self._places: list[int] = []
 
-    @on_one_thread
     def added(
         self,
         logits: Float[Tensor, "new_nodes columns"],
@@ -416,9 +412,7 @@ class _Noise:
             for token, parent in zip(token_ids, parents, strict=True)
         ]
         self._places += new
-        noise = {place: self._first.gumbel(self._rng, place) for place in {*new}}
-        rows = np.stack([noise[place] for place in new]) * np.float32(self._temperature)
-        return logits.float() + torch.from_numpy(rows).to(logits.device)
+        return with_noise(logits, new, self._first.ids, self._temperature, self._rng)
 
 
 def _nothing(anchor: int) -> Draft:

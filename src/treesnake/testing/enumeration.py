@@ -3,8 +3,8 @@
 from collections.abc import Callable, Hashable
 from typing import TypeVar
 
-import torch
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from treesnake.sampling import Rng
@@ -55,8 +55,10 @@ class _ScriptedRng:
             remaining[tokens[-1]] = 0
         return tokens
 
-    def waits(self, depth: int, num_tokens: int) -> Float[Tensor, " num_tokens"]:
-        return torch.ones(num_tokens)  # no noise: what it does is not one of finitely many ways
+    def waits(
+        self, depth: int, token_ids: Int[np.ndarray, " tokens"]
+    ) -> Float[np.ndarray, " tokens"]:
+        return np.ones(len(token_ids))  # no noise: what it does is not one of finitely many ways
 
     def first_come(self, probs: Float[Tensor, " vocab"], depth: int) -> int:
         return self.draw(probs)
