@@ -92,10 +92,13 @@ def test_each_text_is_its_own_alone(
 
 
 def facts_of(prompt: Sequence[int], steps: Sequence[Step]) -> dict[int, tuple[int, int]]:
-    """Returns for each step how long its text was, and how many tokens the drafter read first."""
+    """Returns for each step how long its text was, and how many tokens the drafter read first.
+
+    The first step drafts nothing and teaches nothing.
+    """
     facts = {}
-    length, num_behind = len(prompt), 0
-    for step in steps:
+    length, num_behind = len(prompt) + len(steps[0].emitted), 0
+    for step in steps[1:]:
         runs_drafter = not is_off(step.shape)
         facts[id(step)] = length, num_behind if runs_drafter else 0
         num_behind = 0 if runs_drafter else num_behind + len(step.emitted)

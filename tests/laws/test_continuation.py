@@ -51,6 +51,7 @@ class Conversation:
         self.target: Target = self.target_model.new_session()
         self.drafter: Drafter = self.drafter_model.new_session()
         self.text: list[int] = []
+        self._num_steps = 0
 
     def say(self, token_ids: Sequence[int]) -> None:
         self.text += token_ids
@@ -75,6 +76,7 @@ class Conversation:
         taken = list(islice(steps, num_steps))
         assert isinstance(steps, Generator)
         steps.close()
+        self._num_steps = len(taken)
         self.text += [token for step in taken for token in step.emitted]
         return taken
 
@@ -86,6 +88,8 @@ class Conversation:
         tree = TokenTree.chain([anchor, 1])
         torch.testing.assert_close(self.target.score(tree), fresh.score(tree))
 
+        if self._num_steps < 2:  # the drafter reads the prompt before the second step
+            self.drafter.prefill(Prompt.of(self.text))
         drafter = self.drafter_model.new_session()
         drafter.prefill(Prompt.of(self.text))
         params = SamplingParams(temperature=1.0)

@@ -218,7 +218,7 @@ def test_a_wrong_rule_gives_texts_of_another_distribution() -> None:
             self.waits, self.first_come, self.advance = rng.waits, rng.first_come, rng.advance
 
         def coin(self, probability: float) -> bool:
-            return self._rng.coin(min(1.0, 1.2 * probability))
+            return self._rng.coin(min(1.0, 2 * probability))
 
     law = enumerate_outcomes(lambda rng: new_text(models, chain(2), GenerousRng(rng), 3))
     assert total_variation(law, own_law(models[0], 3)) > 0.01
