@@ -656,6 +656,52 @@ def _serving() -> str:
     return _table([*heads, *(f"{number} / 1" for number in numbers[1:])], rows)
 
 
+def _servers() -> str:
+    result = _read("servers")
+    numbers = result["load"]["num_clients"]
+    by_name: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in result["servers"]:
+        by_name.setdefault(row["server"], {})[row["num_clients"]] = row
+    heads = [
+        f"{result['model']}, tokens/s of all",
+        *(f"{number} clients" for number in numbers),
+        f"{numbers[-1]} / {numbers[0]}",
+        f"each of {numbers[-1]}",
+        *(f"first text of {number}, s" for number in (numbers[0], numbers[-1])),
+    ]
+    return _table(heads, [_server_cells(name, rows) for name, rows in by_name.items()])
+
+
+def _server_cells(name: str, by_number: dict[int, dict[str, Any]]) -> list[str]:
+    one, most = by_number[min(by_number)], by_number[max(by_number)]
+    firsts = [f"{row['first_s']['p50']:.2f} / {row['first_s']['p95']:.2f}" for row in (one, most)]
+    rates = [f"{row['tokens_per_s']:.0f}" for row in by_number.values()]
+    gain = f"{most['tokens_per_s'] / one['tokens_per_s']:.2f}"
+    return [name, *rates, gain, f"{most['tokens_per_s_each']:.0f}", *firsts]
+
+
+def _served_turns() -> str:
+    rows = [
+        [
+            name,
+            f"{row['prompt']:.0f}",
+            f"{row['run_again']:.0f}",
+            *(f"{1e3 * row[kind]:.0f}" for kind in ("kept_s", "not_kept_s", "alone_s")),
+        ]
+        for name, row in _read("served_turns")["targets"].items()
+    ]
+    heads = ["second turn of a chat", "tokens of the prompt", "run again", "first text, ms"]
+    return _table([*heads, "nothing kept", "second message alone"], rows)
+
+
+def _good_client() -> str:
+    rows = [
+        [name, str(row["requests"]), f"{row['median_s']:.2f}", f"{row['p95_s']:.2f}"]
+        for name, row in _read("serving_faults")["good_client"].items()
+    ]
+    return _table(["a good client", "requests", "median, s", "p95, s"], rows)
+
+
 def _serving_faults() -> str:
     result = _read("serving_faults")
     rows = [
@@ -858,6 +904,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "shared_passes": _shared_passes,
     "serving": _serving,
     "serving_faults": _serving_faults,
+    "servers": _servers,
+    "served_turns": _served_turns,
+    "good_client": _good_client,
     "hosts": _hosts,
     "ray": _ray,
     "vllm": _vllm,

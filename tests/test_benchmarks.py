@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
-NO_MEASUREMENTS = {"fetch_qwen", "frame", "tables", "terminal", "traces"}
+NO_MEASUREMENTS = {"fetch_qwen", "frame", "server_process", "tables", "terminal", "traces"}
 """A file to measure; what scripts share; tables made of results; a picture; texts to simulate."""
 
 SCRIPTS = sorted({path.stem for path in BENCHMARKS.glob("*.py")} - NO_MEASUREMENTS)
@@ -47,7 +47,8 @@ def test_every_result_has_a_maker() -> None:
 def test_a_script_can_be_imported(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     names = runpy.run_path(str(BENCHMARKS / f"{script}.py"), run_name="imported")
-    sys.modules.pop("frame", None)
+    for shared in ("frame", "server_process"):
+        sys.modules.pop(shared, None)
     assert callable(names["main" if script in NO_MEASUREMENTS else "measure"])
 
 
