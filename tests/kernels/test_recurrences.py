@@ -21,9 +21,6 @@ from treesnake.kernels.cpu import ssd, ssm_rows, ssm_scan
 from treesnake.kernels.cpu import ssm as cpu_ssm
 from treesnake.kernels.cpu.jit import entry_point
 from treesnake.kernels.cpu.linear import padded, padded_rows
-from treesnake.kernels.cpu.mamba import commit_mamba
-from treesnake.kernels.cpu.mamba2 import commit_mamba2
-from treesnake.kernels.cpu.team import TEAM
 from treesnake.kernels.reference import ssd as reference_ssd
 from treesnake.kernels.reference import ssm as reference_ssm
 from treesnake.kernels.tree_rows import TreeRows
@@ -54,6 +51,11 @@ def parents_of(ancestor_mask: Tensor) -> np.ndarray:
 def run_ssm_copies(selection, committed, states, parents):
     num_rows, end = selection.dt.shape[0], selection.A.shape[0]
     ssm_rows.run_rows(selection, num_rows, committed, states, parents, 0, end)
+
+
+@entry_point
+def run_ssm_path(selection, committed, path):
+    ssm_rows.run_path(selection, committed, path, 0, selection.A.shape[0])
 
 
 @entry_point
@@ -91,8 +93,11 @@ def ssm_extend_sums(x, dt, A, B, C, D, committed, ancestor_mask) -> Tensor:
 
 def ssm_commit_sums(x, dt, A, B, committed) -> None:
     states = padded_array(committed, axes=2)
-    inputs = (padded_array(A, axes=2), *(padded_array(part) for part in (dt, x, B)))
-    TEAM.run(commit_mamba, 1, *inputs, states)
+    rows = (padded_array(A, axes=2), *(padded_array(part) for part in (dt, x, B)), states)
+    for A_layer, dt_layer, x_layer, B_layer, state in zip(*rows, strict=True):
+        inputs = (A_layer, dt_layer, x_layer, B_layer)
+        selection = ssm_rows.SsmSelection(*inputs, B_layer, 0, B_layer, 0)  # without outputs
+        run_ssm_path(selection, state, np.arange(len(x_layer)))
     committed.copy_(unpadded(states, committed.shape))
 
 
@@ -100,6 +105,12 @@ def ssm_commit_sums(x, dt, A, B, committed) -> None:
 def run_ssd_copies(selection, num_rows, committed, states, parents):
     for head in range(selection.A.shape[0]):
         ssd.run_rows(selection, num_rows, committed, states, parents, head)
+
+
+@entry_point
+def run_ssd_path(selection, num_groups, committed, path):
+    for head in range(selection.A.shape[0]):
+        ssd.run_path(selection, num_groups, committed, path, head)
 
 
 @entry_point
@@ -146,7 +157,11 @@ def ssd_extend_sums(x, dt, A, B, C, D, committed, ancestor_mask) -> Tensor:
 def ssd_commit_sums(x, dt, A, B, committed) -> None:
     states = padded_array(committed.flatten(1, 2))
     inputs = (part.contiguous().numpy() for part in (A, dt, x.flatten(2)))
-    TEAM.run(commit_mamba2, 1, *inputs, padded_array(B.flatten(1, 2)), states)
+    rows = (*inputs, padded_array(B.flatten(1, 2)), states)
+    for A_layer, dt_layer, x_layer, B_layer, state in zip(*rows, strict=True):
+        inputs_of_layer = (A_layer, dt_layer, x_layer, B_layer)
+        selection = ssd.SsdSelection(*inputs_of_layer, B_layer, x_layer, 0)  # without outputs
+        run_ssd_path(selection, B.shape[2], state, np.arange(len(x_layer)))
     committed.copy_(torch.from_numpy(states)[..., : committed.shape[-1]].reshape(committed.shape))
 
 

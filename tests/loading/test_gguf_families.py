@@ -26,6 +26,7 @@ from transformers import (
 from treesnake import SpeculativeDecoder, StaticSearch, chain
 from treesnake.errors import LoadError, UnsupportedModelError
 from treesnake.loading.checkpoint import HYBRID, find_checkpoint
+from treesnake.loading.file_configs import config_of_transformers
 from treesnake.loading.gguf_families import FAMILIES
 from treesnake.loading.grafts import grafted_weights
 from treesnake.loading.memory import weight_bytes
@@ -167,7 +168,7 @@ def test_a_file_gives_the_config_of_its_model(
     tmp_path: Path, tokenizer_metadata: dict[str, Any], architecture: str
 ) -> None:
     written = write(tmp_path / "m.gguf", architecture, tokenizer_metadata, {})
-    found = find_checkpoint(str(written.path)).config.to_dict()
+    found = config_of_transformers(find_checkpoint(str(written.path)).config).to_dict()
     expected = written.model.config.to_dict() | {"architectures": None, "dtype": "float32"}
     expected |= {"head_dim": expected.get("head_dim") or 16}
     assert found == expected

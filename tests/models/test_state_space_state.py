@@ -1,6 +1,7 @@
 """States come back to earlier texts: the bits of a fresh prefill, and only what is new is run."""
 
 import logging
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -255,13 +256,6 @@ def test_a_prompt_with_inputs_is_refused_and_changes_nothing(architecture: str, 
     assert_same_bits(state, fresh(network, StateCopies, Prompt((1, 2, 3))))
 
 
-class Interrupted(SsmState):
-    """A memory that is interrupted between the recurrent state and the convolution's history."""
-
-    def _push_history(self, path: Any) -> None:
-        raise KeyboardInterrupt
-
-
 @each_network
 @each_form
 @each_way
@@ -272,10 +266,16 @@ def test_an_interrupted_commit_is_forgotten(
     state, prompt = network.new_state(branching), Prompt((1, 2, 3, 4))
     state.prefill(prompt)
     state.extend([4, 5], [-1, 0])
-    state.memory.__class__ = Interrupted
+    commit_path = state.memory._commit_path
+
+    def interrupted(memory: SsmState, path: Sequence[int]) -> None:
+        commit_path(memory, path)
+        raise KeyboardInterrupt
+
+    state.memory._commit_path = interrupted
     with pytest.raises(KeyboardInterrupt):
         state.commit([0, 1])
-    state.memory.__class__ = SsmState
+    state.memory._commit_path = commit_path
     assert state.length == 0
     assert_same_bits(state, network.new_state(branching))
     state.prefill(prompt)  # from the snapshot at its end, which nothing has touched

@@ -67,7 +67,7 @@ def test_pictures_are_kept_small_beside_the_steps_that_are_shown(tmp_path: Path)
     shown, other = run_recipe(recipe, tmp_path / "seen.log.jsonl").runs
     (address,) = shown.pictures
     assert read_image(address, "the copy").size == (SMALL_SIDE, SMALL_SIDE // 5)
-    assert shown.turns[0].shown[0].stream_weights.keys() == {"M", "T"}
+    assert shown.turns[0].shown[1].stream_weights.keys() == {"M", "T"}
     assert other.pictures == ()
 
 

@@ -129,7 +129,7 @@ def sampled_with(rule: AcceptanceRule) -> bool:
         search=StaticSearch(LevelWidths((3,))),
         accept=rule,
     )
-    plan = SamplingPlan(num_samples=600, num_tokens=2, num_long_tokens=24, alpha=ALPHA, seed=0)
+    plan = SamplingPlan(num_samples=900, num_tokens=3, num_long_tokens=24, alpha=ALPHA, seed=0)
     return verify_sampling(subject, [Prompt.of([0])], plan).is_passed
 
 
