@@ -35,7 +35,8 @@ class SamplingParams:
         top_k: keeps the k most probable tokens; None keeps all.
         top_p: keeps the smallest set of most probable tokens with at least this mass, in (0, 1].
         min_p: drops tokens below this fraction of the most probable one, in [0, 1].
-        seed: makes a generation reproducible; None draws a fresh one.
+        seed: makes a generation reproducible: the sample of plain decoding with this seed, unless
+            a shape is fixed that draws its nodes; None draws a fresh one.
 
     Tokens that tie with the last kept one are kept as well, so that the result depends on the
     values of a row alone. None for any of these is the same as leaving it out.
