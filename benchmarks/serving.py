@@ -13,22 +13,13 @@ from argparse import ArgumentParser, Namespace
 from functools import partial
 
 from frame import Result, add_rounds, print_table, run, time_in_turn
+from hosting.clients import QUESTIONS
 
 from treesnake import SamplingParams, SpeculativeDecoder
 from treesnake.serving.engine import Engine, EngineLimits
 
 NUM_TEXTS = (1, 2, 4, 8)
 DRAFTERS = ("auto", "none")
-QUESTIONS = (
-    "Explain how a heat pump works.",
-    "Write a short story about a lighthouse.",
-    "List the steps for planting a tree.",
-    "Why is the sky blue?",
-    "Write a Python function that reverses a list.",
-    "What should I see in Rome in two days?",
-    "Summarise how a bill becomes a law.",
-    "Compare buses and trams for a small town.",
-)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -40,6 +40,9 @@ QUESTIONS = (
     "Write a polite email that declines an invitation.",
 )
 STOP = " the"
+LONG = 1500
+"""Tokens of an answer whose client leaves."""
+
 PATIENCE_S = 60.0
 """How long a host may take to notice what happened to it."""
 

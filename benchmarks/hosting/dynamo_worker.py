@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import httpx
 
 from hosting.clients import (
+    LONG,
     Client,
     Messages,
     Result,
@@ -28,9 +29,6 @@ from hosting.clients import (
 START_S = 150.0
 METRICS_PORTS = range(20000, 20100)
 """Dynamo takes no larger ones than 32767 for a worker's metrics."""
-
-LONG = 1500
-"""Tokens of an answer whose client leaves."""
 
 
 def run(arguments: Namespace) -> Result:

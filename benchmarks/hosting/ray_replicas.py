@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from hosting.clients import (
+    LONG,
     Client,
     Messages,
     Result,
@@ -24,8 +25,6 @@ from hosting.clients import (
 )
 
 NUM_REPLICAS = 2
-LONG = 1500
-"""Tokens of an answer whose client leaves."""
 
 
 def run(arguments: Namespace) -> Result:

@@ -11,7 +11,7 @@ from torch import Tensor
 from treesnake.arguments import as_count, as_number, as_seed
 from treesnake.errors import InvalidInputError
 from treesnake.threads import on_one_thread
-from treesnake.waiting_times import WaitingTimes
+from treesnake.waiting_times import WaitingTimes, first_beyond
 
 COLD = 1e-6
 """Divided by lower temperatures, logits may become too large for float32."""
@@ -254,11 +254,11 @@ class TorchRng:
         starts = np.arange(0, len(probs), BLOCK)
         totals = np.cumsum(np.add.reduceat(probs, starts, dtype=np.float64))
         point = totals[-1] * self._uniform()
-        block = _first_beyond(totals, point)
+        block = first_beyond(totals, point)
         before = totals[block - 1] if block else 0.0
         begin = block * BLOCK
         inside = np.cumsum(probs[begin : begin + BLOCK], dtype=np.float64)
-        return begin + _first_beyond(inside, point - before)
+        return begin + first_beyond(inside, point - before)
 
     def waits(
         self, depth: int, token_ids: Int[np.ndarray, " tokens"]
@@ -276,12 +276,6 @@ class TorchRng:
 
     def _uniform(self) -> float:
         return float(torch.rand((), dtype=torch.float64, generator=self._generator))
-
-
-def _first_beyond(cumulative: Float[np.ndarray, " sums"], point: float) -> int:
-    """Returns where sums first exceed a point, or at the latest where they are whole."""
-    index = np.searchsorted(cumulative, point, side="right")
-    return int(min(index, np.searchsorted(cumulative, cumulative[-1])))
 
 
 def _is_for_numpy(rows: Float[Tensor, "..."]) -> bool:

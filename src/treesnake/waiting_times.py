@@ -44,20 +44,26 @@ class WaitingTimes:
         bound = RARE * probs.max()
         likely = np.flatnonzero(probs >= bound)
         rates = probs[likely].astype(np.float64)
-        sooner = rates / self.at(depth, likely)
+        chance = uniform(self._seed, self._place + depth, np.append(likely, (TOGETHER, WHICH)))
+        times = -np.log(chance[:-1])
+        sooner = rates / times[:-1]
         first = int(sooner.argmax())
         rest = float(probs.sum(dtype=np.float64) - rates.sum())
-        when, which = uniform(self._seed, self._place + depth, np.array([TOGETHER, WHICH]))
-        if rest > -np.log(when) * sooner[first]:
+        if rest > times[-1] * sooner[first]:
             below = np.cumsum(np.where(probs < bound, probs, 0), dtype=np.float64)
             if below[-1] > 0:
-                token = np.searchsorted(below, which * below[-1], "right")
-                return int(min(token, np.searchsorted(below, below[-1])))
+                return first_beyond(below, chance[-1] * below[-1])
         return int(likely[first])
 
     def advance(self, num_tokens: int) -> None:
         """Goes on by so many places."""
         self._place += num_tokens
+
+
+def first_beyond(cumulative: Float[np.ndarray, " sums"], point: float) -> int:
+    """Returns where sums first exceed a point, or at the latest where they are whole."""
+    index = np.searchsorted(cumulative, point, side="right")
+    return int(min(index, np.searchsorted(cumulative, cumulative[-1])))
 
 
 def uniform(

@@ -260,14 +260,14 @@ class TextDrafter:
         if self._max_depth is not None:
             shape = shape.clipped(self._max_depth)
         if is_off(shape):
-            return _nothing(anchor)
+            return Draft.nothing(anchor)
         self._read()
         closed, piece = self._with_anchor(anchor)
         if len(piece.text.encode()) > MOST_OPEN:
-            return _nothing(anchor)
+            return Draft.nothing(anchor)
         ahead = [*closed, *self._reader.tokens(piece)]
         if not ahead or not self._fits(len(ahead) + shape.depth):
-            return _nothing(anchor)
+            return Draft.nothing(anchor)
         self._catch_up(ahead[0])
         self._head = [*self._held[self._state.length :], *ahead]
         if not params.is_greedy and not piece.partial:
@@ -413,10 +413,6 @@ class _Noise:
         ]
         self._places += new
         return with_noise(logits, new, self._first.ids, self._temperature, self._rng)
-
-
-def _nothing(anchor: int) -> Draft:
-    return Draft.chosen(TokenTree((anchor,), (-1,)), num_expanded=())
 
 
 def _chosen(shape: Shape) -> Shape:
