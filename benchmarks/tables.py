@@ -168,6 +168,16 @@ def _tree_scoring() -> str:
     return _table(heads, rows)
 
 
+def _self_variants() -> str:
+    columns = ("share", "agreement", "tokens_per_step", "passes_per_step")
+    rows = [
+        [name, *(f"{found[key]:.2f}" if key in found else "" for key in columns)]
+        for name, found in _read("self_variants")["variants"].items()
+    ]
+    heads = ["share of weights read", "agreement", "tokens/step", "passes of the copy a step"]
+    return _table(["the copy in int4", *heads], rows)
+
+
 def _second_turn() -> str:
     rows = []
     for target, turns in _read("second_turn")["targets"].items():
@@ -932,6 +942,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "recurrent": partial(_pairs, "recurrent-cpu", "float32, 2 threads"),
     "hybrid": partial(_pairs, "smollm2-hybrid-cpu", "float32, 2 threads"),
     "tree_scoring": _tree_scoring,
+    "self_variants": _self_variants,
     "second_turn": _second_turn,
     "long_methods": partial(_methods, "default-pair-long-cpu", "float32"),
     "acceptance": _acceptance,
