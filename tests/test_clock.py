@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from treesnake import clock
-from treesnake.clock import book_wait, waited_s, work_clock
+from treesnake.clock import book_sharing, book_wait, num_sharing, waited_s, work_clock
 from treesnake.kernels.cpu import team
 from treesnake.models import state_space_cpu, transformer_cpu
 from treesnake.models.mamba import Mamba, MambaConfig
@@ -60,8 +60,14 @@ def test_every_thread_has_an_account_of_its_own(time: Time) -> None:
         book_wait(time.now - 5)
         return waited_s()
 
+    def share() -> int:
+        book_sharing(3)
+        return num_sharing()
+
     assert in_new_thread(wait) == 5
     assert in_new_thread(waited_s) == 0
+    assert in_new_thread(share) == 3
+    assert in_new_thread(num_sharing) == 1
 
 
 def run_transformer() -> None:

@@ -4,6 +4,7 @@ Its laws, equal text and equal distributions, are in tests/laws.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from treesnake import clock
 from treesnake.acceptance.greedy import greedy
-from treesnake.clock import book_wait
+from treesnake.clock import book_sharing, book_wait
 from treesnake.draft import Draft, Scored
 from treesnake.errors import LosslessnessError
 from treesnake.generate import generate
@@ -242,6 +243,21 @@ def test_time_in_a_queue_is_no_part_of_drafting_or_scoring(monkeypatch: pytest.M
     assert first.seconds == StepSeconds(0.0, 2.0, 0.0, 0.0, queued_s=8.0)
     assert step.seconds == StepSeconds(1.0, 2.0, 0.0, 0.0, queued_s=12.0, prefill_s=3.0)
     assert (step.seconds.work_s, step.seconds.total_s) == (3, 15)
+
+
+def test_a_step_tells_how_many_texts_shared_its_pass() -> None:
+    class SharingTarget(CountingTarget):
+        def score(self, tree: TokenTree) -> Float[Tensor, "nodes vocab"]:
+            book_sharing(4)
+            return super().score(tree)
+
+    def shared(target: Target) -> set[int]:
+        steps = run(target, CountingDrafter(), NotingSearch(chain(2)))
+        return {step.num_texts for step in steps}
+
+    with ThreadPoolExecutor(1) as pool:  # what is booked is that thread's own
+        assert pool.submit(shared, SharingTarget()).result() == {4}
+    assert shared(CountingTarget()) == {1}
 
 
 def test_a_rule_that_is_not_exact_for_the_temperature_is_refused() -> None:

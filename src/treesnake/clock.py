@@ -1,25 +1,27 @@
 """Clocks that tell a thread's own work from the time that it waits for other threads.
 
 Several texts may share an engine that runs one pass at a time. A thread that waits for its turn
-does not work, and how long it waits says nothing of what its own pass costs.
+does not work, and how long it waits says nothing of what its own pass costs. What it costs hangs on
+how many texts share the pass, so that is noted, too.
 """
 
 import threading
 from time import perf_counter
 
 
-class _Waits(threading.local):
+class _Account(threading.local):
     """The account of each thread."""
 
-    seconds = 0.0
+    waited_s = 0.0
+    num_sharing = 1
 
 
-_waits = _Waits()
+_account = _Account()
 
 
 def waited_s() -> float:
     """Returns the seconds that this thread has waited for its turn so far."""
-    return _waits.seconds
+    return _account.waited_s
 
 
 def work_clock() -> float:
@@ -27,7 +29,7 @@ def work_clock() -> float:
 
     Like `perf_counter`, it means something only as a difference, within one thread.
     """
-    return perf_counter() - _waits.seconds
+    return perf_counter() - _account.waited_s
 
 
 def book_wait(since: float) -> None:
@@ -41,4 +43,14 @@ def book_wait(since: float) -> None:
 
     The lock stays a plain one, because only those cannot be left locked by an interrupt.
     """
-    _waits.seconds += perf_counter() - since
+    _account.waited_s += perf_counter() - since
+
+
+def num_sharing() -> int:
+    """Returns how many texts shared the last pass of this thread; 1 is its own text alone."""
+    return _account.num_sharing
+
+
+def book_sharing(num_texts: int) -> None:
+    """Notes how many texts shared a pass of this thread, its own text included."""
+    _account.num_sharing = num_texts

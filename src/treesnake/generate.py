@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from functools import partial
 
 from treesnake.acceptance.exact import rule_for
-from treesnake.clock import waited_s, work_clock
+from treesnake.clock import num_sharing, waited_s, work_clock
 from treesnake.constraints import Constraint, constrain, num_allowed
 from treesnake.draft import Draft, Scored
 from treesnake.lease import leased
@@ -79,6 +79,7 @@ def generate(
         drafted = work_clock()
         find_cut = partial(first_cut, stop_rules, context[len(prompt) :])
         own_logits = target.score(draft.tree)
+        num_texts = num_sharing()
         logits, dead_ends = constrain(
             own_logits, draft.tree, context, constraints, find_cut, is_greedy=params.is_greedy
         )
@@ -123,6 +124,7 @@ def generate(
             draft.num_expanded,
             draft.stream_weights,
             logprobs,
+            num_texts,
         )
         if num_new:
             search.observe(step)

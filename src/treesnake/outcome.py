@@ -90,6 +90,7 @@ class Step:
         num_expanded: that of the draft.
         stream_weights: those of the draft.
         logprobs: what the target said of each emitted token, where that was asked for.
+        num_texts: the texts that shared the pass in which it was scored, its own text included.
     """
 
     shape: Shape
@@ -102,6 +103,7 @@ class Step:
     num_expanded: tuple[int, ...] | None = None
     stream_weights: Mapping[str, float] | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    num_texts: int = 1
 
     @property
     def num_drafted(self) -> int:

@@ -100,6 +100,24 @@ def test_costs_grow_with_the_context_as_they_were_measured_to() -> None:
     assert costs.draft_s(1, 300) == pytest.approx(0.5)
 
 
+def test_a_text_that_shares_passes_pays_an_equal_part_of_all_nodes() -> None:
+    alone = LearnedCosts(CostTable({100: TABLE, 300: {1: 2.0}}, {100: {1: 0.5, 8: 0.8}}))
+    shared = alone.shared_by(8)
+    assert shared.score_s(1, 100) == pytest.approx(2.0 / 8)
+    assert shared.score_s(8, 100) == pytest.approx(10.0 / 8)
+    assert shared.score_s(16, 100) == pytest.approx(2 * 10.0 / 8), "more than the table has"
+    assert shared.score_s(1, 300) == pytest.approx(2 * 2.0 / 8)
+    assert shared.draft_s(1, 100) == pytest.approx(0.8 / 8)
+    assert alone.score_s(1, 100) == pytest.approx(1.0)
+
+
+def test_where_nothing_is_known_of_a_text_alone_the_first_shared_steps_tell() -> None:
+    curve = CostCurve(CostCurve().shared_by(8))
+    assert not curve.is_known
+    curve.observe(1, 0.25)
+    assert curve.seconds(1) == pytest.approx(0.25)
+
+
 @pytest.mark.parametrize("table", [{}, {64: {}}, {64: {0: 1.0}}, {64: {1: 0.0}}])
 def test_tables_that_cannot_be_are_refused(table: Mapping[int, Mapping[int, float]]) -> None:
     with pytest.raises(InvalidInputError, match="table of costs"):

@@ -42,9 +42,11 @@ POOR = [synthetic_trace(120, doubtful, truth=0.9, seed=seed) for seed in range(2
 USELESS = [synthetic_trace(120, confident, truth=0.0, seed=seed) for seed in range(2)] * 5
 
 
-def rate_of(traces: list[Trace], costs: CostTable, search: SharedSearch) -> float:
+def rate_of(
+    traces: list[Trace], costs: CostTable, search: SharedSearch, *, num_texts: int = 1
+) -> float:
     """Returns the rate where each text has a session, as in a server."""
-    machine = Machine(costs, noise=0.03)
+    machine = Machine(costs, noise=0.03, num_texts=num_texts)
     return rate([replay(trace, search.new_session(), machine) for trace in traces])
 
 
@@ -106,6 +108,19 @@ WRONG = {
 def test_a_table_that_is_wrong_does_not_hurt_for_long(table: CostTable) -> None:
     right = rate_of(GOOD, CPU, SelfTuningSearch(CPU))
     assert rate_of(GOOD, CPU, SelfTuningSearch(table)) >= 0.9 * right
+
+
+@pytest.mark.parametrize("is_calibrated", [True, False], ids=["calibrated", "learning"])
+def test_each_load_has_the_trees_that_pay_under_it(is_calibrated: bool) -> None:
+    """Alone drafting pays here; where eight texts share passes, their nodes cost too much."""
+    search = SelfTuningSearch(CPU if is_calibrated else None)
+    alone, plain = (rate_of(GOOD, CPU, each) for each in (search, StaticSearch(OFF)))
+    assert alone > 1.2 * plain
+    for _ in range(3):  # texts that come and go
+        crowded = rate_of(GOOD[:1], CPU, search, num_texts=8)
+        alone_again = rate_of(GOOD[1:], CPU, search)
+    assert crowded > 0.97 * rate_of(GOOD[:1], CPU, StaticSearch(OFF), num_texts=8)
+    assert alone_again > 0.97 * rate_of(GOOD[1:], CPU, SelfTuningSearch(CPU))
 
 
 def test_it_follows_a_text_that_changes() -> None:

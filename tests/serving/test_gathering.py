@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from treesnake.clock import waited_s, work_clock
+from treesnake.clock import num_sharing, waited_s, work_clock
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.mixture import MixtureDrafterModel, Stream
 from treesnake.drafters.network import NetworkDrafterModel
@@ -204,6 +204,22 @@ def test_waiting_for_others_is_no_work() -> None:
 
     results = gathered_runs(gatherer, [timed, timed])
     assert all(work_s > 0 and booked_s > 0 for work_s, booked_s in map(Future.result, results))
+
+
+def test_each_text_is_told_how_many_shared_its_last_pass() -> None:
+    gatherer = Gatherer()
+    network = GatheredNetwork(TinyNetwork(RecurrentModel(7)), gatherer, TARGET)
+
+    def told(num_passes: int) -> list[int]:
+        state = network.new_state()
+        told = []
+        for _ in range(num_passes):
+            state.extend([1], [-1])
+            told.append(num_sharing())
+        return told
+
+    results = gathered_runs(gatherer, [partial(told, 1), partial(told, 1), partial(told, 2)])
+    assert [result.result() for result in results] == [[3], [3], [3, 1]]
 
 
 def test_a_tree_costs_its_rows_and_an_even_share_of_the_weights() -> None:

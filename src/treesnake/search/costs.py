@@ -2,6 +2,7 @@
 
 from bisect import bisect_right, insort
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import inf, log
@@ -112,6 +113,22 @@ class CostCurve:
             return curve[lower]
         return curve[lower] + share * (curve[lower + 1] - curve[lower])
 
+    def shared_by(self, num_texts: int) -> dict[int, float]:
+        """Returns what a text may pay that shares passes with others, as a table for a curve.
+
+        A pass over the trees of all takes what one over a tree of all their nodes takes, and more
+        nodes than this curve has take time in proportion. Each text pays an equal part. The table
+        is empty as long as nothing is known.
+        """
+        if not self.is_known:
+            return {}
+        last = max(self.table, default=KNOTS[-1])
+
+        def pass_s(count: int) -> float:
+            return self.seconds(min(count, last)) * max(count / last, 1.0)
+
+        return {count: pass_s(num_texts * count) / num_texts for count in KNOTS}
+
     def observe(self, count: int, seconds: float) -> None:
         """Learns from the seconds that a count took.
 
@@ -189,6 +206,13 @@ class LearnedCosts:
         self._score_factors, self._draft_factors = LengthFactors.of(score), LengthFactors.of(draft)
         self._score = CostCurve(score[min(score)] if score else {})
         self._draft = CostCurve(draft[min(draft)] if draft else {})
+
+    def shared_by(self, num_texts: int) -> "LearnedCosts":
+        """Returns what is believed of a text that shares passes, before any of its steps."""
+        shared = copy(self)
+        shared._score = CostCurve(self._score.shared_by(num_texts))
+        shared._draft = CostCurve(self._draft.shared_by(num_texts))
+        return shared
 
     @property
     def most_nodes(self) -> int:

@@ -1,11 +1,14 @@
 """What all texts of a pair teach together: acceptance, costs, rates, and the shapes that follow.
 
-None of this depends on which text it came from, so the sessions of a search share it.
+None of this depends on which text it came from, so the sessions of a search share it. What a step
+takes depends on how many texts share its pass, which is the load: costs, rates and shapes are those
+of one load. How often drafts are accepted is the same under any load.
 """
 
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import log2
 
 from treesnake.outcome import Step
 from treesnake.search.arms import MeasuredRate
@@ -97,34 +100,106 @@ class ObservedStep:
     is_trial: bool
 
 
+class AcceptanceKnowledge:
+    """How often drafts are accepted, whatever they cost.
+
+    Attributes:
+        fixed_ranks: by rank and depth, in trees that are fixed beforehand.
+        priced_ranks: the same, in trees that follow the drafter's confidence. They have children
+            where the drafter is sure, so they say nothing of fixed ones.
+        confidence: by the drafter's confidence.
+        modes: what can be chosen besides plain decoding.
+        has_free_guesses: whether some drafts came without running a model.
+    """
+
+    def __init__(self) -> None:
+        self.fixed_ranks, self.priced_ranks = RankBelief(), RankBelief()
+        self.confidence = ConfidenceBelief()
+        self.modes: tuple[Mode, ...] = (Mode.FIXED, Mode.PRICED)
+        self.has_free_guesses = False
+
+    def learn(self, step: Step, mode: Mode) -> None:
+        """Learns from a step, by the mode of its shape."""
+        path = step.acceptance.path
+        if len(step.tree) == 1:
+            return
+        if step.num_expanded == ():
+            self.has_free_guesses = True
+        elif mode is Mode.FIXED:
+            self.fixed_ranks.observe(step.tree, path)
+        else:
+            self.priced_ranks.observe(step.tree, path)
+        if step.node_probs is not None:
+            self.confidence.observe(step.node_probs, path)
+        elif mode is Mode.PRICED:
+            self.modes = (Mode.FIXED,)  # the drafter has no confidence to go by
+
+
 class PairKnowledge:
     """What is known of a pair and a machine. Whoever calls a method must hold `lock`.
 
     Args:
-        costs: what drafting and scoring take, if that was measured.
+        costs: what drafting and scoring take for a text alone, if that was measured.
 
     Attributes:
         lock: guards everything here; it is never held while a model runs.
-        modes: what can be chosen besides plain decoding.
-        shapes: that of each mode, all planned with the first step. Reading one needs no lock.
     """
 
     def __init__(self, costs: CostTable | None = None) -> None:
         self.lock = new_lock()
-        self.modes: tuple[Mode, ...] = (Mode.FIXED, Mode.PRICED)
+        self._accepted = AcceptanceKnowledge()
+        self._latest = LoadKnowledge(LearnedCosts(costs), self._accepted)
+        self._by_load = {1: self._latest}
+
+    def begin_text(self) -> "LoadKnowledge":
+        """Returns what is known under the load of the latest step, for a new text."""
+        self._latest.begin_text()
+        return self._latest
+
+    def learn(self, observed: ObservedStep) -> "LoadKnowledge":
+        """Learns from a step and the plain steps before it; returns what is known under its load.
+
+        Loads that are alike count as one: 3 to 5 texts as 4, 6 to 11 as 8.
+        """
+        load = 1 << round(log2(observed.step.num_texts))
+        if load not in self._by_load:
+            costs = self._by_load[1].costs.shared_by(load)
+            self._by_load[load] = LoadKnowledge(costs, self._accepted)
+        self._accepted.learn(observed.step, observed.mode)
+        self._latest = self._by_load[load]
+        self._latest.learn(observed)
+        return self._latest
+
+
+class LoadKnowledge:
+    """What is known of steps under one load: what they take and earn, and which shapes pay.
+
+    Args:
+        costs: what drafting and scoring are believed to take.
+        accepted: how often drafts are accepted, which others learn.
+
+    Attributes:
+        costs: the same, corrected by every step.
+        shapes: that of each mode, all planned with the first step. Reading one needs no lock.
+    """
+
+    def __init__(self, costs: LearnedCosts, accepted: AcceptanceKnowledge) -> None:
+        self.costs = costs
         self.shapes: dict[Mode, Shape] = {Mode.OFF: OFF}
-        self._costs = LearnedCosts(costs)
-        self._fixed_ranks, self._priced_ranks = RankBelief(), RankBelief()
-        self._confidence = ConfidenceBelief()
+        self._accepted = accepted
         self._rates = {mode: MeasuredRate() for mode in Mode}
         self._recent_rates = {mode: MeasuredRate() for mode in Mode}
         self._trial_budget = TrialBudget()
-        self._has_free_guesses = False
         self._off_rate = 0.0
         self._catch_up_s = 0.0
         self._num_steps = 0
         self._next_plan = 1
         self._next_cost = 0
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """What can be chosen besides plain decoding."""
+        return self._accepted.modes
 
     def begin_text(self) -> None:
         """Lets rates that were measured on earlier texts count less: a new one may be another."""
@@ -136,7 +211,6 @@ class PairKnowledge:
         """Learns from a step, and from the plain steps before it."""
         if observed.num_behind or self._num_steps >= self._next_cost:
             self._learn_costs(observed)
-        self._learn_acceptance(observed)
         self._learn_rates(observed)
         self._num_steps += 1 + observed.num_plain
 
@@ -163,35 +237,21 @@ class PairKnowledge:
 
     def plan_if_due(self, mode: Mode, context_length: int) -> None:
         """Plans the shapes of all modes anew, if it is time and the mode that is on has one."""
-        is_idle = mode is Mode.OFF and not self._has_free_guesses
+        is_planned = len(self.shapes) > 1
+        is_idle = mode is Mode.OFF and is_planned and not self._accepted.has_free_guesses
         if not is_idle and self._num_steps >= self._next_plan:
             self._plan(context_length)
             self._next_plan = self._num_steps + min(1 + self._num_steps // 4, STEPS_PER_PLAN)
 
     def _learn_costs(self, observed: ObservedStep) -> None:
         length, num_behind = observed.context_length, observed.num_behind
-        extra_s = self._costs.observe(observed.step, length, num_behind=num_behind)
+        extra_s = self.costs.observe(observed.step, length, num_behind=num_behind)
         if num_behind:
             # Reading many tokens at once takes no longer than one after the other.
-            self._catch_up_s = min(extra_s / num_behind, self._costs.draft_s(1, length))
-        self._off_rate = 1 / self._costs.score_s(1, length)
+            self._catch_up_s = min(extra_s / num_behind, self.costs.draft_s(1, length))
+        self._off_rate = 1 / self.costs.score_s(1, length)
         self._next_cost = self._num_steps
         self._next_cost += STEPS_PER_COST if self._num_steps >= STEPS_PER_PLAN else 1
-
-    def _learn_acceptance(self, observed: ObservedStep) -> None:
-        step = observed.step
-        if len(step.tree) == 1:
-            return
-        if step.num_expanded == ():
-            self._has_free_guesses = True
-        elif observed.mode is Mode.FIXED:
-            self._fixed_ranks.observe(step.tree, step.acceptance.path)
-        else:  # has children where the drafter is sure, so they say nothing of fixed ones
-            self._priced_ranks.observe(step.tree, step.acceptance.path)
-        if step.node_probs is not None:
-            self._confidence.observe(step.node_probs, step.acceptance.path)
-        elif observed.mode is Mode.PRICED:
-            self.modes = (Mode.FIXED,)  # the drafter has no confidence to go by
 
     def _learn_rates(self, observed: ObservedStep) -> None:
         num_tokens, seconds = len(observed.step.emitted), observed.step.seconds.work_s
@@ -224,20 +284,21 @@ class PairKnowledge:
         """Makes the shapes of the modes from what is believed by now."""
 
         def score_s(num_nodes: int) -> float:
-            return self._costs.score_s(num_nodes, context_length)
+            return self.costs.score_s(num_nodes, context_length)
 
         def draft_s(num_expanded: int) -> float:
-            return self._costs.draft_s(num_expanded, context_length)
+            return self.costs.draft_s(num_expanded, context_length)
 
-        max_nodes = min(MAX_NODES, self._costs.most_nodes)
-        max_width = min(MAX_WIDTH, self._costs.most_width)
+        max_nodes = min(MAX_NODES, self.costs.most_nodes)
+        max_width = min(MAX_WIDTH, self.costs.most_width)
+        accepted = self._accepted
         plan = plan_tree(
-            self._fixed_ranks.table(), score_s, draft_s, max_nodes=max_nodes, max_width=max_width
+            accepted.fixed_ranks.table(), score_s, draft_s, max_nodes=max_nodes, max_width=max_width
         )
         self.shapes[Mode.FIXED] = plan.shape
         priced = plan_prices(
-            [row[0] for row in self._priced_ranks.table()],
-            self._confidence.curve().confidence_for,
+            [row[0] for row in accepted.priced_ranks.table()],
+            accepted.confidence.curve().confidence_for,
             score_s,
             draft_s(1),
             max(self._rates_by_mode().values()),
@@ -252,7 +313,7 @@ class PairKnowledge:
     def _rates_by_mode(self) -> dict[Mode, float]:
         """Returns the tokens per second of off and of the modes that had a step."""
         rates = {Mode.OFF: self._off_rate}
-        if self._has_free_guesses:
+        if self._accepted.has_free_guesses:
             rates[Mode.OFF] = max(self._off_rate, self._rates[Mode.OFF].mean)
         return rates | {
             mode: self._rates[mode].mean for mode in self.modes if self._rates[mode].num

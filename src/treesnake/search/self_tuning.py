@@ -5,13 +5,23 @@ drafter's own confidence, and what drafting and scoring take. From these the sea
 shapes. Three modes compete on measured tokens per second: off, a tree that is fixed beforehand,
 and a tree that follows the drafter's confidence. "Off" runs no drafter model. Free guesses, such as
 those of prompt lookup, are still used where they pay for their nodes.
+
+Where texts share passes, reading the weights costs each less, so nodes cost more of what a step
+takes and drafting pays less. Steps tell how many texts shared their pass, and the search keeps
+costs, rates and plans apart by that.
 """
 
 from dataclasses import dataclass
 
 from treesnake.outcome import Step
 from treesnake.search.costs import CostTable
-from treesnake.search.knowledge import TRIAL_STEPS, Mode, ObservedStep, PairKnowledge
+from treesnake.search.knowledge import (
+    TRIAL_STEPS,
+    LoadKnowledge,
+    Mode,
+    ObservedStep,
+    PairKnowledge,
+)
 from treesnake.shape import Shape
 
 PLAIN_STEPS_AT_ONCE = 8
@@ -46,7 +56,7 @@ class SelfTuningSession:
     """
 
     def __init__(self, knowledge: PairKnowledge) -> None:
-        self._knowledge = knowledge
+        self._pair = knowledge
         self._context_length = 0
         self._expected_length = 0
         self._num_behind, self._was_off = 0, False
@@ -54,7 +64,7 @@ class SelfTuningSession:
         self._tried: Mode | None = None
         self._num_trial_steps = 0
         with knowledge.lock:
-            knowledge.begin_text()
+            self._knowledge = knowledge.begin_text()
             self._mode = self._next_mode()
 
     def choose(self, context_length: int) -> Shape:
@@ -89,11 +99,16 @@ class SelfTuningSession:
         self._num_behind = 0 if runs_drafter else self._num_behind + len(step.emitted)
         self._was_off = not runs_drafter and (self._was_off or mode is Mode.OFF)
         self._num_plain, self._plain_s = 0, 0.0
-        with self._knowledge.lock:
-            self._knowledge.learn(observed)
+        with self._pair.lock:
             self._count_trial_step()
+            self._go_on_with(self._pair.learn(observed))
             self._mode = self._next_mode()
             self._knowledge.plan_if_due(self._mode, self._context_length)
+
+    def _go_on_with(self, knowledge: LoadKnowledge) -> None:
+        """Goes by what is known under the load of now; a trial under another one is over."""
+        if knowledge is not self._knowledge:
+            self._knowledge, self._tried = knowledge, None
 
     def _next_mode(self) -> Mode:
         """Returns the mode on trial, or else the best; starts a trial where the budget has room."""

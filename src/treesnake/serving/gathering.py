@@ -21,7 +21,7 @@ from time import perf_counter
 from jaxtyping import Float
 from torch import Tensor
 
-from treesnake.clock import book_wait, waited_s, work_clock
+from treesnake.clock import book_sharing, book_wait, waited_s, work_clock
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.mixture import MixtureDrafterModel
 from treesnake.drafters.network import NetworkDrafterModel
@@ -118,6 +118,7 @@ class _Asked(Turn):
         self.logits: list[Tensor] | None = None
         self.error: Exception | None = None
         self.share_s = 0.0
+        self.num_sharing = 1
 
     @property
     def is_done(self) -> bool:
@@ -219,6 +220,7 @@ class Gatherer:
             self._run_next()
         # What others' parts took is no work of this text; some of it may be booked already.
         book_wait(asked.since + asked.share_s + waited_s() - asked.waited)
+        book_sharing(asked.num_sharing)
         if asked.error is not None:
             raise asked.error
         assert asked.logits is not None
@@ -318,7 +320,7 @@ def _run(network: TreeNetwork, together: Sequence[_Asked], costs: PassCosts) -> 
     seconds = work_clock() - started
     costs.observe(sum(rows), seconds)
     for asked, share_s in zip(together, costs.split(rows, seconds), strict=True):
-        asked.share_s = share_s
+        asked.share_s, asked.num_sharing = share_s, len(together)
         asked.logits, logits = logits[: len(asked.parts)], logits[len(asked.parts) :]
 
 

@@ -38,10 +38,14 @@ class Machine:
         costs: of the machine.
         noise: the deviation of the logarithm of each step's seconds.
         seed: of the noise.
+        num_texts: how many texts like the one that is replayed share each pass.
     """
 
-    def __init__(self, costs: CostTable, *, noise: float = 0.0, seed: int = 0) -> None:
-        self._costs = LearnedCosts(costs)
+    def __init__(
+        self, costs: CostTable, *, noise: float = 0.0, seed: int = 0, num_texts: int = 1
+    ) -> None:
+        self.num_texts = num_texts
+        self._costs = LearnedCosts(costs).shared_by(num_texts)
         self._noise = noise
         self._random = random.Random(seed)
 
@@ -87,6 +91,7 @@ def replay(trace: Trace, search: TreeSearch, machine: Machine) -> Replayed:
             taken,
             node_probs=drafted.node_probs,
             num_expanded=drafted.levels,
+            num_texts=machine.num_texts,
         )
         search.observe(step)
         position += len(drafted.path)
