@@ -95,6 +95,15 @@ def test_tokens_are_those_that_the_server_counts(start: Start) -> None:
     assert 0 < answer.first_s <= answer.total_s
 
 
+def test_no_question_is_asked_before_it_is_measured(start: Start) -> None:
+    asked: list[dict[str, Any]] = []
+    client = client_of(start(chunk("a"), chunk(usage=USAGE), asked=asked))
+    run_load([client], QUESTIONS, ServerLoad((1,), per_client=3, max_tokens=8))
+    first, *others = [each["messages"][0]["content"] for each in asked]
+    assert first not in QUESTIONS
+    assert others == QUESTIONS[:3]
+
+
 def test_without_usage_each_chunk_with_text_is_a_token(start: Start) -> None:
     client = client_of(start(chunk(""), chunk("a"), chunk("b"), chunk(usage=None)))
     answer = client.answer("theirs", ASKED, 8)

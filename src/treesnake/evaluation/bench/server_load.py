@@ -18,6 +18,13 @@ from treesnake.evaluation.markdown import inline, table
 from treesnake.outputs import write_output
 
 NUM_CLIENTS = (1, 2, 4, 8)
+WARM_UP = (
+    "Name an animal, a plant, a planet, a river, a mountain, a town, a colour, a tool, a game and a "
+    "day of the week, one of each, in one short line."
+)
+"""What is asked before anything is measured: a server keeps what it read, and what a template says
+before every question must be the smaller part of this."""
+
 WARM_UP_TOKENS = 4
 
 Progress = Callable[[int, int, str], None]
@@ -138,7 +145,7 @@ def run_load(
         )
     models = {client: client.chosen_model() for client in clients}
     for client, model in models.items():
-        client.answer(model, [user_message(questions[0])], WARM_UP_TOKENS)
+        client.answer(model, [user_message(WARM_UP)], WARM_UP_TOKENS)
     answers: dict[tuple[str, int], list[TimedAnswer]] = {}
     seconds: dict[tuple[str, int], float] = {}
     num_runs = load.repeats * len(load.num_clients) * len(clients)
