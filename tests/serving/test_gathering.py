@@ -222,6 +222,22 @@ def test_each_text_is_told_how_many_shared_its_last_pass() -> None:
     assert [result.result() for result in results] == [[3], [3], [3, 1]]
 
 
+def test_texts_are_at_rest_once_for_each_pass() -> None:
+    gatherer = Gatherer()
+    rests: list[int] = []
+    gatherer.call_at_rest(lambda: rests.append(gatherer.num_passes))
+    network = GatheredNetwork(TinyNetwork(RecurrentModel(7)), gatherer, TARGET)
+
+    def go_on(num_passes: int) -> None:
+        state = network.new_state()
+        for _ in range(num_passes):
+            state.extend([1], [-1])
+
+    for result in gathered_runs(gatherer, [partial(go_on, 3)] * 4):
+        result.result()
+    assert rests == [0, 1, 2, 3], "before each pass of four texts, and behind the last one"
+
+
 def test_a_tree_costs_its_rows_and_an_even_share_of_the_weights() -> None:
     costs = PassCosts()
     assert costs.split([1, 3], 4.0) == [2.0, 2.0], "nothing is known yet"

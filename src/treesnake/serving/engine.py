@@ -1,7 +1,7 @@
 """Many texts at once: admission, a worker for each text that runs, and what all of them took."""
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from threading import Condition, Thread
 
@@ -124,7 +124,9 @@ class Engine:
 
     def __init__(self, decoder: SpeculativeDecoder, limits: EngineLimits | None = None) -> None:
         self._gatherer = Gatherer()
-        self.decoder = decoder.with_pair(gathered(decoder.pair, self._gatherer))
+        pair = gathered(decoder.pair, self._gatherer)
+        self._shares_passes = pair is not decoder.pair
+        self.decoder = decoder.with_pair(pair)
         self.limits = EngineLimits() if limits is None else limits
         self._kept = KeptSessions(self.decoder, self.limits.cache_bytes)
         self._checking = self.decoder.new_session()
@@ -150,6 +152,15 @@ class Engine:
         """Texts that wait."""
         with self._changed:
             return sum(not ticket.is_cancelled for ticket in self._waiting)
+
+    @property
+    def shares_passes(self) -> bool:
+        """Whether texts share passes, so that they rest in between."""
+        return self._shares_passes
+
+    def call_at_rest(self, function: Callable[[], None]) -> None:
+        """Has a function called whenever no text can go on at once; see `Gatherer.call_at_rest`."""
+        self._gatherer.call_at_rest(function)
 
     @property
     def vocab_size(self) -> int:

@@ -153,9 +153,18 @@ class Gatherer:
         self._part_began: float | None = None
         self._owed_s = 0.0
         self._costs: dict[GatheredNetwork, PassCosts] = {}
+        self._at_rest: list[Callable[[], None]] = []
         self._mine = local()
         self.num_passes = 0
         self.num_parts = 0
+
+    def call_at_rest(self, function: Callable[[], None]) -> None:
+        """Has a function called whenever no text can go on at once.
+
+        A pass or a part of a prompt comes next, or nothing. The function must be quick and ask
+        nothing of this gatherer.
+        """
+        self._at_rest.append(function)
 
     def queue(self, num_texts: int) -> list[Turn]:
         """Makes texts live all at once, so that none runs a pass before the others ask for theirs.
@@ -279,7 +288,10 @@ class Gatherer:
         """
         if self._ready:
             self._ready.popleft().give()
-        elif self._reading and (self._owed_s <= 0 or not self._asked):
+            return
+        for function in self._at_rest:
+            function()
+        if self._reading and (self._owed_s <= 0 or not self._asked):
             self._reading.popleft().give()
         elif self._asked:
             min(self._asked, key=lambda asked: asked.network.order).give()

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from treesnake.outcome import Generation, Step
 from treesnake.serving.engine import Engine
-from treesnake.serving.relay import pieces_of
+from treesnake.serving.relay import Relay
 from treesnake.serving.tickets import StreamPiece, Ticket
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -23,6 +23,7 @@ class Metrics:
 
     def __init__(self, engine: Engine) -> None:
         self.registry = CollectorRegistry()
+        self._relay = Relay.of(engine)
         self._drafts = self._counter("spec_decode_num_drafts", "Trees that were drafted")
         self._draft_tokens = self._counter("spec_decode_num_draft_tokens", "Drafted tokens")
         self._accepted = self._counter(
@@ -66,14 +67,14 @@ class Metrics:
     async def counted_pieces(
         self, tickets: Sequence[Ticket], asked_at: float
     ) -> AsyncIterator[tuple[int, StreamPiece | None]]:
-        """Iterates over the pieces of texts as `pieces_of` does, and counts them.
+        """Iterates over the pieces of texts as `Relay.pieces_of` does, and counts them.
 
         Args:
             tickets: the texts.
             asked_at: a reading of `perf_counter` when the request came.
         """
         begun: set[int] = set()
-        async for number, piece in pieces_of(tickets):
+        async for number, piece in self._relay.pieces_of(tickets):
             if piece is None:
                 self.observe_end(len(tickets[number].prompt), tickets[number].generation)
             elif piece.step:
