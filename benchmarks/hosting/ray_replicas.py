@@ -1,5 +1,6 @@
 """Two replicas of `treesnake serve` on Ray Serve, of which one is killed under load."""
 
+import os
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 
@@ -25,6 +27,14 @@ from hosting.clients import (
 )
 
 NUM_REPLICAS = 2
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+}
+"""Where others load a machine, Ray would take its own proxy for dead, or end replicas because
+memory is short."""
 
 
 def run(arguments: Namespace) -> Result:
@@ -51,24 +61,25 @@ def run(arguments: Namespace) -> Result:
 @contextmanager
 def _deployed(ray: Any, target: str) -> Iterator[str]:
     """Yields the address of two replicas."""
-    serve: Any = import_module("ray.serve")
-    ours: Any = import_module("treesnake.integrations.ray_serve")
     address = free_address()
-    ray.init(num_cpus=NUM_REPLICAS, include_dashboard=False, object_store_memory=80 << 20)
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port_of(address)})
-        settings = ours.Settings(
-            target=target,
-            min_replicas=NUM_REPLICAS,
-            max_replicas=NUM_REPLICAS,
-            num_cpus=0.5,
-            max_num_seqs=4,
-        )
-        serve.run(ours.build(settings))
-        yield address
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+    with patch.dict(os.environ, ENVIRONMENT):  # read by each process of Ray when it starts
+        serve: Any = import_module("ray.serve")
+        ours: Any = import_module("treesnake.integrations.ray_serve")
+        ray.init(num_cpus=NUM_REPLICAS, include_dashboard=False, object_store_memory=80 << 20)
+        try:
+            serve.start(http_options={"host": "127.0.0.1", "port": port_of(address)})
+            settings = ours.Settings(
+                target=target,
+                min_replicas=NUM_REPLICAS,
+                max_replicas=NUM_REPLICAS,
+                num_cpus=0.5,
+                max_num_seqs=4,
+            )
+            serve.run(ours.build(settings))
+            yield address
+        finally:
+            serve.shutdown()
+            ray.shutdown()
 
 
 def _kept_turns(client: Client, asked: list[Messages], *, header: bool) -> int:
