@@ -1,12 +1,12 @@
 """Checks that treesnake works with the oldest and the newest versions that it allows.
 
-    python ranges.py              # tests, some minutes
-    python ranges.py --resolve    # no tests, as checks.py does
+    python ranges.py            # many tests, some minutes
+    python ranges.py --short    # few tests, as checks.py does
 
-The tests that touch transformers and numba most run with the oldest versions of both that
-pyproject.toml allows, and with the newest transformers, laid over this environment. The resolver is
-asked for wheels for other systems, and for versions that hosts and treesnake agree on. Where no
-package index can be reached, this says so and is left out.
+Tests that touch transformers and numba run with the oldest versions of both that pyproject.toml
+allows, and with the newest transformers, laid over this environment. The resolver is asked for
+wheels for other systems, and for versions that hosts and treesnake agree on. Where no package index
+can be reached, a line for each check that is left out says so.
 """
 
 import os
@@ -14,19 +14,23 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent
 VARIED = ("transformers", "numba")
-TESTS = (
+SHORT_TESTS = (
     "tests/test_custom_generate.py",
     "tests/kernels/test_linear.py",
+    "tests/integrations/test_model_folders.py",
+)
+TESTS = (
+    *SHORT_TESTS,
     "tests/models/test_hf_attention.py",
     "tests/models/test_hf_hybrid.py",
     "tests/states",
-    "tests/integrations/test_model_folders.py",
 )
 PLATFORMS = ("windows", "aarch64-apple-darwin", "aarch64-manylinux_2_31", "x86_64-manylinux_2_31")
 PYTHONS = ("3.11", "3.14")
@@ -34,6 +38,9 @@ HOSTS = ("vllm>=0.32", "sglang>=0.5.23", "ai-dynamo>=1.6", "ray[serve]>=2.60")
 """The oldest versions that treesnake was written for; docs/guides/engines.md tells them."""
 
 HOST_PLATFORM = "x86_64-manylinux_2_34"
+LEFT_OUT = "left out"
+"""How a line about a check begins that did not run; checks.py shows such lines."""
+
 UNREACHED = ("Failed to fetch", "error sending request", "dns error", "Could not connect")
 """What uv says where there is no index; anything else that goes wrong is a failure."""
 
@@ -43,19 +50,19 @@ Check = tuple[str, list[str], str]
 
 def main() -> int:
     """Runs all checks, two at a time, and returns the number of those that failed."""
-    checks = list(questions())
-    if "--resolve" not in sys.argv[1:]:
-        checks += test_runs()
+    tests = SHORT_TESTS if "--short" in sys.argv[1:] else TESTS
+    checks = [*test_runs(tests), *questions()]
     with ThreadPoolExecutor(2) as pool:
         passed = list(pool.map(passes, checks))
     return passed.count(False)
 
 
-def test_runs() -> Iterator[Check]:
+def test_runs(tests: Iterable[str]) -> Iterator[Check]:
     """Iterates over runs of tests with other versions."""
     oldest, newest = bounds()
+    pytest = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     for name, versions in (("oldest", oldest), ("newest", newest)):
-        yield name, [*with_versions(versions), "python", "-m", "pytest", "-q", *TESTS], ""
+        yield f"{name} versions", [*with_versions(versions), *pytest], ""
 
 
 def questions() -> Iterator[Check]:
@@ -90,21 +97,22 @@ def passes(check: Check) -> bool:
     name, command, told = check
     left_out = ("VIRTUAL_ENV", "PYTHONPATH")  # of another environment
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
-    result = subprocess.run(
-        [os.environ.get("UV", "uv"), *command],
-        cwd=ROOT,
-        env=environment,
-        check=False,
-        input=told,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    with TemporaryDirectory() as kernels:  # those of this environment stay in their own folder
+        result = subprocess.run(
+            [os.environ.get("UV", "uv"), *command],
+            cwd=ROOT,
+            env=environment | {"NUMBA_CACHE_DIR": kernels},
+            check=False,
+            input=told,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
     if result.returncode == 0:
         print(f"ok      {name}", flush=True)
         return True
     if any(reason in result.stdout for reason in UNREACHED):
-        print(f"left out, no package index can be reached: {name}", flush=True)
+        print(f"{LEFT_OUT}, no package index can be reached: {name}", flush=True)
         return True
     print(f"FAILED  {name}\n{result.stdout}", flush=True)
     return False

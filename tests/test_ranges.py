@@ -39,14 +39,29 @@ def test_the_oldest_and_the_newest_versions_are_tried_and_hosts_are_asked_for(
     runs = [each for each in asked if each.startswith("run ")]
     assert len(runs) == 2
     assert sum("transformers~=5.19.0 --with numba~=0.65.0" in each for each in runs) == 1
+    assert all("tests/states" in each for each in runs)
     assert sum(each.endswith(" -") for each in asked) == 4
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a script with a first line is no program")
+def test_the_short_form_has_fewer_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, asked = run("fine", 0, tmp_path, monkeypatch, "--short")
+    runs = [each for each in asked if each.startswith("run ")]
+    assert len(runs) == 2
+    assert all("test_custom_generate.py" in each and "tests/states" not in each for each in runs)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a script with a first line is no program")
 @pytest.mark.parametrize(("answer", "passes"), [("error sending request", True), ("no!", False)])
 def test_only_an_index_that_is_not_there_is_no_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, passes: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: str,
+    passes: bool,
 ) -> None:
-    failures, asked = run(answer, 1, tmp_path, monkeypatch, "--resolve")
+    failures, asked = run(answer, 1, tmp_path, monkeypatch, "--short")
     assert failures == (0 if passes else len(asked))
-    assert all(each.startswith("pip compile") for each in asked)
+    lines = capsys.readouterr().out.splitlines()
+    left_out = [line for line in lines if line.startswith("left out")]
+    assert len(left_out) == (len(asked) if passes else 0)
