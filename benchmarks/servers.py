@@ -48,7 +48,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--tasks", nargs="+", required=True, help="JSONL files, or names")
     parser.add_argument("--longest", type=int, default=400, help="characters of a question")
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--per-client", type=int, default=2)
+    parser.add_argument("--per-client", type=int, default=1)
+    parser.add_argument("--answers", type=int, default=4, help="of all clients at least")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--servers", nargs="+", default=[*OURS, *THEIRS], help="only these")
@@ -64,7 +65,11 @@ def measure(arguments: Namespace) -> Result:
     step = len(questions) // max(arguments.clients)  # neighbours are of one category
     mixed = [question for first in range(step) for question in questions[first::step]]
     load = ServerLoad(
-        tuple(arguments.clients), arguments.per_client, arguments.tokens, arguments.repeats
+        tuple(arguments.clients),
+        arguments.per_client,
+        arguments.tokens,
+        arguments.repeats,
+        arguments.answers,
     )
     missing: dict[str, str] = {}
     with ExitStack() as running:

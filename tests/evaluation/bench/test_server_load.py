@@ -95,6 +95,13 @@ def test_tokens_are_those_that_the_server_counts(start: Start) -> None:
     assert 0 < answer.first_s <= answer.total_s
 
 
+def test_few_clients_ask_more_so_that_there_are_enough_answers(start: Start) -> None:
+    client = client_of(start(chunk("a"), chunk(usage=USAGE)))
+    load = ServerLoad((1, 2, 4), per_client=1, max_tokens=8, least_answers=3)
+    measures = run_load([client], QUESTIONS, load)
+    assert [each.num_answers for each in measures] == [3, 4, 4]
+
+
 def test_no_question_is_asked_before_it_is_measured(start: Start) -> None:
     asked: list[dict[str, Any]] = []
     client = client_of(start(chunk("a"), chunk(usage=USAGE), asked=asked))

@@ -40,6 +40,7 @@ class ServerLoad:
         per_client: questions of each client at each of them.
         max_tokens: of an answer.
         repeats: how often everything is measured; the answers of all repeats count together.
+        least_answers: answers of all clients together at least, each time: few clients ask more.
 
     Raises:
         InvalidInputError: if a number is below one.
@@ -49,10 +50,16 @@ class ServerLoad:
     per_client: int = 3
     max_tokens: int = 128
     repeats: int = 1
+    least_answers: int = 1
 
     def __post_init__(self) -> None:
-        for number in (*self.num_clients, self.per_client, self.max_tokens, self.repeats):
+        numbers = (self.per_client, self.max_tokens, self.repeats, self.least_answers)
+        for number in (*self.num_clients, *numbers):
             as_count("a number of a load", number, least=1)
+
+    def asked_by_each(self, num_clients: int) -> int:
+        """Returns the questions of each of so many clients."""
+        return max(self.per_client, ceil(self.least_answers / num_clients))
 
 
 @dataclass(frozen=True)
@@ -152,8 +159,9 @@ def run_load(
     num_done = num_asked = 0
     for _ in range(load.repeats):
         for number in load.num_clients:
-            shares = _shares(questions, num_asked, number, load.per_client)
-            num_asked += number * load.per_client
+            per_client = load.asked_by_each(number)
+            shares = _shares(questions, num_asked, number, per_client)
+            num_asked += number * per_client
             for client, model in models.items():
                 num_done += 1
                 if progress:
