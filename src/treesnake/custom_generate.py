@@ -10,7 +10,7 @@ the argument `stop_strings` asks for a tokenizer that custom methods are not giv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -41,7 +41,6 @@ from transformers.generation import (
     TypicalLogitsWarper,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
-from transformers.generation.streamers import BaseStreamer
 
 from treesnake.continuation import continue_text
 from treesnake.drafters.load import found_drafter
@@ -87,6 +86,19 @@ _FOUND_DRAFTERS: WeakKeyDictionary[PreTrainedModel, DrafterModel] = WeakKeyDicti
 """What drafts by default for a model, kept as long as the model."""
 
 
+@runtime_checkable
+class TokenStreamer(Protocol):
+    """What is used of a streamer of transformers: not all of them inherit from `BaseStreamer`."""
+
+    def put(self, value: Tensor) -> None:
+        """Takes token ids."""
+        ...
+
+    def end(self) -> None:
+        """Hears that there are no more."""
+        ...
+
+
 def custom_generate(
     model: PreTrainedModel,
     input_ids: Int[Tensor, "batch tokens"],
@@ -95,7 +107,7 @@ def custom_generate(
     generation_config: GenerationConfig,
     drafter: DrafterModel | str | Path | None = None,
     search: str | SharedSearch | None = None,
-    token_streamer: BaseStreamer | None = None,
+    token_streamer: TokenStreamer | None = None,
     **model_kwargs: object,
 ) -> Int[Tensor, "1 longer"] | GenerateDecoderOnlyOutput:
     """Generates speculatively inside `model.generate`.

@@ -16,7 +16,6 @@ from transformers import (
     LlamaForCausalLM,
     dynamic_module_utils,
 )
-from transformers.generation.streamers import BaseStreamer
 
 from treesnake.errors import InvalidInputError, LoadError
 from treesnake.integrations import folder_generation
@@ -28,8 +27,8 @@ from treesnake.testing.wide_matrices import with_wide_matrices
 PROMPT = "def draft(tree):\n    return [node for node in tree]\n\ndef draft("
 
 
-class Pieces(BaseStreamer):
-    """Notes what a streamer is given."""
+class Pieces:
+    """Notes what a streamer is given; it inherits from nothing, as that of `transformers serve`."""
 
     def __init__(self) -> None:
         self.pieces: list[list[int]] = []
