@@ -6,7 +6,7 @@ of one load. How often drafts are accepted is the same under any load.
 """
 
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import log2
 
@@ -148,7 +148,8 @@ class PairKnowledge:
     def __init__(self, costs: CostTable | None = None) -> None:
         self.lock = new_lock()
         self._accepted = AcceptanceKnowledge()
-        self._latest = LoadKnowledge(LearnedCosts(costs), self._accepted)
+        self._trial_budget = TrialBudget()
+        self._latest = LoadKnowledge(LearnedCosts(costs), self._accepted, self._trial_budget)
         self._by_load = {1: self._latest}
 
     def begin_text(self) -> "LoadKnowledge":
@@ -164,7 +165,7 @@ class PairKnowledge:
         load = 1 << round(log2(observed.step.num_texts))
         if load not in self._by_load:
             costs = self._by_load[1].costs.shared_by(load)
-            self._by_load[load] = LoadKnowledge(costs, self._accepted)
+            self._by_load[load] = LoadKnowledge(costs, self._accepted, self._trial_budget)
         self._accepted.learn(observed.step, observed.mode)
         self._latest = self._by_load[load]
         self._latest.learn(observed)
@@ -177,19 +178,22 @@ class LoadKnowledge:
     Args:
         costs: what drafting and scoring are believed to take.
         accepted: how often drafts are accepted, which others learn.
+        trial_budget: of all loads together.
 
     Attributes:
         costs: the same, corrected by every step.
         shapes: that of each mode, all planned with the first step. Reading one needs no lock.
     """
 
-    def __init__(self, costs: LearnedCosts, accepted: AcceptanceKnowledge) -> None:
+    def __init__(
+        self, costs: LearnedCosts, accepted: AcceptanceKnowledge, trial_budget: "TrialBudget"
+    ) -> None:
         self.costs = costs
         self.shapes: dict[Mode, Shape] = {Mode.OFF: OFF}
         self._accepted = accepted
         self._rates = {mode: MeasuredRate() for mode in Mode}
         self._recent_rates = {mode: MeasuredRate() for mode in Mode}
-        self._trial_budget = TrialBudget()
+        self._trial_budget = trial_budget
         self._off_rate = 0.0
         self._catch_up_s = 0.0
         self._num_steps = 0
@@ -256,8 +260,7 @@ class LoadKnowledge:
     def _learn_rates(self, observed: ObservedStep) -> None:
         num_tokens, seconds = len(observed.step.emitted), observed.step.seconds.work_s
         most_s = CREDIT_STEPS / self._off_rate
-        if self._num_steps == 0:
-            self._trial_budget.left_s = most_s
+        self._trial_budget.open(most_s)
         best = max(self._rates_by_mode().values())
         since_tokens = observed.num_plain + num_tokens
         since_s = min(observed.plain_s + seconds, most_s)
@@ -342,6 +345,12 @@ class TrialBudget:
     """
 
     left_s: float = 0.0
+    _is_open: bool = field(default=False, init=False)
+
+    def open(self, first_s: float) -> None:
+        """Sets what it holds at first; later calls do nothing."""
+        if not self._is_open:
+            self.left_s, self._is_open = first_s, True
 
     def book(self, seconds: float, lost_s: float, most_s: float) -> None:
         """Books a step: adds a share of its seconds, takes away what a trial lost in it."""
