@@ -5,8 +5,9 @@
 `treesnake serve` runs in a process of its own, with the drafter that comes with the target, and
 keeps no sessions, since what those take is meant to grow. `--count` requests are given up, in the
 middle of a body or of an answer; then as many cannot be right. A good client beside them asks the
-same again and again, one request at a time. Memory, threads and open descriptors of the server are
-read from /proc while nobody asks, so this needs Linux.
+same again and again, one request at a time. Before, there are as many others beside it that ask
+for the same number of tokens and wait for them. Memory, threads and open descriptors of the server
+are read from /proc while nobody asks, so this needs Linux.
 """
 
 import json
@@ -34,6 +35,9 @@ from frame import Result, print_table, run
 PROMPT, NUM_TOKENS = "One, two, three, four, one, two, three,", 16
 NUM_ALONE = 20
 """Requests of the good client before and after the bad ones."""
+
+NUM_WAITED = 10
+"""Requests of each client beside it that waits for its answers."""
 
 NUM_WARM = 40
 """Bad requests of each kind before memory is read, so that threads and pools are there."""
@@ -79,6 +83,9 @@ def measure(arguments: Namespace) -> Result:
             _all(bad, min(NUM_WARM, arguments.count), arguments.clients)
         good = {"alone": _good_client(address, num=NUM_ALONE)}
         footprints["warm"] = _footprint(process)
+        with _beside(address) as times:
+            _all(partial(_wait, address), NUM_WAITED * arguments.clients, arguments.clients)
+        good["beside clients that wait"] = times
         answers = {}
         for name, bad in {"aborted": abort, "malformed": malform}.items():
             with _beside(address) as times:
@@ -204,12 +211,25 @@ def _summary(times: Times) -> dict[str, Any]:
     }
 
 
+def _wait(address: Address, number: int) -> str:
+    """Asks for a whole answer and waits for it."""
+    with socket.create_connection(address, TIMEOUT_S) as connection:
+        connection.sendall(_asking(number, NUM_TOKENS, is_stream=False))
+        while connection.recv(4096):
+            pass
+    return "waited"
+
+
+def _asking(number: int, num_tokens: int, *, is_stream: bool) -> bytes:
+    """Returns a request with a prompt of its own."""
+    asked = {"prompt": f"{number}. {PROMPT}", "max_tokens": num_tokens, "ignore_eos": True}
+    return _request("POST", TEXT, json.dumps(asked | {"stream": is_stream}).encode())
+
+
 def _abort(address: Address, number: int) -> str:
     """Gives a request up in one of four ways and tells which."""
     way = ("in the body", "in a stream", "without a word", "by a reset")[number % 4]
-    prompt = f"{number}. {PROMPT}"
-    asked = {"prompt": prompt, "max_tokens": 2000, "ignore_eos": True, "stream": number % 2 == 1}
-    request = _request("POST", TEXT, json.dumps(asked).encode())
+    request = _asking(number, 2000, is_stream=number % 2 == 1)
     with socket.create_connection(address, TIMEOUT_S) as connection:
         if way == "in the body":
             connection.sendall(request[:-20])

@@ -297,11 +297,13 @@ class Engine:
 
     def _run(self, ticket: Ticket) -> Exception | None:
         """Runs a text; returns what went wrong, which is no matter to the other texts."""
-        if ticket.request.is_empty or ticket.is_cancelled:
+        if ticket.request.is_empty:
             return None
         try:
-            session, num_cached = self._session_for(ticket)
             with self._gatherer.live(lambda: ticket.is_cancelled):
+                if ticket.is_cancelled:  # while it waited for its turn
+                    return None
+                session, num_cached = self._session_for(ticket)
                 ticket.run(self.decoder, session, num_cached)
         except TextGivenUpError:
             return None
