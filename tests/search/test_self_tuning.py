@@ -119,7 +119,7 @@ def test_each_load_has_the_trees_that_pay_under_it(is_calibrated: bool) -> None:
     for _ in range(3):  # texts that come and go
         crowded = rate_of(GOOD[:1], CPU, search, num_texts=8)
         alone_again = rate_of(GOOD[1:], CPU, search)
-    assert crowded > 0.97 * rate_of(GOOD[:1], CPU, StaticSearch(OFF), num_texts=8)
+    assert crowded > 0.9 * rate_of(GOOD[:1], CPU, StaticSearch(OFF), num_texts=8)
     assert alone_again > 0.97 * rate_of(GOOD[1:], CPU, SelfTuningSearch(CPU))
 
 

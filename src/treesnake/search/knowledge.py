@@ -196,6 +196,7 @@ class LoadKnowledge:
         self._trial_budget = trial_budget
         self._off_rate = 0.0
         self._catch_up_s = 0.0
+        self._has_been_off = False
         self._num_steps = 0
         self._next_plan = 1
         self._next_cost = 0
@@ -219,7 +220,9 @@ class LoadKnowledge:
         self._num_steps += 1 + observed.num_plain
 
     def leader(self) -> Mode:
-        """Returns the mode that is believed to be the fastest."""
+        """Returns the mode that is believed to be the fastest; off, until that was measured."""
+        if not self._has_been_off:
+            return Mode.OFF
         rates = self._rates_by_mode()
         return max(rates, key=rates.__getitem__)
 
@@ -229,7 +232,7 @@ class LoadKnowledge:
         Args:
             num_behind: the tokens that the drafter would have to read first.
         """
-        if self._num_steps == 0:
+        if not self._has_been_off:
             return None
         leader, best = self.leader(), max(self._rates_by_mode().values())
         for mode in sorted(self.modes, key=lambda mode: self._rates[mode].num):
@@ -269,6 +272,7 @@ class LoadKnowledge:
         for rate in self._rates.values():
             rate.decay(DISCOUNT ** (observed.num_plain + 1))
         if observed.mode is Mode.OFF:
+            self._has_been_off = True
             self._rates[Mode.OFF].add(since_tokens, observed.plain_s + seconds)
         elif not (observed.num_behind and observed.was_off):
             # A mode pays for reading what it skipped itself, not for what was skipped while off.

@@ -19,8 +19,8 @@ from treesnake.outputs import write_output
 
 NUM_CLIENTS = (1, 2, 4, 8)
 WARM_UP = (
-    "Name an animal, a plant, a planet, a river, a mountain, a town, a colour, a tool, a game and a "
-    "day of the week, one of each, in one short line."
+    "Name an animal, a plant, a planet, a river, a mountain, a town, a colour, a tool, a game and "
+    "a day of the week, one of each, in one short line."
 )
 """What is asked before anything is measured: a server keeps what it read, and what a template says
 before every question must be the smaller part of this."""
