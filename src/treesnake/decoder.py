@@ -21,6 +21,8 @@ from treesnake.conversation import (
 )
 from treesnake.detokenizing import decoding_of
 from treesnake.drafters.composite import CompositeDrafter
+from treesnake.drafters.learner import Learner
+from treesnake.drafters.learning import LearningDrafter, LearnLike, open_learner
 from treesnake.drafters.load import AUTO, NO_DRAFTER, check_drafter_name, reads_captions
 from treesnake.drafters.memory import MemoryDrafter
 from treesnake.errors import InvalidInputError, LoadError
@@ -45,7 +47,7 @@ from treesnake.logprobs import TokenLogprobs, as_num_top
 from treesnake.memory.text_memory import TextMemory
 from treesnake.models.tree_network import reads_inputs
 from treesnake.outcome import FinishReason, Generation, Step
-from treesnake.pairs import pair_by_name, warm_up
+from treesnake.pairs import Pair, pair_by_name, warm_up
 from treesnake.prompt import Prompt, PromptInput
 from treesnake.protocols import (
     AcceptanceRule,
@@ -133,12 +135,21 @@ class DecoderSession(OfOneProcess):
         drafter: holds it too.
         search: chooses the trees.
         memory_drafter: the part of `drafter` that knows earlier texts; None if none does.
+        learning_drafter: the part that hands answers to the decoder's learner, likewise.
     """
 
     target: Target
     drafter: Drafter
     search: TreeSearch
     memory_drafter: MemoryDrafter | None = None
+    learning_drafter: LearningDrafter | None = None
+
+    def finish_text(self) -> None:
+        """Tells those who look back at answers that this one has ended."""
+        if self.memory_drafter is not None:
+            self.memory_drafter.remember()
+        if self.learning_drafter is not None:
+            self.learning_drafter.finish()
 
 
 class TextStream(Iterator[str], OfOneProcess):
@@ -147,6 +158,12 @@ class TextStream(Iterator[str], OfOneProcess):
     What was made is in `generation` at any time, also if the iteration stopped early, and goes on
     if it is taken up again. It does not go on behind an error or an interruption: what was made so
     far counts as cancelled.
+
+    Args:
+        continuation: the steps.
+        assembler: makes text of them; None where there is no tokenizer.
+        on_end: is called when the text has ended.
+        on_read: is called when its last piece was taken, too.
     """
 
     def __init__(
@@ -154,9 +171,11 @@ class TextStream(Iterator[str], OfOneProcess):
         continuation: Continuation,
         assembler: TextAssembler | None,
         on_end: Callable[[], None] | None = None,
+        on_read: Callable[[], None] | None = None,
     ) -> None:
         self._continuation = continuation
         self._on_end = on_end
+        self._on_read = on_read
         self._assembler = assembler
         self._finish_reason: FinishReason | None = None
         self._steps: list[Step] = []
@@ -175,6 +194,8 @@ class TextStream(Iterator[str], OfOneProcess):
         if self._assembler:
             piece = self._assembler.push(step.emitted) if step else self._assembler.finish()
         if step is None and not piece:
+            if self._on_read is not None:
+                self._on_read()
             raise StopIteration
         self._pieces.append(piece)
         return piece
@@ -243,6 +264,7 @@ class SpeculativeDecoder(OfOneProcess):
         accept: the acceptance rule; by default the best that is exact for each draft.
         images: makes prompts of conversations with images; None where the target reads text alone.
         memory: what was said in earlier texts, which drafts, too; None draws on each text alone.
+        learner: teaches the drafter what the target says, between texts; None leaves it as it is.
 
     Raises:
         InvalidInputError: if an argument is none of these; a search is one that texts can share.
@@ -258,6 +280,7 @@ class SpeculativeDecoder(OfOneProcess):
         accept: AcceptanceRule | None = None,
         images: ImageEncoder | None = None,
         memory: TextMemory | None = None,
+        learner: Learner | None = None,
     ) -> None:
         if not isinstance(pair, PairModel):
             raise InvalidInputError(
@@ -268,6 +291,7 @@ class SpeculativeDecoder(OfOneProcess):
         _check_part("accept", accept, AcceptanceRule)
         _check_part("images", images, ImageEncoder)
         _check_part("memory", memory, TextMemory)
+        _check_part("learner", learner, Learner)
         self.pair = pair
         self.tokenizer = tokenizer
         self._decoding = None if tokenizer is None else decoding_of(tokenizer)
@@ -276,6 +300,7 @@ class SpeculativeDecoder(OfOneProcess):
         self.search = as_search(search)
         self.images = images
         self.memory = memory
+        self.learner = learner
         self._accept = accept
 
     @classmethod
@@ -293,6 +318,7 @@ class SpeculativeDecoder(OfOneProcess):
         search: str | SharedSearch = SELF_TUNING,
         captions: str | Path | None = None,
         memory: MemoryLike = False,
+        learn: LearnLike = False,
     ) -> "SpeculativeDecoder":
         """Loads a target and a drafter by name.
 
@@ -316,6 +342,8 @@ class SpeculativeDecoder(OfOneProcess):
             memory: True drafts also from what was said in earlier texts of this process, False does
                 not. A folder keeps it there for the next process, by target and tokenizer. A
                 `TextMemory` may be shared by decoders with the same tokens.
+            learn: True lets the drafter, a Mamba, learn from what the target says, between texts.
+                A folder keeps what it learned there for the next process, by target and drafter.
 
         Raises:
             LoadError: if the model cannot be had.
@@ -323,7 +351,15 @@ class SpeculativeDecoder(OfOneProcess):
             InvalidInputError: for names and options that do not exist or contradict each other.
         """
         options = LoadOptions(dtype, device, engine, device_map, revision, trust_remote_code)
-        return cls.load(target, drafter, options, search=search, captions=captions, memory=memory)
+        return cls.load(
+            target,
+            drafter,
+            options,
+            search=search,
+            captions=captions,
+            memory=memory,
+            learn=learn,
+        )
 
     @classmethod
     def load(
@@ -335,6 +371,7 @@ class SpeculativeDecoder(OfOneProcess):
         search: str | SharedSearch = SELF_TUNING,
         captions: str | Path | None = None,
         memory: MemoryLike = False,
+        learn: LearnLike = False,
     ) -> "SpeculativeDecoder":
         """Does what `from_pretrained` does, with options in one piece.
 
@@ -360,7 +397,7 @@ class SpeculativeDecoder(OfOneProcess):
             warm_up(pair)
         if isinstance(search, str):
             search = search_by_name(search, read_costs(CostKey.of(loaded, drafter)))
-        return cls.of_loaded(pair, loaded, search, memory)
+        return cls.of_loaded(pair, loaded, search, memory, learn)
 
     @classmethod
     def _captioner(cls, name: str | Path, options: LoadOptions) -> "SpeculativeDecoder":
@@ -379,6 +416,7 @@ class SpeculativeDecoder(OfOneProcess):
         loaded: LoadedNetwork,
         search: str | SharedSearch = SELF_TUNING,
         memory: MemoryLike = False,
+        learn: LearnLike = False,
     ) -> "SpeculativeDecoder":
         """Returns a decoder of a pair whose target was loaded with its tokenizer and processor.
 
@@ -387,7 +425,9 @@ class SpeculativeDecoder(OfOneProcess):
             loaded: what the target was made of.
             search: as in `from_pretrained`.
             memory: likewise.
+            learn: likewise.
         """
+        drafter = pair.drafter if isinstance(pair, Pair) else pair
         return cls(
             pair,
             tokenizer=cast(Tokenizer, loaded.checkpoint.tokenizer),
@@ -395,6 +435,7 @@ class SpeculativeDecoder(OfOneProcess):
             search=search,
             images=ProcessorFiles(loaded.checkpoint) if reads_inputs(loaded.network) else None,
             memory=open_memory(memory, loaded.checkpoint),
+            learner=open_learner(learn, drafter, loaded.checkpoint),
         )
 
     def with_pair(self, pair: PairModel) -> "SpeculativeDecoder":
@@ -407,6 +448,7 @@ class SpeculativeDecoder(OfOneProcess):
             accept=self._accept,
             images=self.images,
             memory=self.memory,
+            learner=self.learner,
         )
 
     @property
@@ -419,16 +461,19 @@ class SpeculativeDecoder(OfOneProcess):
 
         Args:
             memory: True drafts from the memory of the decoder, where it has one, and adds to it.
-                False does neither; a memory takes the place of the decoder's.
+                False does neither, nor is the text learned from; a memory takes the place of the
+                decoder's.
         """
         target, drafter = self.pair.new_sessions()
         note_maker(target, self)
         search = self.search.new_session()
         chosen = self.memory if memory is True else memory
-        if not isinstance(chosen, TextMemory):
-            return DecoderSession(target, drafter, search)
-        recalling = MemoryDrafter(chosen)
-        return DecoderSession(target, CompositeDrafter(drafter, recalling), search, recalling)
+        recalling = MemoryDrafter(chosen) if isinstance(chosen, TextMemory) else None
+        learner = None if memory is False else self.learner
+        learning = None if learner is None else LearningDrafter(learner)
+        for each in (recalling, learning):
+            drafter = drafter if each is None else CompositeDrafter(drafter, each)
+        return DecoderSession(target, drafter, search, recalling, learning)
 
     def explain(self, generation: Generation) -> Explanation:
         """Tells who wrote each token of a generation of this decoder, and draws its last tree.
@@ -556,9 +601,8 @@ class SpeculativeDecoder(OfOneProcess):
         assembler = None
         if self._decoding is not None:
             assembler = TextAssembler(self._decoding, stop, encoded.token_ids)
-        recalling = session.memory_drafter
-        on_end = None if recalling is None else recalling.remember
-        return TextStream(continuation, assembler, on_end)
+        on_read = None if session.learning_drafter is None else self._learn
+        return TextStream(continuation, assembler, session.finish_text, on_read)
 
     def form_constraint(
         self,
@@ -670,6 +714,10 @@ class SpeculativeDecoder(OfOneProcess):
         border = len(tokens) - len(opening)
         is_border = text.startswith(history) and tokens[border:] == opening
         return replace(prompt, borders=(border,) if is_border else (), messages=tuple(checked))
+
+    def _learn(self) -> None:
+        if self.learner is not None:
+            self.learner.learn_if_due()
 
     def _own(self, session: object) -> DecoderSession:
         """Returns a session, if it is one of this decoder's."""

@@ -17,6 +17,10 @@ def _check_size(num_nodes: int) -> None:
         raise InvalidInputError(f"a shape may have at most {MOST_NODES} nodes")
 
 
+UNPAYABLE_PRICE = 2.0
+"""A level of this price is never drafted: probabilities end at 1."""
+
+
 class ShapeKind(StrEnum):
     """What decides the form of a tree."""
 
@@ -287,6 +291,10 @@ class Priced:
     def as_priced(self) -> "Priced":
         """Returns itself."""
         return self
+
+    def without_levels(self) -> "Priced":
+        """Returns the shape for which no network is run; guesses that need none stay."""
+        return replace(self, level_prices=(UNPAYABLE_PRICE,) * self.depth)
 
     def clipped(self, depth: int) -> "Priced":
         """Returns the shape without its levels below `depth`."""

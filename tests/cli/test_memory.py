@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from treesnake.cli.app import app
-from treesnake.cli.options import memory_named
+from treesnake.cli.options import on_or_folder
 from treesnake.errors import InvalidInputError
 from treesnake.memory.memory_log import MemoryLog
 
@@ -43,4 +43,4 @@ def test_without_a_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_memory_by_name_is_of_this_process_or_none_or_a_folder() -> None:
     names = (None, "off", "on", "folder")
-    assert [memory_named(name) for name in names] == [False, False, True, "folder"]
+    assert [on_or_folder(name) for name in names] == [False, False, True, "folder"]

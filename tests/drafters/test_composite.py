@@ -6,12 +6,14 @@ from hypothesis import strategies as st
 
 from treesnake import SamplingParams, SpeculativeDecoder
 from treesnake.draft import Draft
-from treesnake.drafters.composite import CompositeDrafterModel
+from treesnake.drafters.composite import CompositeDrafter, CompositeDrafterModel
+from treesnake.drafters.memory import MemoryDrafter
 from treesnake.drafters.mixture import MixtureDrafterModel, Stream
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.errors import InvalidInputError
+from treesnake.memory.text_memory import TextMemory
 from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel
@@ -80,6 +82,18 @@ def test_a_model_is_not_run_where_lookup_leaves_too_little() -> None:
     unsure = draft_after([3, 2, 1], Priced(2, (0.5,) * 4, (0.0,) * 30))
     assert unsure.num_expanded is not None
     assert unsure.num_expanded[0] == 1
+
+
+def test_lookup_is_kept_beside_a_second_drafter_that_leaves_too_little_for_a_model() -> None:
+    memory = TextMemory()
+    memory.add([9, *LOOP, 3, 3, 3])
+    looked_up = CompositeDrafterModel(MODEL, NgramDrafterModel()).new_session()
+    both = CompositeDrafter(looked_up, MemoryDrafter(memory))
+    both.prefill(Prompt.of(LOOP))
+    draft = both.draft(LOOP[-1], Priced(2, (0.5,) * 4, (0.0,) * 30), SamplingParams(), TorchRng(0))
+    assert draft.num_expanded == ()
+    assert draft.tree.follow([LOOP[-1], *LOOP[:4]])[-1] > 0
+    assert draft.tree.follow([LOOP[-1], 3, 3, 3])[-1] > 0
 
 
 def test_what_drafting_takes_is_what_the_first_drafter_ran() -> None:

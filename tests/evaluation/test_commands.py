@@ -80,6 +80,32 @@ def test_a_benchmark_that_is_interrupted_says_how_it_goes_on(
     assert "goes on from" in result.output
 
 
+@pytest.mark.parametrize("memory", [["--cold"], ["--warm", "OTHERS"]])
+def test_a_benchmark_with_memories_tells_how_it_went_along_the_way(
+    memory: list[str], tiny_folder: Path, question_file: Path, tmp_path: Path
+) -> None:
+    others = tmp_path / "others.jsonl"
+    others.write_text(json.dumps({"question_id": 9, "turns": ["ab ab"]}))
+    memory = [str(others) if part == "OTHERS" else part for part in memory]
+    output = tmp_path / "results.json"
+    arguments = ["--task", str(question_file), "--method", "plain", "--method", "chain(2)"]
+    arguments += ["--max-new-tokens", "4", "--drafter", "prompt-lookup", *memory]
+    result = RUNNER.invoke(
+        app, ["bench", "-o", str(output), *model_options(tiny_folder), *arguments]
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads(output.read_text())
+    assert found["recipe"]["has_memory"]
+    assert {row["method"] for row in found["served"]} == {"plain", "chain(2)"}
+
+
+def test_a_memory_begins_cold_or_warm(question_file: Path) -> None:
+    asked = ["bench", "--task", str(question_file), "--cold", "--warm", str(question_file)]
+    error = RUNNER.invoke(app, asked).exception
+    assert isinstance(error, InvalidInputError)
+    assert "not both" in str(error)
+
+
 def test_a_benchmark_without_a_task_is_refused(tiny_folder: Path) -> None:
     result = RUNNER.invoke(app, ["bench", *model_options(tiny_folder)])
     assert isinstance(result.exception, InvalidInputError)

@@ -139,8 +139,11 @@ def test_clearing_removes_memories_and_nothing_else(tmp_path: Path) -> None:
     log.append([1, 2, 3], 0)
     (tmp_path / "letter.txt").write_text("mine")
     kept = KeptMemories(tmp_path)
-    assert kept.description.startswith("1 memories")
+    assert kept.description.startswith("1 memories, ")
+    (tmp_path / "0123.learned").touch()
+    assert kept.description.startswith("1 memories and 1 learned drafters, ")
     kept.clear()
+    assert not (tmp_path / "0123.learned").exists()
     assert texts_in(tmp_path) == []
     assert (tmp_path / "letter.txt").exists()
     log.append([4, 5, 6], 0)

@@ -12,10 +12,15 @@ import pytest
 from pydantic import BaseModel
 
 from treesnake import Pair, SamplingParams, SpeculativeDecoder
+from treesnake.drafters.learning import learner_of
+from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.none import NoDrafterModel
-from treesnake.serving.engine import EngineLimits
+from treesnake.errors import InvalidInputError
+from treesnake.serving.app import Served, create_app
+from treesnake.serving.engine import Engine, EngineLimits
 from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import RecurrentModel, TinyNetwork
+from treesnake.testing.bigrams import BigramNetwork
 from treesnake.testing.tokenizers import END
 
 ASKED = [{"role": "user", "content": "def draft(tree):"}]
@@ -438,3 +443,17 @@ def test_the_small_endpoints(server: str, decoder: SpeculativeDecoder) -> None:
     assert httpx.get(f"{server}/version").json()["version"]
     named = httpx.get(f"{server}/health", headers={"x-request-id": "abc"})
     assert named.headers["x-request-id"] == "abc"
+
+
+def test_a_drafter_that_learns_serves_one_user(decoder: SpeculativeDecoder) -> None:
+    model = NetworkDrafterModel(BigramNetwork.of(12))
+    learning = SpeculativeDecoder(
+        Pair(decoder.pair.target, model), tokenizer=decoder.tokenizer, learner=learner_of(model)
+    )
+    engine = Engine(learning)
+    try:
+        create_app(Served(engine, "tiny", ("one", "one")))
+        with pytest.raises(InvalidInputError, match="give one API key or none"):
+            create_app(Served(engine, "tiny", ("one", "two")))
+    finally:
+        engine.close(finish_s=0)

@@ -56,6 +56,16 @@ def bench(
         str | None,
         typer.Option(metavar="NAME", help="A Transformer for transformers' assisted generation."),
     ] = None,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Draft from earlier answers, too; at first from none.")
+    ] = False,
+    warm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK",
+            help="The same behind answers to these other questions; may be given again.",
+        ),
+    ] = None,
     server: Annotated[
         list[str] | None,
         typer.Option(
@@ -80,6 +90,8 @@ def bench(
     Results are written after every answer, and a run that was stopped continues.
     """
     given = locals()
+    if cold and warm:
+        raise InvalidInputError("a memory begins cold or warm: give --cold or --warm, not both")
     from treesnake.cli.server_bench import bench_servers, check_options
     from treesnake.cli.target_options import loading
     from treesnake.environment import describe_environment
@@ -122,6 +134,8 @@ def bench(
             max_new_tokens=max_new_tokens,
             repeats=repeats,
             threads=threads,
+            has_memory=cold or bool(warm),
+            served=tuple(TaskTable(source, per_category=per_category) for source in warm or ()),
         )
     files = ResultFiles(_checked_output(output, wanted.name))
     files.check()

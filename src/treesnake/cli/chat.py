@@ -28,6 +28,7 @@ def chat(
     captions: options.Captions = None,
     search: options.Search = "self-tuning",
     memory: options.Memory = None,
+    learn: options.Learn = None,
     max_new_tokens: options.MaxNewTokens = 512,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = None,
@@ -51,6 +52,7 @@ def chat(
         captions=captions,
         threads=threads,
         memory=memory,
+        learn=learn,
     )
     if not decoder.has_chat_template:
         raise InvalidInputError(

@@ -137,7 +137,7 @@ def _caches(memory: str | None) -> dict[str, str]:
         cache.name: f"{cache.num_bytes / 1e6:.1f} MB in {cache.folder or 'no folder'}"
         for cache in find_caches()
     }
-    folder = options.memory_named(memory)
+    folder = options.on_or_folder(memory)
     if isinstance(folder, str):
         kept["memory"] = KeptMemories(Path(folder).expanduser()).description
     return kept | {"models_of_the_hub": str(HF_HUB_CACHE)}

@@ -29,7 +29,7 @@ def memory(
 
     The folder is the one that --memory had when they were made.
     """
-    folder = options.memory_named(memory)
+    folder = options.on_or_folder(memory)
     if not isinstance(folder, str):
         raise InvalidInputError(
             "no folder keeps anything unless it is named: give --memory FOLDER, or set "

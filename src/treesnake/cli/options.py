@@ -114,10 +114,19 @@ Memory = Annotated[
         "runs.",
     ),
 ]
+Learn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|on|off",
+        envvar="TREESNAKE_LEARN",
+        help="Let the drafter learn from answers: in this process (on), or kept in a folder for "
+        "later runs.",
+    ),
+]
 
-OWN_MEMORY, NO_MEMORY = "on", "off"
+ON, OFF = "on", "off"
 
 
-def memory_named(name: str | None) -> bool | str:
-    """Returns what --memory stands for: on is one of this process; off is none, as by default."""
-    return False if name in (None, NO_MEMORY) else name == OWN_MEMORY or name
+def on_or_folder(name: str | None) -> bool | str:
+    """Returns what --memory or --learn stands for: in this process alone, not, or in a folder."""
+    return False if name in (None, OFF) else name == ON or name

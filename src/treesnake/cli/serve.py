@@ -29,6 +29,7 @@ def serve(
     captions: options.Captions = None,
     search: options.Search = "self-tuning",
     memory: options.Memory = None,
+    learn: options.Learn = None,
     host: Annotated[
         str, typer.Option(metavar="HOST", help="Where to listen; 0.0.0.0 for other machines, too.")
     ] = "127.0.0.1",
@@ -81,6 +82,7 @@ def serve(
         captions=captions,
         threads=threads,
         memory=memory,
+        learn=learn,
     )
     name = served_model_name or PurePath(target).name or target
     limits = EngineLimits(max_num_seqs, max_queued, cache_bytes, max_model_len)

@@ -20,7 +20,7 @@ from treesnake.terminal import console, counted_progress, page
 
 FOR_MODELS = (
     "recipe", "target", "drafter", "dtype", "device", "engine", "threads", "trust_remote_code",
-    "method", "temperature", "assisted_by",
+    "method", "temperature", "assisted_by", "cold", "warm",
 )  # fmt: skip
 """Options of `bench` that say nothing to a server, which has its model and settings already."""
 

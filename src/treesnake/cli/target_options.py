@@ -11,7 +11,7 @@ from rich.control import Control
 from rich.segment import ControlType
 
 from treesnake.arguments import as_num_threads
-from treesnake.cli.options import memory_named
+from treesnake.cli.options import on_or_folder
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.loading.options import LoadOptions
 from treesnake.terminal import console
@@ -26,6 +26,7 @@ def open_decoder(
     captions: str | None,
     threads: int | None,
     memory: str | None = None,
+    learn: str | None = None,
 ) -> SpeculativeDecoder:
     """Loads what a command needs; the options are checked before anything is loaded."""
     set_threads(threads)
@@ -36,7 +37,8 @@ def open_decoder(
             options,
             search=search,
             captions=captions,
-            memory=memory_named(memory),
+            memory=on_or_folder(memory),
+            learn=on_or_folder(learn),
         )
 
 

@@ -1,7 +1,8 @@
 """Several drafters, one tree: prompt lookup beside a model costs nothing and wins on repetition.
 
 Where a priced tree is asked for, each node of either must be worth its price, and the first drafter
-is asked only where what the second leaves is worth a level of it.
+is asked only where what the second leaves is worth a level of it. What the first has that needs no
+network is kept where it pays: prompt lookup stays beside a memory that is sure.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from treesnake.errors import InvalidInputError
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter, DrafterModel
 from treesnake.sampling import Rng, SamplingParams
-from treesnake.shape import OFF, Shape
+from treesnake.shape import Shape
 from treesnake.tree import merge
 
 
@@ -93,11 +94,12 @@ class CompositeDrafter:
 
 
 def _beside(second: Draft, shape: Shape) -> Shape:
-    """Returns what the first drafter is asked for: nothing if too little is left to guess."""
-    if second.node_probs is not None and shape.depth > 0:
+    """Returns what the first drafter is asked for: no network if too little is left to guess."""
+    priced = shape.as_priced()
+    if priced is not None and second.node_probs is not None and shape.depth > 0:
         guessed = sum(second.node_probs[child] for child in second.tree.children[0])
-        if not shape.level_pays(0, 1 - guessed):
-            return OFF
+        if not priced.level_pays(0, 1 - guessed):
+            return priced.without_levels()
     return shape
 
 

@@ -25,6 +25,9 @@ from treesnake.kept_work import sha256_of
 from treesnake.outputs import remove_files
 
 SUFFIX = ".tokens"
+
+LEARNED_SUFFIX = ".learned"
+"""That of what drafters learned from texts: files beside a memory's, which are cleared with it."""
 MARK = b"\xf5tsm"
 """The first bytes of a piece; the first of them is none of UTF-8."""
 
@@ -196,7 +199,7 @@ def _joined(pieces: Sequence[Piece]) -> list[Tokens]:
 
 @dataclass(frozen=True)
 class KeptMemories:
-    """The files of all memories in a folder."""
+    """The files of all memories in a folder, and of what was learned."""
 
     folder: Path
 
@@ -205,7 +208,10 @@ class KeptMemories:
         """How many there are, how large they are together, and where."""
         files = self._files()
         num_bytes = sum(file.stat().st_size for file in files)
-        return f"{len(files)} memories, {num_bytes / 1e6:.1f} MB in {self.folder}"
+        num_learned = sum(file.suffix == LEARNED_SUFFIX for file in files)
+        learned = f" and {num_learned} learned drafters" if num_learned else ""
+        memories = f"{len(files) - num_learned} memories{learned}"
+        return f"{memories}, {num_bytes / 1e6:.1f} MB in {self.folder}"
 
     def clear(self) -> None:
         """Removes them; a process that remembers goes on with an empty file.
@@ -216,4 +222,5 @@ class KeptMemories:
         remove_files(self._files())
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob(f"*{SUFFIX}"))
+        suffixes = SUFFIX, LEARNED_SUFFIX
+        return sorted(file for suffix in suffixes for file in self.folder.glob(f"*{suffix}"))

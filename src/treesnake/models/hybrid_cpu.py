@@ -173,7 +173,7 @@ class CpuHybrid:
     def num_bytes(self) -> int:
         """The bytes of the weights in memory."""
         decoder = self._decoder
-        stacks = (*decoder.stacks.values(), *self._packed.stacks)
+        stacks = (*decoder.stacks.values(), *self._packed.stacks.values())
         return count_bytes(stacks, (*decoder.arrays, *self._packed.arrays))
 
     def new_state(self, branching: BranchingKind = ReplayedPaths) -> "CpuHybridState":

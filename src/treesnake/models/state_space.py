@@ -280,6 +280,24 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         self._output_rows = None if token_ids is None else weight[token_ids.to(weight.device)]
         self.banks.forget_graphs()
 
+    @torch.no_grad()
+    def hidden_states(self, token_ids: Sequence[int]) -> Float[Tensor, "tokens hidden"]:
+        """Returns what the output layer sees behind each token of a text."""
+        return self.features(self._tokens(token_ids)[None])[0].float().cpu()
+
+    def output_weight(self) -> Float[Tensor, "outputs hidden"]:
+        """Returns a copy of the output layer in float32."""
+        return self._output.detach().to("cpu", torch.float32, copy=True)
+
+    @torch.no_grad()
+    def replace_output(self, weight: Float[Tensor, "outputs hidden"]) -> None:
+        """Exchanges the output layer that trees have; training is not touched."""
+        if self._output_rows is None:
+            self._output_rows = weight.to(self.lm_head.weight)
+            self.banks.forget_graphs()
+        else:
+            self._output_rows.copy_(weight)  # where graphs read it
+
     def new_state(self, branching: BranchingKind | None = None) -> StateSpaceState[SsmState]:
         """Returns the state of an empty text.
 
@@ -346,8 +364,11 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         return mixed
 
     def _logits(self, hidden: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows vocab"]:
-        rows = self.lm_head.weight if self._output_rows is None else self._output_rows
-        return F.linear(self.backbone.norm_f(hidden), rows).float()
+        return F.linear(self.backbone.norm_f(hidden), self._output).float()
+
+    @property
+    def _output(self) -> Float[Tensor, "outputs hidden"]:
+        return self.lm_head.weight if self._output_rows is None else self._output_rows
 
     def _new_memory(self, branching: BranchingKind) -> SsmState:
         mixers = [block.mixer for block in self.backbone.blocks]

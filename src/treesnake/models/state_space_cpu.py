@@ -102,7 +102,7 @@ class CpuNetwork(ABC):
     @property
     def num_bytes(self) -> int:
         """The bytes of the weights in memory; what is tied counts once."""
-        return count_bytes(self._packed.stacks, self._packed.arrays)
+        return count_bytes(self._packed.stacks.values(), self._packed.arrays)
 
     @property
     def vocab_size(self) -> int:
@@ -134,6 +134,37 @@ class CpuNetwork(ABC):
             with self._lock:
                 book_wait(asked)
                 self._call(self.text_run(token_ids[begin : begin + chunk], memory))
+
+    def hidden_states(self, token_ids: Sequence[int]) -> Float[Tensor, "tokens hidden"]:
+        """Returns what the output layer sees behind each token of a text."""
+        memory, width = self.new_memory(self._branching), self.config.hidden_size
+        rows = np.empty((len(token_ids), width), np.float32)
+        for begin in range(0, len(token_ids), PREFILL_CHUNK):
+            chunk = token_ids[begin : begin + PREFILL_CHUNK]
+            with self._lock:
+                self._call(self.text_run(chunk, memory))
+                rows[begin : begin + len(chunk)] = self._work.stack.normed[: len(chunk), :width]
+        return torch.from_numpy(rows)
+
+    def output_weight(self) -> Float[Tensor, "outputs hidden"]:
+        """Returns a copy of the output layer in float32: a network of no layers that embeds it."""
+        width, stack = self.config.hidden_size, self._weights.stack
+        reading = stack._replace(embedding=stack.head, norm=stack.norm[:0])
+        memory = self.new_memory(self._branching)
+        rows = np.empty((self._packed.num_outputs, width), np.float32)
+        for begin in range(0, len(rows), PREFILL_CHUNK):
+            chunk = range(begin, min(begin + PREFILL_CHUNK, len(rows)))
+            with self._lock:
+                run = self.text_run(chunk, memory)
+                self._call(run._replace(weights=self._weights._replace(stack=reading)))
+                rows[begin : begin + len(chunk)] = self._work.stack.residual[: len(chunk), :width]
+        return torch.from_numpy(rows)
+
+    def replace_output(self, weight: Float[Tensor, "outputs hidden"]) -> None:
+        """Exchanges the output layer, which is rounded as the one before."""
+        packed = self._packed.with_output(weight)
+        with self._lock:
+            self._packed, self._weights = packed, packed.weights
 
     def broken_model_error(self, token_ids: Sequence[int]) -> BrokenModelError:
         """Returns the error for logits that are no numbers, naming the first layer."""

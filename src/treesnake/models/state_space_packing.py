@@ -29,7 +29,7 @@ class PackedNetwork:
     """What kernels read, the stacks of matrices behind it, and the tokens that have logits."""
 
     weights: Any
-    stacks: Sequence[WeightStack]
+    stacks: Mapping[str, WeightStack]
     num_outputs: int
 
     @property
@@ -37,6 +37,13 @@ class PackedNetwork:
         """All arrays that kernels read."""
         parts = (*self.weights.stack, *self.weights[1:])
         return [part for part in parts if isinstance(part, np.ndarray)]
+
+    def with_output(self, weight: Float[Tensor, "outputs hidden"]) -> "PackedNetwork":
+        """Returns the network with another output layer, which is rounded as its own is."""
+        head = _stack([weight], self.stacks["head"].dtype)
+        stack = self.weights.stack._replace(head=head.array[0])
+        weights = self.weights._replace(stack=stack)
+        return PackedNetwork(weights, {**self.stacks, "head": head}, self.num_outputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +109,7 @@ def pack_mamba(
     )
     x_stack, dt_stack = matrices["x_proj"].array, matrices["dt_proj"].array
     weights = MambaWeights(stack=stack, x_proj=x_stack, dt_proj=dt_stack)
-    return PackedNetwork(weights, list(matrices.values()), ends.num_outputs)
+    return PackedNetwork(weights, matrices, ends.num_outputs)
 
 
 def pack_mamba2(
@@ -150,7 +157,7 @@ def pack_mamba2_layers(
         gated_epsilon=np.float32(config.norm_eps if gated_epsilon is None else gated_epsilon),
         dt_limits=np.array(config.time_step_limit, np.float32),
     )
-    return PackedNetwork(weights, list(matrices.values()), ends.num_outputs)
+    return PackedNetwork(weights, matrices, ends.num_outputs)
 
 
 def _pack_matrices(

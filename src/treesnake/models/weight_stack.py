@@ -34,6 +34,11 @@ class WeightStack(Protocol):
         ...
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What floats are rounded to."""
+        ...
+
+    @property
     def num_bytes(self) -> int:
         """The bytes of the weights in memory."""
         ...
@@ -82,6 +87,11 @@ class GroupedStack:
         self._groups = -(-inputs // GROUP)
         self.array = np.zeros((layers, -(-outputs // BLOCK_OUTPUTS)), BLOCK)
         self._parts: list[np.ndarray] = []  # keeps what the table gives the addresses of
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What floats are rounded to."""
+        return next(dtype for dtype, bits in GROUPED_BITS.items() if bits == self.bits)
 
     @property
     def num_bytes(self) -> int:

@@ -79,8 +79,14 @@ def create_app(served: Served) -> Starlette:
     """Returns the server's application.
 
     Raises:
-        InvalidInputError: if the decoder has no tokenizer.
+        InvalidInputError: if the decoder has no tokenizer, or its drafter would learn from what
+            several users are told.
     """
+    if served.engine.decoder.learner is not None and len({*served.api_keys}) > 1:
+        raise InvalidInputError(
+            "a drafter that learns tells one user by its speed what others were told: give one API "
+            "key or none, or leave learning out"
+        )
     api = Api(served)
     routes = [
         Route("/", api.page),

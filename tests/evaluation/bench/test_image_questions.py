@@ -10,10 +10,10 @@ from treesnake.decoder import SpeculativeDecoder
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.bench import BenchRecipe, run_recipe
 from treesnake.evaluation.bench.bench_recipe import PairTable, TaskTable
-from treesnake.evaluation.bench.bench_run import first_prompt
 from treesnake.evaluation.bench.methods import Peer
 from treesnake.evaluation.bench.pair_loader import PairLoader
 from treesnake.evaluation.bench.peers import TransformersRunner
+from treesnake.evaluation.bench.turns import prompt_behind
 from treesnake.evaluation.tasks import Question
 from treesnake.images import SMALL_SIDE, read_image
 from treesnake.models.hf_attention import HfAttention
@@ -27,7 +27,7 @@ def test_every_method_is_asked_about_the_same_image(tmp_path: Path) -> None:
     Image.effect_noise((40, 30), 80).save(picture)
     folder = save_vision_model("qwen2_5_vl", tmp_path / "target")
     decoder = SpeculativeDecoder.from_pretrained(folder, "prompt-lookup")
-    prompt = first_prompt(decoder, Question("1", "seen", ("What?", "Why?"), (str(picture),)))
+    prompt = prompt_behind(decoder, Question("1", "seen", ("What?", "Why?"), (str(picture),)), ())
     assert prompt == decoder.encode([user_message("What?", [str(picture)])])
     assert len(prompt.inputs) == 1
     target = decoder.pair.target
@@ -46,7 +46,7 @@ def test_the_pair_of_a_recipe_sees(tmp_path: Path) -> None:
     Image.effect_noise((40, 30), 80).save(picture)
     folder = save_vision_model("llava", tmp_path / "target")
     loader = PairLoader(PairTable(str(folder), "prompt-lookup"), {})
-    prompt = first_prompt(loader.decoder, Question("1", "seen", ("What?",), (str(picture),)))
+    prompt = prompt_behind(loader.decoder, Question("1", "seen", ("What?",), (str(picture),)), ())
     assert len(prompt.inputs) == 1
 
 
@@ -76,4 +76,4 @@ def test_a_question_about_images_needs_a_chat_template(tmp_path: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     decoder = SpeculativeDecoder.from_pretrained(folder, "none")
     with pytest.raises(InvalidInputError, match="needs the chat template"):
-        first_prompt(decoder, Question("1", "seen", ("What?",), ("cat.png",)))
+        prompt_behind(decoder, Question("1", "seen", ("What?",), ("cat.png",)), ())

@@ -147,6 +147,9 @@ class BenchRecipe:
         num_shown: of so many questions of each task every drafted tree is kept, for the report.
         num_agreement: on so many questions of each task the drafters' probabilities are compared
             with the target's.
+        has_memory: whether our methods draft from their earlier answers, too, to the questions
+            before.
+        served: what was asked before the first question, so that a memory begins warm.
 
     Raises:
         InvalidInputError: for a method that does not exist, and if there is nothing to run.
@@ -166,13 +169,20 @@ class BenchRecipe:
     threads: int | None = None
     num_shown: int = 1
     num_agreement: int = 2
+    has_memory: bool = False
+    served: tuple[TaskTable, ...] = ()
 
     def __post_init__(self) -> None:
         if not (self.pairs and self.methods and (self.tasks or self.long_context)):
             raise InvalidInputError(
                 f"the recipe {self.name} needs at least one pair, one method and one task"
             )
-        for part in (self, *self.tasks, *self.long_context, *self.drafters.values()):
+        if self.served and not self.has_memory:
+            raise InvalidInputError(
+                f"the recipe {self.name} has served questions and no memory of them; set "
+                "has_memory = true, or leave them out"
+            )
+        for part in (self, *self.tasks, *self.served, *self.long_context, *self.drafters.values()):
             _check_counts(part)
         if self.threads is not None:
             as_num_threads(self.threads)

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import torch
 
-from treesnake.conversation import Message, image_sources, user_message
-from treesnake.decoder import PromptLike, SpeculativeDecoder
+from treesnake.decoder import SpeculativeDecoder
 from treesnake.drafters.load import JOIN, WEIGHTLESS
-from treesnake.errors import InvalidInputError
 from treesnake.evaluation.agreement import compare_models
 from treesnake.evaluation.bench.bench_recipe import BenchRecipe, SamplingTable, TaskTable
 from treesnake.evaluation.bench.documents import long_questions
@@ -18,7 +16,9 @@ from treesnake.evaluation.bench.journal import Journal
 from treesnake.evaluation.bench.methods import Method
 from treesnake.evaluation.bench.pair_loader import PairLoader
 from treesnake.evaluation.bench.record import DrafterRecord, RunRecord, TurnRecord, with_texts
-from treesnake.evaluation.bench.runners import MeasuredTurn, Runner
+from treesnake.evaluation.bench.runners import MeasuredTurn, Runner, SpeculativeRunner
+from treesnake.evaluation.bench.served_memories import ServedMemories
+from treesnake.evaluation.bench.turns import prompt_behind
 from treesnake.evaluation.memory import watch_memory_growth
 from treesnake.evaluation.tasks import Question, load_questions
 from treesnake.images import read_image, small_copy
@@ -107,11 +107,13 @@ class _Bench:
         self._broken: set[tuple[str, str]] = set()
         self._num_done = 0
         self._num_runs = 0
+        self._memories: ServedMemories | None = None
 
     def run_pair(self, pair: str) -> None:
         """Runs all methods of a pair; its models are let go of afterwards."""
         loader = PairLoader(self._recipe.pairs[pair], self._recipe.drafters)
         questions = list(self._questions(pair, loader.decoder))
+        self._memories = self._new_memories(loader.decoder, questions)
         per_question = len(self._methods) * len(self._recipe.sampling) * self._recipe.repeats
         self._num_runs = len(self._recipe.pairs) * len(questions) * per_question
         warm: set[str] = set()
@@ -139,6 +141,16 @@ class _Bench:
                     pair, task, question, index < recipe.num_shown, index < recipe.num_agreement
                 )
 
+    def _new_memories(
+        self, decoder: SpeculativeDecoder, asked: Sequence[_AskedQuestion]
+    ) -> ServedMemories | None:
+        recipe = self._recipe
+        if not recipe.has_memory:
+            return None
+        served = [question for task in recipe.served for question in self._load(task)]
+        reported = [each.question for each in asked]
+        return ServedMemories(decoder, served, reported, recipe.max_new_tokens)
+
     def _load(self, task: TaskTable) -> list[Question]:
         path = self._data_folder / check_path(task.source, "the source of a task")
         source = str(path) if path.is_file() else task.source
@@ -164,11 +176,14 @@ class _Bench:
             sampling=sampling.name,
             repeat=repeat,
         )
-        if blank.key in self._journal or (asked.pair, method.name) in self._broken:
+        params = sampling.params(self._recipe.seed + repeat)
+        memories = self._memories if method.drafts else None
+        if (asked.pair, method.name) in self._broken or self._is_made(
+            blank, asked.question, params, memories
+        ):
             return
         if self._progress:
             self._progress(self._num_done, self._num_runs, f"{method.name}, {blank.category}")
-        params = sampling.params(self._recipe.seed + repeat)
         try:
             runner = loader.runner(method)
         except Exception as error:  # noqa: BLE001 - a method that cannot run is a result
@@ -177,13 +192,28 @@ class _Bench:
             return
         try:
             if method.name not in warm:
-                first = first_prompt(loader.decoder, asked.question)
+                first = prompt_behind(loader.decoder, asked.question, ())
                 runner.run(first, params, WARM_UP_TOKENS, is_shown=False)
                 warm.add(method.name)
+            if memories is not None and isinstance(runner, SpeculativeRunner):
+                runner = runner.with_memory(memories.of(blank, params))
             record = self._answer(loader, runner, blank, asked, params)
         except Exception as error:  # noqa: BLE001 - neither need every method answer everything
             record = replace(blank, error=_describe(error))
         self._journal.append(record)
+
+    def _is_made(
+        self,
+        blank: RunRecord,
+        question: Question,
+        params: SamplingParams,
+        memories: ServedMemories | None,
+    ) -> bool:
+        """Tells whether a run was made before; what it answered is remembered again."""
+        made = self._journal.run(blank.key)
+        if made is not None and memories is not None:
+            memories.take_up(made, question, params)
+        return made is not None
 
     def _answer(
         self,
@@ -195,21 +225,16 @@ class _Bench:
     ) -> RunRecord:
         """Answers every turn of a question."""
         decoder = loader.decoder
-        conversation: list[Message] = []
         turns: list[TurnRecord] = []
         answer: MeasuredTurn | None = None
         prompt: Prompt | None = None
         with watch_memory_growth(loader.device) as growth:
-            for message in _user_messages(asked.question):
-                conversation.append(message)
-                prompt = decoder.encode(_as_prompt(decoder, conversation))
+            for _ in asked.question.turns:
+                prompt = prompt_behind(decoder, asked.question, turns)
                 answer = runner.run(
                     prompt, params, self._recipe.max_new_tokens, is_shown=asked.is_shown
                 )
                 turns.append(with_texts(answer.turn, partial(_decode, decoder)))
-                conversation.append(
-                    {"role": "assistant", "content": _answer_text(decoder, answer.turn)}
-                )
         assert answer is not None, "a question has turns"
         assert prompt is not None, "a question has turns"
         return replace(
@@ -239,7 +264,7 @@ class _Bench:
         self, loader: PairLoader, asked: _AskedQuestion, drafter: str, blank: DrafterRecord
     ) -> DrafterRecord:
         params = SamplingParams(temperature=1.0, seed=self._recipe.seed)
-        prompt = first_prompt(loader.decoder, asked.question)
+        prompt = prompt_behind(loader.decoder, asked.question, ())
         try:
             text = loader.decoder.generate(
                 prompt, params, max_new_tokens=self._recipe.max_new_tokens
@@ -269,29 +294,6 @@ def _rotated(methods: Sequence[Method], number: int) -> list[Method]:
     return [*methods[start:], *methods[:start]]
 
 
-def _as_prompt(decoder: SpeculativeDecoder, conversation: Sequence[Message]) -> PromptLike:
-    """Returns a conversation, or its texts one below the other where there is no chat template."""
-    if decoder.has_chat_template:
-        return conversation
-    if image_sources(conversation):
-        raise InvalidInputError(
-            "a question about images needs the chat template, which says where they stand; choose "
-            "a target that has one"
-        )
-    return "\n\n".join(str(message["content"]) for message in conversation)
-
-
-def _user_messages(question: Question) -> list[Message]:
-    """Returns what the user says turn by turn; the first one is about the images."""
-    first, *others = question.turns
-    return [user_message(first, question.images), *map(user_message, others)]
-
-
-def first_prompt(decoder: SpeculativeDecoder, question: Question) -> Prompt:
-    """Returns the prompt of a question's first turn."""
-    return decoder.encode(_as_prompt(decoder, _user_messages(question)[:1]))
-
-
 def _small_pictures(prompt: Prompt) -> tuple[str, ...]:
     pictures = [image.picture for image in prompt.inputs if image.picture is not None]
     return tuple(small_copy(read_image(each, "the picture")) for each in pictures)
@@ -300,12 +302,6 @@ def _small_pictures(prompt: Prompt) -> tuple[str, ...]:
 def _decode(decoder: SpeculativeDecoder, token_ids: Sequence[int]) -> str:
     assert decoder.tokenizer is not None
     return decoder.tokenizer.decode(token_ids)
-
-
-def _answer_text(decoder: SpeculativeDecoder, turn: TurnRecord) -> str:
-    """Returns an answer as the next turn has it, without the token that ended it."""
-    assert decoder.tokenizer is not None
-    return decoder.tokenizer.decode(turn.token_ids, skip_special_tokens=True)
 
 
 def _describe(error: Exception) -> str:

@@ -37,7 +37,7 @@ class Journal:
     def __init__(self, path: Path, recipe: dict[str, Any] | None = None) -> None:
         self.path = path
         self.records: list[Record] = []
-        self._keys: set[tuple[str, ...]] = set()
+        self._by_key: dict[tuple[str, ...], Record] = {}
         if recipe is not None:
             self._begin(json_line({"recipe": recipe}))
         content = self._content()
@@ -54,7 +54,12 @@ class Journal:
             self._pass_over(end, is_cut=recipe is not None)
 
     def __contains__(self, key: tuple[str, ...]) -> bool:
-        return key in self._keys
+        return key in self._by_key
+
+    def run(self, key: tuple[str, ...]) -> RunRecord | None:
+        """Returns the record of a run, if it was made."""
+        record = self._by_key.get(key)
+        return record if isinstance(record, RunRecord) else None
 
     def append(self, record: Record) -> None:
         """Writes a record to disk, whole.
@@ -115,14 +120,14 @@ class Journal:
         )
 
     def _add(self, record: Record, where: str) -> None:
-        if record.key in self._keys:
+        if record.key in self._by_key:
             raise InvalidInputError(
                 f"{where} holds a run that is there already ({', '.join(record.key)}): two "
                 "benchmarks wrote the file at once, and their times are mixed; remove it and run "
                 "again"
             )
         self.records.append(record)
-        self._keys.add(record.key)
+        self._by_key[record.key] = record
 
     def _pass_over(self, end: int, *, is_cut: bool) -> None:
         """Leaves out what follows the last newline: a line is there once its newline is."""

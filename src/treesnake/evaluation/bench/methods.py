@@ -37,6 +37,11 @@ class Method:
     drafter: str | None = None
     search: str = str(OFF)
 
+    @property
+    def drafts(self) -> bool:
+        """Whether it is our own decoding with a drafter."""
+        return self.peer is None and self.drafter != NO_DRAFTER
+
     def drafter_for(self, pair_drafter: str) -> str:
         """Returns the name of the drafter beside a pair's own."""
         if self.drafter is None:

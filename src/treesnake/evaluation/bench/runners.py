@@ -6,8 +6,11 @@ from typing import Protocol, runtime_checkable
 
 from treesnake.continuation import continue_text
 from treesnake.decoder import SpeculativeDecoder
+from treesnake.drafters.composite import CompositeDrafter
+from treesnake.drafters.memory import MemoryDrafter
 from treesnake.evaluation.bench.record import TurnRecord, sum_steps, to_shown_step
 from treesnake.evaluation.memory import held_bytes
+from treesnake.memory.text_memory import TextMemory
 from treesnake.prompt import Prompt
 from treesnake.protocols import SharedSearch
 from treesnake.sampling import SamplingParams
@@ -50,17 +53,28 @@ class SpeculativeRunner:
     Args:
         decoder: target, drafter and end tokens.
         search: chooses the trees, also of seeded samples.
+        memory: of earlier answers; None draws on each text alone.
     """
 
-    def __init__(self, decoder: SpeculativeDecoder, search: SharedSearch) -> None:
+    def __init__(
+        self, decoder: SpeculativeDecoder, search: SharedSearch, memory: TextMemory | None = None
+    ) -> None:
         self._decoder = decoder
         self._search = search
+        self._memory = memory
+
+    def with_memory(self, memory: TextMemory) -> "SpeculativeRunner":
+        """Returns the same method with a memory."""
+        return SpeculativeRunner(self._decoder, self._search, memory)
 
     def run(
         self, prompt: Prompt, params: SamplingParams, max_new_tokens: int, *, is_shown: bool
     ) -> MeasuredTurn:
         """Continues a prompt in a new session."""
         target, drafter = self._decoder.pair.new_sessions()
+        recalling = None if self._memory is None else MemoryDrafter(self._memory)
+        if recalling is not None:
+            drafter = CompositeDrafter(drafter, recalling)
         emissions = []
         steps = []
         started = perf_counter()
@@ -75,6 +89,8 @@ class SpeculativeRunner:
         ).steps:
             emissions.append(perf_counter() - started)
             steps.append(step)
+        if recalling is not None:
+            recalling.remember()
         total_s = perf_counter() - started
         tokens = tuple(token for step in steps for token in step.emitted)
         turn = TurnRecord(
@@ -93,5 +109,5 @@ class SpeculativeRunner:
             turn,
             held_bytes(self._decoder.pair),
             held_bytes(target, self._decoder.pair),
-            held_bytes(drafter, self._decoder.pair),
+            held_bytes(drafter, (self._decoder.pair, self._memory)),
         )

@@ -64,6 +64,25 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class ServedRow:
+    """What a method with a memory did on a stretch of the questions.
+
+    Attributes:
+        pair: its name.
+        sampling: its name.
+        method: its name.
+        num_served: tokens that it had served at the end, of the questions that are reported.
+        tokens_per_step: of the stretch.
+    """
+
+    pair: str
+    sampling: str
+    method: str
+    num_served: int
+    tokens_per_step: float
+
+
+@dataclass(frozen=True)
 class Summary:
     """The results of a recipe.
 
@@ -73,6 +92,7 @@ class Summary:
         rows: measures of methods.
         drafters: measures of drafters.
         failures: what could not run.
+        served: how methods with a memory did along the way.
     """
 
     recipe: dict[str, Any]
@@ -80,6 +100,7 @@ class Summary:
     rows: tuple[Row, ...]
     drafters: tuple[DrafterRow, ...]
     failures: tuple[Failure, ...]
+    served: tuple[ServedRow, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Returns everything as plain data."""
@@ -102,6 +123,7 @@ def summarize(journal: Journal, environment: dict[str, Any]) -> Summary:
         rows=tuple(rows),
         drafters=tuple(_drafters(journal)),
         failures=tuple(_failures(journal)),
+        served=tuple(_served(good)) if journal.recipe.get("has_memory") else (),
     )
 
 
@@ -132,6 +154,27 @@ def _drafters(journal: Journal) -> list[DrafterRow]:
     return rows
 
 
+def _served(runs: Sequence[RunRecord]) -> list[ServedRow]:
+    """Cuts the first repeat of each method into stretches of equally many questions."""
+    rows = []
+    kinds = dict.fromkeys((run.pair, run.sampling, run.method) for run in runs)
+    for pair, sampling, method in kinds:
+        chosen = [
+            run
+            for run in runs
+            if (run.pair, run.sampling, run.method, run.repeat) == (pair, sampling, method, 0)
+        ]
+        size = -(-len(chosen) // NUM_STRETCHES)
+        num_served = 0
+        for begin in range(0, len(chosen), size or 1):
+            turns = [turn for run in chosen[begin : begin + size] for turn in run.turns]
+            num_new = sum(turn.num_new for turn in turns)
+            num_served += num_new
+            rate = num_new / max(sum(turn.num_emissions for turn in turns), 1)
+            rows.append(ServedRow(pair, sampling, method, num_served, rate))
+    return rows
+
+
 def _failures(journal: Journal) -> list[Failure]:
     counts: dict[tuple[str, str, str], int] = {}
     for run in journal.runs:
@@ -140,6 +183,9 @@ def _failures(journal: Journal) -> list[Failure]:
             counts[key] = counts.get(key, 0) + 1
     return [Failure(*key, number) for key, number in counts.items()]
 
+
+NUM_STRETCHES = 6
+"""Points of a curve over the tokens served."""
 
 COLUMNS = (
     "method",
@@ -167,6 +213,8 @@ def to_markdown(summary: Summary) -> str:
             f"## {inline(pair)}, {inline(sampling)}",
             _number_table(COLUMNS, [cells(row) for row in rows], number_columns=len(COLUMNS) - 1),
         ]
+    if summary.served:
+        parts += ["## Tokens a step by tokens served", _served_table(summary.served)]
     if summary.drafters:
         parts += ["## Drafters beside their targets", _drafter_table(summary.drafters)]
     if summary.failures:
@@ -220,6 +268,15 @@ def _drafter_table(rows: Sequence[DrafterRow]) -> str:
         ],
         number_columns=len(heads) - 1,
     )
+
+
+def _served_table(rows: Sequence[ServedRow]) -> str:
+    heads = ("pair", "sampling", "method", "tokens served", "tokens/step")
+    cells = [
+        [row.pair, row.sampling, row.method, str(row.num_served), f"{row.tokens_per_step:.2f}"]
+        for row in rows
+    ]
+    return _number_table(heads, cells, number_columns=2)
 
 
 def _number_table(

@@ -1,0 +1,132 @@
+"""Sees what a target says in a text, for a drafter that learns from it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from treesnake.clock import work_clock
+from treesnake.draft import Draft, Scored
+from treesnake.drafters.composite import CompositeDrafterModel
+from treesnake.drafters.kept_output import KeptOutput
+from treesnake.drafters.learner import TIME_SHARE, Learner
+from treesnake.drafters.network import NetworkDrafterModel
+from treesnake.drafters.said_texts import OtherTokenReader, SaidText, SameTokenReader, TextReader
+from treesnake.drafters.text import TextDrafterModel
+from treesnake.errors import InvalidInputError
+from treesnake.loading.checkpoint import Checkpoint
+from treesnake.loading.kept_memory import made_from
+from treesnake.prompt import Prompt
+from treesnake.sampling import Rng, SamplingParams
+from treesnake.shape import Shape
+
+LearnLike = bool | str | Path
+"""Whether a drafter learns, or the folder where that is kept."""
+
+LEAST_SHARE = 0.05
+"""Less probable tokens are not worth learning."""
+
+
+class LearningDrafter:
+    """Guesses nothing itself; joined to a drafter it sees what the target makes of the text.
+
+    Args:
+        learner: gets each answer when the next prompt begins, or when `finish` is called.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+        self._prompt: Prompt | None = None
+        self._begin(None)
+
+    def prefill(self, prompt: Prompt) -> None:
+        """Hands over the answer before, and begins another."""
+        self.finish()
+        self._begin(prompt)
+
+    def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
+        """Returns the anchor."""
+        self._begun = work_clock()
+        self._temperature = 1.0 if params.is_greedy else params.temperature
+        return Draft.nothing(anchor)
+
+    def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
+        """Takes note of the tokens, and of what the target held probable behind each."""
+        self._tokens += token_ids
+        if scored is None:
+            self._shares += [{}] * len(token_ids)
+            return
+        self._shares += [_probable(scored, node) for node in scored.path]
+        self._decoding_s += work_clock() - self._begun
+
+    def finish(self) -> None:
+        """Hands over what there is of the answer."""
+        if self._prompt is not None and any(self._shares):
+            said = SaidText(self._prompt, self._tokens, self._shares, self._temperature)
+            self._learner.add(said, self._decoding_s)
+        self._begin(None)
+
+    def _begin(self, prompt: Prompt | None) -> None:
+        self._prompt = prompt
+        self._tokens: list[int] = []
+        self._shares: list[dict[int, float]] = []
+        self._temperature = 1.0
+        self._begun = self._decoding_s = 0.0
+
+
+def _probable(scored: Scored, node: int) -> dict[int, float]:
+    """Returns the probable tokens behind a node."""
+    row = scored.target_probs[node].numpy(force=True)
+    tokens = np.flatnonzero(row >= LEAST_SHARE)
+    return dict(zip(tokens.tolist(), row[tokens].tolist(), strict=True))
+
+
+def learner_of(
+    drafter: object, kept: KeptOutput | None = None, time_share: float = TIME_SHARE
+) -> Learner:
+    """Returns what teaches the network of a drafter, which may be joined with others.
+
+    Args:
+        drafter: a model of drafters.
+        kept: where what is learned is kept.
+        time_share: the share of the seconds of decoding that learning may take.
+
+    Raises:
+        InvalidInputError: if it has no network that can learn, or several.
+    """
+    readers = _readers(drafter)
+    if len(readers) != 1:
+        raise InvalidInputError(
+            f"a drafter learns if it is one Mamba or Mamba-2, perhaps joined with prompt lookup; "
+            f"this {type(drafter).__name__} has {len(readers) or 'none'} that can learn: choose "
+            "another drafter, such as auto, or leave learning out"
+        )
+    return Learner(readers[0], kept, time_share)
+
+
+def _readers(drafter: object) -> list[TextReader]:
+    if isinstance(drafter, CompositeDrafterModel):
+        return [*_readers(drafter.first), *_readers(drafter.second)]
+    if isinstance(drafter, NetworkDrafterModel):
+        return [SameTokenReader(drafter)]
+    return [OtherTokenReader(drafter)] if isinstance(drafter, TextDrafterModel) else []
+
+
+def open_learner(chosen: LearnLike, drafter: object, target: Checkpoint) -> Learner | None:
+    """Returns what teaches a drafter, with what its folder holds of earlier processes.
+
+    Args:
+        chosen: as in `SpeculativeDecoder.from_pretrained`.
+        drafter: a model of drafters.
+        target: that it drafts for.
+
+    Raises:
+        InvalidInputError: if the drafter cannot learn, or the folder cannot be made.
+    """
+    if chosen is False:
+        return None
+    if chosen is True:
+        return learner_of(drafter)
+    if not isinstance(chosen, str | Path) or not str(chosen):
+        raise InvalidInputError(f"learn must be True, False or a folder, got {chosen!r}")
+    return learner_of(drafter, KeptOutput(Path(chosen).expanduser(), made_from(target)))
