@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 FOLDER = Path(__file__).parent.parent
@@ -533,18 +534,17 @@ def _torch_threads() -> str:
 
 def _variants() -> str:
     cells = []
-    for name, provenance in _read("drafter_variants")["variants"].items():
-        (stage,) = provenance["stages"]
-        last = stage["evaluations"][-1]
-        judgement = last["judgement"]
+    for name, seeds in _read("drafter_variants")["variants"].items():
+        lasts = [provenance["stages"][0]["evaluations"][-1] for provenance in seeds]
+        judged = [last["judgement"] for last in lasts]
         cells.append(
             [
                 name,
-                f"{judgement['agreement']:.1%}",
-                f"{judgement['tokens_per_step']:.3f}",
-                f"{judgement['loss']:.2f}",
-                f"{judgement['calibration_error']:.3f}",
-                f"{last['num_tokens'] / last['seconds_s']:.0f}",
+                _mean_and_range([each["agreement"] for each in judged], ".1%"),
+                _mean_and_range([each["tokens_per_step"] for each in judged], ".3f"),
+                _mean_and_range([each["loss"] for each in judged], ".2f"),
+                _mean_and_range([each["calibration_error"] for each in judged], ".3f"),
+                _mean_and_range([each["num_tokens"] / each["seconds_s"] for each in lasts], ".0f"),
             ]
         )
     heads = ("agreement", "tokens/step", "loss", "calibration error", "trained tokens/s")
@@ -891,6 +891,13 @@ def _by_category(name: str) -> dict[str, dict[str, Any]]:
 def _bench_rows(name: str, sampling: str) -> list[dict[str, Any]]:
     rows = _read(name)["rows"]
     return [row for row in rows if (row["sampling"], row["category"]) == (sampling, "all")]
+
+
+def _mean_and_range(numbers: Sequence[float], form: str) -> str:
+    """Returns the mean of some runs, with the lowest and highest where there are several."""
+    if len(numbers) == 1:
+        return f"{numbers[0]:{form}}"
+    return f"{fmean(numbers):{form}} ({min(numbers):{form}}\u2013{max(numbers):{form}})"
 
 
 def _interval(numbers: Iterable[float], digits: int) -> str:

@@ -15,6 +15,7 @@ from treesnake.loading.gguf_tokenizer import build_tokenizer
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
 from treesnake.models.hf_attention import HfAttention
+from treesnake.training.answering import Answerer
 from treesnake.training.answers import answer_prompts, read_prompts
 from treesnake.training.reporting import NoReporter
 from treesnake.training.training_recipe import (
@@ -122,10 +123,8 @@ def answers_folder(
     folder = tmp_path_factory.mktemp("answers")
     target = load_pretrained(str(target_folder), LoadOptions(dtype="float32", device="cpu"))
     answer_prompts(
-        HfAttention(target.model),
-        target.tokenizer,
+        Answerer(HfAttention(target.model), target.tokenizer, (2,)),
         read_prompts([prompts_file]),
-        [2],
         ANSWERS,
         folder,
         seed=0,

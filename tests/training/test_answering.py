@@ -13,7 +13,7 @@ from treesnake.loading.pretrained import Pretrained, load_pretrained
 from treesnake.models.hf_attention import HfAttention
 from treesnake.models.tree_network import TreeNetwork
 from treesnake.training import answers
-from treesnake.training.answering import AnswerOptions, answer
+from treesnake.training.answering import Answerer, AnswerOptions, answer
 from treesnake.training.answers import answer_batches, answer_prompts, read_prompts
 from treesnake.training.reporting import NoReporter
 from treesnake.training.shards import read_shard, shard_files
@@ -108,10 +108,8 @@ def test_answers_that_are_there_are_not_made_again(
 
     def run() -> list[bytes]:
         answer_prompts(
-            network,
-            pretrained.tokenizer,
+            Answerer(network, pretrained.tokenizer, (2,)),
             prompts,
-            [2],
             stage,
             tmp_path,
             seed=0,

@@ -17,7 +17,7 @@ ANSWER = Answer(
 
 
 def test_what_the_target_said_counts_most() -> None:
-    shards = [answers_shard([0], [ANSWER])]
+    shards = [answers_shard([0], [ANSWER], 0.0)]
     chosen = [
         choose_draft_vocabulary(shards, size, [2], vocab_size=12).tolist() for size in range(1, 8)
     ]

@@ -13,7 +13,7 @@ from treesnake.training.progress import Evaluation
 from treesnake.training.provenance import StageRecord, write_provenance
 from treesnake.training.training_recipe import TrainingRecipe
 
-EVALUATION = Evaluation(4, 1000, 7.5, 2.0, HeldOutScore(3, 30, 2.1, 0.5, 1.9, 0.1))
+EVALUATION = Evaluation(4, 1000, 7.5, 2.0, HeldOutScore(3, 30, 2.1, 0.5, 1.9, 0.1, ()))
 RECORD = StageRecord("distil", 80, 900, 1000, 0.002, [EVALUATION])
 LEFT_OUT = {"web": [{"reason": "without text", "rows": 1, "first": [3]}]}
 

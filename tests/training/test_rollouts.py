@@ -83,3 +83,6 @@ def test_a_drafter_is_distilled_on_its_own_words(
     assert (folder / "model.safetensors").exists()
     with pytest.raises(InvalidInputError, match='choose probabilities = "target"'):
         check_training_recipe(replace(recipe, stages=(replace(rolled, probabilities="stored"),)))
+    weighed = replace(rolled, weights="steps")
+    with pytest.raises(InvalidInputError, match="there are no steps"):
+        check_training_recipe(replace(recipe, stages=(weighed,)))

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from treesnake.errors import InvalidInputError, TrainingError
 from treesnake.training.answering import Answer
+from treesnake.training.losses import NEVER
 from treesnake.training.shards import Shard, answers_shard, read_shard, text_shard, write_shard
-from treesnake.training.texts import Texts, cut_passes, epoch_updates, read_texts
+from treesnake.training.texts import NO_TOKEN, Texts, cut_passes, epoch_updates, read_texts
 
 
 def answer(prompt: list[int], tokens: list[int]) -> Answer:
@@ -24,7 +25,8 @@ def answer(prompt: list[int], tokens: list[int]) -> Answer:
 
 
 def answers() -> Shard:
-    return answers_shard([4, 7], [answer([1, 2, 3], [10, 20]), answer([5], [30, 40, 50])])
+    pair = [answer([1, 2, 3], [10, 20]), answer([5], [30, 40, 50])]
+    return answers_shard([4, 7], pair, 0.7)
 
 
 def test_every_token_of_an_answer_is_learned_at_the_place_before_it() -> None:
@@ -33,8 +35,9 @@ def test_every_token_of_an_answer_is_learned_at_the_place_before_it() -> None:
     assert batch.labels.tolist() == [10, 20, 30, 40, 50]
     before = batch.tokens.flatten()[batch.positions]
     assert before.tolist() == [3, 10, 5, 30, 40]
-    assert batch.top_ids is not None
     assert batch.top_ids[:, 0].tolist() == batch.labels.tolist()
+    assert batch.num_learned == [2, 3]
+    assert batch.temperatures.tolist() == pytest.approx([0.7] * 5)
 
 
 def test_of_a_text_without_prompt_all_but_the_first_token_is_learned() -> None:
@@ -43,7 +46,19 @@ def test_of_a_text_without_prompt_all_but_the_first_token_is_learned() -> None:
     batch = texts.batch([0])
     assert batch.labels.tolist() == [2, 3]
     assert batch.positions.tolist() == [0, 1]
-    assert batch.top_ids is None
+    assert batch.top_ids.tolist() == [[2], [3]], "of a text alone its tokens are certain"
+    assert batch.top_log_probs.tolist() == [[0.0], [0.0]]
+    assert batch.temperatures.tolist() == [0.0, 0.0]
+    assert not texts.has_target_probs
+
+
+def test_texts_with_and_without_the_targets_probabilities_are_learned_together() -> None:
+    texts = Texts([text_shard([0], [([1], [2, 3])]), answers()], max_tokens=9)
+    assert texts.has_target_probs
+    batch = texts.batch([0, 1])
+    assert batch.top_ids.tolist() == [[2, NO_TOKEN], [3, NO_TOKEN], [10, 11], [20, 21]]
+    assert batch.top_log_probs[:2, 1].tolist() == pytest.approx([NEVER, NEVER])
+    assert batch.top_log_probs[2].exp().tolist() == pytest.approx([0.7, 0.2], abs=1e-4)
 
 
 def test_long_answers_are_cut_and_long_prompts_left_out() -> None:
@@ -51,7 +66,6 @@ def test_long_answers_are_cut_and_long_prompts_left_out() -> None:
     assert (len(texts), texts.num_left_out) == (1, 1)
     batch = texts.batch([0])
     assert batch.labels.tolist() == [30, 40]
-    assert batch.top_ids is not None
     assert len(batch.top_ids) == 2
 
 

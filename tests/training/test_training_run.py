@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -20,9 +19,9 @@ from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams, TorchRng
 from treesnake.shape import chain
 from treesnake.training import answers as answers_module
-from treesnake.training import training_run
+from treesnake.training.learner import locate_trained
 from treesnake.training.reporting import NoReporter
-from treesnake.training.shards import shard_files
+from treesnake.training.shards import read_shard, shard_files
 from treesnake.training.trainer import Trainer
 from treesnake.training.training_recipe import (
     AnswersStage,
@@ -120,30 +119,38 @@ def test_stages_that_were_made_with_other_settings_are_not_taken(
         train_drafter(replace(recipe, stages=(other,)), tmp_path, NoReporter())
 
 
-def test_a_target_is_not_rounded_where_that_is_slower(
-    recipe: TrainingRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_answers_of_other_models_are_learned_beside_the_targets_own(
+    recipe: TrainingRecipe, target_folder: Path, tmp_path: Path
 ) -> None:
-    class Listener(NoReporter):
-        told: ClassVar[list[str]] = []
-
-        def tell(self, message: str) -> None:
-            self.told.append(message)
-
-    (answers, _) = recipe.stages
+    answers, distil = recipe.stages
     assert isinstance(answers, AnswersStage)
-    monkeypatch.setattr(training_run, "rounding_pays", lambda: False)
-    folders = []
-    for int8 in (False, True):
-        stages = (replace(answers, int8=int8),)
-        folder = tmp_path / str(int8)
-        train_drafter(replace(recipe, stages=stages), folder, Listener())
-        folders.append(folder / answers.name)
-    exact, asked_to_round = ([load_file(path) for path in shard_files(each)] for each in folders)
-    assert len(exact) == len(asked_to_round)
-    for one, other in zip(exact, asked_to_round, strict=True):
-        assert torch.equal(one["top_log_probs"], other["top_log_probs"])
-    (message,) = Listener.told
-    assert "unrounded" in message
+    assert isinstance(distil, DistilStage)
+    others = replace(answers, name="others", answered_by=str(target_folder), temperature=1.0)
+    both = replace(distil, data=("answers", "others"), max_updates=2)
+    folder = train_drafter(replace(recipe, stages=(answers, others, both)), tmp_path, NoReporter())
+    shards = [read_shard(path) for path in shard_files(tmp_path / "others")]
+    assert all(shard.top_ids is None for shard in shards)
+    sources = json.loads((folder / "provenance.json").read_text())["sources"]
+    assert sources["others"]["answered_by"] == str(target_folder)
+    only = replace(both, data=("others",))
+    with pytest.raises(InvalidInputError, match="has no probabilities of the target"):
+        train_drafter(replace(recipe, stages=(others, only)), tmp_path / "only", NoReporter())
+
+
+def test_a_drafter_learns_to_be_accepted(distillation: TrainingRecipe, tmp_path: Path) -> None:
+    (stage,) = distillation.stages
+    assert isinstance(stage, DistilStage)
+    accepted = replace(stage, divergence="rejection", cross_entropy_weight=0.0, weights="steps")
+    folder = train_drafter(replace(distillation, stages=(accepted,)), tmp_path, NoReporter())
+    (record,) = json.loads((folder / "provenance.json").read_text())["stages"]
+    first, last = (record["evaluations"][end]["judgement"] for end in (0, -1))
+    assert last["loss"] < first["loss"]
+    assert [chains["temperature"] for chains in last["chains"]] == [0.0]
+
+
+def test_a_drafter_of_the_package_can_go_on_learning() -> None:
+    found = locate_trained(TrainedBefore(source="treesnake-smol"))
+    assert (found / "draft_vocabulary.json").is_file()
 
 
 def test_a_drafter_that_nothing_judges_is_not_trained(

@@ -267,6 +267,11 @@ def check_drafter_name(name: str) -> None:
             )
 
 
+def locate_drafter(name: str, options: LoadOptions = DEFAULT_OPTIONS) -> Path:
+    """Returns the folder of a trained drafter: one that comes with the package, or as `locate`."""
+    return SHIPPED_FOLDER / name if name in SHIPPED_FOR.values() else locate(name, options)
+
+
 def reads_captions(name: str) -> bool:
     """Tells whether a drafter's name asks for a stream that reads captions."""
     specs = [StreamSpec.parse(part) for part in parts_of(name) if part not in NO_MODELS]
@@ -287,8 +292,7 @@ def _load_model(
     tokens: Tokens,
     sees: bool,
 ) -> NetworkDrafterModel | TextDrafterModel:
-    is_shipped = name in SHIPPED_FOR.values()
-    found = identify(name, SHIPPED_FOLDER / name if is_shipped else locate(name, options))
+    found = identify(name, locate_drafter(name, options))
     is_recurrent = found.architecture is Architecture.STATE_SPACE
     if is_recurrent and window is not None:
         raise InvalidInputError(

@@ -11,6 +11,7 @@ from itertools import compress
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from treesnake.models.tree_network import Part, TreeNetwork
 from treesnake.prompt import Prompt
@@ -31,6 +32,21 @@ class Answer:
     tokens: Int[Tensor, " answer"]
     top_ids: Int[Tensor, "answer top"]
     top_log_probs: Float[Tensor, "answer top"]
+
+
+@dataclass(frozen=True, eq=False)
+class Answerer:
+    """A model that answers prompts.
+
+    Attributes:
+        network: in any engine.
+        tokenizer: its own.
+        end_tokens: what ends an answer.
+    """
+
+    network: TreeNetwork
+    tokenizer: PreTrainedTokenizerBase
+    end_tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,7 @@ def answer(
     device = logits.device
     answers = _Answers.empty(len(prompts), options, device)
     ends = torch.tensor(options.end_tokens, device=device)
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     for index in range(options.max_new_tokens):
         log_probs = logits.log_softmax(-1)
         top = log_probs.topk(options.num_top)
@@ -153,5 +169,17 @@ def _choose(
 ) -> Int[Tensor, " rows"]:
     if temperature == 0:
         return best
-    probs = (log_probs / temperature).softmax(-1)
-    return torch.multinomial(probs, 1, generator=generator)[:, 0]
+    return draw((log_probs / temperature).softmax(-1), generator)
+
+
+def draw(probs: Float[Tensor, "rows outcomes"], generator: torch.Generator) -> Int[Tensor, " rows"]:
+    """Returns a column for each row, drawn by its probabilities.
+
+    Args:
+        probs: of each row; they need not be normalized.
+        generator: on a CPU, so that the chance is the same for every device.
+    """
+    chance = torch.rand(len(probs), 1, generator=generator).to(probs.device)
+    cumulative = probs.cumsum(-1)
+    drawn = torch.searchsorted(cumulative, chance * cumulative[:, -1:])[:, 0]
+    return drawn.clamp_max(probs.shape[-1] - 1)

@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from treesnake.errors import InvalidInputError, TrainingError
 from treesnake.json_lines import read_json_lines
-from treesnake.models.tree_network import TreeNetwork
-from treesnake.training.answering import AnswerOptions, answer
+from treesnake.training.answering import Answer, Answerer, AnswerOptions, answer
 from treesnake.training.corpus import prompt_tokens
 from treesnake.training.reporting import Reporter
+from treesnake.training.rewriting import rewritten_shard
 from treesnake.training.shards import (
     answers_shard,
     is_whole,
@@ -82,13 +82,12 @@ def answer_batches(
 
 
 def answer_prompts(
-    network: TreeNetwork,
-    tokenizer: PreTrainedTokenizerBase,
+    answerer: Answerer,
     prompts: Sequence[str],
-    end_tokens: Sequence[int],
     stage: AnswersStage,
     folder: Path,
     *,
+    written_with: PreTrainedTokenizerBase | None = None,
     seed: int,
     share: tuple[int, int],
     reporter: Reporter,
@@ -96,12 +95,11 @@ def answer_prompts(
     """Answers the prompts that have no answers yet.
 
     Args:
-        network: the target, in any engine.
-        tokenizer: the target's.
+        answerer: the model that answers.
         prompts: as text, each once.
-        end_tokens: what ends an answer.
         stage: how it answers.
         folder: of the shards.
+        written_with: the tokenizer whose tokens are kept, if not those of the answerer.
         seed: of sampled answers.
         share: this process's number, and the number of processes.
         reporter: is told the number of prompts.
@@ -113,10 +111,11 @@ def answer_prompts(
     folder.mkdir(parents=True, exist_ok=True)
     strangers = {*shard_files(folder)}
     options = AnswerOptions(
-        stage.max_new_tokens, stage.temperature, stage.num_top, tuple(sorted(end_tokens))
+        stage.max_new_tokens, stage.temperature, stage.num_top, answerer.end_tokens
     )
+    num_tokens = answerer.network.vocab_size if written_with is None else len(written_with)
     num_left_out = len(prompts)
-    for index, batch in enumerate(answer_batches(prompts, tokenizer, stage)):
+    for index, batch in enumerate(answer_batches(prompts, answerer.tokenizer, stage)):
         num_left_out -= len(batch.prompts)
         path = shard_path(folder, batch.number)
         strangers.discard(path)
@@ -124,15 +123,14 @@ def answer_prompts(
             continue
         if not is_whole(path):
             batch_seed = seed * 1_000_003 + batch.number
-            try:
-                answers = answer(network, batch.prompts, options, batch_seed)
-            except torch.OutOfMemoryError as error:
-                raise TrainingError(
-                    f'the stage "{stage.name}" answers {stage.batch_size} prompts at once, for '
-                    f"which the device has no memory; choose a smaller batch_size, delete {folder} "
-                    f"and run the same command again: {error}"
-                ) from error
-            write_shard(path, answers_shard(batch.prompt_index, answers), network.vocab_size)
+            answers = _answered(answerer, batch, options, batch_seed, stage.name, folder)
+            if written_with is None:
+                shard = answers_shard(batch.prompt_index, answers, stage.temperature)
+            else:
+                shard = rewritten_shard(
+                    batch.prompt_index, prompts, answers, answerer, written_with
+                )
+            write_shard(path, shard, num_tokens)
         reporter.advance(len(batch.prompts) * share[1], {})
     if strangers:
         raise InvalidInputError(
@@ -143,3 +141,21 @@ def answer_prompts(
             f"{num_left_out} prompts left out, for they have no token or more than "
             f"{stage.max_prompt_tokens}"
         )
+
+
+def _answered(
+    answerer: Answerer,
+    batch: AnswerBatch,
+    options: AnswerOptions,
+    seed: int,
+    stage_name: str,
+    folder: Path,
+) -> list[Answer]:
+    try:
+        return answer(answerer.network, batch.prompts, options, seed)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f'the stage "{stage_name}" answers {len(batch.prompts)} prompts at once, for which the '
+            f"device has no memory; choose a smaller batch_size, delete {folder} and run the same "
+            f"command again: {error}"
+        ) from error

@@ -4,17 +4,31 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from treesnake.training.learner import Learner
-from treesnake.training.losses import all_outcomes, cross_entropy, divergence, stored_outcomes
+from treesnake.training.losses import (
+    NEVER,
+    Drafted,
+    Outcomes,
+    all_outcomes,
+    certain,
+    cross_entropy,
+    divergence,
+    shared_draw_log_probs,
+    sharpened,
+    stored_outcomes,
+)
 from treesnake.training.texts import Batch
 from treesnake.training.training_recipe import Divergence
 
 POSITIONS_PER_PART = 1024
 """The logits of so many positions exist at once; of more, they are made again for the gradients."""
+
+NUM_TOP = 16
+"""Of all that a target says which runs along, so many tokens are looked at for agreement."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +36,8 @@ class Objective:
     """What is minimised.
 
     Attributes:
-        divergence: from the target's distribution; None where only the tokens are learned.
+        divergence: from the target's distribution, "rejection" at the temperature of the text, the
+            others at 1; None where only the tokens are learned.
         cross_entropy_weight: how much the cross-entropy of the tokens counts.
     """
 
@@ -38,11 +53,14 @@ class LossTerms:
         loss: what is minimised.
         is_right: 1 where its most probable token is the text's.
         confidence: the probability that it gave to that token.
+        accept_prob: the probability that it guesses the text's token, given that the target says
+            it. At temperature 0 that is `is_right`; above, both draw by shared noise.
     """
 
     loss: Float[Tensor, " positions"]
     is_right: Float[Tensor, " positions"]
     confidence: Float[Tensor, " positions"]
+    accept_prob: Float[Tensor, " positions"]
 
     @classmethod
     def of(cls, columns: Float[Tensor, "positions terms"]) -> "LossTerms":
@@ -75,7 +93,7 @@ class DistillationLoss(nn.Module):
         drafted = draft_vocabulary
         if drafted is None:
             drafted = torch.arange(min(learner.vocab_size, target_size))
-        columns = torch.full((target_size,), len(drafted))
+        columns = torch.full((target_size + 1,), len(drafted))  # the last one is of `NO_TOKEN`
         columns[drafted] = torch.arange(len(drafted))
         self.drafted: Tensor
         self._columns: Tensor
@@ -84,19 +102,19 @@ class DistillationLoss(nn.Module):
 
     def forward(
         self, batch: Batch, target_logits: Float[Tensor, "positions vocab"] | None = None
-    ) -> Float[Tensor, "positions 3"]:
+    ) -> Float[Tensor, "positions 4"]:
         """Returns the columns of `LossTerms`.
 
         Args:
             batch: texts, and the positions where they are learned.
-            target_logits: where the target was run along; else those stored with the batch are
-                used, if the objective needs any.
+            target_logits: where the target was run along; else the probabilities in the batch are
+                used.
         """
         features = self._features(batch.tokens).flatten(0, 1)[batch.positions]
         weight = self._output_rows()
         if not len(features):
             # A device without positions takes part in the sum of gradients all the same.
-            return (features.sum() + weight.sum()).expand(0, 3)
+            return (features.sum() + weight.sum()).expand(0, 4)
         starts = range(0, len(features), POSITIONS_PER_PART)
         parts = [slice(start, start + POSITIONS_PER_PART) for start in starts]
         if len(parts) == 1:
@@ -140,22 +158,102 @@ class DistillationLoss(nn.Module):
         batch: Batch,
         target_logits: Float[Tensor, "all_positions vocab"] | None,
         part: slice,
-    ) -> Float[Tensor, "positions 3"]:
-        logits = F.linear(features, weight).float()
+    ) -> Float[Tensor, "positions 4"]:
+        drafted = Drafted.of(F.linear(features, weight).float())
         labels = self._columns[batch.labels[part]]
-        loss = torch.zeros(len(logits), device=logits.device)
+        target = self._known(batch, target_logits, part)
+        loss = torch.zeros(len(labels), device=labels.device)
         if self._objective.cross_entropy_weight:
-            loss = loss + self._objective.cross_entropy_weight * cross_entropy(logits, labels)
+            loss = loss + self._objective.cross_entropy_weight * cross_entropy(drafted, labels)
         if self._objective.divergence is not None:
-            if target_logits is not None:
-                log_probs = target_logits[part].float().log_softmax(-1)
-                outcomes = all_outcomes(logits, log_probs[:, self.drafted])
-            else:
-                assert batch.top_ids is not None
-                assert batch.top_log_probs is not None
-                columns = self._columns[batch.top_ids[part]]
-                outcomes = stored_outcomes(logits, columns, batch.top_log_probs[part])
+            outcomes = self._outcomes(drafted, target, target_logits, part)
             loss = loss + divergence(self._objective.divergence, outcomes)
-        best = logits.detach().max(-1)
-        confidence = (best.values - logits.detach().logsumexp(-1)).exp()
-        return torch.stack([loss, (best.indices == labels).float(), confidence], -1)
+        found = Drafted(drafted.logits.detach(), drafted.total.detach())
+        best = found.logits.max(-1)
+        is_right = (best.indices == labels).float()
+        confidence = (best.values - found.total[:, 0]).exp()
+        accept_prob = self._accept_probs(found, target, is_right)
+        return torch.stack([loss, is_right, confidence, accept_prob], -1)
+
+    def _outcomes(
+        self,
+        drafted: Drafted,
+        target: "_Known",
+        target_logits: Float[Tensor, "all_positions vocab"] | None,
+        part: slice,
+    ) -> Outcomes:
+        """Returns what the drafter is compared in."""
+        if self._objective.divergence == "rejection":
+            return self._drawn(drafted, target)
+        if target_logits is None:
+            return stored_outcomes(drafted, self._columns[target.top_ids], target.top_log_probs)
+        log_probs = target_logits[part].float().log_softmax(-1)
+        return all_outcomes(drafted, log_probs[:, self.drafted])
+
+    def _known(
+        self, batch: Batch, target_logits: Float[Tensor, "all_positions vocab"] | None, part: slice
+    ) -> "_Known":
+        """Returns what is known of the target at some positions."""
+        labels, temperatures = batch.labels[part], batch.temperatures[part]
+        if target_logits is None:
+            return _Known(labels, temperatures, batch.top_ids[part], batch.top_log_probs[part])
+        log_probs = target_logits[part].float().log_softmax(-1)
+        top = log_probs.topk(min(NUM_TOP, log_probs.shape[-1]))
+        return _Known(labels, temperatures, top.indices, top.values)
+
+    def _drawn(self, drafted: Drafted, target: "_Known") -> Outcomes:
+        """Returns the outcomes of drawing at the temperatures of the text.
+
+        At temperature 0 the target says its token for certain. The drafter's best token is no
+        smooth function of its weights, so it draws at temperature 1 there.
+        """
+        is_greedy = target.temperatures == 0
+        temperatures = target.temperatures.masked_fill(is_greedy, 1)
+        log_probs = torch.where(
+            is_greedy[:, None],
+            certain(target.is_label),
+            sharpened(target.top_log_probs, temperatures),
+        )
+        if not is_greedy.all():
+            drafted = Drafted.of(drafted.logits / temperatures[:, None])
+        return stored_outcomes(drafted, self._columns[target.top_ids], log_probs)
+
+    def _accept_probs(
+        self,
+        drafted: Drafted,
+        target: "_Known",
+        is_right: Float[Tensor, " positions"],
+    ) -> Float[Tensor, " positions"]:
+        is_drawn = target.temperatures > 0
+        drawn = target.rows(is_drawn)
+        outcomes = self._drawn(Drafted(drafted.logits[is_drawn], drafted.total[is_drawn]), drawn)
+        given_label = shared_draw_log_probs(outcomes) - outcomes.target[:, :-1]
+        is_said = drawn.is_label & (outcomes.target[:, :-1] > NEVER / 2)
+        accepted = (given_label.exp() * is_said).sum(-1).clamp_max(1)
+        return is_right.masked_scatter(is_drawn, accepted)
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What is known of the target at some positions.
+
+    Attributes:
+        labels: the tokens of the text.
+        temperatures: as in `Batch`.
+        top_ids: the target's most probable tokens.
+        top_log_probs: their log probabilities at temperature 1.
+    """
+
+    labels: Int[Tensor, " positions"]
+    temperatures: Float[Tensor, " positions"]
+    top_ids: Int[Tensor, "positions top"]
+    top_log_probs: Float[Tensor, "positions top"]
+
+    @property
+    def is_label(self) -> Bool[Tensor, "positions top"]:
+        """Which of the most probable tokens is that of the text."""
+        return self.top_ids == self.labels[:, None]
+
+    def rows(self, mask: Bool[Tensor, " positions"]) -> "_Known":
+        """Returns what is known of some of the positions."""
+        return _Known(**{name: each[mask] for name, each in vars(self).items()})

@@ -1,19 +1,44 @@
 """Scores a drafter on text that it did not learn from.
 
-Where the target's text is greedy, the drafter that reads it token by token makes the same guess at
-each position as in a chain whose earlier tokens were accepted. So one pass over the text tells
-exactly what speculative decoding with chains would have done on it, step by step.
+The drafter that reads the target's text token by token makes the same guess at each position as in
+a chain whose earlier tokens were accepted. So one pass over the text tells what speculative
+decoding with chains would have done on it: of greedy text step by step, of sampled text in
+expectation over the noise that both models draw by.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from treesnake.training.chains import ChainSteps, chain_steps, in_rows
+from treesnake.training.distillation_loss import LossTerms
 
 NUM_BINS = 15
 """Of confidence, for the calibration error."""
+
+
+@dataclass(frozen=True)
+class ChainScore:
+    """What chains of a drafter's guesses bring on texts of one temperature.
+
+    Attributes:
+        temperature: at which the target drew the texts.
+        num_texts: how many.
+        num_tokens: of the target's answers in them.
+        tokens_per_step: emitted by a step; the first one of each text drafts nothing.
+        acceptance_by_position: of the steps that guess at each depth, the part that is accepted.
+            The last token of a text is not guessed, since a step has one of the target's own.
+    """
+
+    temperature: float
+    num_texts: int
+    num_tokens: int
+    tokens_per_step: float
+    acceptance_by_position: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -25,9 +50,10 @@ class HeldOutScore:
         num_tokens: of the target's answers in them.
         loss: what training minimises, a token.
         agreement: the part of the tokens that are the drafter's most probable ones.
-        tokens_per_step: emitted by a step of greedy decoding with chains of the drafter's.
+        tokens_per_step: emitted by a step of decoding with chains of the drafter's.
         calibration_error: between the drafter's confidence in its guesses and how often they are
             right; the expected calibration error over 15 bins of equal width.
+        chains: the same tokens a step for each temperature alone, and by depth.
     """
 
     num_texts: int
@@ -36,22 +62,69 @@ class HeldOutScore:
     agreement: float
     tokens_per_step: float
     calibration_error: float
+    chains: tuple[ChainScore, ...]
+
+    @classmethod
+    def of_json(cls, fields: Mapping[str, Any]) -> "HeldOutScore":
+        """Reads what `json` made of `dataclasses.asdict`."""
+        chains = tuple(
+            ChainScore(**(each | {"acceptance_by_position": tuple(each["acceptance_by_position"])}))
+            for each in fields["chains"]
+        )
+        return cls(**(dict(fields) | {"chains": chains}))
 
 
-def emitted_tokens(is_right: Sequence[bool], draft_length: int) -> list[int]:
-    """Returns what each step emits over a text, given where the drafter guesses right.
+def score_texts(
+    terms: LossTerms, counts: Sequence[int], temperatures: Sequence[float], draft_length: int
+) -> HeldOutScore:
+    """Scores the learned tokens of some texts.
 
-    A step emits the guesses up to the first wrong one, at most `draft_length`, and one token of the
-    target's own; the last step ends with the text.
+    Args:
+        terms: of the tokens, one text after the other.
+        counts: tokens of each text.
+        temperatures: at which the target drew each text.
+        draft_length: of the chains.
     """
-    emitted = []
-    position = 0
-    while position < len(is_right):
-        drafted = is_right[position : position + draft_length]
-        accepted = drafted.index(False) if False in drafted else len(drafted)
-        emitted.append(min(accepted + 1, len(is_right) - position))
-        position += emitted[-1]
-    return emitted
+    lengths, drawn_at = torch.tensor(counts), torch.tensor(temperatures)
+    accept_probs = in_rows(terms.accept_prob, counts)
+    steps = chain_steps(accept_probs, lengths, draft_length)
+    return HeldOutScore(
+        num_texts=len(counts),
+        num_tokens=len(terms.loss),
+        loss=float(terms.loss.mean()),
+        agreement=float(terms.is_right.mean()),
+        tokens_per_step=float(lengths.sum() / steps.num_steps.sum()),
+        calibration_error=calibration_error(terms.confidence, terms.is_right),
+        chains=tuple(
+            _score_chains(temperature, drawn_at == temperature, steps, accept_probs, lengths)
+            for temperature in sorted({*drawn_at.tolist()})
+        ),
+    )
+
+
+def _score_chains(
+    temperature: float,
+    rows: Bool[Tensor, " texts"],
+    steps: ChainSteps,
+    accept_probs: Float[Tensor, "texts tokens"],
+    lengths: Int[Tensor, " texts"],
+) -> ChainScore:
+    num_tokens = lengths[rows].sum()
+    guesses = steps.guess_chances[rows]
+    accepted = guesses * accept_probs[rows][..., None]
+    places = torch.arange(guesses.shape[1])[:, None]
+    is_guessed = places < lengths[rows][:, None, None] - 1
+    is_offered = places + torch.arange(guesses.shape[2]) < lengths[rows][:, None, None] - 1
+    offered = (guesses[..., :1] * is_offered).sum((0, 1))
+    return ChainScore(
+        temperature=round(temperature, 4),
+        num_texts=int(rows.sum()),
+        num_tokens=int(num_tokens),
+        tokens_per_step=float(num_tokens / steps.num_steps[rows].sum()),
+        acceptance_by_position=tuple(
+            ((accepted * is_guessed).sum((0, 1)) / offered.clamp_min(1e-9)).tolist()
+        ),
+    )
 
 
 def calibration_error(

@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from treesnake.drafters.load import locate_drafter
 from treesnake.errors import InvalidInputError
-from treesnake.loading.checkpoint import Checkpoint, end_token_ids, locate
+from treesnake.loading.checkpoint import Checkpoint, end_token_ids
 from treesnake.loading.memory import free_bytes
 from treesnake.loading.state_space import read_embeddings
 from treesnake.models.checkpoint import read_network, save_network, shares_embeddings
@@ -155,7 +156,7 @@ def locate_trained(before: TrainedBefore) -> Path:
     Raises:
         LoadError: if there is none.
     """
-    return locate(before.source)
+    return locate_drafter(before.source)
 
 
 def _build_mamba(sizes: MambaSizes, target: Checkpoint) -> Learner:

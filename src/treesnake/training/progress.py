@@ -67,7 +67,7 @@ class TrainingProgress:
         try:
             stored = json.loads(path.read_text("utf-8"))
             evaluations = [
-                Evaluation(**(each | {"judgement": HeldOutScore(**each["judgement"])}))
+                Evaluation(**(each | {"judgement": HeldOutScore.of_json(each["judgement"])}))
                 for each in stored.pop("evaluations")
             ]
             return cls(**stored, evaluations=evaluations)

@@ -81,7 +81,8 @@ def _sources(recipe: TrainingRecipe) -> Mapping[str, Any]:
         if stage.kind == "corpus":
             sources[stage.name] = stage.source
         elif stage.kind == "answers":
-            sources[stage.name] = {"answered_by": recipe.target, "prompts": stage.prompts}
+            answered_by = stage.answered_by or recipe.target
+            sources[stage.name] = {"answered_by": answered_by, "prompts": stage.prompts}
         else:
             sources[stage.name] = stage.data
     return sources

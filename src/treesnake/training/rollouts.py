@@ -6,9 +6,8 @@ top of them (Agarwal et al. 2024; Zhou et al. 2024).
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor
 
+from treesnake.training.answering import draw
 from treesnake.training.distillation_loss import DistillationLoss
 from treesnake.training.texts import Batch
 
@@ -39,18 +38,8 @@ def roll_out(
     tokens = tokens.masked_fill(torch.arange(tokens.shape[1], device=device) > ends[:, None], 0)
     for index in range(num_tokens):
         probs = loss_module.next_probs(tokens[:, : int(ends.max()) + index + 1], ends + index)
-        tokens[rows, ends + index + 1] = loss_module.drafted[_draw(probs, generator)]
+        tokens[rows, ends + index + 1] = loss_module.drafted[draw(probs, generator)]
     positions = (rows * tokens.shape[1] + ends)[:, None] + torch.arange(
         num_tokens + 1, device=device
     )
-    return Batch(tokens, positions.flatten(), torch.zeros_like(positions.flatten()))
-
-
-def _draw(
-    probs: Float[Tensor, "texts drafted"], generator: torch.Generator
-) -> Int[Tensor, " texts"]:
-    """Returns a column for each row; the chance is taken on a CPU, the same for every device."""
-    chance = torch.rand(len(probs), 1, generator=generator).to(probs.device)
-    cumulative = probs.cumsum(-1)
-    drawn = torch.searchsorted(cumulative, chance * cumulative[:, -1:])[:, 0]
-    return drawn.clamp_max(probs.shape[-1] - 1)
+    return Batch.certain(tokens, positions.flatten(), torch.zeros_like(positions.flatten()))

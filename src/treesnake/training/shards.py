@@ -37,6 +37,7 @@ class Shard:
         answer_lengths: tokens of each answer.
         prompts: the tokens of all prompts, one after the other.
         answers: the tokens of all answers.
+        temperatures: at which the target drew each answer; 0 for what it did not draw.
         top_ids: at each token of the answers the most probable ones, best first.
         top_log_probs: the target's log probabilities of them.
     """
@@ -46,6 +47,7 @@ class Shard:
     answer_lengths: Integer[Tensor, " texts"]
     prompts: Integer[Tensor, " prompt_tokens"]
     answers: Integer[Tensor, " answer_tokens"]
+    temperatures: Float[Tensor, " texts"]
     top_ids: Integer[Tensor, "answer_tokens top"] | None = None
     top_log_probs: Float[Tensor, "answer_tokens top"] | None = None
 
@@ -63,14 +65,17 @@ class Shard:
         return (self.answer_lengths.cumsum(0) - self.answer_lengths).tolist()
 
 
-def answers_shard(prompt_index: Sequence[int], answers: Sequence[Answer]) -> Shard:
-    """Packs answers of the target."""
+def answers_shard(
+    prompt_index: Sequence[int], answers: Sequence[Answer], temperature: float
+) -> Shard:
+    """Packs answers that the target drew at a temperature."""
     return Shard(
         prompt_index=torch.tensor(prompt_index),
         prompt_lengths=torch.tensor([len(each.prompt) for each in answers]),
         answer_lengths=torch.tensor([len(each.tokens) for each in answers]),
         prompts=torch.cat([torch.tensor(each.prompt, dtype=torch.int64) for each in answers]),
         answers=torch.cat([each.tokens for each in answers]),
+        temperatures=torch.full((len(answers),), float(temperature)),
         top_ids=torch.cat([each.top_ids for each in answers]),
         top_log_probs=torch.cat([each.top_log_probs for each in answers]),
     )
@@ -86,6 +91,7 @@ def text_shard(
         answer_lengths=torch.tensor([len(answer) for _, answer in texts]),
         prompts=torch.tensor([token for prompt, _ in texts for token in prompt]).long(),
         answers=torch.tensor([token for _, answer in texts for token in answer]).long(),
+        temperatures=torch.zeros(len(texts)),
     )
 
 
@@ -105,7 +111,7 @@ def write_shard(
     """
     id_dtype = torch.uint16 if vocab_size <= 1 << 16 else torch.int32
     dtypes = {"prompts": id_dtype, "answers": id_dtype, "top_ids": id_dtype}
-    dtypes["top_log_probs"] = torch.float16
+    dtypes |= {"top_log_probs": torch.float16, "temperatures": torch.float32}
     tensors = {
         name: tensor.to("cpu", dtypes.get(name, torch.int64)).contiguous()
         for name in Shard.__dataclass_fields__
@@ -197,7 +203,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 def _fault_of(shard: Shard) -> str | None:
     """Returns what does not fit together in a shard, or None."""
     tensors = [getattr(shard, name) for name in Shard.__dataclass_fields__]
-    one_axis, top = tensors[:5], [tensor for tensor in tensors[5:] if tensor is not None]
+    one_axis, top = tensors[:6], [tensor for tensor in tensors[6:] if tensor is not None]
     num_answered = len(shard.answers) if shard.answers.ndim else 0
     faults = {
         "its tensors have other axes than they should": any(t.ndim != 1 for t in one_axis)
@@ -205,8 +211,10 @@ def _fault_of(shard: Shard) -> str | None:
         or len(top) not in (0, 2)
         or len({t.shape for t in top}) > 1,
         "its token ids or lengths are no integers": any(
-            t.is_floating_point() or t.is_complex() or t.dtype == torch.bool for t in one_axis
+            t.is_floating_point() or t.is_complex() or t.dtype == torch.bool for t in tensors[:5]
         ),
+        "its temperatures are no numbers from 0 on": not shard.temperatures.is_floating_point()
+        or not bool((shard.temperatures >= 0).all()),
     }
     fault = next((fault for fault, is_there in faults.items() if is_there), None)
     return fault or _fault_of_lengths(shard)
@@ -215,7 +223,7 @@ def _fault_of(shard: Shard) -> str | None:
 def _fault_of_lengths(shard: Shard) -> str | None:
     lengths = (shard.prompt_lengths, shard.answer_lengths)
     num_tokens = (len(shard.prompts), len(shard.answers))
-    if len({len(each) for each in (*lengths, shard.prompt_index)}) > 1:
+    if len({len(each) for each in (*lengths, shard.prompt_index, shard.temperatures)}) > 1:
         return "it has more prompts than answers, or fewer"
     if any(len(each) and int(each.long().min()) < 0 for each in lengths):
         return "a text has a negative length"

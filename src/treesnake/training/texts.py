@@ -15,14 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from treesnake.errors import InvalidInputError
+from treesnake.training.losses import NEVER
 from treesnake.training.shards import Shard, read_shard, shard_files
 
 TEXTS_PER_WINDOW = 1024
 """So many texts of a shuffled order are sorted by length at once."""
+
+NO_TOKEN = -1
+"""Fills up rows of most probable tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,32 +38,48 @@ class Batch:
         tokens: filled up on the right with zeros.
         positions: where the next token is learned, counted through all rows.
         labels: the tokens there.
-        top_ids: the target's most probable tokens there, if they are known.
+        temperatures: at which the target drew them; 0 where it took the most probable one, or where
+            the text is not its own.
+        top_ids: the target's most probable tokens there, `NO_TOKEN` where it has fewer. Of a text
+            that comes without them it is the label alone.
         top_log_probs: the target's log probabilities of these.
     """
 
     tokens: Int[Tensor, "texts tokens"]
     positions: Int[Tensor, " positions"]
     labels: Int[Tensor, " positions"]
-    top_ids: Int[Tensor, "positions top"] | None = None
-    top_log_probs: Float[Tensor, "positions top"] | None = None
+    temperatures: Float[Tensor, " positions"]
+    top_ids: Int[Tensor, "positions top"]
+    top_log_probs: Float[Tensor, "positions top"]
+
+    @classmethod
+    def certain(
+        cls,
+        tokens: Int[Tensor, "texts tokens"],
+        positions: Int[Tensor, " positions"],
+        labels: Int[Tensor, " positions"],
+    ) -> "Batch":
+        """Returns texts of which nothing but the tokens is known."""
+        top_ids = labels[:, None]
+        greedy, log_probs = (
+            torch.zeros(each.shape, device=labels.device) for each in (labels, top_ids)
+        )
+        return cls(tokens, positions, labels, greedy, top_ids, log_probs)
+
+    @property
+    def num_learned(self) -> list[int]:
+        """How many tokens of each text are learned."""
+        num_texts, width = self.tokens.shape
+        return torch.bincount(self.positions.cpu() // width, minlength=num_texts).tolist()
 
     def to(self, device: torch.device) -> "Batch":
         """Returns it on a device."""
-        return Batch(
-            tokens=self.tokens.to(device),
-            positions=self.positions.to(device),
-            labels=self.labels.to(device),
-            top_ids=None if self.top_ids is None else self.top_ids.to(device),
-            top_log_probs=None if self.top_log_probs is None else self.top_log_probs.to(device),
-        )
+        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def without_positions(self) -> "Batch":
         """Returns one text of it of which nothing is learned."""
-        nothing = self.positions[:0]
-        top_ids = None if self.top_ids is None else self.top_ids[:0]
-        top_log_probs = None if self.top_log_probs is None else self.top_log_probs[:0]
-        return Batch(self.tokens[:1], nothing, self.labels[:0], top_ids, top_log_probs)
+        by_position = {name: each[:0] for name, each in vars(self).items() if name != "tokens"}
+        return Batch(self.tokens[:1], **by_position)
 
 
 class Texts:
@@ -71,6 +92,8 @@ class Texts:
 
     def __init__(self, shards: Sequence[Shard], max_tokens: int) -> None:
         self._shards = shards
+        widths = (1 if each.top_ids is None else each.top_ids.shape[1] for each in shards)
+        self._num_top = max(widths, default=1)
         self._rows: list[tuple[int, int]] = []
         self._num_prompt: list[int] = []
         self.lengths: list[int] = []
@@ -93,8 +116,8 @@ class Texts:
 
     @property
     def has_target_probs(self) -> bool:
-        """Whether every text comes with the target's probabilities."""
-        return all(shard.top_ids is not None for shard in self._shards)
+        """Whether texts come with the target's probabilities; the others are taken for certain."""
+        return any(shard.top_ids is not None for shard in self._shards)
 
     def num_learned(self, indices: Iterable[int]) -> int:
         """Returns how many tokens of some texts are learned."""
@@ -123,13 +146,14 @@ class Texts:
         for row, (tokens, first) in enumerate(texts):
             rectangle[row, : len(tokens) - 1] = tokens[:-1]
             positions.append(row * width + torch.arange(first - 1, len(tokens) - 1))
-        top = [self._top(index) for index in indices] if self.has_target_probs else []
+        top = [self._top(index) for index in indices]
         return Batch(
             tokens=rectangle,
             positions=torch.cat(positions),
             labels=torch.cat([tokens[first:] for tokens, first in texts]),
-            top_ids=torch.cat([ids for ids, _ in top]) if top else None,
-            top_log_probs=torch.cat([log_probs for _, log_probs in top]) if top else None,
+            temperatures=torch.cat([self._temperatures(index) for index in indices]),
+            top_ids=torch.cat([ids for ids, _ in top]),
+            top_log_probs=torch.cat([log_probs for _, log_probs in top]),
         )
 
     def _text(self, index: int) -> tuple[Int[Tensor, " tokens"], int]:
@@ -146,14 +170,23 @@ class Texts:
     def _top(
         self, index: int
     ) -> tuple[Int[Tensor, "positions top"], Float[Tensor, "positions top"]]:
+        """Returns what the target holds probable at the learned positions of a text."""
         shard_index, row = self._rows[index]
         shard = self._shards[shard_index]
-        assert shard.top_ids is not None
-        assert shard.top_log_probs is not None
         num_prompt = self._num_prompt[index]
         start = shard.answer_starts[row]
         positions = slice(start + (num_prompt == 0), start + self.lengths[index] - num_prompt)
-        return shard.top_ids[positions].long(), shard.top_log_probs[positions].float()
+        if shard.top_ids is None or shard.top_log_probs is None:
+            ids = shard.answers[positions].long()[:, None]
+            log_probs = torch.zeros(ids.shape)
+        else:
+            ids, log_probs = shard.top_ids[positions].long(), shard.top_log_probs[positions].float()
+        lacking = (0, self._num_top - ids.shape[1])
+        return F.pad(ids, lacking, value=NO_TOKEN), F.pad(log_probs, lacking, value=NEVER)
+
+    def _temperatures(self, index: int) -> Float[Tensor, " positions"]:
+        shard_index, row = self._rows[index]
+        return self._shards[shard_index].temperatures[row].repeat(self.num_learned([index]))
 
     def _checksum(self, index: int) -> int:
         tokens, first = self._text(index)

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from treesnake.errors import InvalidInputError, TrainingError
 from treesnake.kept_work import Facts, check_same
+from treesnake.training.chains import chain_steps, in_rows
 from treesnake.training.checkpoints import (
     WRITE_ERRORS,
     abandon_folder,
@@ -37,7 +38,7 @@ from treesnake.training.checkpoints import (
     write_folder,
 )
 from treesnake.training.distillation_loss import DistillationLoss, LossTerms
-from treesnake.training.held_out import HeldOutScore, calibration_error, emitted_tokens
+from treesnake.training.held_out import HeldOutScore, score_texts
 from treesnake.training.optimizers import learning_rate, new_optimizers
 from treesnake.training.progress import Evaluation, TrainingProgress
 from treesnake.training.reporting import Reporter
@@ -97,8 +98,10 @@ class Trainer:
                 f"{len(held_out)} that are held out; add data, or change held_out"
             )
         self._rollout_tokens = stage.rollout_tokens if isinstance(stage, DistilStage) else 0
+        self._weighs_steps = isinstance(stage, DistilStage) and stage.weights == "steps"
         self._seed = seed
-        self._held_out = sorted(held_out[: stage.max_held_out], key=lambda i: texts.lengths[i])
+        judged_by = _spread(held_out, stage.max_held_out)
+        self._held_out = sorted(judged_by, key=lambda i: texts.lengths[i])
         self._updates = _plan(texts, learned, stage, seed)
         self._made_from = made_from
         self._progress = TrainingProgress()
@@ -146,29 +149,19 @@ class Trainer:
 
     def score_held_out(self) -> HeldOutScore:
         """Scores the learner as it is on the held-out texts, in every process alike."""
-        columns = []
-        is_right: list[list[bool]] = []
+        columns, counts, temperatures = list[Tensor](), list[int](), list[float]()
         self._loss_module.eval()
         lengths = [self._texts.lengths[index] for index in self._held_out]
         for part in cut_passes(lengths, self._stage.pass_tokens):
-            indices = [self._held_out[i] for i in part]
+            batch = self._texts.batch([self._held_out[i] for i in part])
             with torch.no_grad():
-                batch = self._texts.batch(indices).to(self._accelerator.device)
-                columns.append(self._loss_terms(batch).float().cpu())
-            counts = [self._texts.num_learned([index]) for index in indices]
-            right = LossTerms.of(columns[-1]).is_right.split(counts)
-            is_right += [(each > 0).tolist() for each in right]
+                found = self._loss_terms(batch.to(self._accelerator.device))
+            columns.append(found.float().cpu())
+            counts += batch.num_learned
+            temperatures += [float(text[0]) for text in batch.temperatures.split(batch.num_learned)]
         self._loss_module.train()
         terms = LossTerms.of(torch.cat(columns))
-        steps = [emitted_tokens(each, self._stage.draft_length) for each in is_right]
-        return HeldOutScore(
-            num_texts=len(is_right),
-            num_tokens=len(terms.loss),
-            loss=float(terms.loss.mean()),
-            agreement=float(terms.is_right.mean()),
-            tokens_per_step=sum(map(sum, steps)) / sum(map(len, steps)),
-            calibration_error=calibration_error(terms.confidence, terms.is_right),
-        )
+        return score_texts(terms, counts, temperatures, self._stage.draft_length)
 
     def _update(self) -> None:
         started = time.monotonic()
@@ -222,17 +215,28 @@ class Trainer:
                     terms = LossTerms.of(self._rollout_terms(batch, pass_index))
                 else:
                     terms = LossTerms.of(self._loss_terms(batch))
+                    terms = self._weighted(terms, batch)
                 # Gradients of processes are averaged, and are to be summed.
                 accelerator.backward(terms.loss.sum() * (world / num_learned))
             sums += torch.stack([terms.loss.detach().sum(), terms.is_right.sum().detach()])
         return accelerator.reduce(sums, "sum")
+
+    def _weighted(self, terms: LossTerms, batch: Batch) -> LossTerms:
+        """Returns the terms with losses that count as much as the recipe says."""
+        counts = batch.num_learned
+        if not self._weighs_steps or not len(batch.positions):
+            return terms
+        accept_probs = in_rows(terms.accept_prob.detach().cpu(), counts)
+        steps = chain_steps(accept_probs, torch.tensor(counts), self._stage.draft_length)
+        saved = [row[:count] for row, count in zip(steps.saved_steps, counts, strict=True)]
+        return replace(terms, loss=terms.loss * torch.cat(saved).to(terms.loss.device))
 
     def _num_learned(self, indices: Sequence[int]) -> int:
         if self._rollout_tokens:
             return len(indices) * (self._rollout_tokens + 1)
         return self._texts.num_learned(indices)
 
-    def _rollout_terms(self, batch: Batch, number: int) -> Float[Tensor, "positions 3"]:
+    def _rollout_terms(self, batch: Batch, number: int) -> Float[Tensor, "positions 4"]:
         """Lets the drafter speak in a pass, and compares with what the target says to its words."""
         generator = torch.Generator()
         generator.manual_seed((self._seed * 1_000_003 + self._progress.update) * 10_007 + number)
@@ -247,7 +251,7 @@ class Trainer:
         logits = self._target(input_ids=batch.tokens, use_cache=False).logits
         return logits.flatten(0, 1)[batch.positions]
 
-    def _loss_terms(self, batch: Batch) -> Float[Tensor, "positions 3"]:
+    def _loss_terms(self, batch: Batch) -> Float[Tensor, "positions 4"]:
         logits = None if self._target is None else self._target_logits(batch)
         return self._loss_module(batch, logits)
 
@@ -278,7 +282,9 @@ class Trainer:
         is_best = best is None or judgement.tokens_per_step > best.judgement.tokens_per_step
         if is_best:
             self._write_best(judgement)
-        numbers = {name: value for name, value in asdict(judgement).items() if name[:3] != "num"}
+        numbers = {
+            name: value for name, value in vars(judgement).items() if isinstance(value, float)
+        }
         self._accelerator.log(
             {f"held out/{name}": value for name, value in numbers.items()}, step=progress.update
         )
@@ -396,6 +402,12 @@ def _plan(
         order = seed * EPOCHS_PER_SEED + epoch
         updates += epoch_updates(texts, learned, stage.batch_tokens, stage.pass_tokens, order)
     return updates[: stage.max_updates]
+
+
+def _spread(indices: Sequence[int], most: int) -> list[int]:
+    """Returns at most so many of some indices, at about equal distances."""
+    count = min(most, len(indices))
+    return [indices[number * len(indices) // count] for number in range(count)]
 
 
 def _distinct(state: Mapping[str, Float[Tensor, "..."]]) -> dict[str, Float[Tensor, "..."]]:

@@ -51,7 +51,10 @@ class TransformerSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedBefore:
-    """A Mamba or Mamba-2 that goes on learning: a folder, or a name at the hub."""
+    """A Mamba or Mamba-2 that goes on learning.
+
+    It is a folder, a name at the hub, or a drafter that comes with the package.
+    """
 
     kind: Literal["checkpoint"] = "checkpoint"
     source: str
@@ -121,14 +124,17 @@ class CorpusStage:
 class AnswersStage:
     """Lets the target answer prompts, and keeps what it thought at every token.
 
+    The target runs as it does for users: in the engine that suits the machine, with the weights
+    that `target_dtype` says.
+
     Attributes:
         prompts: names of corpora of prompts, or JSONL files whose rows have a "prompt".
         max_prompt_tokens: longer prompts are left out.
         temperature: 0 is greedy.
         num_top: how many of the most probable tokens are kept at each position.
         batch_size: prompts that are answered at once.
-        int8: whether the target multiplies 8-bit integers meanwhile, which changes a few of its
-            words; a CPU that is slower at that multiplies float32 numbers all the same.
+        answered_by: another target, named as `target` is, whose answers are learned as text. They
+            are written in the tokens of `target`, and of its probabilities nothing is kept.
     """
 
     kind: Literal["answers"] = "answers"
@@ -139,7 +145,7 @@ class AnswersStage:
     temperature: float = 0.0
     num_top: int = 16
     batch_size: int = 64
-    int8: bool = False
+    answered_by: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +198,7 @@ class PretrainStage(LearningStage):
     kind: Literal["pretrain"] = "pretrain"
 
 
-Divergence = Literal["forward_kl", "reverse_kl", "total_variation"]
+Divergence = Literal["forward_kl", "reverse_kl", "total_variation", "rejection"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +206,14 @@ class DistilStage(LearningStage):
     """Learns the target's probabilities.
 
     Attributes:
-        divergence: of the drafter's distribution from the target's.
+        divergence: of the drafter's distribution from the target's at temperature 1; "rejection" is
+            the probability that the drafter's token is another than the target's, both drawn by the
+            same noise at the temperature of the text.
         cross_entropy_weight: how much the cross-entropy of the tokens is added.
         probabilities: "stored" with the answers, the most probable ones and what is left over;
             "target" runs the target on every text and uses all of them.
+        weights: "even" counts all tokens alike; "steps" counts a token by how many fewer steps of
+            decoding the text takes if the drafter guesses it, with chains of `draft_length`.
         rollout_tokens: if not 0, each text ends at a position drawn by chance, and so many of the
             drafter's own tokens follow; what the target says there and to them is learned. Needs
             the target's probabilities, and a forward pass for each token.
@@ -213,6 +223,7 @@ class DistilStage(LearningStage):
     divergence: Divergence = "forward_kl"
     cross_entropy_weight: float = 0.0
     probabilities: Literal["stored", "target"] = "stored"
+    weights: Literal["even", "steps"] = "even"
     rollout_tokens: int = 0
 
 
@@ -226,7 +237,7 @@ class TrainingRecipe:
     Attributes:
         name: of the drafter, and of the folder that it is made in.
         target: "smollm2", a folder, or a name at the hub.
-        target_dtype: of the target's weights while it answers.
+        target_dtype: of the target's weights while it answers, as in `LoadOptions`.
         drafter: what is trained.
         draft_vocabulary: how many tokens the drafter can say, the most frequent ones of the data
             of the first learning stage. If left out, all, or those of before where it goes on
@@ -369,6 +380,11 @@ def _check_rollouts(stage: DistilStage) -> None:
         raise InvalidInputError(
             f'the stage "{stage.name}" has rollout_tokens, to which nothing is stored; choose '
             'probabilities = "target"'
+        )
+    if stage.weights == "steps":
+        raise InvalidInputError(
+            f'the stage "{stage.name}" has rollout_tokens, which decoding never emits, so there '
+            'are no steps to weigh; choose weights = "even"'
         )
 
 

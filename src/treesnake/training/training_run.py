@@ -21,10 +21,11 @@ from transformers import PreTrainedModel
 from treesnake.drafters.vocabulary import read_draft_vocabulary, save_draft_vocabulary
 from treesnake.errors import InvalidInputError, TrainingError
 from treesnake.kept_work import Facts, FileDigests, KeptFolder, alone, differences
-from treesnake.loading.checkpoint import end_token_ids, find_checkpoint
+from treesnake.loading.checkpoint import Checkpoint, end_token_ids, find_checkpoint
+from treesnake.loading.networks import load_network
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_checkpoint
-from treesnake.models.hf_network import hf_network
+from treesnake.training.answering import Answerer
 from treesnake.training.answers import answer_prompts, read_prompts
 from treesnake.training.checkpoints import find_damage, find_folder, read_record, write_folder
 from treesnake.training.corpus import PROMPTS_FILE, collect_corpus, read_left_out
@@ -35,7 +36,6 @@ from treesnake.training.learner import Learner, build_learner, locate_trained
 from treesnake.training.progress import Evaluation
 from treesnake.training.provenance import StageRecord, write_provenance
 from treesnake.training.reporting import NoReporter, Reporter
-from treesnake.training.rounding import rounded_to_int8, rounding_pays
 from treesnake.training.shards import read_shard, shard_files
 from treesnake.training.start import keeps_target_embeddings, start_from_target
 from treesnake.training.texts import Texts, read_texts
@@ -113,6 +113,7 @@ class _TrainingRun:
         self._digests = FileDigests(folder / DIGESTS_FILE)
         self._sources = self._in_turn(lambda: WorkSources(recipe, self._checkpoint, self._digests))
         self._vocabulary: Int[Tensor, " drafted"] | None = None
+        self._answerer: tuple[Path, Answerer] | None = None
 
     def go(self) -> Path:
         for stage in self._recipe.stages:
@@ -175,46 +176,52 @@ class _TrainingRun:
     def _answer(self, stage: AnswersStage) -> None:
         prompts = read_prompts([self._prompts_file(name) for name in stage.prompts])
         folder = KeptFolder(self._folder / stage.name, self._digests)
-        made_from = self._sources.of_answers(stage, prompts)
+        asked = self._answering(stage)
+        made_from = self._in_turn(lambda: self._sources.of_answers(stage, prompts, asked))
         if self._in_turn(lambda: folder.open(made_from, self._reporter.tell)):
             return
-        if stage.num_top > self._target_size:
+        answerer = self._load_answerer(asked)
+        if stage.num_top > answerer.network.vocab_size:
             raise InvalidInputError(
-                f'num_top of the stage "{stage.name}" is {stage.num_top}, and the target knows '
-                f"{self._target_size} tokens"
+                f'num_top of the stage "{stage.name}" is {stage.num_top}, and {asked.name} knows '
+                f"{answerer.network.vocab_size} tokens"
             )
         accelerator = self._accelerator
         self._reporter.begin(stage.name, 0, len(prompts))
         try:
-            with rounded_to_int8(self._target) if self._is_rounded(stage) else nullcontext():
-                answer_prompts(
-                    hf_network(self._target),
-                    self._checkpoint.tokenizer,
-                    prompts,
-                    sorted(end_token_ids(self._checkpoint)),
-                    stage,
-                    folder.folder,
-                    seed=self._recipe.seed,
-                    share=(accelerator.process_index, accelerator.num_processes),
-                    reporter=self._reporter,
-                )
+            answer_prompts(
+                answerer,
+                prompts,
+                stage,
+                folder.folder,
+                written_with=None if asked is self._checkpoint else self._checkpoint.tokenizer,
+                seed=self._recipe.seed,
+                share=(accelerator.process_index, accelerator.num_processes),
+                reporter=self._reporter,
+            )
         finally:
             self._reporter.end()
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             folder.finish(made_from)
 
-    def _is_rounded(self, stage: AnswersStage) -> bool:
-        """Tells whether the target answers in 8 bits, and tells the user where it does not."""
-        if not stage.int8 or self._accelerator.device.type != "cpu" or rounding_pays():
-            return stage.int8
-        self._reporter.tell(
-            "this CPU multiplies 8-bit integers more slowly than float32 numbers, "
-            "so the target answers unrounded in spite of int8 = true"
-        )
-        return False
+    def _answering(self, stage: AnswersStage) -> Checkpoint:
+        """Returns the model that answers, this recipe's target or another one."""
+        if stage.answered_by is None:
+            return self._checkpoint
+        return find_checkpoint(stage.answered_by)
+
+    def _load_answerer(self, checkpoint: Checkpoint) -> Answerer:
+        """Loads a model as users run it; the last one stays for the next stage."""
+        if self._answerer is None or self._answerer[0] != checkpoint.path:
+            options = LoadOptions(self._recipe.target_dtype, str(self._accelerator.device))
+            loaded = load_network(checkpoint, options)
+            ends = tuple(sorted(end_token_ids(checkpoint)))
+            self._answerer = checkpoint.path, Answerer(loaded.network, checkpoint.tokenizer, ends)
+        return self._answerer[1]
 
     def _learn(self, stage: PretrainStage | DistilStage) -> None:
+        self._answerer = None
         folders = [self._data_folder(name) for name in stage.data]
         data = self._in_turn(lambda: self._sources.of_data(folders))
         texts = read_texts(folders, stage.max_tokens, self._target_size)

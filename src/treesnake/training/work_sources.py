@@ -89,15 +89,26 @@ class WorkSources:
             "settings": _settings(stage, "source", "exclude"),
         }
 
-    def of_answers(self, stage: AnswersStage, prompts: Sequence[str]) -> Facts:
-        """Returns what answers are made from."""
+    def of_answers(
+        self, stage: AnswersStage, prompts: Sequence[str], answering: Checkpoint
+    ) -> Facts:
+        """Returns what answers are made from.
+
+        Args:
+            stage: how they are made.
+            prompts: what is answered.
+            answering: the model that answers.
+        """
+        is_other = stage.answered_by is not None
+        target = self._model(answering.path, answering.name) if is_other else self._target
         return {
-            "target": self._target,
+            "target": target,
+            "kept": "text" if is_other else "probabilities",
             "target_dtype": self._recipe.target_dtype,
             "tokenizer": self._tokenizer,
             "seed": self._recipe.seed,
             "prompts": content_fact(sha256_of(list(prompts)), f"{len(prompts)} prompts"),
-            "settings": _settings(stage, "prompts"),
+            "settings": _settings(stage, "prompts", "answered_by"),
         }
 
     def of_data(self, folders: Sequence[Path]) -> list[Facts]:
