@@ -1,7 +1,8 @@
 """Which form of a kernel a torch module runs: Triton on NVIDIA GPUs, elsewhere plain torch.
 
-On a CPU one kernel is compiled, the scan of Mamba-1, because training needs it; networks for
-inference are packed and compiled as a whole there (`treesnake.kernels.cpu.mamba` and `mamba2`).
+On a CPU two kernels are compiled: the scan of Mamba-1, because training needs it, and the gated
+delta rule of transformers' models. Our own networks are packed and compiled as a whole there
+(`treesnake.kernels.cpu.mamba` and `mamba2`).
 
 The forms of a kernel are modules of the same name with the same functions, so that a module is
 what is chosen. Text kernels (`causal_conv`, `scan`) are differentiable in every form and take batch
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from treesnake.kernels.cpu import gated_delta as cpu_gated_delta
 from treesnake.kernels.cpu import ssm as cpu_ssm
 from treesnake.kernels.reference import conv as reference_conv
 from treesnake.kernels.reference import gated_delta as reference_gated_delta
@@ -190,7 +192,8 @@ def ssd_kernels(device: torch.device) -> SsmKernels:
 
 def delta_kernels(device: torch.device) -> DeltaKernels:
     """Returns the gated delta rule for a device."""
-    return _choose("gated_delta", device, reference_gated_delta)
+    on_cpu = device.type == "cpu"
+    return _choose("gated_delta", device, cpu_gated_delta if on_cpu else reference_gated_delta)
 
 
 def _choose(name: str, device: torch.device, elsewhere: Kernels) -> Kernels:
