@@ -395,7 +395,8 @@ class ReplayedMixture:
         draft = self._draft[:, start:end].copy()
         draft[self._shares == 0] = self.expects(start, end)
         is_left_out = (self._shares == 0).any()
-        self._weighing = self._rule.update(self._weighing, Evidence(draft, said))
+        evidence = Evidence([*draft.swapaxes(0, 1)], [*said])
+        self._weighing = self._rule.update(self._weighing, evidence)
         self._num_steps += 1
         if is_left_out and self._num_steps >= RETRY_STEPS:
             self._num_steps = 0

@@ -149,7 +149,7 @@ def test_streams_of_one_draft_vocabulary_are_mixed_in_it() -> None:
     shown = rule.shown[0]
     assert shown.column_of is not None
     assert shown.column_of.tolist() == [1, -1, -1, 0, -1]
-    assert shown.draft_probs[:, 0] == pytest.approx(expected[:, [3, 0]].numpy(), abs=1e-6)
+    assert shown.draft_rows[0] == pytest.approx(expected[:, [3, 0]].numpy(), abs=1e-6)
 
 
 def scored(draft: Draft, target: TableModel) -> Scored:
@@ -185,12 +185,12 @@ def test_a_rule_is_shown_the_nodes_that_became_text_and_were_run() -> None:
     outcome = scored(draft, TableModel(VOCAB_SIZE))
     session.commit(draft.tree.tokens, outcome)
     shown = rule.shown[0]
-    assert np.array_equal(shown.target_probs, outcome.target_probs[:2].numpy())
+    assert np.array_equal(np.stack(shown.target_rows), outcome.target_probs[:2].numpy())
     expected = to_probs(rows_of(PROMPT), SAMPLING)
-    assert shown.draft_probs[0, 0] == pytest.approx(expected.numpy(), abs=1e-6)
+    assert shown.draft_rows[0][0] == pytest.approx(expected.numpy(), abs=1e-6)
     after_first = Prompt((*PROMPT.token_ids, draft.tree.tokens[1]))
     expected = to_probs(rows_of(after_first), SAMPLING)
-    assert shown.draft_probs[0, 1] == pytest.approx(expected.numpy(), abs=1e-6)
+    assert shown.draft_rows[1][0] == pytest.approx(expected.numpy(), abs=1e-6)
 
 
 def test_weights_stay_where_nothing_was_said() -> None:
@@ -237,14 +237,16 @@ def test_a_stream_that_was_left_out_reads_what_it_missed() -> None:
     run(session, RETRY_STEPS + 1)
     text = Prompt((*PROMPT.token_ids[:-1], *[1] * (RETRY_STEPS + 1)))
     expected = to_probs(rows_of(text, OTHER), SAMPLING)
-    assert rule.shown[-1].draft_probs[1, 0] == pytest.approx(expected.numpy(), abs=1e-5)
+    assert rule.shown[-1].draft_rows[0][1] == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 def test_a_stream_that_did_not_run_is_taken_to_have_said_what_the_mixture_said() -> None:
     streams = Stream("whole", NETWORK), Stream("end", NETWORK, last_tokens), Stream("x", OTHER)
     rule = Noting((0.5, 0.49, 0.01))
     run(MixtureDrafterModel(streams, rule, clock=None).new_session(), TRIAL_STEPS + 1)
-    probs = rule.shown[-1].draft_probs
+    shown = rule.shown[-1]
+    assert len(shown.draft_rows[0]) == 2
+    probs = shown.best_probs
     mixed = (0.5 * probs[0] + 0.49 * probs[1]) / 0.99
     assert probs[2] == pytest.approx(mixed, abs=1e-6)
 

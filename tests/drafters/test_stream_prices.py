@@ -13,8 +13,8 @@ LIKE = 0.5
 def evidence(*guesses: tuple[int, ...]) -> Evidence:
     """Streams that are sure of a token at each position; the target says 0 everywhere."""
     columns = np.eye(4, dtype=np.float32)
-    draft = np.stack([columns[list(each)] for each in guesses])
-    return Evidence(draft, columns[[0] * draft.shape[1]])
+    rows = [columns[list(each)] for each in zip(*guesses, strict=True)]
+    return Evidence(rows, [columns[0]] * len(rows))
 
 
 def gains(*guesses: tuple[int, ...], weights: tuple[float, ...], num_steps: int = 40) -> Gains:
@@ -83,10 +83,10 @@ def test_little_evidence_leaves_none_out() -> None:
 
 
 def test_samples_are_accepted_as_often_as_mixture_and_target_overlap() -> None:
-    target = np.array([[0.5, 0.5]], np.float32)
-    draft = np.array([[[1.0, 0.0]], [[0.0, 1.0]]], np.float32)
+    target = np.array([0.5, 0.5], np.float32)
+    draft = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
     known = Gains.none(2).after(
-        Evidence(draft, target), np.array([0.5, 0.5]), LIKE, is_greedy=False
+        Evidence([draft], [target]), np.array([0.5, 0.5]), LIKE, is_greedy=False
     )
     assert known.accepted == pytest.approx([0.5, 1.0], abs=1e-5)
     assert known.num_positions == 1
@@ -94,9 +94,10 @@ def test_samples_are_accepted_as_often_as_mixture_and_target_overlap() -> None:
 
 
 def test_a_token_with_more_than_half_of_the_probability_is_the_best_one() -> None:
-    draft = np.array([[[0.6, 0.4, 0.0]], [[0.3, 0.2, 0.5]]], np.float32)
-    said = np.array([[1.0, 0.0, 0.0]], np.float32)
-    known = Gains.none(2).after(Evidence(draft, said), np.array([0.5, 0.5]), LIKE, is_greedy=True)
+    draft = np.array([[0.6, 0.4, 0.0], [0.3, 0.2, 0.5]], np.float32)
+    said = np.array([1.0, 0.0, 0.0], np.float32)
+    shown = Evidence([draft], [said])
+    known = Gains.none(2).after(shown, np.array([0.5, 0.5]), LIKE, is_greedy=True)
     assert known.accepted == pytest.approx([1.0, 0.9])
 
 

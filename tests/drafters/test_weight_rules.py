@@ -44,11 +44,11 @@ def evidence(noise: list[float], seed: int, *, is_greedy: bool = False) -> Evide
     target = softmax(logits)
     if is_greedy:
         target = np.eye(20, dtype=np.float32)[target.argmax(-1)]
-    return Evidence(softmax(np.stack(streams)), target)
+    return Evidence([*softmax(np.stack(streams, 1))], [*target])
 
 
 def after(rule: WeightRule, steps: list[Evidence]) -> Weighing:
-    weighing = rule.start(uniform(len(steps[0].draft_probs)))
+    weighing = rule.start(uniform(len(steps[0].draft_rows[0])))
     for step in steps:
         weighing = rule.update(weighing, step)
     return weighing
@@ -98,20 +98,20 @@ def test_a_rule_that_forgets_follows_a_change(rule: WeightRule) -> None:
 
 def test_inverse_divergence_is_what_its_name_says() -> None:
     target = np.array([[0.5, 0.5]], np.float32)
-    streams = np.array([[[0.5, 0.5]], [[0.25, 0.75]], [[0.9, 0.1]]], np.float32)
-    weights = after(InverseDivergence(), [Evidence(streams[1:], target)]).weights
+    streams = np.array([[0.5, 0.5], [0.25, 0.75], [0.9, 0.1]], np.float32)
+    weights = after(InverseDivergence(), [Evidence([streams[1:]], [*target])]).weights
     divergences = [(target * np.log(target / each)).sum() for each in streams[1:]]
     assert weights[0] / weights[1] == pytest.approx(divergences[1] / divergences[0], rel=1e-3)
-    assert after(InverseDivergence(), [Evidence(streams, target)]).weights[0] > 0.99
+    assert after(InverseDivergence(), [Evidence([streams], [*target])]).weights[0] > 0.99
 
 
 def test_the_grid_prefers_matches_and_then_a_small_divergence() -> None:
     """The second stream is closer to the target, but its best token is another one."""
     target = np.array([[0.4, 0.35, 0.25]], np.float32)
-    streams = np.array([[[0.9, 0.05, 0.05]], [[0.36, 0.38, 0.26]]], np.float32)
-    weights = after(MatchingGrid(), [Evidence(streams, target)]).weights
+    streams = np.array([[0.9, 0.05, 0.05], [0.36, 0.38, 0.26]], np.float32)
+    weights = after(MatchingGrid(), [Evidence([streams], [*target])]).weights
     grid = [np.array([part / 10, 1 - part / 10]) for part in range(11)]
-    mixtures = [weights_there @ streams[:, 0] for weights_there in grid]
+    mixtures = [weights_there @ streams for weights_there in grid]
     matching = [index for index, mixture in enumerate(mixtures) if mixture.argmax() == 0]
     divergences = {
         index: (target[0] * np.log(target[0] / mixtures[index])).sum() for index in matching
@@ -121,16 +121,16 @@ def test_the_grid_prefers_matches_and_then_a_small_divergence() -> None:
 
 def test_the_overlap_grid_takes_the_mixture_that_is_accepted_most() -> None:
     target = np.array([[0.5, 0.2, 0.3]], np.float32)
-    streams = np.array([[[0.9, 0.05, 0.05]], [[0.1, 0.35, 0.55]]], np.float32)
-    weights = after(OverlapGrid(), [Evidence(streams, target)]).weights
+    streams = np.array([[0.9, 0.05, 0.05], [0.1, 0.35, 0.55]], np.float32)
+    weights = after(OverlapGrid(), [Evidence([streams], [*target])]).weights
     assert weights == pytest.approx([0.5, 0.5])
 
 
 def test_hedge_counts_the_tokens_that_would_have_been_accepted() -> None:
     """Of the second stream 0.2 tokens more are accepted than of the first."""
     target = np.array([[0.5, 0.2, 0.3]], np.float32)
-    streams = np.array([[[0.9, 0.05, 0.05]], [[0.7, 0.2, 0.1]]], np.float32)
-    weights = after(Hedge(), [Evidence(streams, target)]).weights
+    streams = np.array([[0.9, 0.05, 0.05], [0.7, 0.2, 0.1]], np.float32)
+    weights = after(Hedge(), [Evidence([streams], [*target])]).weights
     share = 1 / (1 + np.exp(-GROWTH * 0.2))
     assert weights[1] == pytest.approx((1 - KEPT_SHARE) * share + KEPT_SHARE / 2, abs=1e-6)
 
@@ -156,7 +156,7 @@ def test_only_likely_tokens_of_the_target_are_compared() -> None:
     target = np.full((2, 5000), 1e-9, np.float32)
     target[0, 7] = 1
     target[1] = 1 / 5000
-    compared = Evidence(target[None], target)
+    compared = Evidence([*target[:, None]], [*target])
     assert len(compared.likely_target_probs) == 1 + MOST_LIKELY
 
 
@@ -165,21 +165,20 @@ def test_streams_may_have_columns_of_their_own() -> None:
     kept = np.array([7, *range(5), *range(8, 20)])
     column_of = np.full(20, -1)
     column_of[kept] = np.arange(len(kept))
-    without = full.draft_probs.copy()
+    rows = np.stack(full.draft_rows)
+    without = rows.copy()
     without[:, :, [5, 6]] = 0
-    spread, dense = (
-        Evidence(without, full.target_probs),
-        Evidence(full.draft_probs[:, :, kept], full.target_probs, column_of),
-    )
+    spread = Evidence([*without], full.target_rows)
+    dense = Evidence([*rows[:, :, kept]], full.target_rows, column_of)
     for rule in LEARNING:
         assert after(rule, [dense]).weights == pytest.approx(after(rule, [spread]).weights)
 
 
 def test_what_a_stream_rules_out_is_no_reason_to_rule_it_out() -> None:
     target = np.array([[1.0, 0.0]], np.float32)
-    streams = np.array([[[0.0, 1.0]], [[0.5, 0.5]]], np.float32)
+    streams = np.array([[0.0, 1.0], [0.5, 0.5]], np.float32)
     for rule in LEARNING:
-        weights = after(rule, [Evidence(streams, target)] * 3).weights
+        weights = after(rule, [Evidence([streams], [*target])] * 3).weights
         assert np.isfinite(weights).all()
         assert weights[1] > weights[0]
 

@@ -8,13 +8,15 @@ from random import Random
 import pytest
 from PIL import Image
 
-from treesnake import SpeculativeDecoder
+from treesnake import SamplingParams, SpeculativeDecoder
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.load import SHIPPED_FOLDER as DRAFTERS
 from treesnake.drafters.load import load_drafter
 from treesnake.drafters.mixture import MixtureDrafterModel
 from treesnake.evaluation.shapeworld.dialogues import describe
 from treesnake.evaluation.shapeworld.scenes import draw
+from treesnake.evaluation.verification import SamplingPlan, VerifyPlan, verify
+from treesnake.evaluation.verification.verify import default_prompts
 from treesnake.loading.checkpoint import SHAPEWORLD, SHIPPED_FOLDER, find_checkpoint
 
 TARGET = SHIPPED_FOLDER / SHAPEWORLD
@@ -66,3 +68,10 @@ def test_the_target_says_what_is_in_pictures_and_accepts_much_of_the_draft(
         steps += len(made.steps)
     assert right >= 7
     assert tokens / steps > 2.5
+
+
+def test_decoding_beside_pictures_and_text_alone_is_lossless(decoder: SpeculativeDecoder) -> None:
+    sampling = SamplingPlan(SamplingParams(1.0), num_samples=20, seed=0)
+    plan = VerifyPlan(32, sampling, num_sampled_prompts=2)
+    verdict = verify(decoder, default_prompts(decoder)[:3], plan)
+    assert verdict.is_lossless, verdict.as_json()

@@ -169,10 +169,8 @@ class MixtureDrafter:
             was_run = mixing is not None and index in mixing.members
             self._texts[index].commit(seen if was_run else (), token_ids)
         if mixing is not None and scored is not None and seen:
-            rows = scored.target_probs[list(scored.path[: len(seen)])]
-            evidence = Evidence(
-                mixing.seen_probs(seen).numpy(force=True), rows.numpy(force=True), mixing.column_of
-            )
+            target_rows = [scored.target_probs[node] for node in scored.path[: len(seen)]]
+            evidence = mixing.evidence(seen, target_rows)
             self._gains = self._gains.after(
                 evidence, self._readable_weights, rest_s, is_greedy=mixing.is_greedy
             )
@@ -316,26 +314,26 @@ class _Mixing:
                 logits[member] = rows[-len(token_ids) :]
         return self._mixed([logits[member] for member in self.members])
 
-    @property
-    def column_of(self) -> Int[np.ndarray, " vocab"] | None:
-        """For each of the target's tokens its column in `seen_probs`; None if they are the same."""
-        if self.vocabulary is SAME_VOCABULARY:
-            return None
-        return _columns_by_token(self.vocabulary, self._rows[0].shape[-1])
+    def evidence(
+        self, nodes: Sequence[int], target_rows: Sequence[Float[Tensor, " vocab"]]
+    ) -> Evidence:
+        """Returns what streams and target said after some nodes.
 
-    @on_one_thread
-    def seen_probs(self, nodes: Sequence[int]) -> Float[Tensor, "streams nodes columns"]:
-        """Returns what each stream said after some nodes.
-
-        One that did not run is taken to have said what the mixture said: then it neither gains nor
-        loses by a step that it has no part in.
+        A stream that did not run is taken to have said what the mixture said: then it neither gains
+        nor loses by a step that it has no part in.
         """
-        said = torch.stack([self._rows[node] for node in nodes], 1)
-        if len(said) < len(self._streams):
-            mixture = torch.tensordot(self._shares, said, 1)
-            own = dict(zip(self.members, said, strict=True))
-            said = torch.stack([own.get(index, mixture) for index in range(len(self._streams))])
-        return said
+        shares = column_of = None
+        if len(self.members) < len(self._streams):
+            shares = np.tile(self._shares.numpy(force=True), (len(self._streams), 1))
+            shares[list(self.members)] = np.eye(len(self.members))
+        if self.vocabulary is not SAME_VOCABULARY:
+            column_of = _columns_by_token(self.vocabulary, self._rows[0].shape[-1])
+        return Evidence(
+            [self._rows[node].numpy(force=True) for node in nodes],
+            [row.numpy(force=True) for row in target_rows],
+            column_of,
+            shares,
+        )
 
     @on_one_thread
     def _mixed(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from treesnake.drafters.weight_rules import Evidence, overlaps
+from treesnake.drafters.weight_rules import Evidence
 
 COST_GAIN = 0.1
 """The weight of an observation in the seconds of a level."""
@@ -24,7 +24,7 @@ TRUST = 0.99
 MEMORY = 0.95
 """What a step counts for after each later one."""
 
-CHANCE_OF_BEST = np.float32(2)
+CHANCE_OF_BEST = 2.0
 """A token with more than half of the probability is the best one. Else so many times its
 probability is taken for the chance that it is."""
 
@@ -129,11 +129,11 @@ class Gains:
             is_greedy: whether the target's best token alone is accepted.
         """
         factor = CHANCE_OF_BEST if is_greedy else 1
-        accepted = overlaps(factor * _first_alone(weights), evidence)
+        accepted = np.minimum(factor * _firsts(weights, evidence), evidence.likely_target_probs)
         known_s = self.rest_s or rest_s
         return Gains(
-            MEMORY * self.accepted + accepted,
-            MEMORY * self.num_positions + len(evidence.target_probs),
+            MEMORY * self.accepted + accepted.sum(-1),
+            MEMORY * self.num_positions + len(evidence.target_rows),
             known_s + COST_GAIN * (min(rest_s, LARGEST_CHANGE * known_s) - known_s),
         )
 
@@ -160,17 +160,17 @@ class Gains:
         )
 
 
-def _first_alone(
-    weights: Float[np.ndarray, " streams"],
-) -> Float[np.ndarray, "counts streams"]:
-    """Returns the weights of the first stream alone, of the first two alone and so on."""
+def _firsts(
+    weights: Float[np.ndarray, " streams"], evidence: Evidence
+) -> Float[np.ndarray, "counts likely"]:
+    """Returns what the first stream alone expected, the first two together and so on.
+
+    They count alike if none has any weight.
+    """
     order = np.argsort(-weights, kind="stable")
-    kept = np.zeros((len(weights), len(weights)), np.float32)
-    for count in range(1, len(weights) + 1):
-        first = order[:count]
-        total = weights[first].sum()
-        kept[count - 1, first] = weights[first] / total if total > 0 else 1 / count
-    return kept
+    ranked = weights[order] if weights.any() else np.ones(len(weights))
+    sums = (ranked[:, None] * evidence.likely_draft_probs[order]).cumsum(0)
+    return sums / ranked.cumsum()[:, None]
 
 
 def _tokens_per_step(rate: float, depth: int) -> float:

@@ -54,54 +54,66 @@ back."""
 class Evidence:
     """What one step showed, at the positions of the text where the target spoke.
 
+    A row of a whole vocabulary comes slowly from memory, so rows of streams are read at the few
+    tokens that are asked for.
+
     Attributes:
-        draft_probs: what each stream expected there, in columns of its own.
-        target_probs: what the target said.
+        draft_rows: for each position what the streams that ran expected there, in columns of their
+            own.
+        target_rows: for each position what the target said.
         column_of: for each of the target's tokens its column, or -1 for one that no stream knows;
             None if they are the same.
+        shares: what each stream counts as having expected, as a mixture of those that ran; None if
+            all ran.
     """
 
-    draft_probs: Float[np.ndarray, "streams positions columns"]
-    target_probs: Float[np.ndarray, "positions vocab"]
+    draft_rows: Sequence[Float[np.ndarray, "ran columns"]]
+    target_rows: Sequence[Float[np.ndarray, " vocab"]]
     column_of: Int[np.ndarray, " vocab"] | None = None
+    shares: Float[np.ndarray, "streams ran"] | None = None
 
-    @property
+    @cached_property
     def likely_target_probs(self) -> Float[np.ndarray, " likely"]:
         """The target's probabilities of its likely tokens, those of all positions in a row."""
-        return self.target_probs[self._likely]
+        pairs = zip(self.target_rows, self._likely, strict=True)
+        return np.concatenate([row[tokens] for row, tokens in pairs])
 
     @cached_property
     def likely_draft_probs(self) -> Float[np.ndarray, "streams likely"]:
         """What the streams expected of the same tokens, at least `SMALLEST`."""
-        return np.maximum(self._expected(*self._likely), SMALLEST)
+        return np.maximum(self._expected(self._likely), SMALLEST)
 
     @cached_property
     def best_probs(self) -> Float[np.ndarray, "streams positions"]:
         """What the streams expected of the target's most likely token at each position."""
-        positions = np.arange(len(self.target_probs))
-        return self._expected(positions, self.target_probs.argmax(-1))
+        return self._expected([np.array([row.argmax()]) for row in self.target_rows])
 
     @cached_property
-    def rival_probs(self) -> Float[np.ndarray, "streams positions rivals"]:
-        """What the streams expected of each stream's most likely token at each position."""
-        rivals = self.draft_probs.argmax(-1).T
-        return self.draft_probs[:, np.arange(len(rivals))[:, None], rivals]
+    def rival_probs(self) -> Float[np.ndarray, "streams positions ran"]:
+        """What the streams expected of the most likely token of each that ran, at each position."""
+        rivals = [self._of_streams(rows[:, rows.argmax(-1)]) for rows in self.draft_rows]
+        return np.stack(rivals, 1)
 
     def _expected(
-        self, positions: Int[np.ndarray, " entries"], tokens: Int[np.ndarray, " entries"]
+        self, tokens: Sequence[Int[np.ndarray, " _"]]
     ) -> Float[np.ndarray, "streams entries"]:
-        """Returns what the streams expected of some tokens."""
-        if self.column_of is None:
-            return self.draft_probs[:, positions, tokens]
-        columns = self.column_of[tokens]
-        return np.where(columns < 0, np.float32(0), self.draft_probs[:, positions, columns])
+        """Returns what the streams expected of some tokens at each position."""
+        columns = tokens
+        if self.column_of is not None:
+            columns = [self.column_of[each] for each in tokens]
+        pairs = zip(self.draft_rows, columns, strict=True)
+        expected = self._of_streams(np.concatenate([rows[:, each] for rows, each in pairs], 1))
+        if self.column_of is not None:
+            expected[:, np.concatenate(columns) < 0] = 0
+        return expected
+
+    def _of_streams(self, ran: Float[np.ndarray, "ran entries"]) -> Float[np.ndarray, "streams _"]:
+        return ran if self.shares is None else self.shares @ ran
 
     @cached_property
-    def _likely(self) -> tuple[Int[np.ndarray, " likely"], Int[np.ndarray, " likely"]]:
-        """The position and the token of each entry."""
-        tokens = [_likely_tokens(row) for row in self.target_probs]
-        lengths = [len(each) for each in tokens]
-        return np.repeat(np.arange(len(tokens)), lengths), np.concatenate(tokens)
+    def _likely(self) -> Sequence[Int[np.ndarray, " _"]]:
+        """The target's likely tokens at each position."""
+        return [_likely_tokens(row) for row in self.target_rows]
 
 
 def _likely_tokens(probs: Float[np.ndarray, " vocab"]) -> Int[np.ndarray, " likely"]:
@@ -110,14 +122,6 @@ def _likely_tokens(probs: Float[np.ndarray, " vocab"]) -> Int[np.ndarray, " like
         best = np.argpartition(probs[likely], -MOST_LIKELY)[-MOST_LIKELY:]
         return likely[best]
     return likely
-
-
-def overlaps(
-    weights: Float[np.ndarray, "mixtures streams"], evidence: Evidence
-) -> Float[np.ndarray, " mixtures"]:
-    """Returns how often tokens drawn from each mixture are accepted, summed over the positions."""
-    mixtures = weights @ evidence.likely_draft_probs
-    return np.minimum(mixtures, evidence.likely_target_probs).sum(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +273,9 @@ class OverlapGrid(_Decaying):
     def update(self, weighing: Weighing, evidence: Evidence) -> Weighing:
         """Adds what mixtures and target have in common in a step."""
         grid = _grid(len(weighing.weights))
-        totals = self.decay * weighing.totals + overlaps(grid, evidence)
+        mixtures = grid @ evidence.likely_draft_probs
+        common = np.minimum(mixtures, evidence.likely_target_probs).sum(-1)
+        totals = self.decay * weighing.totals + common
         return Weighing(_normalized(grid[totals.argmax()]), totals)
 
 
@@ -311,7 +317,8 @@ class Hedge(_Decaying):
 
     def update(self, weighing: Weighing, evidence: Evidence) -> Weighing:
         """Multiplies the weights by what each stream gained in a step."""
-        gains = overlaps(np.eye(len(weighing.weights), dtype=np.float32), evidence)
+        common = np.minimum(evidence.likely_draft_probs, evidence.likely_target_probs)
+        gains = common.sum(-1)
         grown = weighing.weights**self.decay * np.exp(GROWTH * (gains - gains.max()))
         return Weighing(_kept(_normalized(grown)), weighing.totals)
 
