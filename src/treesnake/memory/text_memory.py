@@ -91,7 +91,6 @@ class TextMemory:
         self._num_bytes = num_bytes
         self._capacity = num_bytes // TOKEN_BYTES
         self._tokens = np.zeros(self._capacity, np.uint32)
-        self._view = self._tokens.data  # numbers one by one, without numpy
         self._indexes = [_Index(run, self._capacity) for run in RUNS]
         self._end = MOST_AGREEING  # so that every place has so many before it
         self._lock = new_lock()
@@ -153,34 +152,16 @@ class TextMemory:
                 found.update(dict.fromkeys(index.places(recent, oldest)))
         if not found:
             return NOTHING
-        wanted = np.array(recent, np.uint32).data
-        pairs = sorted((-self._num_agreeing(place, recent, wanted), -place) for place in found)
-        pairs = [pair for pair in pairs if -pair[0] >= SHORTEST_RUN]
-        agreements = [-agreeing for agreeing, _ in pairs]
-        return Recalled(agreements, [self._continuation(-place, depth, end) for _, place in pairs])
-
-    def _num_agreeing(self, place: int, recent: Sequence[int], wanted: memoryview) -> int:
-        """Returns how many tokens before a place are those at the end of the text.
-
-        Args:
-            place: where they end.
-            recent: the end of the text.
-            wanted: the same for one comparison of all, which is what repeated text needs.
-        """
-        most, end = len(recent), place % self._capacity
-        if end >= most and self._view[end - most : end] == wanted:
-            return most
-        number = 0
-        while number < most and self._view[end - 1 - number] == recent[-1 - number]:
-            number += 1
-        return number
-
-    def _continuation(self, place: int, depth: int, end: int) -> list[int]:
-        """Returns what came next at a place; -1 from the end of its text on."""
-        begin, size = place % self._capacity, max(min(depth, end - place), 0)
-        tokens = self._view[begin : begin + size].tolist()
-        tokens += self._view[: size - len(tokens)].tolist()
-        return [token - 1 for token in tokens] + [-1] * (depth - size)
+        begins = np.fromiter(found, np.int64, len(found))
+        places = begins[:, None] + np.arange(-len(recent), depth)
+        window = self._tokens[places % self._capacity].astype(np.int64)
+        window[places >= end] = BORDER
+        alike = window[:, len(recent) - 1 :: -1] == np.array(recent[::-1])
+        agreements = np.logical_and.accumulate(alike, axis=1).sum(axis=1)
+        order = np.lexsort((-begins, -agreements))
+        order = order[: int((agreements >= SHORTEST_RUN).sum())]
+        continuations = window[order, len(recent) :] - 1
+        return Recalled(agreements[order].tolist(), continuations.tolist())
 
     def _write_all(self, texts: Sequence[NDArray[np.uint32]]) -> None:
         """Adds whole texts, many at once."""
