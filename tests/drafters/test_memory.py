@@ -1,7 +1,7 @@
 """What was said in earlier texts is drafted, as far as it is worth it."""
 
 from treesnake.draft import Draft
-from treesnake.drafters.memory import NUM_CONTEXT, PIECE, MemoryDrafter
+from treesnake.drafters.memory import NUM_CONTEXT, PATIENCE, PIECE, MemoryDrafter
 from treesnake.memory.text_memory import TextMemory
 from treesnake.prompt import Prompt
 from treesnake.sampling import SamplingParams, TorchRng
@@ -109,3 +109,22 @@ def test_the_rest_of_an_answer_is_added_when_the_next_text_begins() -> None:
     session.prefill(Prompt.of(LONG))
     draft = session.draft(LONG[-1], FREE, SamplingParams(), TorchRng(0))
     assert draft.tree.tokens == (LONG[-1], 25, 26)
+
+
+def test_a_text_that_gains_nothing_looks_up_long_runs_alone_until_a_guess_comes_true() -> None:
+    memory = TextMemory()
+    memory.add([1, 2, 3, 4, 5])
+    memory.add(LONG)
+    session = MemoryDrafter(memory)
+    session.prefill(Prompt.of([90, 91]))
+    for number in range(PATIENCE + 1):
+        session.draft(100 + number, FREE, SamplingParams(), TorchRng(0))
+        session.commit([100 + number])
+    session.commit([1, 2])
+    assert len(session.draft(3, FREE, SamplingParams(), TorchRng(0)).tree) == 1
+    session.commit([3, *LONG[:8]])
+    assert session.draft(9, FREE, SamplingParams(), TorchRng(0)).tree.tokens[:2] == (9, 10)
+    session.commit([9])
+    session.draft(10, FREE, SamplingParams(), TorchRng(0))
+    session.commit([10, 1, 2])
+    assert session.draft(3, FREE, SamplingParams(), TorchRng(0)).tree.tokens[:2] == (3, 4)

@@ -125,3 +125,9 @@ def test_users_share_nothing() -> None:
 def test_a_memory_that_would_hold_nothing_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="at least 65536 bytes, got 10"):
         TextMemory(10)
+
+
+def test_long_runs_alone_can_be_asked_for() -> None:
+    memory = filled([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11])
+    assert memory.recall([1, 2, 3], 1, long_runs=True).agreements == []
+    assert memory.recall([*range(1, 11)], 1, long_runs=True).continuations == [[11]]

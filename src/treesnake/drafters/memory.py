@@ -12,7 +12,8 @@ from heapq import heappop, heappush
 from itertools import count
 
 from treesnake.draft import Draft, Scored
-from treesnake.memory.text_memory import MOST_AGREEING, Recalled, TextMemory
+from treesnake.memory.recall_record import RecallRecord
+from treesnake.memory.text_memory import MOST_AGREEING, NOTHING, Recalled, TextMemory
 from treesnake.prompt import Prompt
 from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import Shape, ShapeKind
@@ -34,6 +35,11 @@ LEAST_PROB_UNPRICED = 0.5
 """The same for shapes without prices: their guesses are more often right than wrong."""
 
 
+PATIENCE = 8
+"""After so many lookups of a text without a guess that came true, only long runs are looked up,
+until one comes true."""
+
+
 class MemoryDrafter:
     """Drafts from a memory, and adds to it what the target writes.
 
@@ -49,6 +55,7 @@ class MemoryDrafter:
         self._num_added = 0
         self._end = -1
         self._guesses: _Guesses | None = None
+        self._num_in_vain = 0
 
     def prefill(self, prompt: Prompt) -> None:
         """Adds what is left of the answer before, and begins behind the prompt."""
@@ -57,13 +64,19 @@ class MemoryDrafter:
         self._num_added = len(prompt)
         self._end = -1
         self._guesses = None
+        self._num_in_vain = 0
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Returns a chosen tree of at most the shape's depth and size, often just the anchor."""
         if self._guesses is not None:
-            self._guesses.learn([*self._tokens[self._guesses.length + 1 :], anchor])
+            said = [*self._tokens[self._guesses.length + 1 :], anchor]
+            self._num_in_vain = 0 if self._guesses.learn(said) else self._num_in_vain + 1
         recent = [*self._tokens[-MOST_AGREEING:], anchor]
-        guesses = _Guesses(anchor, len(self._tokens), self.memory, recent, shape)
+        recalled = NOTHING
+        if shape.depth > 0:
+            is_vain = self._num_in_vain >= PATIENCE
+            recalled = self.memory.recall(recent, shape.depth, long_runs=is_vain)
+        guesses = _Guesses(anchor, len(self._tokens), self.memory.record, recalled, shape)
         self._guesses = guesses
         return Draft.chosen(guesses.builder.build(), node_probs=tuple(guesses.probs))
 
@@ -102,31 +115,31 @@ class _Guesses:
     """
 
     def __init__(
-        self, anchor: int, length: int, memory: TextMemory, recent: Sequence[int], shape: Shape
+        self, anchor: int, length: int, record: RecallRecord, recalled: Recalled, shape: Shape
     ) -> None:
         self.builder = TreeBuilder(anchor)
         self.probs = [1.0]
         self.length = length
-        self._record = memory.record
+        self._record = record
         self._best: dict[int, tuple[int, float, int]] = {}
-        if shape.depth > 0:
-            recalled = memory.recall(recent, shape.depth)
-            if recalled.agreements:
-                self._grow(recalled, shape)
+        if recalled.agreements:
+            self._grow(recalled, shape)
 
-    def learn(self, token_ids: Sequence[int]) -> None:
-        """Counts which of the best guesses came true.
+    def learn(self, token_ids: Sequence[int]) -> bool:
+        """Counts which of the best guesses came true; tells whether a drafted token did.
 
         Args:
             token_ids: what the text gained behind the anchor.
         """
+        came_true = self.builder.child(0, token_ids[0]) is not None
         node: int | None = 0
         for token in token_ids:
             if node is None or node not in self._best:
-                return
+                break
             num_agreeing, share, guessed = self._best[node]
             self._record.observe(num_agreeing, share, is_right=token == guessed)
             node = self.builder.child(node, token)
+        return came_true
 
     def _grow(self, recalled: Recalled, shape: Shape) -> None:
         """Adds the most probable nodes, as long as they pay."""

@@ -136,18 +136,20 @@ class TextMemory:
                 self._others[user] = TextMemory(self._num_bytes, log)
             return self._others[user]
 
-    def recall(self, context: Sequence[int], depth: int) -> Recalled:
+    def recall(self, context: Sequence[int], depth: int, *, long_runs: bool = False) -> Recalled:
         """Finds where the end of a text occurred before, and what came next.
 
         Args:
             context: the latest tokens; no more than `MOST_AGREEING` are looked at.
             depth: how many tokens of each continuation are wanted.
+            long_runs: whether only places are wanted that agree for long, which costs a third where
+                there is none.
         """
         end = self._end
         recent = [token + 1 for token in context[-MOST_AGREEING:]]
         oldest = max(end - self._capacity, 0) + MOST_AGREEING
         found: dict[int, None] = {}
-        for index in self._indexes:
+        for index in self._indexes[:1] if long_runs else self._indexes:
             if len(recent) >= index.run:
                 found.update(dict.fromkeys(index.places(recent, oldest)))
         if not found:
