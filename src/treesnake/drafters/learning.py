@@ -94,6 +94,15 @@ def learner_of(
     Raises:
         InvalidInputError: if it has no network that can learn, or several.
     """
+    return Learner(reader_of(drafter), kept, time_share)
+
+
+def reader_of(drafter: object) -> TextReader:
+    """Returns what reads texts for the one network of a drafter that can learn.
+
+    Raises:
+        InvalidInputError: if there is none, or several.
+    """
     readers = _readers(drafter)
     if len(readers) != 1:
         raise InvalidInputError(
@@ -101,7 +110,7 @@ def learner_of(
             f"this {type(drafter).__name__} has {len(readers) or 'none'} that can learn: choose "
             "another drafter, such as auto, or leave learning out"
         )
-    return Learner(readers[0], kept, time_share)
+    return readers[0]
 
 
 def _readers(drafter: object) -> list[TextReader]:
