@@ -72,6 +72,18 @@ def test_another_source_is_compiled_without_a_word(kernel: Kernel) -> None:
     assert kernel.run() == (43, False, [])
 
 
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+def test_what_was_compiled_from_other_sources_is_never_unpickled(
+    suffix: str, kernel: Kernel
+) -> None:
+    kernel.run()
+    stored = bytes(len(jit.COMPILED_FROM)) + b"a type that is gone"
+    for path in kernel.files(suffix):
+        path.write_bytes(hashlib.sha256(stored).digest() + stored)
+    assert kernel.run() == (42, False, [])
+    assert kernel.run() == (42, True, [])
+
+
 @settings(
     deadline=None,
     max_examples=12,

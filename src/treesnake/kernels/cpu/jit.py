@@ -2,13 +2,13 @@
 
 numba's cache on disk notices when the file of the cached function changes, but not when a function
 that it calls changes in another file, which after an upgrade would run the old code in silence. So
-the sources of all kernels are part of the key here, and only entry points, which Python calls, are
-cached: whatever they call is compiled into them.
+every file of this cache names the sources of all kernels, and only entry points, which Python calls,
+are cached: whatever they call is compiled into them. A file of other sources or versions counts as
+missing, and is never unpickled: its types may be gone.
 
 Nor does numba notice that a file was cut or changed: it fails, or runs what is there. So every file
-of this cache begins with a digest of the rest. A file that is broken, of another version or of
-another key counts as missing; where nothing can be written, every process compiles for itself.
-Either is told in one warning, and is never an error.
+begins with a digest of the rest. A file that is broken counts as missing; where nothing can be
+written, every process compiles for itself. Either is told in one warning, and is never an error.
 """
 
 import hashlib
@@ -25,11 +25,13 @@ from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 from numba.extending import overload
 
-SOURCE_DIGEST = hashlib.sha256(
-    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-).hexdigest()
-
 VERSIONS = (sys.version, numba.__version__, llvmlite.__version__)
+
+COMPILED_FROM = hashlib.sha256(
+    repr(VERSIONS).encode()
+    + b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+).digest()
+"""A digest of what decides on machine code: versions, and the sources of all kernels."""
 
 CHECKED = "-checked"
 """What the names of files with a digest end in."""
@@ -68,7 +70,7 @@ class _CheckedFiles(IndexDataCacheFile):
             return overloads if stamp == self._source_stamp else nothing
         except FileNotFoundError:
             return nothing
-        except Exception as error:  # noqa: BLE001 - a pickle of another version raises anything
+        except Exception as error:  # noqa: BLE001 - a pickle raises anything
             _tell_once(str(path.parent), f"{path.name} is broken ({error!r})")
             return nothing
 
@@ -86,10 +88,12 @@ class _CheckedFiles(IndexDataCacheFile):
         digest, stored = content[:32], content[32:]
         if hashlib.sha256(stored).digest() != digest:
             raise ValueError("its digest is that of another content")
-        return pickle.loads(stored)
+        if not stored.startswith(COMPILED_FROM):
+            raise FileNotFoundError(f"{path} is of other sources or versions")
+        return pickle.loads(stored[len(COMPILED_FROM) :])
 
     def _write(self, path: Path, content: Any) -> None:
-        stored = self._dump(content)
+        stored = COMPILED_FROM + self._dump(content)
         with self._open_for_write(str(path)) as file:
             file.write(hashlib.sha256(stored).digest() + stored)
 
@@ -113,9 +117,6 @@ class _SourceKeyedCache(FunctionCache):
             super().save_overload(sig, data)
         except Exception as error:  # noqa: BLE001 - what was compiled can be used all the same
             _tell_once(str(self._cache_path), error)
-
-    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-        return (*super()._index_key(sig, codegen), SOURCE_DIGEST, VERSIONS)
 
 
 def kernel_folder() -> Path | None:
