@@ -3,8 +3,8 @@
     uv run python benchmarks/traces.py --questions spec_bench_tune.jsonl --drafter FOLDER \
         --output traces/tune.jsonl.gz
 
-For the first turn of each question the target answers greedily, and at every position of the answer
-the drafter drafts a large tree. That takes about ten drafting steps a token, once; every search on
+For the first turn of each question the target answers, greedily or by a seed, and at every position
+of the answer the drafter drafts a large tree. That takes about ten drafting steps a token, once; every search on
 every machine is then replayed in seconds. A run that was stopped continues.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from frame import parse
 
-from treesnake import SpeculativeDecoder
+from treesnake import SamplingParams, SpeculativeDecoder
 from treesnake.evaluation.simulation.recording import record
 from treesnake.evaluation.simulation.trace import Trace, read_traces, write_traces
 from treesnake.evaluation.tasks import load_questions
@@ -28,6 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--drafter", required=True)
     parser.add_argument("--dtype", default="int8")
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--temperature", type=float, default=0.0, help="samples have the seed 0")
     parser.add_argument("--per-category", type=int, help="only so many questions of each")
     parser.add_argument("--longest-prompt", type=int, default=1024, help="in tokens")
 
@@ -51,6 +52,7 @@ def main() -> None:
             end_token_ids=decoder.end_token_ids,
             name=question.name,
             category=question.category,
+            params=SamplingParams(temperature=arguments.temperature, seed=0),
         )
         traces.append(trace)
         if len(traces) % WRITE_EVERY == 0:

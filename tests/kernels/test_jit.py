@@ -23,6 +23,8 @@ def twice(x):
     return {expression}
 """
 
+NO_PICKLE = jit.COMPILED_FROM + b"x"
+
 
 class Kernel:
     """A kernel in a file of its own, loaded as a new process would load it."""
@@ -93,7 +95,7 @@ def test_what_was_compiled_from_other_sources_is_never_unpickled(
 @example(suffix=".nbi", content=b"")
 @example(suffix=".nbc", content=b"")
 @example(suffix=".nbi", content=b"\x80\x04.")
-@example(suffix=".nbc", content=hashlib.sha256(b"x").digest() + b"x")
+@example(suffix=".nbc", content=hashlib.sha256(NO_PICKLE).digest() + NO_PICKLE)
 def test_garbage_is_compiled_anew_with_one_warning(
     suffix: str, content: bytes, kernel: Kernel
 ) -> None:

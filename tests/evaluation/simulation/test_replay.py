@@ -34,7 +34,10 @@ SHAPES = [
 ]
 
 
-def recorded(seed: int, num_tokens: int = NUM_TOKENS) -> Trace:
+GREEDY, SAMPLE = SamplingParams(), SamplingParams(temperature=0.8, seed=7)
+
+
+def recorded(seed: int, num_tokens: int = NUM_TOKENS, params: SamplingParams = GREEDY) -> Trace:
     target = RecurrentModel(6, seed=seed)
     drafter = TableModel(6, seed=seed)
     pair = Pair(NetworkTargetModel(TinyNetwork(target)), NetworkDrafterModel(TinyNetwork(drafter)))
@@ -44,6 +47,7 @@ def recorded(seed: int, num_tokens: int = NUM_TOKENS) -> Trace:
         num_tokens=num_tokens,
         end_token_ids=(),
         tree=BestFirst(6, 5, 2000),
+        params=params,
     )
 
 
@@ -61,9 +65,18 @@ class Watched:
         self.steps.append(step)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "params"),
+    [
+        *((shape, GREEDY) for shape in SHAPES),
+        *((shape, SAMPLE) for shape in [OFF, FixedTree((0, 0, 1, 3), sampled=False), *SHAPES[-3:]]),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_replay_drafts_and_accepts_what_the_loop_does(shape: Shape, seed: int) -> None:
+def test_a_replay_drafts_and_accepts_what_the_loop_does(
+    shape: Shape, params: SamplingParams, seed: int
+) -> None:
     real, replayed = Watched(shape), Watched(shape)
     list(
         generate(
@@ -71,12 +84,12 @@ def test_a_replay_drafts_and_accepts_what_the_loop_does(shape: Shape, seed: int)
             NetworkDrafterModel(TinyNetwork(TableModel(6, seed=seed))).new_session(),
             PROMPT,
             search=real,
-            params=SamplingParams(),
-            rng=TorchRng(0),
+            params=params,
+            rng=TorchRng(params.seed),
             max_length=len(PROMPT) + NUM_TOKENS,
         )
     )
-    replay(recorded(seed), replayed, Machine(COSTS))
+    replay(recorded(seed, params=params), replayed, Machine(COSTS))
     assert len(real.steps) == len(replayed.steps)
     for expected, actual in zip(real.steps, replayed.steps, strict=True):
         assert actual.shape == expected.shape
@@ -135,6 +148,11 @@ def test_a_recorded_text_ends_where_the_targets_does() -> None:
     drafter = NetworkDrafterModel(TinyNetwork(TableModel(6)))
     trace = record(Pair(target, drafter), PROMPT, num_tokens=NUM_TOKENS, end_token_ids=[end])
     assert len(trace) == whole.index(end) + 1
+
+
+def test_a_sample_without_a_seed_cannot_be_recorded() -> None:
+    with pytest.raises(InvalidInputError, match="needs a seed"):
+        recorded(1, params=SamplingParams(temperature=1.0))
 
 
 def test_a_drafter_without_probabilities_cannot_be_recorded() -> None:

@@ -1,4 +1,7 @@
-"""Records traces: the target's greedy text once, and the drafter at each of its positions."""
+"""Records traces: a text of the target once, and the drafter at each of its positions.
+
+A text is greedy, or the sample of a seed: either is the same whatever is drafted.
+"""
 
 from collections.abc import Collection
 
@@ -15,7 +18,7 @@ from treesnake.shape import OFF, BestFirst, LevelWidths, Shape
 TREE = BestFirst(8, 10, 64)
 """What is recorded at each position."""
 
-RANKS = LevelWidths((8,))
+RANKS = LevelWidths((8,), sampled=False)
 """How far the next token is looked for among the drafter's most probable ones."""
 
 GREEDY = SamplingParams()
@@ -30,32 +33,35 @@ def record(
     name: str = "",
     category: str = "",
     tree: Shape = TREE,
+    params: SamplingParams = GREEDY,
 ) -> Trace:
     """Decodes plainly, then drafts at every position; it takes about a tree's drafting for each.
 
     Raises:
-        InvalidInputError: if the drafter has no probabilities of its own.
+        InvalidInputError: if the drafter has no probabilities of its own, or a sample has no seed.
     """
+    if not params.is_greedy and params.seed is None:
+        raise InvalidInputError("a sample to record needs a seed, by which its text is known")
     target, drafter = pair.new_sessions()
     plain = continue_text(
         target,
         NoDrafter(),
         prompt,
-        GREEDY,
+        params,
         search=StaticSearch(OFF),
         max_new_tokens=num_tokens,
         end_token_ids=end_token_ids,
     )
     text = [token for step in plain.steps for token in step.emitted]
-    rng = TorchRng(0)
+    rng = TorchRng(params.seed or 0)
     drafter.prefill(prompt)
     anchor = prompt.token_ids[-1]
     ranks: list[int] = []
     trees: list[RecordedTree] = []
     for index, token in enumerate(text):
-        best = drafter.draft(anchor, RANKS, GREEDY, rng).tree.tokens[1:]
+        best = drafter.draft(anchor, RANKS, params, rng).tree.tokens[1:]
         ranks.append(best.index(token) if token in best else -1)
-        draft = drafter.draft(anchor, tree, GREEDY, rng)
+        draft = drafter.draft(anchor, tree, params, rng)
         if draft.node_probs is None:
             raise InvalidInputError(
                 "traces need a drafter with probabilities, such as a Mamba; this one has none"
@@ -68,5 +74,6 @@ def record(
             )
         )
         drafter.commit([anchor])
+        rng.advance(1)
         anchor = token
     return Trace(name, category, len(prompt), tuple(ranks), tuple(trees))
