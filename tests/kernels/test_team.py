@@ -2,20 +2,21 @@
 
 import multiprocessing
 import threading
+import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from numba.core.errors import NumbaError
 
-from treesnake.kernels.cpu.jit import entry_point
-from treesnake.kernels.cpu.team import TEAM, ThreadTeam, finish_unit, next_unit, wait
+from treesnake.kernels.cpu.team import TEAM, ThreadTeam, finish_unit, next_unit, together, wait
 
 NUM_UNITS = 7
 
 
-@entry_point
+@together
 def count(barrier: Any, num_steps: Any, counts: Any, sums: Any) -> None:
     """Counts how often each unit of each step is done, and what it sees of the step before."""
     step = 0
@@ -81,19 +82,77 @@ def test_threads_that_never_come_are_not_waited_for(monkeypatch: pytest.MonkeyPa
     run(ThreadTeam())
 
 
-def test_an_interrupted_call_ends_its_work_before_the_error_is_seen() -> None:
-    torch.set_num_threads(1)
-    counts = np.zeros((1, NUM_UNITS), np.int64)
-    interruptions = [KeyboardInterrupt()]
+def test_a_call_that_was_interrupted_before_it_began_was_never_begun() -> None:
+    torch.set_num_threads(2)
+    team, counts = ThreadTeam(), np.zeros((1, NUM_UNITS), np.int64)
 
-    def interrupted(*arguments: object) -> None:
-        if interruptions:
-            raise interruptions.pop()
-        count(*arguments)
+    def interrupted(*_arguments: object) -> int:
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ThreadTeam().run(interrupted, 1, 1, counts, counts)
-    assert (counts == 1).all()
+        team.run(interrupted, 1, 1, counts, counts)
+    run(team)
+    assert not counts.any()
+
+
+def test_threads_that_fell_asleep_are_woken() -> None:
+    torch.set_num_threads(3)
+    team = ThreadTeam()
+    run(team)
+    while not all(helper._is_asleep for helper in team._helpers):
+        threading.Event().wait(0.001)
+    for _ in range(5):
+        run(team)
+
+
+def test_what_a_call_was_given_is_let_go_once_nobody_is_inside() -> None:
+    torch.set_num_threads(2)
+    team = ThreadTeam()
+    counts = np.zeros((1, NUM_UNITS), np.int64)
+    watched = weakref.ref(counts)
+    team.run(count, 1, 1, counts, counts)
+    del counts
+    while watched() is not None:  # one that was late keeps it until its slot serves another call
+        run(team)
+
+
+def test_short_calls_in_a_row_are_each_done_once() -> None:
+    torch.set_num_threads(3)
+    team = ThreadTeam()
+    for _ in range(2000):  # threads come while calls open, run and close
+        run(team, num_steps=1)
+
+
+@together
+def add_up(barrier: Any, numbers: Any, factor: Any, flag: Any, sums: Any) -> None:
+    unit = next_unit(barrier, 0)
+    while unit < NUM_UNITS:
+        if flag:
+            for index in range(numbers.a.shape[0]):
+                sums[unit] += factor * (numbers.a[index] + numbers.b[index])
+        unit = finish_unit(barrier, 0)
+    wait(barrier, 0, NUM_UNITS)
+
+
+class Numbers(NamedTuple):
+    a: np.ndarray
+    b: np.ndarray
+
+
+def test_all_threads_are_given_the_same_arguments_whatever_their_types() -> None:
+    torch.set_num_threads(3)
+    team = ThreadTeam()
+    for round_ in range(50):
+        numbers = Numbers(np.arange(1000.0), np.ones(1000, np.float32))
+        sums = np.zeros(NUM_UNITS)
+        team.run(add_up, 1, numbers, np.float32(0.5), True, sums)
+        assert (sums == 0.5 * (np.arange(1000).sum() + 1000)).all(), round_
+
+
+def test_arguments_that_the_board_cannot_hold_are_refused() -> None:
+    arrays = tuple(np.zeros(1) for _ in range(400))
+    with pytest.raises(NumbaError, match="the arguments of a team's call take"):
+        ThreadTeam().run(add_up, 1, Numbers(*arrays[:2]), 1.0, arrays, arrays[0])
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")

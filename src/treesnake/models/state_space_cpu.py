@@ -245,7 +245,7 @@ class CpuNetwork(ABC):
         """Makes the compiled call."""
 
     @abstractmethod
-    def _commit_kernel(self) -> Callable[..., None]:
+    def _commit_kernel(self) -> Callable[..., int]:
         """Returns the kernel that moves a text to the end of a path."""
 
 
@@ -312,7 +312,7 @@ class CpuMamba(CpuNetwork):
     def _call(self, run: StateSpaceRun) -> None:
         TEAM.run(mamba_kernels.run_mamba, mamba_kernels.count_steps(self._shape.num_layers), run)
 
-    def _commit_kernel(self) -> Callable[..., None]:
+    def _commit_kernel(self) -> Callable[..., int]:
         return mamba_kernels.commit_mamba
 
 
@@ -372,7 +372,7 @@ class CpuMamba2(CpuNetwork):
     def _call(self, run: StateSpaceRun) -> None:
         TEAM.run(mamba2_kernels.run_mamba2, mamba2_kernels.count_steps(self._shape.num_layers), run)
 
-    def _commit_kernel(self) -> Callable[..., None]:
+    def _commit_kernel(self) -> Callable[..., int]:
         return mamba2_kernels.commit_mamba2
 
 

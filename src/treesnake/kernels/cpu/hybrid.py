@@ -10,10 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from treesnake.kernels.cpu import mamba2, transformer
-from treesnake.kernels.cpu.jit import entry_point
 from treesnake.kernels.cpu.mamba2 import run_mixer
 from treesnake.kernels.cpu.state_space import StateSpaceRun
-from treesnake.kernels.cpu.team import enter
+from treesnake.kernels.cpu.team import enter, together
 from treesnake.kernels.cpu.transformer import (
     TransformerRun,
     embed_nodes,
@@ -40,7 +39,7 @@ def count_steps(num_layers: int) -> int:
     return transformer.count_steps(num_layers) + mamba2.count_steps(num_layers)
 
 
-@entry_point
+@together
 def decode_hybrid(barrier, run):
     """Runs the rows: changes what is remembered, and writes the logits that are wanted."""
     decoder, mixers = run.decoder, run.mixers

@@ -2,9 +2,9 @@
 
 numba's cache on disk notices when the file of the cached function changes, but not when a function
 that it calls changes in another file, which after an upgrade would run the old code in silence. So
-every file of this cache names the sources of all kernels, and only entry points, which Python calls,
-are cached: whatever they call is compiled into them. A file of other sources or versions counts as
-missing, and is never unpickled: its types may be gone.
+every file of this cache names the sources of all kernels, and only entry points, which Python
+calls, are cached: whatever they call is compiled into them. A file of other sources or versions
+counts as missing, and is never unpickled: its types may be gone.
 
 Nor does numba notice that a file was cut or changed: it fails, or runs what is there. So every file
 begins with a digest of the rest. A file that is broken counts as missing; where nothing can be
@@ -171,11 +171,16 @@ def by_type(function: Callable[..., Any]) -> Any:
     return overload(function, jit_options=options)
 
 
-def entry_point(function: Callable[..., Any]) -> Any:
-    """Marks a kernel that Python calls; its machine code is kept on disk where that is possible."""
+def entry_point(function: Callable[..., Any], *, known_as: Callable[..., Any] | None = None) -> Any:
+    """Marks a kernel that Python calls; its machine code is kept on disk where that is possible.
+
+    Args:
+        function: the kernel.
+        known_as: the function that gives its machine code a name on disk; itself by default.
+    """
     dispatcher = njit(**_OPTIONS)(function)
     try:
-        dispatcher._cache = _SourceKeyedCache(function)
+        dispatcher._cache = _SourceKeyedCache(known_as or function)
     except (RuntimeError, OSError):  # nowhere to write
         dispatcher._cache = _NoCache()
     return dispatcher

@@ -14,7 +14,7 @@ import numpy as np
 
 from treesnake.kernels.cpu.activations import skip_gate_range, soften_range
 from treesnake.kernels.cpu.conv import copy_range
-from treesnake.kernels.cpu.jit import entry_point, inlined
+from treesnake.kernels.cpu.jit import inlined
 from treesnake.kernels.cpu.linear import REPLACE, linear_rows
 from treesnake.kernels.cpu.ssm_rows import SsmSelection, run_path, run_rows, run_sums
 from treesnake.kernels.cpu.state_space import (
@@ -38,7 +38,7 @@ from treesnake.kernels.cpu.state_space import (
     write_logits,
 )
 from treesnake.kernels.cpu.steps import block_size
-from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, wait
+from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, together, wait
 
 STEPS_PER_LAYER = 8
 OTHER_STEPS = 4
@@ -69,7 +69,7 @@ def count_steps(num_layers: int) -> int:
     return num_layers * STEPS_PER_LAYER + OTHER_STEPS
 
 
-@entry_point
+@together
 def run_mamba(barrier, run):
     """Runs the rows: changes what is remembered, and writes the logits of the last ones."""
     thread = enter(barrier)
@@ -84,7 +84,7 @@ def run_mamba(barrier, run):
     write_logits(barrier, step, run)
 
 
-@entry_point
+@together
 def commit_mamba(barrier, A, conv, shape, parts, path):
     """Moves what a text remembers, the only part, to the end of a path of its tree."""
     num_layers, num_channels, _ = A.shape

@@ -16,7 +16,7 @@ import numpy as np
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.activations import skip_gate_range, soften_range
 from treesnake.kernels.cpu.conv import copy_range
-from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
+from treesnake.kernels.cpu.jit import inlined, kernel
 from treesnake.kernels.cpu.norm import inverse_rms, scale_range
 from treesnake.kernels.cpu.products import round_input
 from treesnake.kernels.cpu.ssd import (
@@ -48,7 +48,7 @@ from treesnake.kernels.cpu.state_space import (
     take_state,
     write_logits,
 )
-from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, wait
+from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, together, wait
 
 STEPS_PER_LAYER = 8
 OTHER_STEPS = 4
@@ -85,7 +85,7 @@ def count_steps(num_layers: int) -> int:
     return num_layers * STEPS_PER_LAYER + OTHER_STEPS
 
 
-@entry_point
+@together
 def run_mamba2(barrier, run):
     """Runs the rows: changes what is remembered, and writes the logits of the last ones."""
     thread = enter(barrier)
@@ -108,7 +108,7 @@ def run_mixer(barrier, step, run, layer, thread):
     return project_out(barrier, step, run, layer)
 
 
-@entry_point
+@together
 def commit_mamba2(barrier, A, conv, shape, parts, path):
     """Moves what a text remembers, the only part, to the end of a path of its tree."""
     num_layers, num_heads = A.shape

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from treesnake.kernels.cpu import simd
-from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
+from treesnake.kernels.cpu.jit import inlined, kernel
 from treesnake.kernels.cpu.linear import padded
 from treesnake.kernels.cpu.ssm_rows import (
     CHANNELS_AT_ONCE,
@@ -36,7 +36,7 @@ from treesnake.kernels.cpu.ssm_rows import (
     steps_and_amounts,
 )
 from treesnake.kernels.cpu.steps import block_size
-from treesnake.kernels.cpu.team import TEAM, enter, finish_unit, next_unit, wait
+from treesnake.kernels.cpu.team import TEAM, enter, finish_unit, next_unit, together, wait
 
 NO_PARENTS = np.empty(0, np.int64)
 
@@ -165,7 +165,7 @@ def _text_selection(inputs, text, y):
     return SsmSelection(inputs.A, dt, x, B, C, 0, y, 0)
 
 
-@entry_point
+@together
 def _forward(barrier, inputs, no_parents, y):
     """Writes outputs, and moves the states along the texts."""
     batch, num_tokens, num_channels = inputs.x.shape
@@ -182,7 +182,7 @@ def _forward(barrier, inputs, no_parents, y):
     wait(barrier, 0, batch * num_blocks)
 
 
-@entry_point
+@together
 def _backward(barrier, inputs, grads, scratch, sums):
     thread = enter(barrier)
     batch, _, num_channels = inputs.x.shape

@@ -16,10 +16,16 @@ A thread waits for units, not for threads: one that the system holds up, or that
 nobody's way unless it holds a unit, so that other programs on the same cores cost their share of
 the time and no more.
 
+The thread that calls leaves the arguments, unpacked, and the address of the compiled function on
+the team's *board*. The others watch the board for a millisecond after each call, in compiled code
+and without the interpreter's lock, so that they begin within a microsecond; a thread that had to be
+woken, to take the lock and to unpack the arguments would begin a tenth of a millisecond late. After
+that they sleep.
+
 Why not one of numba's threading layers: OpenMP's idle threads spin, its barriers collapse when
 cores are shared, and torch brings another OpenMP runtime; TBB is rarely installed; "workqueue"
-aborts the process when two Python threads use it at once. These are plain Python threads that sleep
-between calls, as many as `torch.get_num_threads()` says.
+aborts the process when two Python threads use it at once. There are as many threads as
+`torch.get_num_threads()` says.
 """
 
 import os
@@ -35,45 +41,131 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.errors import NumbaTypeError
 from numba.extending import intrinsic
 
 from treesnake.clock import book_wait
 from treesnake.kernels.cpu import simd
-from treesnake.kernels.cpu.jit import kernel
+from treesnake.kernels.cpu.jit import entry_point, kernel
 
 PATIENCE = 2000
 """How often a waiting thread looks before it gives its core to others: some 50 microseconds."""
 
-_TAKEN, _FINISHED, _ENTERED = 0, 1, 2
+LINGER = 4000
+"""How often a thread looks for the next call before it sleeps: about a millisecond."""
+
+NUM_SLOTS = 32
+"""Calls whose arguments the board holds: a thread that is late may still read those of the last."""
+
+MOST_BYTES = 1 << 14
+"""The most that the arguments of a call may take."""
+
 _FIELDS = 8  # a cache line
+_TAKEN, _FINISHED, _ENTERED = 0, 1, 2
+_OPEN = 0
+_INSIDE, _CODE, _DATA, _HELPERS = 0, 1, 2, 3
 _yield_core = types.ExternalFunction(
     "SwitchToThread" if platform.system() == "Windows" else "sched_yield", types.int32()
 )
 
 
-def _counter_pointer(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    """Builds the address of `steps[step, field]` from the first three arguments."""
-    steps = context.make_array(signature.args[0])(context, builder, arguments[0])
+def _field_pointer(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """Builds the address of `lines[line, field]` from the first three arguments."""
+    lines = context.make_array(signature.args[0])(context, builder, arguments[0])
     offset = builder.mul(arguments[1], simd.index(_FIELDS))
-    return builder.gep(steps.data, [builder.add(offset, arguments[2])])
+    return builder.gep(lines.data, [builder.add(offset, arguments[2])])
 
 
 @intrinsic
-def _fetch_add(typing_context, steps, step, field):
-    def generate(context, builder, signature, arguments):
-        pointer = _counter_pointer(context, builder, signature, arguments)
-        return builder.atomic_rmw("add", pointer, simd.index(1), "acq_rel")
+def _fetch_add(typing_context, lines, line, field, number):
+    """Adds a number to a field of all threads; returns what was there."""
 
-    return types.int64(steps, types.intp, types.intp), generate
+    def generate(context, builder, signature, arguments):
+        pointer = _field_pointer(context, builder, signature, arguments)
+        return builder.atomic_rmw("add", pointer, arguments[3], "seq_cst")
+
+    return types.int64(lines, types.intp, types.intp, types.int64), generate
 
 
 @intrinsic
-def _look(typing_context, steps, step, field):
-    def generate(context, builder, signature, arguments):
-        pointer = _counter_pointer(context, builder, signature, arguments)
-        return builder.load_atomic(pointer, "acquire", align=8)
+def _look(typing_context, lines, line, field):
+    """Returns a field of all threads."""
 
-    return types.int64(steps, types.intp, types.intp), generate
+    def generate(context, builder, signature, arguments):
+        pointer = _field_pointer(context, builder, signature, arguments)
+        return builder.load_atomic(pointer, "seq_cst", align=8)
+
+    return types.int64(lines, types.intp, types.intp), generate
+
+
+@intrinsic
+def _show(typing_context, lines, line, field, number):
+    """Writes a field of all threads."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = _field_pointer(context, builder, signature, arguments)
+        builder.store_atomic(arguments[3], pointer, "seq_cst", align=8)
+        return context.get_dummy_value()
+
+    return types.void(lines, types.intp, types.intp, types.int64), generate
+
+
+@intrinsic
+def _leave(typing_context, address, barrier, arguments, function):
+    """Writes arguments to an address; returns that of code that calls a function with them.
+
+    Raises:
+        NumbaTypeError: if they take more than `MOST_BYTES`.
+    """
+    all_types = (barrier, *arguments.types)
+    call = function.get_call_type(typing_context, all_types, {})
+
+    def generate(context, builder, signature, values):
+        size = sum(context.get_abi_sizeof(context.get_value_type(each)) + 8 for each in all_types)
+        if size > MOST_BYTES:
+            raise NumbaTypeError(f"the arguments of a team's call take {size} bytes")
+        packed = ir.LiteralStructType([context.get_value_type(each) for each in all_types])
+        place = builder.inttoptr(values[0], packed.as_pointer())
+        for index, value in enumerate([values[1], *cgutils.unpack_tuple(builder, values[2])]):
+            builder.store(value, cgutils.gep_inbounds(builder, place, 0, index))
+        code = ir.Function(
+            builder.module, _code_type(context), name=f"{builder.function.name}.called"
+        )
+        code.linkage = "internal"
+        inside = ir.IRBuilder(code.append_basic_block())
+        given = inside.load(inside.bitcast(code.args[-1], packed.as_pointer()))
+        context.get_function(function, call)(inside, cgutils.unpack_tuple(inside, given))
+        context.call_conv.return_value(inside, context.get_dummy_value())
+        return builder.ptrtoint(code, simd.INT64)
+
+    return types.int64(types.int64, barrier, arguments, function), generate
+
+
+@intrinsic
+def _follow(typing_context, code, address):
+    """Calls code that `_leave` returned, with the arguments at an address."""
+
+    def generate(context, builder, signature, values):
+        function = builder.inttoptr(values[0], _code_type(context).as_pointer())
+        data = builder.inttoptr(values[1], cgutils.voidptr_t)
+        result = cgutils.alloca_once(builder, cgutils.voidptr_t)
+        error = cgutils.alloca_once(builder, cgutils.voidptr_t)
+        prototype = function.type.pointee.args
+        builder.call(
+            function,
+            [
+                builder.bitcast(result, prototype[0]),
+                builder.bitcast(error, prototype[1]),
+                data,
+            ],
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+def _code_type(context: Any) -> Any:
+    return context.call_conv.get_function_type(types.none, [types.voidptr])
 
 
 @intrinsic
@@ -92,31 +184,39 @@ def _pause(typing_context):
 
 
 class Barrier(NamedTuple):
-    """What the threads of one call share: counters for each step, and how many threads there are.
+    """What the threads of one call share.
 
     Counters are never reset: a late thread may still look at those of a call that has ended.
+
+    Attributes:
+        steps: counters of each step.
+        size: how many threads there are.
+        board: of the team: a line for the call that is open, then one for each slot.
+        call: its number, from 1 on.
     """
 
     steps: np.ndarray
     size: int
+    board: np.ndarray
+    call: int
 
 
 @kernel
 def enter(barrier):
     """Returns the number of this thread, counted from 0; called once, at the start."""
-    return _fetch_add(barrier.steps, 0, _ENTERED)
+    return _fetch_add(barrier.steps, 0, _ENTERED, 1)
 
 
 @kernel
 def next_unit(barrier, step):
     """Returns the number of a unit of this step that no other thread has, counted from 0."""
-    return _fetch_add(barrier.steps, step, _TAKEN)
+    return _fetch_add(barrier.steps, step, _TAKEN, 1)
 
 
 @kernel
 def finish_unit(barrier, step):
     """Declares the unit that was taken last as finished and takes the next."""
-    _fetch_add(barrier.steps, step, _FINISHED)
+    _fetch_add(barrier.steps, step, _FINISHED, 1)
     return next_unit(barrier, step)
 
 
@@ -133,6 +233,47 @@ def wait(barrier, step, num_units):
     return step + 1
 
 
+def together(function: Callable[..., None]) -> Any:
+    """Marks a function of a barrier and arguments that `ThreadTeam.run` runs on all threads."""
+    body = kernel(function)
+
+    def lead(barrier, *arguments):
+        """Opens the call to others, takes part, closes it; returns how many are still inside."""
+        slot = 1 + barrier.call % NUM_SLOTS
+        board = barrier.board
+        board[slot, _CODE] = _leave(board[slot, _DATA], barrier, arguments, body)
+        board[slot, _HELPERS] = barrier.size - 1
+        _show(board, 0, _OPEN, barrier.call)
+        body(barrier, *arguments)
+        _show(board, 0, _OPEN, 0)
+        return _look(board, slot, _INSIDE)
+
+    return entry_point(lead, known_as=function)
+
+
+@entry_point
+def _help(board, helper, last):
+    """Takes part in calls after the last one, until none has come for a while."""
+    looks = 0
+    while looks < LINGER:
+        call = _look(board, 0, _OPEN)
+        if call > last:
+            last = call
+            slot = 1 + call % NUM_SLOTS
+            _fetch_add(board, slot, _INSIDE, 1)
+            # A call that was closed meanwhile may have left its slot to another one.
+            if _look(board, 0, _OPEN) == call and helper < board[slot, _HELPERS]:
+                _follow(board[slot, _CODE], board[slot, _DATA])
+            _fetch_add(board, slot, _INSIDE, -1)
+            looks = 0
+        looks += 1
+        if looks < PATIENCE:
+            _pause()
+        else:
+            _yield_core()
+    return last
+
+
 class ThreadTeam:
     """Threads that wait to run a function together; the calling thread is one of them.
 
@@ -141,39 +282,73 @@ class ThreadTeam:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._jobs: list[queue.SimpleQueue[Any]] = []
+        self._board = np.zeros((1 + NUM_SLOTS, _FIELDS), np.int64)
+        self._arguments = np.zeros((NUM_SLOTS, MOST_BYTES), np.uint8)
+        self._board[1:, _DATA] = [row.ctypes.data for row in self._arguments]
+        self._kept: list[object] = [None] * NUM_SLOTS
+        self._last_call = 0
+        self._helpers: list[_Helper] = []
 
-    def run(self, function: Callable[..., None], num_steps: int, *arguments: Any) -> None:
+    def run(self, function: Callable[..., int], num_steps: int, *arguments: Any) -> None:
         """Runs `function(barrier, *arguments)` on `torch.get_num_threads()` threads.
 
-        `function` is an entry point of at most `num_steps` steps. When this returns, all units are
-        finished.
+        `function` is marked by `together` and has at most `num_steps` steps. When this returns, all
+        units are finished.
         """
         asked = perf_counter()
         with self._lock:
             book_wait(asked)
-            barrier = Barrier(np.zeros((num_steps, _FIELDS), np.int64), torch.get_num_threads())
-            try:
-                for jobs in self._hire(barrier.size - 1):
-                    jobs.put((function, barrier, arguments))
-                function(barrier, *arguments)
-            except KeyboardInterrupt:  # between two instructions of Python, not inside
-                function(barrier, *arguments)  # others may be at it, and must not be left alone
-                raise
+            size = torch.get_num_threads()
+            self._wake(size - 1)
+            call = self._last_call = self._next_call()
+            steps = np.zeros((num_steps, _FIELDS), np.int64)
+            barrier = Barrier(steps, size, self._board, call)
+            self._kept[call % NUM_SLOTS] = barrier, arguments  # as long as a thread is inside
+            if function(barrier, *arguments) == 0:
+                self._kept[call % NUM_SLOTS] = None
 
-    def _hire(self, number: int) -> list["queue.SimpleQueue[Any]"]:
-        while len(self._jobs) < number:
-            jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-            threading.Thread(target=_work, args=(jobs,), daemon=True, name="treesnake").start()
-            self._jobs.append(jobs)
-        return self._jobs[:number]
+    def _next_call(self) -> int:
+        """Returns a number for a call whose slot nobody is inside of."""
+        call = self._last_call + 1
+        while self._board[1 + call % NUM_SLOTS, _INSIDE]:
+            call += 1
+        return call
+
+    def _wake(self, num_helpers: int) -> None:
+        while len(self._helpers) < num_helpers:
+            self._helpers.append(_Helper(self._board, len(self._helpers)))
+        for helper in self._helpers[:num_helpers]:
+            helper.wake()
 
 
-def _work(jobs: "queue.SimpleQueue[Any]") -> None:
-    while True:
-        function, barrier, arguments = jobs.get()
-        function(barrier, *arguments)
-        del function, barrier, arguments  # what a sleeping thread holds is not freed
+class _Helper:
+    """A thread that takes part in calls, and sleeps where none come.
+
+    One that falls asleep just when a call begins sleeps through it.
+
+    Args:
+        board: of the team.
+        number: which of the helpers it is.
+    """
+
+    def __init__(self, board: np.ndarray, number: int) -> None:
+        self._board, self._number = board, number
+        self._is_asleep = False
+        self._alarm: queue.SimpleQueue[None] = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True, name="treesnake").start()
+
+    def wake(self) -> None:
+        """Wakes the thread if it sleeps."""
+        if self._is_asleep:
+            self._is_asleep = False
+            self._alarm.put(None)
+
+    def _work(self) -> None:
+        last = 0
+        while True:
+            last = _help(self._board, self._number, last)
+            self._is_asleep = True
+            self._alarm.get()
 
 
 TEAM = ThreadTeam()

@@ -24,7 +24,7 @@ from treesnake.kernels.cpu.attention import (
     keep_row,
     trace_path,
 )
-from treesnake.kernels.cpu.jit import entry_point, inlined, kernel
+from treesnake.kernels.cpu.jit import inlined, kernel
 from treesnake.kernels.cpu.linear import ADD, REPLACE
 from treesnake.kernels.cpu.norm import (
     add_rms_norm_row,
@@ -42,7 +42,7 @@ from treesnake.kernels.cpu.products import (
     round_inputs,
 )
 from treesnake.kernels.cpu.steps import block_size, multiply, norm, project
-from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, wait
+from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, together, wait
 
 STEPS_PER_LAYER = 10
 OTHER_STEPS = 4
@@ -177,7 +177,7 @@ class TransformerRun(NamedTuple):
     logits: np.ndarray
 
 
-@entry_point
+@together
 def decode(barrier, run):
     """Runs new nodes of trees: writes their keys and values, and the logits that are wanted."""
     thread = enter(barrier)
