@@ -191,7 +191,7 @@ class Barrier(NamedTuple):
     Attributes:
         steps: counters of each step.
         size: how many threads there are.
-        board: of the team: a line for the call that is open, then one for each slot.
+        board: of the team.
         call: its number, from 1 on.
     """
 
@@ -278,13 +278,16 @@ class ThreadTeam:
     """Threads that wait to run a function together; the calling thread is one of them.
 
     A team runs one function at a time: concurrent calls wait for each other.
+
+    Attributes:
+        board: a line for the call that is open, then one for each slot.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._board = np.zeros((1 + NUM_SLOTS, _FIELDS), np.int64)
+        self.board = np.zeros((1 + NUM_SLOTS, _FIELDS), np.int64)
         self._arguments = np.zeros((NUM_SLOTS, MOST_BYTES), np.uint8)
-        self._board[1:, _DATA] = [row.ctypes.data for row in self._arguments]
+        self.board[1:, _DATA] = [row.ctypes.data for row in self._arguments]
         self._kept: list[object] = [None] * NUM_SLOTS
         self._last_call = 0
         self._helpers: list[_Helper] = []
@@ -302,7 +305,7 @@ class ThreadTeam:
             self._wake(size - 1)
             call = self._last_call = self._next_call()
             steps = np.zeros((num_steps, _FIELDS), np.int64)
-            barrier = Barrier(steps, size, self._board, call)
+            barrier = Barrier(steps, size, self.board, call)
             self._kept[call % NUM_SLOTS] = barrier, arguments  # as long as a thread is inside
             if function(barrier, *arguments) == 0:
                 self._kept[call % NUM_SLOTS] = None
@@ -310,13 +313,13 @@ class ThreadTeam:
     def _next_call(self) -> int:
         """Returns a number for a call whose slot nobody is inside of."""
         call = self._last_call + 1
-        while self._board[1 + call % NUM_SLOTS, _INSIDE]:
+        while self.board[1 + call % NUM_SLOTS, _INSIDE]:
             call += 1
         return call
 
     def _wake(self, num_helpers: int) -> None:
         while len(self._helpers) < num_helpers:
-            self._helpers.append(_Helper(self._board, len(self._helpers)))
+            self._helpers.append(_Helper(self, len(self._helpers)))
         for helper in self._helpers[:num_helpers]:
             helper.wake()
 
@@ -327,12 +330,12 @@ class _Helper:
     One that falls asleep just when a call begins sleeps through it.
 
     Args:
-        board: of the team.
+        team: whose calls; it lives as long as the thread, which may be late in one.
         number: which of the helpers it is.
     """
 
-    def __init__(self, board: np.ndarray, number: int) -> None:
-        self._board, self._number = board, number
+    def __init__(self, team: ThreadTeam, number: int) -> None:
+        self._team, self._number = team, number
         self._is_asleep = False
         self._alarm: queue.SimpleQueue[None] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True, name="treesnake").start()
@@ -346,7 +349,7 @@ class _Helper:
     def _work(self) -> None:
         last = 0
         while True:
-            last = _help(self._board, self._number, last)
+            last = _help(self._team.board, self._number, last)
             self._is_asleep = True
             self._alarm.get()
 
