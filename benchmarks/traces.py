@@ -4,8 +4,8 @@
         --output traces/tune.jsonl.gz
 
 For the first turn of each question the target answers, greedily or by a seed, and at every position
-of the answer the drafter drafts a large tree. That takes about ten drafting steps a token, once; every search on
-every machine is then replayed in seconds. A run that was stopped continues.
+of the answer the drafter drafts a large tree. That takes about ten drafting steps a token, once;
+every search on every machine is then replayed in seconds. A run that was stopped continues.
 """
 
 from argparse import ArgumentParser
