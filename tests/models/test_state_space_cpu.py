@@ -191,6 +191,21 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 
 @each_architecture
+def test_room_for_larger_trees_is_room_for_all_threads_that_there_were(architecture: str) -> None:
+    network = compiled(architecture)
+    logits = []
+    for num_threads, num_nodes in ((3, 2), (1, 40), (3, 40)):
+        torch.set_num_threads(num_threads)
+        try:
+            state = held(network, text(20, seed=6), ReplayedPaths)
+            logits.append(state.extend(text(num_nodes, seed=7), [-1] * num_nodes))
+        finally:
+            torch.set_num_threads(1)
+        assert len(network._work.scratch) == 3
+    assert torch.equal(logits[1], logits[2])
+
+
+@each_architecture
 @pytest.mark.parametrize(
     "dtype",
     [

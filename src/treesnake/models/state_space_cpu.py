@@ -96,7 +96,7 @@ class CpuNetwork(ABC):
         self._branching = branching
         self._lock = new_lock()
         self._room = (1, 1, torch.get_num_threads())
-        self._work = self._new_workspace(num_rows=1, num_nodes=1)
+        self._work = self._new_workspace(*self._room)
         self._text_windows = _text_windows(1, shape.conv_width)
 
     @property
@@ -221,7 +221,7 @@ class CpuNetwork(ABC):
         needs = (num_rows, num_nodes, torch.get_num_threads())
         if any(need > has for need, has in zip(needs, self._room, strict=True)):
             room = tuple(map(max, needs, self._room))
-            self._work = self._new_workspace(*room[:2])
+            self._work = self._new_workspace(*room)
             self._text_windows = _text_windows(room[0], self._shape.conv_width)
             self._room = room  # last: an interrupt before must not promise room
 
@@ -237,7 +237,7 @@ class CpuNetwork(ABC):
         TEAM.run(kernel, 1, weights.A, weights.conv, shape, parts, _array(path))
 
     @abstractmethod
-    def _new_workspace(self, num_rows: int, num_nodes: int) -> Any:
+    def _new_workspace(self, num_rows: int, num_nodes: int, num_threads: int) -> Any:
         """Allocates zeros: the padding of rows is never written."""
 
     @abstractmethod
@@ -290,9 +290,11 @@ class CpuMamba(CpuNetwork):
         )
         super().__init__(config, shape, memory_shape, packed, branching=StateCopies)
 
-    def _new_workspace(self, num_rows: int, num_nodes: int) -> mamba_kernels.MambaWorkspace:
+    def _new_workspace(
+        self, num_rows: int, num_nodes: int, num_threads: int
+    ) -> mamba_kernels.MambaWorkspace:
         hidden, (channels, state_dim) = padded(self.config.hidden_size), self._shape.state
-        rows, threads = num_rows + SPARE_ROWS, torch.get_num_threads()
+        rows = num_rows + SPARE_ROWS
         return mamba_kernels.MambaWorkspace(
             stack=StackWorkspace(
                 residual=_zeros(rows, hidden),
@@ -306,7 +308,7 @@ class CpuMamba(CpuNetwork):
                 rounded=new_rounded_rows(rows, max(hidden, channels)),
             ),
             selected=_zeros(rows, self._weights.x_proj.shape[1]),
-            scratch=_zeros(threads, num_nodes + 1, REPLAYED_CHANNELS, state_dim),
+            scratch=_zeros(num_threads, num_nodes + 1, REPLAYED_CHANNELS, state_dim),
         )
 
     def _call(self, run: StateSpaceRun) -> None:
@@ -344,7 +346,9 @@ class CpuMamba2(CpuNetwork):
         )
         super().__init__(config, shape, memory_shape, packed, branching=PathSums)
 
-    def _new_workspace(self, num_rows: int, num_nodes: int) -> mamba2_kernels.Mamba2Workspace:
+    def _new_workspace(
+        self, num_rows: int, num_nodes: int, num_threads: int
+    ) -> mamba2_kernels.Mamba2Workspace:
         hidden, shape = padded(self.config.hidden_size), self._shape
         (channels,), (steps,), (groups, state_dim) = shape.x, shape.dt, shape.B
         rows = num_rows + SPARE_ROWS
@@ -362,7 +366,7 @@ class CpuMamba2(CpuNetwork):
             ),
             C=_zeros(groups, rows, state_dim),
             scores=_zeros(groups, rows, num_nodes),
-            scratch=_zeros(torch.get_num_threads(), num_nodes * shape.state[1], state_dim),
+            scratch=_zeros(num_threads, num_nodes * shape.state[1], state_dim),
         )
 
     def new_exact_state(self) -> "CpuState":

@@ -24,9 +24,9 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from treesnake.kernels.cpu import simd
-from treesnake.kernels.cpu.jit import entry_point, kernel
+from treesnake.kernels.cpu.jit import kernel
 from treesnake.kernels.cpu.ssm_rows import members
-from treesnake.kernels.cpu.team import TEAM, enter, finish_unit, next_unit, wait
+from treesnake.kernels.cpu.team import TEAM, enter, finish_unit, next_unit, together, wait
 
 TILE = 2 * simd.PADDING
 """Columns that go together: enough sums that none waits for another, and states of 128 rows that
@@ -232,7 +232,7 @@ def _run_tile(rows, walk, committed, states, head, column, first_row):
             _read_only(rows, cell, read_cell, column, source, target)
 
 
-@entry_point
+@together
 def _run(barrier, rows, walk, log_decay, committed, states, after):
     """Runs nodes through all heads.
 

@@ -307,7 +307,9 @@ class ThreadTeam:
             steps = np.zeros((num_steps, _FIELDS), np.int64)
             barrier = Barrier(steps, size, self.board, call)
             self._kept[call % NUM_SLOTS] = barrier, arguments  # as long as a thread is inside
-            if function(barrier, *arguments) == 0:
+            num_inside = function(barrier, *arguments)
+            assert num_inside is not None, "a team runs what `together` marks"
+            if not num_inside:
                 self._kept[call % NUM_SLOTS] = None
 
     def _next_call(self) -> int:
