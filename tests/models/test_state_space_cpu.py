@@ -201,7 +201,7 @@ def test_room_for_larger_trees_is_room_for_all_threads_that_there_were(architect
             logits.append(state.extend(text(num_nodes, seed=7), [-1] * num_nodes))
         finally:
             torch.set_num_threads(1)
-        assert len(network._work.scratch) == 3
+        assert len(network._work.scratch) >= 3
     assert torch.equal(logits[1], logits[2])
 
 
