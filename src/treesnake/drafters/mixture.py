@@ -171,9 +171,10 @@ class MixtureDrafter:
         if mixing is not None and scored is not None and seen:
             target_rows = [scored.target_probs[node] for node in scored.path[: len(seen)]]
             evidence = mixing.evidence(seen, target_rows)
-            self._gains = self._gains.after(
-                evidence, self._readable_weights, rest_s, is_greedy=mixing.is_greedy
-            )
+            if self._model.clock is not None:
+                self._gains = self._gains.after(
+                    evidence, self._readable_weights, rest_s, is_greedy=mixing.is_greedy
+                )
             self._weighing = self._model.rule.update(self._weighing, evidence)
             self._count_step(mixing.members)
             self._count_text()
