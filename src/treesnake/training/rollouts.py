@@ -1,7 +1,8 @@
 """The drafter speaks, to learn what the target would have said after its words.
 
-A drafter that learns from the target's text alone never sees its own mistakes, though it drafts on
-top of them (Agarwal et al. 2024; Zhou et al. 2024).
+A model that learns from another's text alone never sees its own mistakes, though it goes on from
+them (Agarwal et al. 2024; Zhou et al. 2024). Lossless decoding throws away what follows a mistake,
+so a drafter has no need of it; a model whose own text is used has.
 """
 
 import torch
