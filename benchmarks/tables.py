@@ -849,6 +849,22 @@ def _memory_structure() -> str:
     return _table(["tokens stored", *heads], rows)
 
 
+def _learning() -> str:
+    rows = [
+        [
+            target if number == 0 else "",
+            f"{point['tokens_served']:,}",
+            f"{point['of the same kind']['tokens_per_step']:.3f}",
+            f"{point['others']['tokens_per_step']:.3f}",
+            f"{point['updates_kept']} of {point['updates']}",
+        ]
+        for target, found in _read("learning")["targets"].items()
+        for number, point in enumerate(found["points"])
+    ]
+    heads = ["tokens served", "questions of the same kind", "others", "updates that stayed"]
+    return _table(["tokens a step of a chain of 4", *heads], rows)
+
+
 def _ms_per_token(rates: Mapping[str, Any]) -> float:
     return 1e3 * rates["decoding_s"] / rates["num_tokens"]
 
@@ -930,6 +946,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory_store": _memory_store,
     "repetitive_work": _repetitive_work,
     "memory_structure": _memory_structure,
+    "learning": _learning,
     "mixture_streams": _mixture_streams,
     "mixture_rules": _mixture_rules,
     "two_versions": _two_versions,

@@ -42,9 +42,9 @@ MOST_HELD_OUT = 1024
 MOST_WAITING = 4 * PLACES_PER_UPDATE
 """Tokens of texts that wait to be learned from; the oldest are dropped."""
 
-FIRST_RATE = 0.1
-SMALLEST_RATE = 0.005
-LARGEST_RATE = 0.5
+FIRST_RATE = 0.3
+SMALLEST_RATE = 0.01
+LARGEST_RATE = 1.0
 SLOWER, FASTER = 0.5, 1.2
 """What the rate is multiplied with after steps that did not stay, and after those that did."""
 
