@@ -61,6 +61,12 @@ def test_texts_with_and_without_the_targets_probabilities_are_learned_together()
     assert batch.top_log_probs[2].exp().tolist() == pytest.approx([0.7, 0.2], abs=1e-4)
 
 
+def test_tokens_that_a_vocabulary_lacks_are_counted() -> None:
+    texts = Texts([answers(), text_shard([0], [([60], [10, 70, 70])])], max_tokens=9)
+    assert texts.share_outside(torch.tensor([10, 20, 30, 60])) == 4 / 8
+    assert texts.share_outside(torch.arange(90)) == 0
+
+
 def test_long_answers_are_cut_and_long_prompts_left_out() -> None:
     texts = Texts([answers()], max_tokens=3)
     assert (len(texts), texts.num_left_out) == (1, 1)

@@ -123,6 +123,12 @@ class Texts:
         """Returns how many tokens of some texts are learned."""
         return sum(self.lengths[index] - max(self._num_prompt[index], 1) for index in indices)
 
+    def share_outside(self, vocabulary: Int[Tensor, " drafted"]) -> float:
+        """Returns the part of all tokens of answers that a vocabulary lacks."""
+        answers = [shard.answers.long() for shard in self._shards]
+        num_outside = sum(int((~torch.isin(each, vocabulary)).sum()) for each in answers)
+        return num_outside / sum(map(len, answers))
+
     def split(self, part: float) -> tuple[list[int], list[int]]:
         """Returns the texts to learn from, and about this part of them, to be held out.
 

@@ -231,6 +231,11 @@ class _TrainingRun:
                 f"{stage.max_tokens} tokens is learned"
             )
         self._vocabulary = vocabulary = self._draft_vocabulary(folders, data)
+        if vocabulary is not None:
+            self._reporter.tell(
+                f"{texts.share_outside(vocabulary):.1%} of the answers' tokens are outside of the "
+                "draft vocabulary and can never be guessed"
+            )
         is_distilled = isinstance(stage, DistilStage)
         is_stored = is_distilled and stage.probabilities == "stored"
         if is_stored and not texts.has_target_probs:
