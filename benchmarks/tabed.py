@@ -1,7 +1,7 @@
 """Which streams predict the target best, and does a mixture of them do as well everywhere?
 
     python recipes/shapeworld/train.py runs/shapeworld
-    python benchmarks/tabed.py --pairs runs/shapeworld --prompts 64 --seeds 0 1 \
+    python benchmarks/tabed.py --pairs runs/shapeworld --prompts 64 --seeds 0 1 2 \
         --threads 1 --output results/tabed.json
 
 Texts of the target are recorded with what each stream of the drafter expected at every token. Then
