@@ -52,6 +52,8 @@ def install_shape_checks() -> None:
     assert package is not None
     assert package.submodule_search_locations is not None
     children = {child.name for child in pkgutil.iter_modules(package.submodule_search_locations)}
+    if importlib.util.find_spec("beartype") is None:
+        return  # machines with a GPU may have no more than PyTorch and pytest
     install_import_hook(
         [f"treesnake.{child}" for child in sorted(children - NOT_CHECKED)],
         "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",

@@ -14,7 +14,10 @@ BENCHMARKS = ROOT / "benchmarks"
 NO_MEASUREMENTS = {"fetch_qwen", "frame", "server_process", "tables", "terminal", "traces"}
 """A file to measure; what scripts share; tables made of results; a picture; texts to simulate."""
 
-SCRIPTS = sorted({path.stem for path in BENCHMARKS.glob("*.py")} - NO_MEASUREMENTS)
+NEEDS_A_GPU = {"gpu", "gpu_stages"}
+"""One command and its stages; a dry run of it is tested in test_gpu_benchmark.py."""
+
+SCRIPTS = sorted({path.stem for path in BENCHMARKS.glob("*.py")} - NO_MEASUREMENTS - NEEDS_A_GPU)
 NOT_YET_MEASURED = {"acceptance", "cpu_kernels"}
 """Scripts without a result. A script that gets one leaves this set; no other may join it."""
 

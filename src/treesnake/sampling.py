@@ -220,6 +220,9 @@ class TorchRng:
 
     Args:
         seed: a number from 0 to 2^63 - 1, or None for one from the operating system.
+
+    Attributes:
+        waiting_times: the noise of places.
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -228,7 +231,7 @@ class TorchRng:
             self._generator.seed()
         else:
             self._generator.manual_seed(as_seed(seed))
-        self._waits = WaitingTimes(self._generator.initial_seed())
+        self.waiting_times = WaitingTimes(self._generator.initial_seed())
 
     def coin(self, probability: float) -> bool:
         """Returns True with the given probability; values above 1 mean certainty."""
@@ -264,15 +267,15 @@ class TorchRng:
         self, depth: int, token_ids: Int[np.ndarray, " tokens"]
     ) -> Float[np.ndarray, " tokens"]:
         """Returns the waiting times of tokens at a place, from seed and place alone."""
-        return self._waits.at(depth, token_ids)
+        return self.waiting_times.at(depth, token_ids)
 
     def first_come(self, probs: Float[Tensor, " vocab"], depth: int) -> int:
         """Returns the token that comes first if tokens come with these rates."""
-        return self._waits.first_come(probs.numpy(force=True), depth)
+        return self.waiting_times.first_come(probs.numpy(force=True), depth)
 
     def advance(self, num_tokens: int) -> None:
         """Goes on in the text by so many tokens."""
-        self._waits.advance(num_tokens)
+        self.waiting_times.advance(num_tokens)
 
     def _uniform(self) -> float:
         return float(torch.rand((), dtype=torch.float64, generator=self._generator))

@@ -9,6 +9,8 @@ Most tokens of a vocabulary are so improbable that their times need not be known
 come together, as one more token that stands for them all.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
@@ -19,20 +21,39 @@ TOGETHER, WHICH = 1 << 40, 1 << 41
 """The numbers, beyond those of tokens, whose noise says when they come and which one it is."""
 
 
+@dataclass(frozen=True)
+class Noise:
+    """The noise by which a target draws, from a place of the text on.
+
+    Attributes:
+        seed: of the noise, from 0 to 2^64 - 1.
+        place: of the next token.
+        temperature: of the sample, above 0.
+    """
+
+    seed: int
+    place: int
+    temperature: float
+
+
 class WaitingTimes:
     """The waiting times of all tokens at each place, each a function of seed, place and token.
 
     Args:
         seed: a number from 0 to 2^64 - 1.
+
+    Attributes:
+        seed: that number.
+        place: the number of the next place.
     """
 
     def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._place = 0
+        self.seed = seed
+        self.place = 0
 
     def at(self, depth: int, token_ids: Int[np.ndarray, " tokens"]) -> Float[np.ndarray, " tokens"]:
         """Returns the times of some tokens, `depth` places from here."""
-        return -np.log(uniform(self._seed, self._place + depth, token_ids))
+        return -np.log(uniform(self.seed, self.place + depth, token_ids))
 
     def first_come(self, probs: Float[np.ndarray, " vocab"], depth: int) -> int:
         """Returns the token that comes first, `depth` places from here.
@@ -44,7 +65,7 @@ class WaitingTimes:
         bound = RARE * probs.max()
         likely = np.flatnonzero(probs >= bound)
         rates = probs[likely].astype(np.float64)
-        chance = uniform(self._seed, self._place + depth, np.append(likely, (TOGETHER, WHICH)))
+        chance = uniform(self.seed, self.place + depth, np.append(likely, (TOGETHER, WHICH)))
         times = -np.log(chance[:-1])
         sooner = rates / times[:-1]
         first = int(sooner.argmax())
@@ -55,9 +76,13 @@ class WaitingTimes:
                 return first_beyond(below, chance[-1] * below[-1])
         return int(likely[first])
 
+    def noise(self, temperature: float) -> Noise:
+        """Returns what another device needs to work out the times."""
+        return Noise(self.seed, self.place, temperature)
+
     def advance(self, num_tokens: int) -> None:
         """Goes on by so many places."""
-        self._place += num_tokens
+        self.place += num_tokens
 
 
 def first_beyond(cumulative: Float[np.ndarray, " sums"], point: float) -> int:

@@ -15,6 +15,8 @@ from treesnake.models.state_space import StateSpaceNetwork
 from treesnake.models.state_space_state import StateSpaceState
 from treesnake.models.tree_network import Part
 from treesnake.prompt import Prompt
+from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.shape import LevelWidths
 from treesnake.states.branching import PathSums, StateCopies
 from treesnake.testing import check_drafter
 
@@ -129,3 +131,25 @@ def test_threads_may_share_a_network_and_capture(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", ["mamba", "mamba2"])
 def test_a_mamba_with_captured_levels_is_a_drafter(architecture: str) -> None:
     check_drafter(NetworkDrafterModel(networks(architecture)[1]), VOCAB, num_steps=1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("architecture", ["mamba", "mamba2"])
+def test_a_whole_tree_in_one_graph_is_that_of_levels(
+    architecture: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = networks(architecture)[1]
+    sessions = [NetworkDrafterModel(network).new_session() for _ in range(2)]
+    params, rng = SamplingParams(temperature=temperature), TorchRng(3)
+    shape = LevelWidths((3, 2, 2, 1, 1), sampled=False)
+    for session in sessions:
+        session.prefill(Prompt.of(range(30)))
+    for anchor in range(30, 36):
+        trees = []
+        for session, at_once in zip(sessions, (True, False), strict=True):
+            monkeypatch.setattr(network, "can_grow_fixed", lambda shape, answer=at_once: answer)
+            trees.append(session.draft(anchor, shape, params, rng).tree)
+        assert trees[0] == trees[1]
+        for session in sessions:
+            session.commit([anchor, trees[0].tokens[1]])
+        rng.advance(2)

@@ -14,10 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from treesnake.kernels.reference import conv, ssd, ssm
-from treesnake.models import state_space
+from treesnake.drafters.network import NetworkDrafterModel
+from treesnake.drafters.vocabulary import DraftVocabulary
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space import StateSpaceNetwork
@@ -25,9 +24,10 @@ from treesnake.models.state_space_banks import StateSpaceBanks
 from treesnake.models.state_space_state import StateSpaceState
 from treesnake.models.tree_network import Part
 from treesnake.prompt import Prompt
+from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.shape import FixedTree
 from treesnake.states.branching import BranchingKind, PathSums, StateCopies
-from treesnake.states.tree_layout import tree_layout
-from treesnake.testing.captures import RecordedCapture, WatchedCapture
+from treesnake.testing.captures import RecordedCapture
 
 VOCAB = 53
 TREES = {
@@ -251,22 +251,32 @@ def test_threads_may_share_a_network() -> None:
         torch.testing.assert_close(results[seed], draft(network("mamba"), seed))
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
 @each_architecture
-def test_what_is_captured_never_waits_for_the_device(
-    architecture: str, monkeypatch: pytest.MonkeyPatch
+def test_a_fixed_tree_is_one_pass_and_the_tree_of_passes_level_by_level(
+    architecture: str, temperature: float
 ) -> None:
-    """Tensors without values cannot be looked at: whoever tries raises."""
-    capture = WatchedCapture()
-    monkeypatch.setattr(state_space, "conv_kernels", lambda device: conv)
-    tree_layout((-1, 0, 0), 4, torch.device("cpu"))  # it is cached, and must have values
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        with torch.device("cuda"):
-            model = network(architecture)
-        model.banks = StateSpaceBanks(model.config.state_shape, capture)
-        for block in model.backbone.blocks:
-            kernels = ssm if architecture == "mamba" else ssd
-            block.mixer.kernels = lambda device, kernels=kernels: kernels
-        states = [model.new_state(PathSums) for _ in range(3)]
-        logits = model.extend_all([Part(state, [1, 2, 3], [-1, 0, 0]) for state in states[1:]])
-    assert [rows.shape for rows in logits] == [(3, VOCAB), (3, VOCAB)]
-    assert capture.num_captured == 1
+    recorder = RecordedCapture()
+    at_once, by_levels = network(architecture, recorder), network(architecture)
+    by_levels.restrict_output(torch.arange(VOCAB - 1, 3, -1))
+    at_once.restrict_output(torch.arange(VOCAB - 1, 3, -1))
+    drafters = [
+        NetworkDrafterModel(each, DraftVocabulary(torch.arange(VOCAB - 1, 3, -1), VOCAB, VOCAB))
+        for each in (at_once, by_levels)
+    ]
+    sessions = [drafter.new_session() for drafter in drafters]
+    for session in sessions:
+        session.prefill(Prompt((5, 3, 8)))
+    shape = FixedTree((0, 0, 0, 1, 1, 2, 4, 4, 7), sampled=False)
+    params, rng = SamplingParams(temperature=temperature), TorchRng(3)
+    counts = []
+    for anchor in (8, 11, 30, 9):
+        drafts = [each.draft(anchor, shape, params, rng) for each in sessions]
+        assert drafts[0].tree == drafts[1].tree
+        leaf = drafts[0].tree.path(5)  # a node that was never run
+        tokens = [drafts[0].tree.tokens[node] for node in leaf]
+        for session in sessions:
+            session.commit(tokens)
+        rng.advance(len(tokens))
+        counts.append(recorder.num_captured)
+    assert counts == [1, 2, 2, 2]  # the first pass of a text has no token behind

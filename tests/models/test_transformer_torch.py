@@ -5,7 +5,7 @@ Here a capture is the pass itself, run again at every replay, so that all but CU
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -19,8 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from treesnake.models.cuda_graphs import GraphCache
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
+from treesnake.models.transformer_inputs import Size
 from treesnake.models.transformer_pass import NewNodes
-from treesnake.models.transformer_torch import Inputs, Size, TorchEngine
+from treesnake.models.transformer_torch import TorchEngine
 from treesnake.states.tree_layout import tree_layout
 from treesnake.testing.captures import RecordedCapture, WatchedCapture
 
@@ -55,7 +56,7 @@ WEIGHTS = MODEL.state_dict()
 
 def engine(recorder: RecordedCapture | None = None) -> TorchEngine:
     """An engine that captures with a recorder, or runs eagerly without."""
-    graphs: GraphCache[Size, Inputs] = GraphCache(recorder, "cpu") if recorder else GraphCache()
+    graphs: GraphCache[Size] = GraphCache(recorder, "cpu") if recorder else GraphCache()
     return TorchEngine(OUR_CONFIG, WEIGHTS, torch.float32, CPU, graphs)
 
 
@@ -280,13 +281,17 @@ def test_chunks_of_a_prompt_are_not_captured() -> None:
     assert recorder.num_captured == 0
 
 
-def test_what_is_captured_never_waits_for_the_device() -> None:
-    """Tensors without values cannot be looked at: whoever tries raises."""
+def test_plain_layers_never_wait_for_the_device() -> None:
+    """Tensors without values cannot be looked at: whoever tries raises.
+
+    Windows that are shorter than a tree are not fused.
+    """
+    config = replace(OUR_CONFIG, windows=(2, None))
     capture = WatchedCapture()
     mask = tree_mask([-1, 0, 0])
     with FakeTensorMode(allow_non_fake_inputs=True):
-        graphs: GraphCache[Size, Inputs] = GraphCache(capture)
-        ours = TorchEngine(OUR_CONFIG, WEIGHTS, torch.float32, torch.device("cuda"), graphs)
+        graphs: GraphCache[Size] = GraphCache(capture)
+        ours = TorchEngine(config, WEIGHTS, torch.float32, torch.device("cuda"), graphs)
         caches = [ours.new_cache(64) for _ in range(3)]
         logits = ours.forward_all(
             [NewNodes(torch.tensor([1, 2, 3]), mask, cache, 3) for cache in caches[1:]]

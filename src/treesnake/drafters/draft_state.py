@@ -6,8 +6,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.drafters.vocabulary import VocabularyMap
-from treesnake.models.tree_network import Part, TreeState
+from treesnake.models.tree_network import FixedTreeNetwork, Part, TreeState
 from treesnake.prompt import Prompt
+from treesnake.shape import FixedTree
+from treesnake.waiting_times import Noise
 
 MOST_BEHIND = 32
 """Tokens behind that run in one pass with the next tree; more of them become text before."""
@@ -29,6 +31,12 @@ class DraftState:
         self._state = state
         self._vocabulary = vocabulary
         self._behind: list[int] = []
+
+    @property
+    def at_once(self) -> FixedTreeNetwork | None:
+        """The network, if it may grow fixed trees in one pass."""
+        network = getattr(self._state, "network", None)
+        return network if isinstance(network, FixedTreeNetwork) else None
 
     @property
     def num_bytes(self) -> int:
@@ -74,6 +82,15 @@ class DraftState:
         """Appends nodes, numbered as in `part`, and returns the logits after each."""
         part = self.part(token_ids, parents)
         return self._state.extend(part.token_ids, part.parents)[-len(token_ids) :]
+
+    def grow_fixed(self, anchor: int, shape: FixedTree, noise: Noise | None) -> list[int]:
+        """Grows a fixed tree over the anchor in one pass, if `at_once` says that the network does.
+
+        Returns the columns of logits of the drafted nodes. Nodes are numbered as in `part`.
+        """
+        network = self.at_once
+        assert network is not None, "only some networks grow trees at once"
+        return network.grow_fixed(self.part([anchor], [-1]), shape, noise)
 
     def commit(self, seen: Sequence[int], token_ids: Sequence[int]) -> None:
         """Takes tokens into the text, and forgets the tree.

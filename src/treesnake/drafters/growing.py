@@ -73,6 +73,24 @@ def grow(
     return _grow_fixed(anchor, fixed, params, rng, extend, vocabulary)
 
 
+def grown_at_once(
+    anchor: int, shape: FixedTree, columns: Sequence[int], vocabulary: VocabularyMap
+) -> GrownDraft:
+    """Returns the draft of a tree that a network grew in one pass.
+
+    Args:
+        anchor: its first token.
+        shape: of the tree.
+        columns: of the drafted nodes' tokens in the network's logits, level by level.
+        vocabulary: which tokens these are.
+    """
+    tokens = (anchor, *map(vocabulary.token_at, columns))
+    tree = TokenTree.of(tokens, (-1, *shape.parents))
+    numbers = count()
+    grown = tuple(next(numbers) if children else -1 for children in shape.children)
+    return GrownDraft(Draft.chosen(tree), grown)
+
+
 def _grow_fixed(
     anchor: int,
     shape: FixedTree,

@@ -9,14 +9,19 @@ from dataclasses import dataclass
 
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.draft_state import DraftState
-from treesnake.drafters.growing import GrownDraft, grow
+from treesnake.drafters.growing import GrownDraft, grow, grown_at_once
 from treesnake.drafters.views import View, as_it_is, natural_view
-from treesnake.drafters.vocabulary import SAME_VOCABULARY, VocabularyMap
+from treesnake.drafters.vocabulary import (
+    SAME_VOCABULARY,
+    DraftVocabulary,
+    SameVocabulary,
+    VocabularyMap,
+)
 from treesnake.drafters.window import WindowedDrafter
 from treesnake.errors import InvalidInputError
 from treesnake.models.tree_network import TreeNetwork, TreeState
 from treesnake.prompt import Prompt
-from treesnake.sampling import Rng, SamplingParams
+from treesnake.sampling import Rng, SamplingParams, TorchRng
 from treesnake.shape import Shape, is_off
 
 MOST_ROOM = 64
@@ -104,6 +109,8 @@ class NetworkDrafter:
         self._max_depth = max_depth
         self._view = view
         self._grown: GrownDraft | None = None
+        has_all_columns = isinstance(self._vocabulary, SameVocabulary | DraftVocabulary)
+        self._at_once = self._text.at_once if has_all_columns else None
 
     @property
     def num_bytes(self) -> int:
@@ -123,8 +130,27 @@ class NetworkDrafter:
             shape = shape.clipped(self._max_depth)
         if not is_off(shape):
             self._text.catch_up()
-        self._grown = grow(anchor, shape, params, rng, self._text.extend, self._vocabulary)
+        self._grown = self._grow_at_once(anchor, shape, params, rng) or grow(
+            anchor, shape, params, rng, self._text.extend, self._vocabulary
+        )
         return self._grown.draft
+
+    def _grow_at_once(
+        self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng
+    ) -> GrownDraft | None:
+        """Grows a tree of chosen tokens in one pass of the network, if it can; else None."""
+        if self._at_once is None:
+            return None
+        fixed = shape.as_tree()
+        if fixed is None or not fixed.depth or not self._at_once.can_grow_fixed(fixed):
+            return None
+        noise = None
+        if not params.is_greedy:
+            if fixed.sampled or not isinstance(rng, TorchRng):
+                return None
+            noise = rng.waiting_times.noise(params.temperature)
+        columns = self._text.grow_fixed(anchor, fixed, noise)
+        return grown_at_once(anchor, fixed, columns, self._vocabulary)
 
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Takes tokens into the state, which is behind by those that it has not seen."""

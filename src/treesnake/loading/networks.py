@@ -140,8 +140,6 @@ def _load_in_engine(
         asked = options.engine == "native"
         needed = "the native engine" if asked else f"the native engine, as {options.dtype} must"
         raise UnsupportedModelError(f"{checkpoint.name} cannot run in {needed}: {obstacle}")
-    if options.engine == "auto" and device.type != "cpu" and draft_vocab is None:
-        obstacle = obstacle or "the default for this device"
     if options.engine == "generic":
         obstacle = "as asked"
     if obstacle is None:

@@ -30,8 +30,8 @@ class LoadOptions:
             in groups of 32 numbers to so many bits, and activations to 8 bits; they need the native
             engine on a CPU.
         device: "cpu", "cuda", "cuda:1", "mps" or "auto" for the best there is.
-        engine: "auto" is native for every Mamba and Mamba-2, and on a CPU for the other families
-            that it knows, else generic.
+        engine: "auto" is native for every Mamba and Mamba-2, and on a CPU and on CUDA for the other
+            families that it knows, else generic.
         device_map: spreads the layers over several devices with accelerate; the engine is generic.
         revision: of a model at the hub.
         trust_remote_code: runs code that comes with the model; no Transformer is native then.

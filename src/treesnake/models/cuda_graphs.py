@@ -7,11 +7,12 @@ graphs in the same kind of cache.
 Source: Mamba Drafters (Choi et al. 2025), "graph caching".
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, TypeVar
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from treesnake.threads import new_lock
@@ -57,31 +58,71 @@ def capture(run: Pass, device: torch.device) -> Pass:
 
 
 Size = TypeVar("Size", bound=Hashable)
-Inputs = TypeVar("Inputs", bound="PassInputs")
 
-
-@runtime_checkable
-class PassInputs(Protocol):
-    """What a pass is told, in tensors whose shapes follow from its size."""
-
-    def copied_to(self: Inputs, device: torch.device) -> Inputs:
-        """Returns a copy on a device, at addresses of its own."""
-        ...
-
-    def overwrite(self: Inputs, other: Inputs) -> None:
-        """Takes the values of other inputs of the same size, wherever these are."""
-        ...
+ALIGNMENT = 16
+"""Bytes; kernels read what is so aligned in fewer instructions."""
 
 
 @dataclass(frozen=True, eq=False)
-class Graph(Generic[Inputs]):
+class PackedInputs:
+    """Tensors that lie in one block of memory, so that one copy moves them all.
+
+    Attributes:
+        block: the memory.
+        tensors: parts of it, by name.
+    """
+
+    block: UInt8[Tensor, " bytes"]
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def packed(cls, tensors: Mapping[str, Tensor]) -> "PackedInputs":
+        """Returns copies of tensors of a host, in memory from which a GPU copies by itself."""
+        num_bytes = sum(_room(tensor) for tensor in tensors.values())
+        block = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        packed = cls(block, _parts(block, tensors))
+        for name, tensor in tensors.items():
+            packed.tensors[name].copy_(tensor)
+        return packed
+
+    def copied_to(self, device: torch.device) -> "PackedInputs":
+        """Returns a copy on a device, at addresses of its own."""
+        block = self.block.to(device, copy=True)
+        return PackedInputs(block, _parts(block, self.tensors))
+
+    def overwrite(self, other: "PackedInputs") -> None:
+        """Takes the values of other inputs of the same size, wherever these are."""
+        self.block.copy_(other.block, non_blocking=True)
+
+
+def _parts(block: UInt8[Tensor, " bytes"], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns parts of a block in the form of some tensors."""
+    parts: dict[str, Tensor] = {}
+    begin = 0
+    for name, tensor in tensors.items():
+        part = block[begin : begin + tensor.nbytes].view(tensor.dtype)
+        parts[name] = part.view(tensor.shape)
+        begin += _room(tensor)
+    return parts
+
+
+def _room(tensor: Tensor) -> int:
+    return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+
+
+Step = Callable[[Mapping[str, Tensor]], Tensor]
+"""A pass, given what it is told in tensors whose shapes follow from its size."""
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
     """A captured pass and the inputs that it reads."""
 
-    inputs: Inputs
+    inputs: PackedInputs
     replay: Pass
 
 
-class GraphCache(Generic[Size, Inputs]):
+class GraphCache(Generic[Size]):
     """The passes of one network that were captured, by their sizes.
 
     Only one thread at a time may use it.
@@ -94,13 +135,13 @@ class GraphCache(Generic[Size, Inputs]):
     def __init__(self, capture: Capture = capture, device_type: str = "cuda") -> None:
         self._capture = capture
         self._device_type = device_type
-        self._graphs: dict[Size, Graph[Inputs]] = {}
+        self._graphs: dict[Size, Graph] = {}
         self._generation = 0
 
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "GraphCache[Size, Inputs]":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "GraphCache[Size]":
         """Returns one without graphs, which read the weights that they were captured from."""
         return GraphCache(self._capture, self._device_type)
 
@@ -112,8 +153,8 @@ class GraphCache(Generic[Size, Inputs]):
         self,
         size: Size,
         generation: int,
-        inputs: Inputs,
-        step: Callable[[Inputs], Tensor],
+        inputs: Mapping[str, Tensor],
+        step: Step,
         device: torch.device,
     ) -> Tensor:
         """Runs a pass, which is captured if its size is new; the next pass overwrites the result.
@@ -122,26 +163,25 @@ class GraphCache(Generic[Size, Inputs]):
             size: what the shapes of all tensors in the pass follow from.
             generation: how often the storage moved that the pass reads and writes beside its
                 inputs. Graphs of another generation are forgotten.
-            inputs: what the pass is told this time.
+            inputs: what the pass is told this time, on the host.
             step: the pass. It may run more than once with the same inputs.
             device: where it runs.
         """
         if generation != self._generation:
             self.forget()
             self._generation = generation
-        graph = self._graphs.pop(size, None) or self._captured(inputs, step, device)
+        packed = PackedInputs.packed(inputs)
+        graph = self._graphs.pop(size, None) or self._captured(packed, step, device)
         self._graphs[size] = graph
         if len(self._graphs) > MOST_GRAPHS:
             del self._graphs[next(iter(self._graphs))]
-        graph.inputs.overwrite(inputs)
+        graph.inputs.overwrite(packed)
         return graph.replay()
 
     def forget(self) -> None:
         """Drops all graphs, because what they read has moved."""
         self._graphs.clear()
 
-    def _captured(
-        self, inputs: Inputs, step: Callable[[Inputs], Tensor], device: torch.device
-    ) -> Graph[Inputs]:
+    def _captured(self, inputs: PackedInputs, step: Step, device: torch.device) -> Graph:
         own = inputs.copied_to(device)
-        return Graph(own, self._capture(lambda: step(own), device))
+        return Graph(own, self._capture(lambda: step(own.tensors), device))

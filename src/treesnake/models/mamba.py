@@ -67,10 +67,10 @@ class MambaMixer(Mixer):
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__(config)
-        self._sizes = [config.rank, config.state_dim, config.state_dim]
+        self.sizes = [config.rank, config.state_dim, config.state_dim]
         channels = config.num_channels
         self.in_proj = nn.Linear(config.hidden_size, 2 * channels, bias=config.use_bias)
-        self.x_proj = nn.Linear(channels, sum(self._sizes), bias=False)
+        self.x_proj = nn.Linear(channels, sum(self.sizes), bias=False)
         self.dt_proj = nn.Linear(config.rank, channels)
         self.out_proj = nn.Linear(channels, config.hidden_size, bias=config.use_bias)
         rates = [math.log(number) for number in range(1, config.state_dim + 1)]
@@ -91,7 +91,7 @@ class MambaMixer(Mixer):
         dt: Float[Tensor, "*batch tokens channels"] | None,
     ) -> Selected:
         """Makes step sizes and directions of the convolved inputs."""
-        low_rank, B, C = self.x_proj(convolved).split(self._sizes, dim=-1)
+        low_rank, B, C = self.x_proj(convolved).split(self.sizes, dim=-1)
         dt = F.linear(low_rank, self.dt_proj.weight).float() + self.dt_proj.bias.float()
         return Selected(convolved, F.softplus(dt), self.rates, B, C, self.D)
 

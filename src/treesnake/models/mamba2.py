@@ -91,14 +91,14 @@ class GatedRmsNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(config.num_channels))
         self.eps = config.norm_eps
-        self._num_groups = config.num_groups
+        self.num_groups = config.num_groups
 
     def forward(
         self, rows: Float[Tensor, "*rows channels"], gate: Float[Tensor, "*rows channels"]
     ) -> Float[Tensor, "*rows channels"]:
         """Returns the gated and normed rows in the dtype of the weight."""
         gated = rows.float() * F.silu(gate.float())
-        grouped = gated.unflatten(-1, (self._num_groups, -1))
+        grouped = gated.unflatten(-1, (self.num_groups, -1))
         normed = grouped * torch.rsqrt(grouped.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * normed.flatten(-2).to(self.weight.dtype)
 

@@ -9,8 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from time import perf_counter
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +24,17 @@ from treesnake.errors import BrokenModelError, InvalidInputError
 from treesnake.kernels.dispatch import SsmKernels, conv_kernels
 from treesnake.kernels.reference.conv import next_history
 from treesnake.kernels.tree_rows import TreeRows
-from treesnake.models.state_space_banks import StateSpaceBanks, TreeInputs
-from treesnake.models.state_space_state import StateSpaceState, extend_states
-from treesnake.models.tree_network import Part
+from treesnake.models.cuda_graphs import LARGEST_GRAPH
+from treesnake.models.fixed_growth import levels_of
+from treesnake.models.state_space_banks import StateSpaceBanks
+from treesnake.models.state_space_inputs import TreeInputs
+from treesnake.models.state_space_state import StateSpaceState, extend_states, grown_tree
+from treesnake.models.tree_network import Part, check_tokens, own_states
 from treesnake.pauses import pause
+from treesnake.shape import FixedTree
 from treesnake.states.branching import BranchingKind, Selected, StateShape, write_rows
 from treesnake.states.ssm import SsmBank, SsmState, commit_in_torch
+from treesnake.waiting_times import Noise
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt that are run at once: enough for matrix products, little memory."""
@@ -232,6 +239,7 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         self._branching = branching
         self._shape = config.state_shape
         self._output_rows: Float[Tensor, "kept hidden"] | None = None
+        self._output_ids: Int[Tensor, " kept"] | None = None
         self.banks = StateSpaceBanks(self._shape)
         if not self.backbone.embeddings.weight.is_meta:
             nn.init.normal_(self.backbone.embeddings.weight, std=0.02)
@@ -277,7 +285,8 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         weight = self.lm_head.weight.detach()
         if token_ids is not None:
             check_vocabulary(token_ids, len(weight))
-        self._output_rows = None if token_ids is None else weight[token_ids.to(weight.device)]
+        self._output_ids = None if token_ids is None else token_ids.to(weight.device)
+        self._output_rows = None if self._output_ids is None else weight[self._output_ids]
         self.banks.forget_graphs()
 
     @torch.no_grad()
@@ -317,6 +326,37 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         """
         return extend_states(parts, self, partial(self.banks.run, self._run_nodes))
 
+    def can_grow_fixed(self, shape: FixedTree) -> bool:
+        """Tells whether a tree is grown in one pass: on a device where passes are captured."""
+        widest, head = max(map(len, shape.children)), self._output
+        is_small = widest <= len(head) and shape.num_drafted < LARGEST_GRAPH
+        return is_small and self.banks.captures(head.device)
+
+    @torch.no_grad()
+    def grow_fixed(self, part: Part, shape: FixedTree, noise: Noise | None = None) -> list[int]:
+        """Appends nodes below each other, and below the last a fixed tree of the best tokens.
+
+        Returns the columns of the tokens that were chosen. Nodes without children are not appended.
+
+        Raises:
+            InvalidInputError: if the tree cannot grow so, or a token does not exist.
+        """
+        (state,) = own_states([part], StateSpaceState, self)
+        state.held.check_growth(part.token_ids, part.parents)
+        check_tokens(part.token_ids, self.vocab_size)
+        tree = grown_tree(state, part)
+        columns, tokens = self.banks.grow(
+            self._run_nodes, part.token_ids, tree, shape, self._output_ids, noise
+        )
+        state.held.append(part.token_ids, part.parents)
+        anchor = len(part.token_ids) - 1
+        begin = 0
+        for level in levels_of(shape):
+            chosen = [tokens[begin + index] for index in level.expanded]
+            state.held.append(chosen, [anchor + parent for parent in level.parents])
+            begin += len(level.children)
+        return columns
+
     @torch.no_grad()
     def run_text(
         self, token_ids: Sequence[int], memory: SsmState, chunk: int = PREFILL_CHUNK
@@ -350,10 +390,21 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
 
     def _run_nodes(self, inputs: TreeInputs, bank: SsmBank) -> Float[Tensor, "trees new vocab"]:
         """Runs new nodes of some trees, on tensors alone and without waiting for the device."""
+        fused = self._fused(bank)
+        if fused is not None:
+            return fused.run_fused(self.backbone, self._output, inputs, bank)
         hidden = self.backbone.embeddings(inputs.token_ids).float()
         for layer, block in enumerate(self.backbone.blocks):
             hidden = hidden + block.mixer.run_nodes(block.norm(hidden), inputs.rows, bank, layer)
         return self._logits(hidden)
+
+    def _fused(self, bank: SsmBank) -> Any:
+        """Returns the module that runs the layers in fused kernels, if it can; else None."""
+        device = bank.recurrent.device
+        if device.type != "cuda" or find_spec("triton") is None:
+            return None
+        fused = import_module("treesnake.models.state_space_fused")
+        return fused if fused.can_fuse(self.backbone.blocks, bank) else None
 
     def _mix_text(
         self, block: Block, hidden: Float[Tensor, "tokens hidden"], memory: SsmState, layer: int
@@ -368,6 +419,7 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
 
     @property
     def _output(self) -> Float[Tensor, "outputs hidden"]:
+        """The rows of the output layer that trees give logits of."""
         return self.lm_head.weight if self._output_rows is None else self._output_rows
 
     def _new_memory(self, branching: BranchingKind) -> SsmState:

@@ -5,8 +5,7 @@ its kernels takes longer than running them. What differs between two passes of o
 buffers: tokens, slots, parents, which nodes are ancestors, and what the convolutions see.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
 from importlib.util import find_spec
 from time import perf_counter
 from typing import Any
@@ -16,55 +15,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from treesnake.clock import book_wait
-from treesnake.kernels.tree_rows import TreeRows
-from treesnake.models.cuda_graphs import Capture, GraphCache, capture
+from treesnake.models.cuda_graphs import Capture, GraphCache, PackedInputs, capture
+from treesnake.models.fixed_growth import GrowthSize, growth_tensors, run_growth
+from treesnake.models.state_space_inputs import Step, TreeInputs
 from treesnake.models.state_space_state import GrownTree
+from treesnake.shape import FixedTree
 from treesnake.states.branching import BranchingKind, StateShape
 from treesnake.states.ssm import SsmBank, SsmState
-from treesnake.states.tree_layout import RowsSize, tree_rows
+from treesnake.states.tree_layout import RowsSize
 from treesnake.threads import new_lock
+from treesnake.waiting_times import Noise
 
-
-@dataclass(frozen=True, eq=False)
-class TreeInputs:
-    """What a pass over new nodes of some trees is told; nodes that fill up have token 0."""
-
-    token_ids: Int[Tensor, "trees new"]
-    rows: TreeRows
-
-    @classmethod
-    def of(
-        cls,
-        token_ids: Sequence[int],
-        trees: Sequence[GrownTree[SsmState]],
-        size: RowsSize,
-        spare_row: int,
-    ) -> "TreeInputs":
-        """Returns the inputs of a pass, on the host; the tokens are those of tree after tree."""
-        num_new = [tree.num_new for tree in trees]
-        padded = torch.zeros(size.trees, size.new, dtype=torch.int64)
-        for row, tokens in zip(padded, torch.tensor(token_ids).split(num_new), strict=False):
-            row[: len(tokens)] = tokens
-        layouts = [tree.layout for tree in trees]
-        slots = [tree.memory.slot for tree in trees]
-        return cls(padded, tree_rows(layouts, num_new, slots, size, spare_row))
-
-    def copied_to(self, device: torch.device) -> "TreeInputs":
-        """Returns a copy on a device, at addresses of its own."""
-        rows = {name: tensor.to(device, copy=True) for name, tensor in vars(self.rows).items()}
-        return TreeInputs(self.token_ids.to(device, copy=True), TreeRows(**rows))
-
-    def overwrite(self, other: "TreeInputs") -> None:
-        """Takes the values of other inputs of the same size, wherever these are."""
-        self.token_ids.copy_(other.token_ids)
-        for name, tensor in vars(self.rows).items():
-            tensor.copy_(getattr(other.rows, name))
-
-
-Step = Callable[[TreeInputs, SsmBank], Float[Tensor, "trees new vocab"]]
-"""Runs new nodes, on tensors alone and without waiting for the device."""
-
-Graphs = GraphCache[RowsSize, TreeInputs]
+Graphs = GraphCache[Hashable]
 
 
 class StateSpaceBanks:
@@ -119,13 +81,54 @@ class StateSpaceBanks:
             book_wait(asked)
             bank.reserve(size.nodes + 1)
             inputs = TreeInputs.of(token_ids, trees, size, spare_row=bank.num_rows - 1)
+
+            def run(tensors: Mapping[str, Tensor]) -> Float[Tensor, "trees new vocab"]:
+                return step(TreeInputs.of_tensors(tensors), bank)
+
             if captured:
-                logits = graphs.run(
-                    size, bank.generation, inputs, lambda own: step(own, bank), device
-                ).clone()
+                logits = graphs.run(size, bank.generation, inputs.tensors, run, device).clone()
             else:
-                logits = step(inputs.copied_to(device), bank)
+                logits = run(PackedInputs.packed(inputs.tensors).copied_to(device).tensors)
         return [rows[:new] for rows, new in zip(logits, num_new, strict=False)]
+
+    def captures(self, device: torch.device) -> bool:
+        """Tells whether passes on a device are captured."""
+        return device.type == self._device_type and _has_kernels(device)
+
+    def grow(
+        self,
+        step: Step,
+        token_ids: Sequence[int],
+        tree: GrownTree[SsmState],
+        shape: FixedTree,
+        network_ids: Int[Tensor, " columns"] | None,
+        noise: Noise | None,
+    ) -> list[list[int]]:
+        """Runs new nodes of one tree, each below the one before, and grows a fixed tree below them.
+
+        Returns the columns of the tokens that were chosen, and the network's tokens.
+
+        Args:
+            step: runs new nodes.
+            token_ids: of the given nodes.
+            tree: these nodes.
+            shape: what grows below the last of them.
+            network_ids: the network's token for each column of logits; None if they are the same.
+            noise: by which a target draws; None for the most probable tokens.
+        """
+        bank = tree.memory.bank
+        size = GrowthSize.of(len(token_ids), shape, is_noisy=noise is not None)
+
+        def run(tensors: Mapping[str, Tensor]) -> Int[Tensor, "both drafted"]:
+            return run_growth(tensors, step, bank, shape, network_ids)
+
+        asked = perf_counter()
+        with bank.lock:
+            book_wait(asked)
+            bank.reserve(size.most_rows + 1)
+            told = growth_tensors(token_ids, tree, size, bank.num_rows - 1, noise)
+            graphs = self._graphs[bank]
+            return graphs.run(size, bank.generation, told, run, bank.recurrent.device).tolist()
 
     def forget_graphs(self) -> None:
         """Drops all graphs, because weights have moved."""

@@ -313,7 +313,7 @@ def extend_states(
         check_tokens(part.token_ids, network.vocab_size)
     if not parts:
         return []
-    trees = [_grown_tree(state, part) for state, part in zip(states, parts, strict=True)]
+    trees = [grown_tree(state, part) for state, part in zip(states, parts, strict=True)]
     logits: dict[int, Float[Tensor, "_ vocab"]] = {}
     for kind in {type(tree.memory.bank.branching) for tree in trees}:
         chosen = [
@@ -327,7 +327,8 @@ def extend_states(
     return [logits[number] for number in range(len(parts))]
 
 
-def _grown_tree(state: StateSpaceState[Nodes], part: Part) -> GrownTree[Nodes]:
+def grown_tree(state: StateSpaceState[Nodes], part: Part) -> GrownTree[Nodes]:
+    """Returns the tree of a state with the nodes of a part, and makes room for them."""
     parents, memory = (*state.held.parents, *part.parents), state.memory
     memory.reserve(len(parents))
     layout = tree_layout(parents, memory.bank.shape.conv_width, HOST)

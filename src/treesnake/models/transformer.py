@@ -279,4 +279,6 @@ def _load_engine(
 ) -> CpuEngine | TorchEngine:
     if device.type == "cpu":
         return CpuEngine(config, tensors, dtype, cache_dtype)
-    return TorchEngine(config, tensors, dtype, device)
+    engine = TorchEngine(config, tensors, dtype, device)
+    engine.check_fused()
+    return engine

@@ -122,6 +122,46 @@ def read_layer(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class DecoderTensors:
+    """A whole decoder in floats, on the device that runs it."""
+
+    layers: Sequence[LayerTensors]
+    embedding: Float[Tensor, "vocab hidden"]
+    head: Float[Tensor, "outputs hidden"]
+    final_norm: Float[Tensor, " hidden"]
+    inverse_frequencies: Float[Tensor, " pairs"]
+
+    @classmethod
+    def read(
+        cls,
+        tensors: Mapping[str, Tensor],
+        config: TransformerConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> "DecoderTensors":
+        """Reads each tensor once and rounds it to `dtype`."""
+
+        def placed(layer: LayerTensors) -> LayerTensors:
+            return LayerTensors(**{k: v.to(device, dtype) for k, v in vars(layer).items()})
+
+        embedding = tensors[EMBEDDING].to(device, dtype)
+        return cls(
+            layers=[placed(read_layer(tensors, config, n)) for n in range(config.num_layers)],
+            embedding=embedding,
+            head=embedding if config.tied_embeddings else tensors[HEAD].to(device, dtype),
+            final_norm=read_final_norm(tensors).to(device, dtype),
+            inverse_frequencies=torch.tensor(config.inverse_frequencies, device=device),
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of the weights in memory."""
+        layers = sum(tensor.nbytes for layer in self.layers for tensor in vars(layer).values())
+        head = 0 if self.head is self.embedding else self.head.nbytes
+        return layers + self.embedding.nbytes + head + self.final_norm.nbytes
+
+
 def _joined(parts: Sequence[Matrix]) -> Float[Tensor, "outputs inputs"]:
     """Returns matrices below each other, as floats; of one alone its own memory."""
     floats = [in_floats(part) for part in parts]

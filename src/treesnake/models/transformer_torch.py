@@ -1,4 +1,4 @@
-"""The decoder in plain torch, on any device, in a few sizes that can be captured as CUDA graphs.
+"""The decoder on any device, in a few sizes that can be captured as CUDA graphs.
 
 Texts have slots of one bank, and a pass runs the new nodes of several texts at once. Slots, nodes,
 tree and rows are rounded up to powers of two. On a CUDA device each size is captured once and
@@ -6,9 +6,13 @@ replayed afterwards, without Python between the layers. So `_run` works on tenso
 that depend on the size only, and never waits for the device; on other devices it runs as it is.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from time import perf_counter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,97 +24,23 @@ from treesnake.kernels.reference.norm import gate, rms_norm, rotate, rotation
 from treesnake.models.cuda_graphs import GraphCache
 from treesnake.models.transformer_cache import KvBank, TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
-from treesnake.models.transformer_layers import (
-    EMBEDDING,
-    HEAD,
-    LayerTensors,
-    read_final_norm,
-    read_layer,
-)
+from treesnake.models.transformer_inputs import Inputs, Size
+from treesnake.models.transformer_layers import DecoderTensors, LayerTensors
 from treesnake.models.transformer_pass import NewNodes
-from treesnake.states.tree_layout import round_up
+from treesnake.states.tree_layout import round_up, tree_layout
 
 TORCH_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """The dtypes that weights, activations and cache can have."""
 
-SMALLEST_ROWS = 256
-"""Rows of the cache that attention reads at least."""
+CHECKED_TOKENS = 300
+"""The text of the tree that is run in both forms: long enough for two parts of the rows."""
 
+MOST_DIFFERENT = 0.05
+"""How far apart the logits of both forms of the layers may be, in parts of the largest logit.
 
-@dataclass(frozen=True)
-class Size:
-    """How many slots a pass has, and how many nodes, nodes of the whole tree and rows each slot."""
+Rounding to 8 bits in every layer makes less of a difference, a wrong kernel more."""
 
-    slots: int
-    nodes: int
-    tree_nodes: int
-    rows: int
-
-    @classmethod
-    def fitting(cls, parts: Sequence[NewNodes], num_slots: int) -> "Size":
-        """Returns the size for some texts: one of few, less than twice the largest of each."""
-        trees = [part.ancestor_mask.shape[1] for part in parts]
-        needed = max(part.cache.length + tree for part, tree in zip(parts, trees, strict=True))
-        return cls(
-            num_slots,
-            round_up(max(len(part.token_ids) for part in parts)),
-            round_up(max(trees)),
-            min(max(round_up(needed), SMALLEST_ROWS), parts[0].cache.capacity),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """What a pass is told about each of its slots.
-
-    Nodes that only fill up see the first node of the tree and write to the spare row of their slot.
-
-    Attributes:
-        slots: their numbers in the bank.
-        token_ids: the new nodes' tokens.
-        mask: the nodes of the tree that each of them sees.
-        cache_rows: the row that each of them writes.
-        lengths: the committed tokens.
-    """
-
-    slots: Int[Tensor, " slots"]
-    token_ids: Int[Tensor, "slots nodes"]
-    mask: Bool[Tensor, "slots nodes tree_nodes"]
-    cache_rows: Int[Tensor, "slots nodes"]
-    lengths: Int[Tensor, " slots"]
-
-    @classmethod
-    def of(cls, parts: Sequence[NewNodes], slots: Sequence[int], size: Size) -> "Inputs":
-        """Returns the inputs of a pass over these slots, on the host; not all need have a part."""
-        spare_row = parts[0].cache.capacity
-        inputs = cls(
-            slots=torch.tensor(slots),
-            token_ids=torch.zeros(size.slots, size.nodes, dtype=torch.int64),
-            mask=torch.zeros(size.slots, size.nodes, size.tree_nodes, dtype=torch.bool),
-            cache_rows=torch.full((size.slots, size.nodes), spare_row),
-            lengths=torch.zeros(size.slots, dtype=torch.int64),
-        )
-        inputs.mask[:, :, 0] = True
-        for part in parts:
-            inputs._put(part, slots.index(part.cache.slot))
-        return inputs
-
-    def _put(self, part: NewNodes, index: int) -> None:
-        nodes, tree_nodes = part.ancestor_mask.shape
-        end = part.cache.length + tree_nodes
-        self.token_ids[index, :nodes] = part.token_ids
-        self.mask[index, :nodes, :tree_nodes] = part.ancestor_mask
-        self.cache_rows[index, :nodes] = torch.arange(end - nodes, end)
-        self.lengths[index] = part.cache.length
-
-    def copied_to(self, device: torch.device) -> "Inputs":
-        """Returns a copy on a device, at addresses of its own."""
-        return Inputs(**{k: v.to(device, copy=True) for k, v in vars(self).items()})
-
-    def overwrite(self, other: "Inputs") -> None:
-        """Takes the values of other inputs of the same size, wherever these are."""
-        for name, tensor in vars(self).items():
-            tensor.copy_(getattr(other, name))
+logger = logging.getLogger(__name__)
 
 
 class TorchEngine:
@@ -126,7 +56,7 @@ class TorchEngine:
             memory beside the weights.
     """
 
-    prefill_chunk = 512
+    prefill_chunk = 2048
 
     def __init__(
         self,
@@ -134,33 +64,20 @@ class TorchEngine:
         tensors: Mapping[str, Tensor],
         dtype: torch.dtype,
         device: torch.device,
-        graphs: GraphCache[Size, Inputs] | None = None,
+        graphs: GraphCache[Size] | None = None,
     ) -> None:
         self.config = config
         self.dtype = dtype
         self.device = device
-        self._layers = [
-            self._placed(read_layer(tensors, config, layer)) for layer in range(config.num_layers)
-        ]
-        self._embedding = tensors[EMBEDDING].to(device, dtype)
-        self._head = self._embedding
-        if not config.tied_embeddings:
-            self._head = tensors[HEAD].to(device, dtype)
-        self._final_norm = read_final_norm(tensors).to(device, dtype)
-        self._inverse_frequencies = torch.tensor(config.inverse_frequencies, device=device)
+        self._tensors = DecoderTensors.read(tensors, config, dtype, device)
         self._bank = self._new_bank()
-        self._graphs: GraphCache[Size, Inputs] = GraphCache() if graphs is None else graphs
-
-    def _placed(self, layer: LayerTensors) -> LayerTensors:
-        tensors = {field.name: getattr(layer, field.name) for field in fields(layer)}
-        return LayerTensors(**{k: v.to(self.device, self.dtype) for k, v in tensors.items()})
+        self._graphs: GraphCache[Size] = GraphCache() if graphs is None else graphs
+        self._fuses = device.type == "cuda" and find_spec("triton") is not None
 
     @property
     def num_bytes(self) -> int:
         """The bytes of the weights in memory."""
-        layers = sum(tensor.nbytes for layer in self._layers for tensor in vars(layer).values())
-        head = 0 if self._head is self._embedding else self._head.nbytes
-        return layers + self._embedding.nbytes + head + self._final_norm.nbytes
+        return self._tensors.num_bytes
 
     @property
     def cache_dtype(self) -> torch.dtype:
@@ -200,6 +117,49 @@ class TorchEngine:
         hidden = self._run(inputs, slice(0, 1), size.rows, bank, num_layers)
         return hidden[: len(token_ids)]
 
+    @torch.inference_mode()
+    def check_fused(self) -> None:
+        """Runs a tree in both forms of the layers, and keeps to the plain one if they differ.
+
+        A kernel that is wrong on a device would change what the target says without a trace.
+        """
+        text, parents = torch.arange(CHECKED_TOKENS) % self.config.vocab_size, (-1, 0, 0, 1)
+        mask = tree_layout(parents, 1, torch.device("cpu")).ancestor_mask
+        bank = self._new_bank()
+        cache = bank.new_cache(CHECKED_TOKENS + len(parents))
+        tree = NewNodes(text[: len(parents)], mask, cache, len(parents))
+        self._run_in(bank, NewNodes.of_text(text, cache, num_logits=0))
+        cache.commit(range(len(text)))
+        size = Size.fitting([tree], 1)
+        fused = self._fused(size)
+        if fused is None:
+            return
+        plain = self._logits(self._run_in(bank, tree))
+        inputs = Inputs.of([tree], [0], size).copied_to(self.device)
+        logits = fused.run_fused(self.config, self._tensors, inputs, size.rows, bank)
+        difference = float((logits - plain).abs().max() / plain.abs().max())
+        self._fuses = difference <= MOST_DIFFERENT
+        if not self._fuses:
+            logger.warning(
+                "fused kernels and plain torch differ by %.3f of the largest logit on %s, more "
+                "than rounding makes; plain torch is used, which is slower. Please report it",
+                difference,
+                self.device,
+            )
+
+    def _fused(self, size: Size) -> Any:
+        """Returns the module that runs the layers in fused kernels, if it can; else None."""
+        if not self._fuses:
+            return None
+        fused = import_module("treesnake.models.transformer_fused")
+        return fused if fused.can_fuse(self.config, size.tree_nodes) else None
+
+    def _run_in(self, bank: KvBank, part: NewNodes) -> Float[Tensor, "nodes hidden"]:
+        """Runs nodes of the only text of a bank through all layers."""
+        size = Size.fitting([part], 1)
+        inputs = Inputs.of([part], [0], size).copied_to(self.device)
+        return self._run(inputs, slice(0, 1), size.rows, bank, self.config.num_layers)
+
     def _new_bank(self) -> KvBank:
         config = self.config
         return KvBank(
@@ -208,14 +168,18 @@ class TorchEngine:
 
     def _replay(self, parts: Sequence[NewNodes], size: Size) -> list[Float[Tensor, "_ vocab"]]:
         """Runs a pass of one of few sizes, over the first slots of the bank."""
+        fused = self._fused(size)
 
-        def step(inputs: Inputs) -> Float[Tensor, "slots_nodes vocab"]:
+        def step(tensors: Mapping[str, Tensor]) -> Float[Tensor, "slots_nodes vocab"]:
+            inputs = Inputs(**tensors)
+            if fused is not None:
+                return fused.run_fused(self.config, self._tensors, inputs, size.rows, self._bank)
             slots = slice(0, size.slots)
             hidden = self._run(inputs, slots, size.rows, self._bank, self.config.num_layers)
             return self._logits(hidden)
 
         inputs = Inputs.of(parts, range(size.slots), size)
-        logits = self._graphs.run(size, self._bank.generation, inputs, step, self.device)
+        logits = self._graphs.run(size, self._bank.generation, vars(inputs), step, self.device)
         return [_last(logits, part, part.cache.slot * size.nodes).clone() for part in parts]
 
     def _run_alone(self, parts: Sequence[NewNodes]) -> list[Float[Tensor, "_ vocab"]]:
@@ -231,7 +195,8 @@ class TorchEngine:
         return list(self._logits(torch.cat(last)).split([len(rows) for rows in last]))
 
     def _logits(self, hidden: Float[Tensor, "nodes hidden"]) -> Float[Tensor, "nodes vocab"]:
-        return F.linear(rms_norm(hidden, self._final_norm, self.config.epsilon), self._head).float()
+        normed = rms_norm(hidden, self._tensors.final_norm, self.config.epsilon)
+        return F.linear(normed, self._tensors.head).float()
 
     def _run(
         self,
@@ -242,11 +207,10 @@ class TorchEngine:
         num_layers: int,
     ) -> Float[Tensor, "slots_nodes hidden"]:
         """Runs a pass; slots are read as a part of the bank if they are adjacent, else copied."""
-        positions = inputs.lengths[:, None] + inputs.mask.sum(2) - 1
-        turns = rotation(positions.flatten(), self._inverse_frequencies)
+        turns = rotation(inputs.positions.flatten(), self._tensors.inverse_frequencies)
         seen = {window: _seen_rows(inputs, num_rows, window) for window in set(self.config.windows)}
-        hidden = F.embedding(inputs.token_ids.flatten(), self._embedding)
-        for index, layer in enumerate(self._layers[:num_layers]):
+        hidden = F.embedding(inputs.token_ids.flatten(), self._tensors.embedding)
+        for index, layer in enumerate(self._tensors.layers[:num_layers]):
             rows = Rows(bank.keys[index], bank.values[index], inputs, read, num_rows)
             mask = seen[self.config.windows[index]]
             layer_turns = turns if self.config.rotates[index] else None

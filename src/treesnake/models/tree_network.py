@@ -17,7 +17,9 @@ from torch import Tensor
 
 from treesnake.errors import BrokenModelError, InvalidInputError
 from treesnake.prompt import Prompt
+from treesnake.shape import FixedTree
 from treesnake.states.snapshots import Snapshot
+from treesnake.waiting_times import Noise
 
 
 @runtime_checkable
@@ -135,6 +137,32 @@ class TreeNetwork(Protocol):
 
         Raises:
             InvalidInputError: if a tree cannot grow so, or two parts have one state.
+        """
+        ...
+
+
+@runtime_checkable
+class FixedTreeNetwork(Protocol):
+    """A network that grows a tree that is fixed beforehand in one pass, tokens included."""
+
+    def can_grow_fixed(self, shape: FixedTree) -> bool:
+        """Tells whether it does so with this one."""
+        ...
+
+    def grow_fixed(self, part: Part, shape: FixedTree, noise: Noise | None = None) -> list[int]:
+        """Appends nodes below each other, and below the last a fixed tree of the best tokens.
+
+        Returns the columns of logits of the tokens that were chosen, level by level. Nodes without
+        children are not appended, the others in the same order.
+
+        Args:
+            part: the given nodes, the only ones of their tree.
+            shape: what grows below the last of them.
+            noise: by which a target draws the token after the last of them, and those after it, so
+                that likely ones come first; None for the most probable tokens.
+
+        Raises:
+            InvalidInputError: if the tree cannot grow so, or a token does not exist.
         """
         ...
 

@@ -11,7 +11,10 @@ from treesnake.models.cuda_graphs import Pass
 
 
 class RecordedCapture:
-    """Captures passes by keeping them, and counts them; results stay where they are.
+    """Captures passes by noting their operations; a replay runs these again, and no Python.
+
+    Like a CUDA graph, a replay reads and writes the tensors of the pass that was captured. What
+    Python took from a tensor then, a number or a shape, stays what it was.
 
     Attributes:
         num_captured: the passes so far.
@@ -21,10 +24,40 @@ class RecordedCapture:
         self.num_captured = 0
 
     def __call__(self, run: Pass, device: torch.device) -> Pass:
-        """Runs a pass; its replay runs it again and writes to the same result."""
+        """Runs a pass; its replay overwrites the same result."""
         self.num_captured += 1
-        result = run()
-        return lambda: result.copy_(run())
+        tape = _Tape()
+        with tape:
+            result = run()
+
+        def replay() -> Tensor:
+            tape.replay()
+            return result
+
+        return replay
+
+
+class _Tape(TorchDispatchMode):
+    """Notes operations and what they returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._operations: list[tuple[Any, Any, dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._operations.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        """Runs the operations again, in the tensors that they had and made."""
+        for func, args, kwargs, made in self._operations:
+            again = func(*args, **kwargs)
+            for old, new in zip(_tensors(made), _tensors(again), strict=True):
+                if _address(old) != _address(new):  # else it is a view, or was written in place
+                    old.copy_(new)
 
 
 class WatchedCapture:
@@ -64,3 +97,7 @@ class _NoCopies(TorchDispatchMode):
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     return (leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

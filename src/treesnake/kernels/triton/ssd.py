@@ -13,14 +13,11 @@ from torch import Tensor
 
 from treesnake.kernels.reference import ssd as reference
 from treesnake.kernels.tree_rows import TreeRows
+from treesnake.kernels.triton import products
 from treesnake.kernels.triton.gradients import with_gradient_of
 
-CHUNK = 32
-"""Tokens of a chunk: few enough for the shared memory of small GPUs."""
-
-PRECISION_ON_AMD = "ieee"
-PRECISION = "tf32x3" if torch.version.hip is None else PRECISION_ON_AMD
-"""How floats are multiplied: exact enough on either kind of device."""
+CHUNK = 16
+"""Tokens of a chunk: few enough for the registers of a program."""
 
 BLOCK_ROWS = 16
 """Rows of a head's state in one program; at least 16, the smallest matrix product."""
@@ -276,7 +273,7 @@ def _scan(
         head_dim,
         state_dim,
         CHUNK=CHUNK,
-        PRECISION=PRECISION,
+        PRECISION=products.PRECISION,
         BLOCK=BLOCK_ROWS,
         BLOCK_STATE=_block_state(state_dim),
         num_stages=2,  # pyrefly: ignore[unexpected-keyword]
@@ -348,7 +345,7 @@ def extend_sums(
         committed,
         new.slots,
         new.rows.contiguous(),
-        new.ancestor_mask.to(torch.int8).contiguous(),
+        new.ancestor_mask.contiguous().view(torch.int8),
         y,
         num_rows,
         num_nodes,

@@ -36,6 +36,7 @@ def _extend_copies_kernel(
     num_new,
     num_channels,
     state_dim,
+    shared_stride,
     BLOCK: tl.constexpr,
     BLOCK_STATE: tl.constexpr,
 ):
@@ -60,8 +61,9 @@ def _extend_copies_kernel(
             old = tl.load(node_states + parent * state_size + cells, valid, 0.0)
         step = tl.load(dt + node * num_channels + channels, inside, 0.0).to(tl.float32)
         value = tl.load(x + node * num_channels + channels, inside, 0.0).to(tl.float32)
-        direction = tl.load(B + node * state_dim + columns, real, 0.0).to(tl.float32)
-        reader = tl.load(C + node * state_dim + columns, real, 0.0).to(tl.float32)
+        shared_at = node * shared_stride + columns
+        direction = tl.load(B + shared_at, real, 0.0).to(tl.float32)
+        reader = tl.load(C + shared_at, real, 0.0).to(tl.float32)
         decay = tl.exp(step[:, None] * rates)
         state = decay * old + (step * value)[:, None] * direction[None, :]
         tl.store(node_states + tl.load(rows + node) * state_size + cells, state, valid)
@@ -176,8 +178,12 @@ def extend_copies(
     assert committed.is_contiguous(), "what all slots hold is not copied"
     assert node_states.is_contiguous(), "states are written in place"
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    B, C = _of_one_stride(B, C)
     _extend_copies_kernel[(triton.cdiv(num_channels, BLOCK_CHANNELS), num_trees)](
-        *(part.contiguous() for part in (x, dt, A, B, C, D)),
+        *(part.contiguous() for part in (x, dt, A)),
+        B,
+        C,
+        D.contiguous(),
         committed,
         node_states,
         new.slots,
@@ -188,10 +194,20 @@ def extend_copies(
         num_new,
         num_channels,
         A.shape[1],
+        B.stride(1),
         BLOCK=BLOCK_CHANNELS,
         BLOCK_STATE=triton.next_power_of_2(A.shape[1]),
     )
     return y
+
+
+def _of_one_stride(
+    B: Float[Tensor, "trees new state_dim"], C: Float[Tensor, "trees new state_dim"]
+) -> tuple[Float[Tensor, "trees new state_dim"], Float[Tensor, "trees new state_dim"]]:
+    """Returns them as they are if they are parts of the same longer rows, else copies."""
+    num_new, stride = B.shape[1], B.stride(1)
+    are_rows = all(part.stride() == (num_new * stride, stride, 1) for part in (B, C))
+    return (B, C) if are_rows else (B.contiguous(), C.contiguous())
 
 
 def extend_sums(
@@ -220,7 +236,7 @@ def extend_sums(
         committed,
         new.slots,
         new.rows.contiguous(),
-        new.ancestor_mask.to(torch.int8).contiguous(),
+        new.ancestor_mask.contiguous().view(torch.int8),
         y,
         num_rows,
         num_nodes,
