@@ -1,7 +1,8 @@
 """Checks that treesnake works with the oldest and the newest versions that it allows.
 
-    python ranges.py            # many tests, some minutes
-    python ranges.py --short    # few tests, as checks.py does
+    python ranges.py              # many tests, some minutes
+    python ranges.py --short      # few tests
+    python ranges.py --resolve    # no tests, as checks.py does
 
 Tests that touch transformers and numba run with the oldest versions of both that pyproject.toml
 allows, and with the newest transformers, laid over this environment. The resolver is asked for
@@ -51,7 +52,9 @@ Check = tuple[str, list[str], str]
 def main() -> int:
     """Runs all checks, two at a time, and returns the number of those that failed."""
     tests = SHORT_TESTS if "--short" in sys.argv[1:] else TESTS
-    checks = [*test_runs(tests), *questions()]
+    checks = list(questions())
+    if "--resolve" not in sys.argv[1:]:
+        checks = [*test_runs(tests), *checks]
     with ThreadPoolExecutor(2) as pool:
         passed = list(pool.map(passes, checks))
     return passed.count(False)
@@ -79,11 +82,16 @@ def questions() -> Iterator[Check]:
 
 
 def bounds() -> tuple[list[str], list[str]]:
-    """Returns the oldest and the newest versions that are tried, as requirements."""
+    """Returns the oldest and the newest versions that are tried, as requirements.
+
+    A range would be met by what is there, and nothing newer would be laid over it.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     stated = {re.split(r"[<>=]", each)[0]: each for each in project["dependencies"]}
     least = {name: re.findall(r">=([\d.]+)", stated[name])[0] for name in VARIED}
-    return [f"{name}~={least[name]}.0" for name in VARIED], [stated["transformers"]]
+    major, minor = re.findall(r"<(\d+)\.(\d+)", stated["transformers"])[0]
+    newest = f"transformers~={major}.{int(minor) - 1}.0"
+    return [f"{name}~={least[name]}.0" for name in VARIED], [newest]
 
 
 def with_versions(requirements: list[str]) -> list[str]:

@@ -39,6 +39,7 @@ def test_the_oldest_and_the_newest_versions_are_tried_and_hosts_are_asked_for(
     runs = [each for each in asked if each.startswith("run ")]
     assert len(runs) == 2
     assert sum("transformers~=5.19.0 --with numba~=0.65.0" in each for each in runs) == 1
+    assert sum("--with transformers~=5.24.0 python" in each for each in runs) == 1
     assert all("tests/states" in each for each in runs)
     assert sum(each.endswith(" -") for each in asked) == 4
 
@@ -49,6 +50,13 @@ def test_the_short_form_has_fewer_tests(tmp_path: Path, monkeypatch: pytest.Monk
     runs = [each for each in asked if each.startswith("run ")]
     assert len(runs) == 2
     assert all("test_custom_generate.py" in each and "tests/states" not in each for each in runs)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a script with a first line is no program")
+def test_the_resolver_alone_can_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, asked = run("fine", 0, tmp_path, monkeypatch, "--resolve")
+    assert asked
+    assert all(each.startswith("pip compile") for each in asked)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a script with a first line is no program")
