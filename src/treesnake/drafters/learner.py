@@ -42,13 +42,13 @@ MOST_HELD_OUT = 1024
 MOST_WAITING = 4 * PLACES_PER_UPDATE
 """Tokens of texts that wait to be learned from; the oldest are dropped."""
 
-FIRST_RATE = 0.3
+FIRST_RATE = 1.0
 SMALLEST_RATE = 0.01
-LARGEST_RATE = 1.0
+LARGEST_RATE = 2.0
 SLOWER, FASTER = 0.5, 1.2
 """What the rate is multiplied with after steps that did not stay, and after those that did."""
 
-DAMPING = 10.0
+DAMPING = 1.0
 DISCOUNT = 0.98
 
 FIRST_PLACE_S = 2e-4
