@@ -1,7 +1,8 @@
 """Does a drafter that goes on learning guess better, by how many tokens were served?
 
-    uv run python benchmarks/learning.py --targets smollm2 --tokens 38000
-        --served gsm8k.jsonl --questions spec_bench_report.jsonl --output results/learning.json
+    uv run python benchmarks/learning.py --served gsm8k.jsonl --not-served 16
+        --targets smollm2 qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --tokens 38000 9000
+        --questions spec_bench_report.jsonl --per-category 2 --output results/learning.json
 
 A target answers questions, and its drafter learns from the answers in turn, from all of them
 whatever that takes. At some numbers of tokens it is tried on answers that were not served: to the
@@ -31,6 +32,7 @@ from treesnake.drafters.said_texts import SaidText, TextReader
 from treesnake.evaluation.tasks import Question, load_questions
 from treesnake.models.output_layer import OutputLayer
 from treesnake.pairs import Pair
+from treesnake.prompt import Prompt
 from treesnake.serving.engine import Engine
 
 POINTS = (0, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
@@ -77,31 +79,53 @@ class Answers:
     ) -> Iterator[SaidText]:
         """Yields answers until there are so many tokens."""
         path = self._folder and self._folder / f"{self._name}-{kind}.jsonl"
-        lines = path.read_text().splitlines() if path and path.exists() else []
-        prompts = [self._decoder.encode([user_message(each.turns[0], ())]) for each in questions]
-        prompts = [prompt for prompt in prompts if len(prompt) <= MOST_PROMPT]
+        known = _kept(path)
+        prompts = {each.name: self._prompt(each) for each in questions}
+        names = [name for name, prompt in prompts.items() if len(prompt) <= MOST_PROMPT]
         engine: Engine | None = None
         num_said = 0
-        for begin in range(0, len(prompts), AT_ONCE):
-            group, known = prompts[begin : begin + AT_ONCE], lines[begin : begin + AT_ONCE]
-            tickets = []
-            if len(known) < len(group) and num_said < num_tokens:
+        for begin in range(0, len(names), AT_ONCE):
+            if num_said >= num_tokens:
+                break
+            group = names[begin : begin + AT_ONCE]
+            unknown = [name for name in group if name not in known]
+            if unknown:
                 engine = engine or Engine(self._decoder)
-                tickets = [
-                    engine.submit(each, GREEDY, max_new_tokens=most) for each in group[len(known) :]
-                ]
-            answers = [json.loads(line) for line in known]
-            for ticket in tickets:
-                answers.append(list(ticket.wait().token_ids))
-                if path:
-                    with path.open("a") as file:
-                        file.write(json.dumps(answers[-1]) + "\n")
-            for prompt, answer in zip(group, answers, strict=False):
-                num_said += len(answer)
-                tokens, shares = [prompt.token_ids[-1], *answer[:-1]], [{t: 1.0} for t in answer]
-                yield SaidText(prompt, tokens, shares, 1.0)
+                known |= _ask(engine, {name: prompts[name] for name in unknown}, most, path)
+            for name in group:
+                num_said += len(known[name])
+                yield _said(prompts[name], known[name])
         if engine:
             engine.close(finish_s=0)
+
+    def _prompt(self, question: Question) -> Prompt:
+        return self._decoder.encode([user_message(question.turns[0], ())])
+
+
+def _kept(path: Path | None) -> dict[str, list[int]]:
+    lines = path.read_text().splitlines() if path and path.exists() else []
+    rows = map(json.loads, lines)
+    return {row["question"]: row["answer"] for row in rows}
+
+
+def _ask(
+    engine: Engine, prompts: dict[str, Prompt], most: int, path: Path | None
+) -> dict[str, list[int]]:
+    tickets = {
+        name: engine.submit(prompt, GREEDY, max_new_tokens=most) for name, prompt in prompts.items()
+    }
+    answers = {name: list(ticket.wait().token_ids) for name, ticket in tickets.items()}
+    if path:
+        with path.open("a") as file:
+            for name, answer in answers.items():
+                file.write(json.dumps({"question": name, "answer": answer}) + "\n")
+    return answers
+
+
+def _said(prompt: Prompt, answer: Sequence[int]) -> SaidText:
+    """Returns an answer as a session saw it that wrote it greedily."""
+    tokens = [prompt.token_ids[-1], *answer[:-1]]
+    return SaidText(prompt, tokens, [{token: 1.0} for token in answer], 1.0)
 
 
 def _learn(
