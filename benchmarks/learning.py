@@ -1,7 +1,7 @@
 """Does a drafter that goes on learning guess better, by how many tokens were served?
 
     uv run python benchmarks/learning.py --served gsm8k.jsonl --not-served 16
-        --targets smollm2 qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --tokens 38000 9000
+        --targets smollm2 qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --tokens 38000 9500
         --questions spec_bench_report.jsonl --per-category 2 --output results/learning.json
 
 A target answers questions, and its drafter learns from the answers in turn, from all of them

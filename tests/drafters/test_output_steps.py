@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from treesnake.drafters.output_steps import Places, SecondMoment, log_loss, step_along
+from treesnake.drafters.output_steps import Places, SecondMoment, log_losses, step_along
 from treesnake.drafters.said_texts import ReadText
 
 NUM_OUTPUTS, SIZE = 12, 6
@@ -35,10 +35,10 @@ def test_steps_make_what_is_wanted_more_probable_also_where_they_were_not_made(
 ) -> None:
     shown, other = places[:400], places[400:]
     weight, outputs = torch.zeros(NUM_OUTPUTS, SIZE), places.outputs
-    losses = [log_loss(weight, other, outputs)]
+    losses = [log_losses(weight, other, outputs).mean()]
     for _ in range(4):
         step_along(weight, shown, outputs, inverse_of(shown), 0.5)
-        losses.append(log_loss(weight, other, outputs))
+        losses.append(log_losses(weight, other, outputs).mean())
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.7 * losses[0]
 

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.drafters.kept_output import KeptOutput
-from treesnake.drafters.output_steps import Places, SecondMoment, log_loss, step_along
+from treesnake.drafters.output_steps import Places, SecondMoment, log_losses, step_along
 from treesnake.drafters.said_texts import SaidText, TextReader
 from treesnake.errors import InvalidInputError
 from treesnake.models.output_layer import OutputLayer
@@ -47,6 +47,9 @@ SMALLEST_RATE = 0.01
 LARGEST_RATE = 2.0
 SLOWER, FASTER = 0.5, 1.2
 """What the rate is multiplied with after steps that did not stay, and after those that did."""
+
+ERROR_MARGIN = 2.0
+"""Steps stay if what is held out became more probable by so many standard errors."""
 
 DAMPING = 1.0
 DISCOUNT = 0.98
@@ -86,10 +89,15 @@ class _Update:
 
     loss_before: float
     loss_after: float
+    stays: bool
 
-    @property
-    def stays(self) -> bool:
-        return self.loss_after < self.loss_before
+    @classmethod
+    def of(cls, before: Float[Tensor, " places"], after: Float[Tensor, " places"]) -> "_Update":
+        """Compares them place by place: what is not clearly better is undone."""
+        gains = before - after
+        error = gains.std(correction=0) / len(gains) ** 0.5
+        stays = bool(gains.mean() > ERROR_MARGIN * error)
+        return cls(float(before.mean()), float(after.mean()), stays)
 
 
 class Learner:
@@ -197,8 +205,8 @@ class Learner:
         outputs = torch.cat([places.outputs, held_out.outputs]).unique()
         weight = self._weight.clone()
         step_along(weight, places, outputs, self._moment.inverse(), self._rate)
-        before, after = (log_loss(each, held_out, outputs) for each in (self._weight, weight))
-        update = _Update(before, after)
+        before, after = (log_losses(each, held_out, outputs) for each in (self._weight, weight))
+        update = _Update.of(before, after)
         if update.stays:
             self._take_over(weight)
             if self._kept is not None:
@@ -210,8 +218,8 @@ class Learner:
             "so this %s",
             len(places),
             len(held_out),
-            before,
-            after,
+            update.loss_before,
+            update.loss_after,
             "stays" if update.stays else "is undone",
         )
         return update

@@ -103,12 +103,12 @@ class SecondMoment:
         return torch.linalg.inv(moment + added * torch.eye(len(moment)))
 
 
-def log_loss(
+def log_losses(
     weight: Float[Tensor, "all_outputs hidden"], places: Places, outputs: Int[Tensor, " outputs"]
-) -> float:
-    """Returns the mean of what is wanted times minus its log probability, in nats."""
+) -> Float[Tensor, " places"]:
+    """Returns for each place what is wanted times minus its log probability, in nats."""
     log_probs = F.log_softmax(places.hidden @ weight[outputs].T, dim=1)
-    return -float((places.wanted_probs(outputs) * log_probs).sum()) / len(places)
+    return -(places.wanted_probs(outputs) * log_probs).sum(1)
 
 
 def step_along(
