@@ -20,6 +20,7 @@ from typing import Any
 FOLDER = Path(__file__).parent.parent
 PAGES = (
     "README.md",
+    "docs/gpu.md",
     "docs/log.md",
     "docs/measurements.md",
     "docs/guides/engines.md",
@@ -925,6 +926,42 @@ def _ratio(estimate: Mapping[str, float] | None) -> str:
     return "" if estimate is None else f"{estimate['value']:.2f}"
 
 
+def _gpu_passes() -> str:
+    passes = _read("gpu_predictions")["passes"]
+    rows = []
+    for name, by_nodes in passes.items():
+        for nodes in sorted({min(by_nodes, key=int), max(by_nodes, key=int)}, key=int):
+            told = by_nodes[nodes]
+            rows.append(
+                [
+                    f"{name}, {nodes} nodes" if nodes != "1" else f"{name}, 1 node",
+                    str(told["kernels"]),
+                    f"{told['bytes'] / 1e9:.2f}",
+                    *(f"{ms:.2f}" for ms in told["ms"].values()),
+                ]
+            )
+    gpus = next(iter(next(iter(passes.values())).values()))["ms"]
+    return _table(["predicted", "kernels", "GB", *(f"{gpu}, ms" for gpu in gpus)], rows)
+
+
+def _gpu_predictions() -> str:
+    result = _read("gpu_predictions")
+    rows = [
+        [f"{gpu}: {target}, {drafter}", *(f"{rate:.0f}" for rate in rates.values())]
+        for gpu, targets in result["tokens_per_s"].items()
+        for target, drafters in targets.items()
+        if not target.endswith("plain")
+        for drafter, rates in drafters.items()
+    ]
+    rates = next(iter(next(iter(result["tokens_per_s"]["H200"].values())).values()))
+    published = result["published"]
+    shapes = [name.removesuffix(" chosen") for name in rates]
+    own = [f"{published[shape]:.0f}" if shape in published else "" for shape in shapes]
+    own[-1] = f"{published['bandit']:.0f} (bandit)"
+    rows.append(["measured by the paper: pythia-6.9b, mamba-130m", *own])
+    return _table(["predicted tokens/s", *shapes], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "decoding": _decoding,
     "scoring": _scoring,
@@ -981,6 +1018,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "mixture_trees": _mixture_trees,
     "mixture_runs": _mixture_runs,
     "image_dependence": _image_dependence,
+    "gpu_passes": _gpu_passes,
+    "gpu_predictions": _gpu_predictions,
 }
 
 
