@@ -95,6 +95,18 @@ def test_sampled_answers_are_those_of_the_seed(network: HfAttention) -> None:
     assert sample(0) == sample(0) != sample(1)
 
 
+def test_a_drawn_token_is_kept_with_its_probability(
+    model: PreTrainedModel, network: HfAttention
+) -> None:
+    options = AnswerOptions(5, temperature=3.0, num_top=2, end_tokens=())
+    for each in answer(network, PROMPTS, options, seed=0):
+        assert (each.top_ids == each.tokens[:, None]).any(-1).all()
+        text = [*each.prompt, *each.tokens.tolist()]
+        logits = model(input_ids=torch.tensor([text])).logits[0, len(each.prompt) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(-1, each.top_ids)
+        torch.testing.assert_close(each.top_log_probs, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_answers_that_are_there_are_not_made_again(
     network: HfAttention, pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

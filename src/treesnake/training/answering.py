@@ -24,7 +24,8 @@ class Answer:
     Attributes:
         prompt: token ids.
         tokens: token ids of the answer, its end token included.
-        top_ids: at each token of the answer, the most probable tokens, best first.
+        top_ids: at each token of the answer, the most probable tokens, best first. The last one is
+            the answer's own token where that would not be among them.
         top_log_probs: their log probabilities, of the whole vocabulary at temperature 1.
     """
 
@@ -95,6 +96,9 @@ def answer(
         answers.tokens[rows, index] = chosen
         answers.top_ids[rows, index] = top.indices
         answers.top_log_probs[rows, index] = top.values
+        lacking = ~(top.indices == chosen[:, None]).any(-1)
+        answers.top_ids[rows[lacking], index, -1] = chosen[lacking]
+        answers.top_log_probs[rows[lacking], index, -1] = log_probs[lacking, chosen[lacking]]
         answers.lengths[rows] += 1
         goes_on = ~torch.isin(chosen, ends)
         if index == options.max_new_tokens - 1 or not goes_on.any():

@@ -94,14 +94,15 @@ def sharpened(
     """Returns log probabilities of the same tokens at other temperatures.
 
     Of the tokens that are not known only the sum of probabilities is. They count as equally
-    probable as the last known one, of which below temperature 1 no others could have more.
+    probable as the last known one but one, and below temperature 1 they cannot have more. (The last
+    one may be known because it was drawn.)
 
     Args:
         log_probs: of the most probable tokens at temperature 1.
         temperatures: above 0.
     """
     inverse = 1 / temperatures[:, None]
-    last = log_probs.amin(-1, keepdim=True)
+    last = log_probs[:, -2:].amax(-1, keepdim=True)
     rest = _left_over(log_probs) + (inverse - 1) * last
     powers = inverse * log_probs
     return powers - torch.logaddexp(powers.logsumexp(-1, keepdim=True), rest)
