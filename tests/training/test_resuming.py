@@ -124,7 +124,7 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_it_is_taken(
             told.append(message)
 
     train_drafter(distillation, folder, Listener())
-    assert f"the checkpoint {newest} is broken: {path} has changed" in told[0]
+    assert any(f"the checkpoint {newest} is broken: {path} has changed" in each for each in told)
     assert_same_run(folder, reference)
 
 
