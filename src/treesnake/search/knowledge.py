@@ -6,7 +6,7 @@ of one load. How often drafts are accepted is the same under any load.
 """
 
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from math import log2
 
@@ -53,9 +53,6 @@ CHANGE_ERROR_MARGIN = 2.0
 
 DISCOUNT = 0.99
 """What a step counts for the rate of its mode after each later one, so that doubt comes back."""
-
-UNPAYABLE_PRICE = 2.0
-"""A level of this price is never drafted: probabilities end at 1."""
 
 
 class Mode(StrEnum):
@@ -314,8 +311,7 @@ class LoadKnowledge:
         )
         self.shapes[Mode.PRICED] = priced
         # Whether there are free guesses is seen while drafting is off, too: they cost nothing.
-        prices = (UNPAYABLE_PRICE,) * priced.depth
-        self.shapes[Mode.OFF] = replace(priced, level_prices=prices)
+        self.shapes[Mode.OFF] = priced.without_levels()
 
     def _rates_by_mode(self) -> dict[Mode, float]:
         """Returns the tokens per second of off and of the modes that had a step."""
