@@ -81,13 +81,10 @@ class Settings(BaseModel):
 
 def build(settings: Settings) -> Any:
     """Returns the application that `serve run` deploys."""
-
-    def new_app() -> Starlette:  # Ray takes a method for an application, and a function for a maker
-        return settings.new_app()
-
     ongoing = settings.target_ongoing_requests or max(1, settings.max_num_seqs / 2)
     deployment = serve.deployment(
-        serve.ingress(new_app)(),
+        # Ray takes a method for an application, and a function for a maker.
+        serve.ingress(lambda: settings.new_app())(),  # noqa: PLW0108
         name="treesnake",
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
         max_ongoing_requests=settings.max_num_seqs,
