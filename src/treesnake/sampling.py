@@ -1,6 +1,7 @@
 """How logits become probabilities and probabilities become tokens, for drafter and target alike."""
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -86,7 +87,7 @@ def to_probs(
     """
     logits = logits.float()
     if params.is_greedy:
-        return torch.zeros_like(logits).scatter_(-1, first_largest(logits)[..., None], 1.0)
+        return _all_on(first_largest(logits), logits)
     logits = _divided(logits, params.temperature)
     if params.top_k is not None and params.top_k < logits.shape[-1]:
         smallest_kept = _kth_largest(logits, params.top_k)
@@ -102,8 +103,20 @@ def to_probs(
 def all_finite(logits: Float[Tensor, "rows vocab"]) -> bool:
     """Tells whether the largest logit of each row is a number."""
     if _is_for_numpy(logits):
-        return bool(np.isfinite(logits.numpy().max(-1)).all())
+        rows = logits.numpy()
+        return all(isfinite(row[column]) for row, column in zip(rows, rows.argmax(-1), strict=True))
     return bool(logits.amax(-1).isfinite().all())
+
+
+def _all_on(
+    columns: Int[Tensor, "*rows"], like: Float[Tensor, "*rows vocab"]
+) -> Float[Tensor, "*rows vocab"]:
+    """Returns probabilities of 1 in one column of each row."""
+    if not _is_for_numpy(like):
+        return torch.zeros_like(like).scatter_(-1, columns[..., None], 1.0)
+    rows = np.zeros((columns.numel(), like.shape[-1]), np.float32)
+    rows[np.arange(len(rows)), columns.numpy().reshape(-1)] = 1
+    return torch.from_numpy(rows.reshape(like.shape))
 
 
 def log_softmax(logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:

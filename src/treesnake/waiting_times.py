@@ -76,9 +76,9 @@ class WaitingTimes:
                 return first_beyond(below, chance[-1] * below[-1])
         return int(likely[first])
 
-    def noise(self, temperature: float) -> Noise:
-        """Returns what another device needs to work out the times."""
-        return Noise(self.seed, self.place, temperature)
+    def noise(self, temperature: float, depth: int = 0) -> Noise:
+        """Returns what compiled code needs to work out the times `depth` places from here."""
+        return Noise(self.seed, self.place + depth, temperature)
 
     def advance(self, num_tokens: int) -> None:
         """Goes on by so many places."""
@@ -99,9 +99,13 @@ def uniform(
     It is the output of SplitMix64 (Steele, Lea and Flood 2014) that comes at that number, from a
     start that seed and place make: 52 bits, the same on every machine.
     """
-    start = _mixed(_mixed(np.array([seed], np.uint64)) ^ np.array([place], np.uint64) * GOLDEN)
-    bits = _mixed(start + numbers.astype(np.uint64) * GOLDEN)
+    bits = _mixed(start_of(seed, place) + numbers.astype(np.uint64) * GOLDEN)
     return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+
+
+def start_of(seed: int, place: int) -> UInt64[np.ndarray, "1"]:
+    """Returns where the numbers of a place start."""
+    return _mixed(_mixed(np.array([seed], np.uint64)) ^ np.array([place], np.uint64) * GOLDEN)
 
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)

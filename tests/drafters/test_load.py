@@ -88,10 +88,10 @@ def test_the_draft_vocabulary_of_a_folder_is_all_that_is_drafted(mamba_folder: P
     assert {*draft.tree.tokens[1:]} <= {*kept}
 
 
-def test_a_mamba_has_weights_of_8_bits_on_a_cpu_unless_told_otherwise(mamba_folder: Path) -> None:
+def test_a_mamba_has_weights_of_4_bits_on_a_cpu_unless_told_otherwise(mamba_folder: Path) -> None:
     chosen, rounded, exact = (
         load_drafter(str(mamba_folder), LoadOptions(dtype, "cpu"))
-        for dtype in ("auto", "int8", "float32")
+        for dtype in ("auto", "int4", "float32")
     )
     assert num_bytes(chosen) == num_bytes(rounded) < num_bytes(exact)
 

@@ -8,7 +8,7 @@ from treesnake.acceptance.following import follow_target
 from treesnake.draft import Draft
 from treesnake.errors import LosslessnessError
 from treesnake.outcome import Acceptance
-from treesnake.sampling import Rng, first_largest
+from treesnake.sampling import Rng, largest
 
 
 def greedy(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -> Acceptance:
@@ -18,9 +18,9 @@ def greedy(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -
         LosslessnessError: if the target's distributions are not single tokens.
     """
     check_vocabulary(draft, target_probs)
-    most_probable = first_largest(target_probs)
-    if not bool((target_probs.gather(-1, most_probable[:, None]) == 1).all()):
+    best = largest(target_probs, 1)
+    if any(prob != 1 for (prob,) in best.values.tolist()):
         raise LosslessnessError(
             "the greedy rule is exact at temperature 0 only; accept with exact above it"
         )
-    return follow_target(draft.tree, most_probable.tolist().__getitem__)
+    return follow_target(draft.tree, best.indices[:, 0].tolist().__getitem__)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from treesnake.draft import Draft
 from treesnake.drafters.vocabulary import SAME_VOCABULARY, VocabularyMap
-from treesnake.sampling import Rng, SamplingParams, largest, log_softmax, to_probs
+from treesnake.kernels.cpu.best_tokens import find_best
+from treesnake.sampling import Rng, SamplingParams, TorchRng, largest, log_softmax, to_probs
 from treesnake.shape import FixedTree, Priced, Shape
 from treesnake.threads import on_one_thread
 from treesnake.tree import TokenTree
@@ -128,8 +129,7 @@ def _grow_fixed(
                 for row, width in zip(probs, widths, strict=True)
             ]
         else:
-            scores = _scores(logits, depth, params, rng, vocabulary)
-            best = _best_tokens(scores, max(widths), vocabulary)
+            best = _best_tokens(logits, max(widths), depth, params, rng, vocabulary)
             drawn = [
                 [token for token, _ in row[:width]] for row, width in zip(best, widths, strict=True)
             ]
@@ -169,8 +169,7 @@ def _grow_priced(
             [tokens[node] for node in nodes], [grown.get(parents[node], -1) for node in nodes]
         )
         grown.update({node: len(grown) + index for index, node in enumerate(nodes)})
-        scores = _scores(logits, next(depths), params, rng, vocabulary)
-        return _best_tokens(log_softmax(scores), shape.width, vocabulary)
+        return _best_tokens(logits, shape.width, next(depths), params, rng, vocabulary)
 
     depths = count()
     grown: dict[int, int] = {}
@@ -249,21 +248,6 @@ def _worth_their_price(
     return [node for node, _ in takewhile(lambda pair: probs[pair[0]] >= pair[1], pairs)]
 
 
-def _scores(
-    logits: Float[Tensor, "nodes network_logits"],
-    depth: int,
-    params: SamplingParams,
-    rng: Rng,
-    vocabulary: VocabularyMap,
-) -> Float[Tensor, "nodes known"]:
-    """Returns logits, in sampled text with the noise by which the target will draw."""
-    known = vocabulary.known(logits)
-    if params.is_greedy:
-        return known
-    token_ids = vocabulary.known_ids(known.shape[-1]).numpy()
-    return with_noise(known, [depth] * len(known), token_ids, params.temperature, rng)
-
-
 def with_noise(
     logits: Float[Tensor, "nodes columns"],
     depths: Sequence[int],
@@ -294,16 +278,50 @@ def with_noise(
 
 
 def _best_tokens(
-    scores: Float[Tensor, "nodes known"], num_tokens: int, vocabulary: VocabularyMap
+    logits: Float[Tensor, "nodes network_logits"],
+    number: int,
+    depth: int,
+    params: SamplingParams,
+    rng: Rng,
+    vocabulary: VocabularyMap,
 ) -> list[list[tuple[int, float]]]:
-    """Returns the tokens with the highest scores in each row; one that is ruled out is none."""
-    best = largest(scores, min(num_tokens, scores.shape[-1]))
-    token_at = vocabulary.token_at
+    """Returns the best tokens below each node with their log-probabilities, best first.
+
+    In sampled text the noise by which the target will draw counts, too. Tokens that are ruled out
+    are none.
+    """
+    known = vocabulary.known(logits)
+    number = min(number, known.shape[-1])
+    rows = known.numpy() if known.device.type == "cpu" and known.dtype == torch.float32 else None
+    if rows is None or not (params.is_greedy or isinstance(rng, TorchRng)):
+        columns, log_probs = _ranked(known, number, depth, params, rng, vocabulary)
+    else:
+        noise = None
+        if isinstance(rng, TorchRng) and not params.is_greedy:
+            noise = rng.waiting_times.noise(params.temperature, depth)
+        token_ids = vocabulary.known_ids(known.shape[-1]).numpy()
+        columns, log_probs = find_best(np.ascontiguousarray(rows), number, noise, token_ids)
     return [
         [
-            (token_at(column), score)
-            for column, score in zip(columns, row, strict=True)
-            if score > -inf
+            (vocabulary.token_at(column), log_prob)
+            for column, log_prob in zip(*row, strict=True)
+            if log_prob > -inf
         ]
-        for columns, row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        for row in zip(columns.tolist(), log_probs.tolist(), strict=True)
     ]
+
+
+def _ranked(
+    known: Float[Tensor, "nodes known"],
+    number: int,
+    depth: int,
+    params: SamplingParams,
+    rng: Rng,
+    vocabulary: VocabularyMap,
+) -> tuple[Int[Tensor, "nodes best"], Float[Tensor, "nodes best"]]:
+    """Returns the columns of the best tokens and their log-probabilities: the readable version."""
+    if not params.is_greedy:
+        token_ids = vocabulary.known_ids(known.shape[-1]).numpy()
+        known = with_noise(known, [depth] * len(known), token_ids, params.temperature, rng)
+    best = largest(log_softmax(known), number)
+    return best.indices, best.values

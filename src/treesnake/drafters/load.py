@@ -357,13 +357,13 @@ def _has_pickle_only(folder: Path) -> bool:
 
 
 def _drafting_options(options: LoadOptions) -> LoadOptions:
-    """Returns options that give a Mamba int8 weights on a CPU, where reading them takes the time.
+    """Returns options that give a Mamba int4 weights on a CPU, where reading them takes the time.
 
-    A target would not be itself in int8; a draft need not be exact.
+    A target would not be itself in int4; a draft need not be exact.
     """
     is_open = options.dtype == "auto" and options.engine != "generic"
     if is_open and resolve_device(options.device).type == "cpu":
-        return replace(options, dtype="int8")
+        return replace(options, dtype="int4")
     return options
 
 
