@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from frame import Result, Variant, add_rounds, print_table, run, time_in_turn
 from torch import Tensor
-from transformers import LlamaConfig
 
 from treesnake.kernels.cpu.grouped import TILE_ROWS, new_rounded_rows, round_row
 from treesnake.kernels.cpu.jit import entry_point
@@ -32,17 +31,8 @@ from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.weight_stack import WeightStack, new_stack
+from treesnake.testing.gpu_passes import SMOLLM2_135M
 
-SMOLLM2 = LlamaConfig(
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_hidden_layers=30,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    max_position_embeddings=8192,
-    tie_word_embeddings=True,
-)
 PRODUCTS = ((960, 576), (3072, 576), (576, 1536))
 NODE_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 DTYPES = {
@@ -164,7 +154,7 @@ def _product(x: Tensor, weight: np.ndarray, outputs: int) -> Tensor:
 
 def _forwards(dtypes: list[str], rounds: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
     tensors = dict(_random_tensors())
-    config = TransformerConfig.from_hf(SMOLLM2)
+    config = TransformerConfig.from_hf(SMOLLM2_135M)
     results: list[dict[str, Any]] = []
     first: dict[str, float] = {}
     for name in dtypes:
@@ -194,7 +184,7 @@ def _forward(model: Transformer, cache: TransformerCache, nodes: int) -> Tensor:
 
 
 def _random_tensors() -> Iterator[tuple[str, Tensor]]:
-    config = TransformerConfig.from_hf(SMOLLM2)
+    config = TransformerConfig.from_hf(SMOLLM2_135M)
     hidden, mlp = config.hidden_size, config.mlp_size
     keys = config.num_kv_heads * config.head_dim
     shapes = {

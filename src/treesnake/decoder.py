@@ -601,7 +601,8 @@ class SpeculativeDecoder(OfOneProcess):
         assembler = None
         if self._decoding is not None:
             assembler = TextAssembler(self._decoding, stop, encoded.token_ids)
-        on_read = None if session.learning_drafter is None else self._learn
+        learning = session.learning_drafter
+        on_read = None if learning is None else learning.learner.learn_if_due
         return TextStream(continuation, assembler, session.finish_text, on_read)
 
     def form_constraint(
@@ -714,10 +715,6 @@ class SpeculativeDecoder(OfOneProcess):
         border = len(tokens) - len(opening)
         is_border = text.startswith(history) and tokens[border:] == opening
         return replace(prompt, borders=(border,) if is_border else (), messages=tuple(checked))
-
-    def _learn(self) -> None:
-        if self.learner is not None:
-            self.learner.learn_if_due()
 
     def _own(self, session: object) -> DecoderSession:
         """Returns a session, if it is one of this decoder's."""

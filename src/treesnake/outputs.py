@@ -37,6 +37,25 @@ def check_output(path: Path) -> None:
         ) from error
 
 
+def make_private_folder(folder: Path, kept: str) -> None:
+    """Makes a folder that a person named, and those on the way, for their owner alone.
+
+    Args:
+        folder: it may be there already.
+        kept: what is kept there, as an error says it.
+
+    Raises:
+        InvalidInputError: if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise InvalidInputError(
+            f"{kept} cannot be kept in {folder}: {error.strerror or error}; name a folder that can "
+            "be written"
+        ) from error
+
+
 def write_output(path: Path, text: str, hint: str = "make room or choose another one") -> None:
     """Writes a file whole or not at all; a device or a pipe gets the text as it comes.
 

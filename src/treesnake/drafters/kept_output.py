@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from treesnake.errors import InvalidInputError
 from treesnake.files import replacing
 from treesnake.kept_work import sha256_of
 from treesnake.memory.memory_log import LEARNED_SUFFIX
+from treesnake.outputs import make_private_folder
 
 WEIGHT, FIRST = "weight", "first"
 """The tensor, and the digest of the output layer that learning began with."""
@@ -39,13 +39,7 @@ class KeptOutput:
         self.path = folder / f"{sha256_of(dict(made_from))[:16]}{LEARNED_SUFFIX}"
         self._first = ""
         self._is_broken = False
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise InvalidInputError(
-                f"what is learned cannot be kept in {folder}: {error.strerror or error}; name a "
-                "folder that can be written"
-            ) from error
+        make_private_folder(folder, "what is learned")
 
     def read(
         self, first: Float[Tensor, "outputs hidden"]

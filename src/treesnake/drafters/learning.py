@@ -30,12 +30,12 @@ LEAST_SHARE = 0.05
 class LearningDrafter:
     """Guesses nothing itself; joined to a drafter it sees what the target makes of the text.
 
-    Args:
+    Attributes:
         learner: gets each answer when the next prompt begins, or when `finish` is called.
     """
 
     def __init__(self, learner: Learner) -> None:
-        self._learner = learner
+        self.learner = learner
         self._prompt: Prompt | None = None
         self._begin(None)
 
@@ -63,7 +63,7 @@ class LearningDrafter:
         """Hands over what there is of the answer."""
         if self._prompt is not None and any(self._shares):
             said = SaidText(self._prompt, self._tokens, self._shares, self._temperature)
-            self._learner.add(said, self._decoding_s)
+            self.learner.add(said, self._decoding_s)
         self._begin(None)
 
     def _begin(self, prompt: Prompt | None) -> None:

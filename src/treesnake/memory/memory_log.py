@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from treesnake.errors import InvalidInputError
 from treesnake.files import replacing
 from treesnake.kept_work import sha256_of
-from treesnake.outputs import remove_files
+from treesnake.outputs import make_private_folder, remove_files
 
 SUFFIX = ".tokens"
 
@@ -78,13 +78,7 @@ class MemoryLog:
         self._most_bytes: int | None = None
         self._is_broken = False
         self.path = folder / f"{sha256_of(self._made_from)[:16]}{SUFFIX}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise InvalidInputError(
-                f"the memory cannot be kept in {folder}: {error.strerror or error}; name a folder "
-                "that can be written"
-            ) from error
+        make_private_folder(folder, "the memory")
 
     def of(self, user: str) -> "MemoryLog":
         """Returns the file of another user in the same folder; the name is not kept in it."""

@@ -28,6 +28,7 @@ from treesnake.kernels.cpu.state_space import (
     TEXT,
     MemoryShape,
     PassRows,
+    StackWeights,
     StackWorkspace,
     StateSpaceRun,
 )
@@ -148,17 +149,13 @@ class CpuNetwork(ABC):
 
     def output_weight(self) -> Float[Tensor, "outputs hidden"]:
         """Returns a copy of the output layer in float32: a network of no layers that embeds it."""
-        width, stack = self.config.hidden_size, self._weights.stack
+        stack = self._weights.stack
         reading = stack._replace(embedding=stack.head, norm=stack.norm[:0])
         memory = self.new_memory(self._branching)
-        rows = np.empty((self._packed.num_outputs, width), np.float32)
-        for begin in range(0, len(rows), PREFILL_CHUNK):
-            chunk = range(begin, min(begin + PREFILL_CHUNK, len(rows)))
-            with self._lock:
-                run = self.text_run(chunk, memory)
-                self._call(run._replace(weights=self._weights._replace(stack=reading)))
-                rows[begin : begin + len(chunk)] = self._work.stack.residual[: len(chunk), :width]
-        return torch.from_numpy(rows)
+        rows = range(self._packed.num_outputs)
+        parts = [rows[begin : begin + PREFILL_CHUNK] for begin in rows[::PREFILL_CHUNK]]
+        read = [self._residual_behind(part, memory, reading) for part in parts]
+        return torch.from_numpy(np.concatenate(read))
 
     def replace_output(self, weight: Float[Tensor, "outputs hidden"]) -> None:
         """Exchanges the output layer, which is rounded as the one before."""
@@ -181,7 +178,12 @@ class CpuNetwork(ABC):
     def _hidden_after(self, num_layers: int, token_ids: Sequence[int]) -> np.ndarray:
         # The compiled call runs as many layers as there are norms.
         stack = self._weights.stack._replace(norm=self._weights.stack.norm[:num_layers])
-        memory = self.new_memory(self._branching)
+        return self._residual_behind(token_ids, self.new_memory(self._branching), stack)
+
+    def _residual_behind(
+        self, token_ids: Sequence[int], memory: SsmState, stack: StackWeights
+    ) -> Float[np.ndarray, "tokens hidden"]:
+        """Moves a text along with other weights in the stack; returns the residual stream."""
         with self._lock:
             run = self.text_run(token_ids, memory)
             self._call(run._replace(weights=self._weights._replace(stack=stack)))

@@ -36,13 +36,13 @@ def can_fuse(blocks: Sequence[Block], bank: SsmBank) -> bool:
 
 def _can_fuse(block: Block, bank: SsmBank) -> bool:
     mixer = block.mixer
+    if not isinstance(mixer, MambaMixer | Mamba2Mixer):
+        return False
+    if mixer.in_proj.bias is not None or mixer.out_proj.bias is not None:
+        return False
     if isinstance(mixer, MambaMixer):
-        has_bias = mixer.in_proj.bias is not None or mixer.out_proj.bias is not None
-        return type(bank.branching) is StateCopies and not has_bias
-    if isinstance(mixer, Mamba2Mixer):
-        has_bias = mixer.in_proj.bias is not None or mixer.out_proj.bias is not None
-        return isinstance(bank.branching, PathSums) and not has_bias and mixer.norm.num_groups == 1
-    return False
+        return type(bank.branching) is StateCopies
+    return isinstance(bank.branching, PathSums) and mixer.norm.num_groups == 1
 
 
 def run_fused(
