@@ -1,5 +1,6 @@
 """The endpoints, as clients meet them over a real socket."""
 
+import asyncio
 import json
 import re
 from collections.abc import Callable
@@ -300,6 +301,29 @@ def test_a_client_that_goes_ends_its_text_within_a_step(
     body |= {"max_tokens": 2, "stream": False}
     assert post(server, "/v1/completions", body).status_code == 200, "once there is a free worker"
     assert model.num_steps < 10_000, "the first text did not come to its end"
+
+
+def test_a_client_that_goes_within_its_request_is_no_fault_of_the_server(
+    decoder: SpeculativeDecoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(decoder)
+    app = create_app(Served(engine, "tiny"))
+    messages = iter(
+        [{"type": "http.request", "body": b'{"pro', "more_body": True}, {"type": "http.disconnect"}]
+    )
+    statuses: list[int] = []
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status"))
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    asyncio.run(app(scope, receive, send))
+    engine.close(finish_s=0)
+    assert statuses[0] == 400
+    assert not caplog.records
 
 
 def test_a_full_queue_is_told_before_the_answer_begins(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -83,13 +83,16 @@ async def read_body(request: Request) -> object:
     """Returns the JSON of a body.
 
     Raises:
-        RequestError: if it is too long, or no JSON.
+        RequestError: if it is too long, not whole, or no JSON.
     """
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MOST_BODY_BYTES:
-            raise RequestError(f"the body is longer than {MOST_BODY_BYTES} bytes", status=413)
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MOST_BODY_BYTES:
+                raise RequestError(f"the body is longer than {MOST_BODY_BYTES} bytes", status=413)
+    except ClientDisconnect as error:
+        raise RequestError("the client went away before its request was whole") from error
     try:
         return json.loads(body.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
