@@ -123,6 +123,14 @@ def test_the_last_chunk_counts_drafts(server: str, decoder: SpeculativeDecoder) 
     assert chunks[-1]["timings"]["predicted_n"] == 24
 
 
+def test_usage_tells_what_was_kept_of_earlier_requests(start_server: Callable[..., str]) -> None:
+    server = start_server()
+    body = GREEDY | {"prompt": "def accept(draft, tree):", "max_tokens": 4}
+    first, second = (post(server, "/v1/completions", body).json()["usage"] for _ in range(2))
+    assert first["prompt_tokens_details"] == {"cached_tokens": 0}
+    assert second["prompt_tokens_details"] == {"cached_tokens": second["prompt_tokens"] - 1}
+
+
 def test_a_stop_string_cuts_text_logprobs_and_counts_at_one_place(
     client: openai.OpenAI, server: str, decoder: SpeculativeDecoder
 ) -> None:
