@@ -24,6 +24,9 @@ from treesnake.evaluation.simulation.comparison import rate
 from treesnake.evaluation.simulation.comparison import run as replay_all
 from treesnake.evaluation.simulation.synthetic import synthetic_trace
 from treesnake.evaluation.simulation.trace import Trace
+from treesnake.models.cuda_graphs import GraphCache
+from treesnake.models.hf_attention import HfAttention
+from treesnake.models.hf_captured import LEAST_USES
 from treesnake.models.tree_network import Part
 from treesnake.prompt import Prompt
 from treesnake.search.arms import PAPER_ARMS
@@ -89,7 +92,14 @@ def measure(arguments: Namespace) -> Result:
             "llama-3-8b, plain": (_decoder(LLAMA_3_8B, parents, False), SECONDS_IN_A_GRAPH),
             "smollm2-135m, fused": (_decoder(SMOLLM2_135M, parents, True), SECONDS_IN_A_GRAPH),
             "smollm2-135m, plain": (_decoder(SMOLLM2_135M, parents, False), SECONDS_IN_A_GRAPH),
-            "pythia-6.9b, transformers": (_generic(PYTHIA_6_9B), SECONDS_LAUNCHED),
+            "pythia-6.9b, captured": (
+                _generic(PYTHIA_6_9B, parents, is_captured=True),
+                SECONDS_IN_A_GRAPH,
+            ),
+            "pythia-6.9b, plain": (
+                _generic(PYTHIA_6_9B, parents, is_captured=False),
+                SECONDS_LAUNCHED,
+            ),
         }
         drafters = {
             f"{name}-130m": (_levels(name, fuses=True), SECONDS_IN_A_GRAPH) for name in MAMBAS
@@ -140,19 +150,26 @@ def _decoder(config: LlamaConfig, trees: dict[int, tuple[int, ...]], fuses: bool
     return {nodes: _whole(count, nodes, config.num_hidden_layers) for nodes in NODES}
 
 
-def _generic(config: GPTNeoXConfig) -> Passes:
+def _generic(
+    config: GPTNeoXConfig, trees: dict[int, tuple[int, ...]], *, is_captured: bool
+) -> Passes:
+    """Counts the kernels of a model of transformers."""
+
     def count(nodes: int, num_layers: int) -> list[KernelCost]:
         own = type(config).from_dict({**config.to_dict(), "num_hidden_layers": num_layers})
         with torch.device(
             "cpu"
         ):  # its own code asks for the driver elsewhere; operations are the same
             model = AutoModelForCausalLM.from_config(own, dtype=DTYPE).eval()
-        tokens = torch.zeros(1, LENGTH - nodes, dtype=torch.int64)
-        with torch.inference_mode():
-            cache = model(tokens, use_cache=True).past_key_values
-            with counted_kernels() as kernels:
-                model(tokens[:, :nodes], past_key_values=cache)
-        return kernels
+        capture = CountedCapture()
+        place = "cpu" if is_captured else "cuda"
+        state = HfAttention(model, lambda: GraphCache(capture, place)).new_state()
+        state.prefill(Prompt.of([7] * (LENGTH - nodes + 1)))
+        for _ in range(LEAST_USES + 1):
+            state.commit(())
+            with counted_kernels() as launched:
+                state.extend([7] * nodes, trees[nodes])
+        return capture.kernels if is_captured else launched
 
     return {nodes: _whole(count, nodes, config.num_hidden_layers) for nodes in NODES}
 

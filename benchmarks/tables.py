@@ -944,6 +944,33 @@ def _gpu_passes() -> str:
     return _table(["predicted", "kernels", "GB", *(f"{gpu}, ms" for gpu in gpus)], rows)
 
 
+def _triton_kernels() -> str:
+    devices = _read("triton_kernels")["devices"]
+    calls: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for device, entries in devices.items():
+        for call in entries:
+            name = call["kernel"].replace("._", ".").removesuffix("_kernel")
+            calls.setdefault(name, {}).setdefault(device, []).append(call)
+
+    def most(entries: list[dict[str, Any]]) -> list[str]:
+        fields = ("registers", "spilled_bytes", "shared_bytes")
+        registers, spilled, shared = (max(call[field] for call in entries) for field in fields)
+        return [str(registers), str(spilled), f"{shared / 1024:.1f}"]
+
+    rows = [
+        [
+            name,
+            str(len(next(iter(by_device.values())))),
+            *(cell for device in devices for cell in most(by_device[device])),
+        ]
+        for name, by_device in sorted(calls.items())
+    ]
+    fields = ("registers", "spilled, bytes", "shared, kB")
+    return _table(
+        ["kernel", "calls", *(f"{device}: {field}" for device in devices for field in fields)], rows
+    )
+
+
 def _gpu_predictions() -> str:
     result = _read("gpu_predictions")
     rows = [
@@ -1020,6 +1047,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "image_dependence": _image_dependence,
     "gpu_passes": _gpu_passes,
     "gpu_predictions": _gpu_predictions,
+    "triton_kernels": _triton_kernels,
 }
 
 

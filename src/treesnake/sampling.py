@@ -1,5 +1,6 @@
 """How logits become probabilities and probabilities become tokens, for drafter and target alike."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -9,9 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from treesnake import device_noise
 from treesnake.arguments import as_count, as_number, as_seed
+from treesnake.device_noise import signed
 from treesnake.errors import InvalidInputError
 from treesnake.threads import on_one_thread
+from treesnake.transfers import fetched, sent
 from treesnake.waiting_times import WaitingTimes, first_beyond
 
 COLD = 1e-6
@@ -100,12 +104,18 @@ def to_probs(
     return probs
 
 
-def all_finite(logits: Float[Tensor, "rows vocab"]) -> bool:
-    """Tells whether the largest logit of each row is a number."""
+def all_finite(logits: Float[Tensor, "rows vocab"]) -> Callable[[], bool]:
+    """Returns what tells whether the largest logit of each row is a number.
+
+    On a GPU it waits for the logits, unless that was done meanwhile.
+    """
     if _is_for_numpy(logits):
         rows = logits.numpy()
-        return all(isfinite(row[column]) for row, column in zip(rows, rows.argmax(-1), strict=True))
-    return bool(logits.amax(-1).isfinite().all())
+        tops = rows.argmax(-1)
+        found = all(isfinite(row[column]) for row, column in zip(rows, tops, strict=True))
+        return lambda: found
+    are_finite = fetched(logits.amax(-1).isfinite().all())
+    return lambda: bool(are_finite())
 
 
 def _all_on(
@@ -156,13 +166,16 @@ class Largest(NamedTuple):
 
 
 def largest(values: Float[Tensor, "rows vocab"], number: int) -> Largest:
-    """Returns the largest numbers of each row.
+    """Returns the largest numbers of each row, on the host.
 
     On a CPU one after the other, by numpy: twenty times as fast as torch for one, and faster for
     the few that trees have below a node.
     """
     if values.device.type != "cpu":
-        return Largest(*values.topk(number, dim=-1))
+        best = values.topk(number, dim=-1)
+        numbers = fetched(best.values)
+        columns = best.indices.cpu()  # waits for both
+        return Largest(numbers(), columns)
     rows = values.float().numpy()
     if number > 1:
         rows = rows.copy()  # it loses what was found
@@ -216,10 +229,12 @@ class Rng(Protocol):
         """
         ...
 
-    def first_come(self, probs: Float[Tensor, " vocab"], depth: int) -> int:
-        """Returns one token drawn from `probs` by the noise of the place at `depth`.
+    def first_come(
+        self, probs: Float[Tensor, "nodes vocab"], depths: Sequence[int]
+    ) -> Callable[[int], int]:
+        """Returns what draws a token from a row of `probs` by the noise of the place at its depth.
 
-        It depends on the place and on `probs` alone, not on what was drawn before.
+        It depends on the place and on the row alone, not on what was drawn before.
         """
         ...
 
@@ -282,9 +297,19 @@ class TorchRng:
         """Returns the waiting times of tokens at a place, from seed and place alone."""
         return self.waiting_times.at(depth, token_ids)
 
-    def first_come(self, probs: Float[Tensor, " vocab"], depth: int) -> int:
-        """Returns the token that comes first if tokens come with these rates."""
-        return self.waiting_times.first_come(probs.numpy(force=True), depth)
+    def first_come(
+        self, probs: Float[Tensor, "nodes vocab"], depths: Sequence[int]
+    ) -> Callable[[int], int]:
+        """Returns what gives the token that comes first if tokens come with the rates of a row.
+
+        On a GPU all rows are drawn from at once, and looked at once.
+        """
+        times = self.waiting_times
+        if probs.device.type != "cuda":
+            return lambda node: times.first_come(probs[node].numpy(force=True), depths[node])
+        places = sent([times.place + depth for depth in depths], probs.device)
+        first = device_noise.first_come(probs, torch.tensor(signed(times.seed)), places)
+        return first.tolist().__getitem__
 
     def advance(self, num_tokens: int) -> None:
         """Goes on in the text by so many tokens."""

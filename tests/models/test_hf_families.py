@@ -7,10 +7,13 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from treesnake.models import hf_captured
+from treesnake.models.cuda_graphs import GraphCache
 from treesnake.models.hf_attention import HfAttention
 from treesnake.models.hf_families import VERIFIED_FAMILIES, LimitedContext, context_length
 from treesnake.models.tree_network import Part
 from treesnake.prompt import Prompt
+from treesnake.testing.hosted_gpu import hosted_gpu, on_hosted_gpu
 
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
@@ -38,6 +41,16 @@ SHARING: dict[str, Any] = {
     "vocab_size_per_layer_input": 61,
     "hidden_size_per_layer_input": 8,
 }
+
+MIXTURES = {
+    *("deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "flex_olmo", "glm4_moe", "gpt_oss"),
+    *("granitemoe", "minimax_m2", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe"),
+}
+"""Mixtures of experts, which call kernels on a GPU that a CPU lacks."""
+
+LAUNCHED = {"diffllama", "falcon", "jetmoe", "llama4_text", "xglm"}
+"""Families whose kernels are launched one by one on a GPU: three look at values, one counts rows,
+and the parameters of DiffLlama are made on a CPU here."""
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "apertus": {},
@@ -159,6 +172,24 @@ def test_texts_of_different_lengths_share_a_pass(family, tiny_model):
         alone.restore(part.state.snapshot())
         expected = alone.extend(part.token_ids, part.parents)
         torch.testing.assert_close(shared, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - MIXTURES))
+def test_small_passes_on_a_gpu_are_captured(family, tiny_model, monkeypatch):
+    monkeypatch.setattr(hf_captured, "LEAST_USES", 0)
+    model = tiny_model(family, **FAMILIES[family])
+
+    def scored(network):
+        state = network.new_state()
+        state.prefill(Prompt.of([*TEXT, TOKENS[0]]))
+        return state.extend(TOKENS, PARENTS).cpu()
+
+    expected = scored(HfAttention(model))
+    with hosted_gpu() as gpu:
+        network = HfAttention(on_hosted_gpu(model), lambda: GraphCache(gpu.capture))
+        found = scored(network)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert network.captures == (family not in LAUNCHED)
 
 
 def test_the_families_tested_here_are_the_trusted_ones():

@@ -20,5 +20,4 @@ def coupled(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) 
     and the target's in total variation (Daliri, Musco and Suresh 2024, Theorem 1).
     """
     check_vocabulary(draft, target_probs)
-    depths = draft.tree.depths
-    return follow_target(draft.tree, lambda node: rng.first_come(target_probs[node], depths[node]))
+    return follow_target(draft.tree, rng.first_come(target_probs, draft.tree.depths))

@@ -255,7 +255,7 @@ def with_noise(
     temperature: float,
     rng: Rng,
 ) -> Float[Tensor, "nodes columns"]:
-    """Adds the noise by which the target will draw the token after each node.
+    """Adds the noise by which the target will draw the token after each node, on the host.
 
     If the target had the same logits, it would draw the largest. softmax of the sums tells roughly
     how probable it is that the target draws a token: the drafter's error is in its logits, so the
@@ -274,7 +274,7 @@ def with_noise(
         likely = np.flatnonzero(row >= row.max() + temperature * log(RARE))
         ids = token_ids[likely]
         sums[likely] = row[likely] - temperature * np.log(rng.waits(depth, ids)) * (ids >= 0)
-    return torch.from_numpy(noisy).to(logits.device)
+    return torch.from_numpy(noisy)
 
 
 def _best_tokens(

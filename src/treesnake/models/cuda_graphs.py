@@ -87,7 +87,7 @@ class PackedInputs:
 
     def copied_to(self, device: torch.device) -> "PackedInputs":
         """Returns a copy on a device, at addresses of its own."""
-        block = self.block.to(device, copy=True)
+        block = self.block.to(device, copy=True, non_blocking=True)
         return PackedInputs(block, _parts(block, self.tensors))
 
     def overwrite(self, other: "PackedInputs") -> None:

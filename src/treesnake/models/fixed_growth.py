@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from treesnake.kernels.reference.waiting_times import signed, with_noise
+from treesnake.device_noise import signed, with_noise
 from treesnake.kernels.tree_rows import TreeRows
 from treesnake.models.state_space_inputs import Step, TreeInputs
 from treesnake.models.state_space_state import GrownTree

@@ -1,10 +1,10 @@
 """Any attention model of transformers with token trees: unmodified, through its public interface.
 
 Keys and values of nodes land in a cache of ours, behind those of the text, where the rows of the
-committed path are kept.
+committed path are kept. On a CUDA device the passes over trees of one text are captured.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import transformers
@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.errors import BrokenModelError
+from treesnake.models.cuda_graphs import GraphCache
+from treesnake.models.hf_captured import CapturedPasses, GrowthSize
 from treesnake.models.hf_diagnosis import broken_model_error
 from treesnake.models.hf_families import (
     ROW_COUNTING_FAMILIES,
@@ -42,13 +44,23 @@ class HfAttention:
     Args:
         model: a decoder with a language-model head, in evaluation mode, that attends with "sdpa" or
             "eager"; it is used as it is and left as it is.
+        new_graphs: makes what keeps the captured passes of a text; another one than for CUDA is for
+            tests.
+
+    Attributes:
+        captures: whether passes are captured on a CUDA device, as far as is known: a model that
+            waits for the device, or lies on several, cannot be.
 
     Raises:
         UnsupportedModelError: if the model cannot run trees, with the reason.
         InvalidInputError: if the model is in training mode.
     """
 
-    def __init__(self, model: "transformers.PreTrainedModel") -> None:
+    def __init__(
+        self,
+        model: "transformers.PreTrainedModel",
+        new_graphs: Callable[[], GraphCache[GrowthSize]] = GraphCache,
+    ) -> None:
         check_supported(model)
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
@@ -62,6 +74,9 @@ class HfAttention:
             is_verified = self.images.is_verified
         # Nobody knows of other families whether they read masks and positions and nothing else.
         self._can_share_passes = is_verified and self.config.model_type not in ROW_COUNTING_FAMILIES
+        devices = {parameter.device for parameter in model.parameters()}
+        self.captures = self._can_share_passes and len(devices) == 1
+        self._new_graphs = new_graphs
         if not is_verified:
             check_scores_once(model, self.new_state())
 
@@ -106,13 +121,24 @@ class HfAttention:
             shared = SharedKvCache(caches, new_rows(growths))
             logits = self.passes.grow_together(shared, growths)
         else:
-            logits = [
-                self.passes.grow(cache, growth)
-                for cache, growth in zip(caches, growths, strict=True)
-            ]
+            pairs = zip(states, growths, strict=True)
+            logits = [self._grow(state, growth) for state, growth in pairs]
         for state, part in zip(states, parts, strict=True):
             state.text.append(part.token_ids, part.parents)
         return logits
+
+    def new_captured(self, cache: KvCache) -> CapturedPasses:
+        """Returns the captured passes of a text, none so far."""
+        return CapturedPasses(self.passes, cache, self._new_graphs())
+
+    def _grow(self, state: "HfAttentionState", growth: Growth) -> Float[Tensor, "new vocab"]:
+        """Runs the new nodes of one tree, captured where the model allows it."""
+        if self.captures and state.captured.serves(growth):
+            logits = state.captured.grow(growth)
+            if logits is not None:
+                return logits
+            self.captures = False
+        return self.passes.grow(state.cache, growth)
 
 
 class HfAttentionState:
@@ -124,12 +150,14 @@ class HfAttentionState:
         shift: what to add to a number of tokens for the position of the next.
         cache: their rows, and rows of nodes that an interrupted pass did not append; these are
             dropped by the next call.
+        captured: passes over these rows.
     """
 
     def __init__(self, network: HfAttention) -> None:
         self.network = network
         self.text = HeldText()
         self.cache = KvCache(network.layout.has_rows)
+        self.captured = network.new_captured(self.cache)
         self._images: list[HeldImage] = []
 
     @property

@@ -155,7 +155,7 @@ class HfPasses:
         if visible is not None:
             seen = visible.to(self.model.device)
             depths = torch.arange(len(token_ids), device=self.model.device)
-            masks = self._masks(
+            masks = self.masks(
                 lambda span: tree_mask(seen, depths, num_held, span, self.model.dtype)
             )
         try:
@@ -175,7 +175,7 @@ class HfPasses:
         masks: Masks = None
         if not nodes.is_chain:  # for which the model has masks
             visible = tree.ancestor_mask[-nodes.num_new :]
-            masks = self._masks(
+            masks = self.masks(
                 lambda span: tree_mask(
                     visible, tree.depths, growth.num_held, span, self.model.dtype
                 )
@@ -194,12 +194,11 @@ class HfPasses:
             self.model.device,
         )
         token_ids = [growth.padded_token_ids(max(num_new)) for growth in growths]
-        masks = self._masks(lambda span: trees.mask(span, self.model.dtype))
+        masks = self.masks(lambda span: trees.mask(span, self.model.dtype))
         shifts = torch.tensor([growth.shift for growth in growths], device=self.model.device)
         logits = self.forward(cache, token_ids, trees.positions + shifts[:, None], masks)
         return [logits[text, :new] for text, new in enumerate(num_new)]
 
-    @torch.no_grad()
     def forward(
         self,
         cache: Cache,
@@ -225,18 +224,26 @@ class HfPasses:
         """
         device = self.model.device
         options = at_home(tensors or {}, self.model)
-        options[self._cache_argument] = cache
         if skip_logits and self._can_skip_logits:
             options["logits_to_keep"] = 1
+        tokens = torch.tensor(token_ids, device=device)
+        return self.run(cache, tokens, positions.to(device), masks, options)
+
+    @torch.no_grad()
+    def run(
+        self,
+        cache: Cache,
+        token_ids: Int[Tensor, "texts new"],
+        positions: Int[Tensor, "*rows texts new"],
+        masks: Masks = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Float[Tensor, "texts scored vocab"]:
+        """Does what `forward` does with tensors on the model's device, and further arguments."""
+        own = {**(options or {}), self._cache_argument: cache}
         if self._takes_positions:
-            options["position_ids"] = positions.to(device)
+            own["position_ids"] = positions
         try:
-            outputs = self.model(
-                input_ids=torch.tensor(token_ids, device=device),
-                attention_mask=masks,
-                use_cache=True,
-                **options,
-            )
+            outputs = self.model(input_ids=token_ids, attention_mask=masks, use_cache=True, **own)
             return outputs.logits
         except (TreesnakeError, torch.OutOfMemoryError):
             raise
@@ -253,7 +260,7 @@ class HfPasses:
             width += config.vocab_size
         return max(PREFILL_BYTES // (width * self.model.dtype.itemsize), 16)
 
-    def _masks(self, make: Callable[[Span], Tensor]) -> Masks:
+    def masks(self, make: Callable[[Span], Tensor]) -> Masks:
         """Returns a mask for each kind of layers, by name, where there are several."""
         masks: dict[str, Tensor | None] = {kind: make(span) for kind, span in self._spans.items()}
         if len(masks) < 2:

@@ -10,6 +10,7 @@ from torch import Tensor
 from treesnake.errors import ContextLengthError, InvalidInputError
 from treesnake.states.slots import Bank
 from treesnake.threads import on_one_thread
+from treesnake.transfers import sent
 
 
 class KvBank(Bank):
@@ -132,7 +133,7 @@ class TransformerCache:
         if list(path) != list(range(len(path))):
             with self.bank.lock:
                 keys, values = self.keys, self.values
-                rows = torch.tensor(path, device=keys.device) + start
+                rows = sent([start + node for node in path], keys.device)
                 keys[:, :, start:end] = keys[:, :, rows]
                 values[:, :, start:end] = values[:, :, rows]
         self.length = end

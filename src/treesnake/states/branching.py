@@ -17,6 +17,7 @@ from torch import Tensor
 from treesnake.kernels.dispatch import SsmKernels
 from treesnake.kernels.tree_rows import TreeRows
 from treesnake.threads import on_one_thread
+from treesnake.transfers import sent
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class ReplayedPaths(PathSums):
 def _chosen(
     rows: Float[Tensor, " layers nodes *axes"], nodes: Sequence[int]
 ) -> Float[Tensor, " layers chosen *axes"]:
-    return rows[:, list(nodes)]
+    return rows[:, sent(nodes, rows.device)]
 
 
 Branching = StateCopies | PathSums

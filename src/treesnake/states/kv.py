@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from treesnake.states.rowless_layer import RowlessLayer
+from treesnake.transfers import sent
 
 ROWS_PER_BLOCK = 256
 """Storage grows to a multiple of this many rows."""
@@ -70,6 +71,10 @@ class KvLayer(CacheLayerMixin):
     Their storage grows by a quarter of what it must hold, so that each row is copied a few times at
     most, however long the text becomes. It is the text's own or a slot of a `KvBlock`, until the
     text outgrows that. Dropping rows costs nothing: they are no longer counted.
+
+    Attributes:
+        block: of which the storage is a slot; None if it is the text's own.
+        generation: how often the storage has moved.
     """
 
     is_croppable = False
@@ -78,6 +83,7 @@ class KvLayer(CacheLayerMixin):
     def __init__(self) -> None:
         super().__init__()
         self.block: KvBlock | None = None
+        self.generation = 0
         self._slot = 0
         self._num_rows = 0
 
@@ -103,7 +109,7 @@ class KvLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, end = self._num_rows, self._num_rows + key_states.shape[2]
-        self._reserve(end)
+        self.reserve(end)
         self._key_storage[:, :, start:end] = key_states
         self._value_storage[:, :, start:end] = value_states
         self._num_rows = end
@@ -118,8 +124,18 @@ class KvLayer(CacheLayerMixin):
                 storage[:, :, num_rows : self._num_rows] = storage.index_select(2, rows)
 
     def count(self, num_rows: int) -> None:
-        """Counts so many rows, of which the last were written into the slot of a block."""
+        """Counts so many rows, of which the last were written otherwise than by `update`."""
         self._num_rows = num_rows
+
+    def write(
+        self,
+        rows: Int[Tensor, " new"],
+        key_states: Float[Tensor, "1 heads new key_dim"],
+        value_states: Float[Tensor, "1 heads new value_dim"],
+    ) -> None:
+        """Writes rows for which there is room, whether they are counted or not."""
+        self._key_storage.index_copy_(2, rows, key_states)
+        self._value_storage.index_copy_(2, rows, value_states)
 
     def move(self, block: KvBlock, slot: int) -> None:
         """Takes the rows along into a slot of a block, which no other text has had."""
@@ -129,6 +145,7 @@ class KvLayer(CacheLayerMixin):
         self._key_storage = block.keys[slot : slot + 1]
         self._value_storage = block.values[slot : slot + 1]
         self.block, self._slot = block, slot
+        self.generation += 1
 
     def is_in(self, block: KvBlock, slot: int) -> bool:
         """Tells whether the rows are in this slot."""
@@ -160,7 +177,8 @@ class KvLayer(CacheLayerMixin):
         """Returns -1: the cache grows as it must."""
         return -1
 
-    def _reserve(self, num_rows: int) -> None:
+    def reserve(self, num_rows: int) -> None:
+        """Makes room for so many rows."""
         if num_rows > self._key_storage.shape[2]:
             capacity = _roomy(num_rows)
             keys = _extended(self._key_storage, self._num_rows, capacity)
@@ -168,6 +186,7 @@ class KvLayer(CacheLayerMixin):
             # Both at once: an interruption must not leave room for one without the other.
             self.block = None
             self._key_storage, self._value_storage = keys, values
+            self.generation += 1
 
 
 class KvCache(Cache):
@@ -196,8 +215,28 @@ class KvCache(Cache):
             if not layer.is_initialized:
                 continue
             if moved and layer.device not in rows_on:
-                rows_on[layer.device] = torch.tensor(moved, device=layer.device)
+                rows_on[layer.device] = sent(moved, layer.device)
             layer.keep(num_rows, rows_on.get(layer.device))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all layers have had rows, so that it is known what these look like."""
+        return all(layer.is_initialized for layer in self._kv_layers())
+
+    @property
+    def generation(self) -> int:
+        """How often the storage of any layer has moved."""
+        return sum(layer.generation for layer in self._kv_layers())
+
+    def reserve(self, num_rows: int) -> None:
+        """Makes room for so many rows."""
+        for layer in self._kv_layers():
+            layer.reserve(num_rows)
+
+    def count(self, num_rows: int) -> None:
+        """Counts so many rows, of which the last were written by a captured pass."""
+        for layer in self._kv_layers():
+            layer.count(num_rows)
 
     def num_bytes(self, num_rows: int) -> int:
         """Returns what so many tokens take in memory; 0 before the first."""
@@ -232,4 +271,5 @@ def _extended(
     batch, heads, _, width = storage.shape
     extended = storage.new_empty(batch, heads, capacity, width)
     extended[:, :, :num_used] = storage[:, :, :num_used]
+    extended[:, :, num_used:] = 0  # what is masked must be finite
     return extended

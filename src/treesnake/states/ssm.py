@@ -21,6 +21,7 @@ from treesnake.states.branching import (
 )
 from treesnake.states.slots import Bank
 from treesnake.threads import on_one_thread
+from treesnake.transfers import sent
 
 
 class SsmBank(Bank):
@@ -180,5 +181,5 @@ def _commit_in_torch(commit_sums: CommitSums, state: SsmState, path: Sequence[in
 
 @on_one_thread
 def _push_history(state: SsmState, path: Sequence[int]) -> None:
-    inputs = state.bank.conv_inputs[:, state.slot, list(path)]
+    inputs = state.bank.conv_inputs[:, state.slot, sent(path, state.history.device)]
     state.history.copy_(next_history(inputs, state.history))

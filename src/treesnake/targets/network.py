@@ -1,6 +1,6 @@
 """Any network as a target; a tree is scored in one pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -47,6 +47,7 @@ class NetworkTarget:
     def __init__(self, network: TreeNetwork, state: TreeState) -> None:
         self._network = network
         self._state = state
+        self._scored: tuple[TokenTree, Callable[[], bool]] | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -96,19 +97,32 @@ class NetworkTarget:
         Raises:
             InvalidInputError: if the tree has a token that the model does not know.
             ContextLengthError: if the tree reaches beyond the context.
-            BrokenModelError: if the logits are no numbers.
+            BrokenModelError: if the logits are no numbers. On a GPU the next `score` or `commit`
+                raises it, since the host does not wait for the logits here.
         """
         self._check_tree(tree)
+        self._check_scored()
         self._state.commit(())
         logits = self._state.extend(tree.tokens, tree.parents)
-        if not all_finite(logits):
-            self._state.commit(())
-            raise self._state.broken_model_error(tree.tokens, tree.parents)
+        self._scored = tree, all_finite(logits)
+        if logits.device.type != "cuda":
+            self._check_scored()
         return logits
 
     def commit(self, path: Sequence[int]) -> None:
         """Takes the tokens of a path of the scored tree into the state."""
+        self._check_scored()
         self._state.commit(path)
+
+    def _check_scored(self) -> None:
+        """Checks once that the logits of the tree that was scored last are numbers."""
+        scored, self._scored = self._scored, None
+        if scored is None:
+            return
+        tree, are_finite = scored
+        if not are_finite():
+            self._state.commit(())
+            raise self._state.broken_model_error(tree.tokens, tree.parents)
 
     def _check_tree(self, tree: TokenTree) -> None:
         if min(tree.tokens) < 0 or max(tree.tokens) >= self.vocab_size:

@@ -1,6 +1,6 @@
 """Every way that chance can turn, one after the other: exact distributions of random procedures."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -60,8 +60,10 @@ class _ScriptedRng:
     ) -> Float[np.ndarray, " tokens"]:
         return np.ones(len(token_ids))  # no noise: what it does is not one of finitely many ways
 
-    def first_come(self, probs: Float[Tensor, " vocab"], depth: int) -> int:
-        return self.draw(probs)
+    def first_come(
+        self, probs: Float[Tensor, "nodes vocab"], depths: Sequence[int]
+    ) -> Callable[[int], int]:
+        return lambda node: self.draw(probs[node])
 
     def advance(self, num_tokens: int) -> None:
         """Needs nothing: every draw is a decision of its own."""

@@ -170,6 +170,7 @@ GATHERED: dict[str, Callable[[list[Tensor], list[Tensor]], int]] = {
     "index_select": _gathered,
     "index_put_": _scattered,
     "_index_put_impl_": _scattered,
+    "index_copy_": _scattered,
     "scatter_": _scattered,
 }
 

@@ -16,11 +16,14 @@ from torch import Tensor
 
 from treesnake.kernels.triton import products
 
-BLOCK_ROWS = 64
+BLOCKS = {2: (64, 64), 4: (16, 32)}
+"""Rows that are read together, and most queries of a program, by the bytes of a number: float32 has
+less room in shared memory."""
+
 SMALLEST_PART, MOST_PARTS = 256, 64
 """Rows of the cache in a part, and parts."""
 
-SMALLEST_QUERIES, MOST_QUERIES = 16, 64
+SMALLEST_QUERIES = 16
 """Queries of a program, from all heads that share keys: at least what a matrix product has."""
 
 
@@ -294,7 +297,8 @@ def attend(
     part_rows = max(SMALLEST_PART, triton.next_power_of_2(triton.cdiv(nodes.num_rows, MOST_PARTS)))
     num_parts = triton.cdiv(nodes.num_rows, part_rows)
     of_group = num_nodes * (num_heads // num_kv_heads)
-    block = min(max(triton.next_power_of_2(of_group), SMALLEST_QUERIES), MOST_QUERIES)
+    block_rows, most = BLOCKS[queries.element_size()]
+    block = min(max(triton.next_power_of_2(of_group), SMALLEST_QUERIES), most)
     out = torch.empty_like(queries)
     mixed, sums = out, out
     if num_parts > 1:
@@ -327,9 +331,9 @@ def attend(
         IS_WHOLE=num_parts == 1,
         PRECISION=products.PRECISION,
         BLOCK_QUERIES=block,
-        BLOCK_ROWS=BLOCK_ROWS,
+        BLOCK_ROWS=block_rows,
         BLOCK_DIM=max(triton.next_power_of_2(head_dim), 16),
-        num_warps=8 if block == MOST_QUERIES else 4,  # pyrefly: ignore[unexpected-keyword]
+        num_warps=8 if block == most else 4,  # pyrefly: ignore[unexpected-keyword]
     )
     if num_parts > 1:
         _combine_kernel[(num_queries,)](

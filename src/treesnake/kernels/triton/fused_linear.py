@@ -17,9 +17,11 @@ from treesnake.kernels.triton import products
 BLOCK_OUTPUTS = 32
 """Few, so that there are programs for every core."""
 
-BLOCK_INPUTS = 128
-SMALLEST_ROWS, MOST_ROWS = 16, 64
-"""Rows of a program: at least what a matrix product has."""
+BLOCK_BYTES = 256
+"""Of an output's weights; more of them need more shared memory than there is."""
+
+SMALLEST_ROWS, MOST_ROW_BYTES = 16, 128
+"""Rows of a program are at least what a matrix product has; float32 takes twice the room."""
 
 
 @triton.jit
@@ -193,7 +195,8 @@ def _project(
     for rows in (x, gates):
         assert rows is None or rows.stride(1) == 1, "rows lie in one piece"
     assert weight.is_contiguous(), "weights are not copied"
-    block_rows = min(max(triton.next_power_of_2(num_rows), SMALLEST_ROWS), MOST_ROWS)
+    most_rows = MOST_ROW_BYTES // weight.element_size()
+    block_rows = min(max(triton.next_power_of_2(num_rows), SMALLEST_ROWS), most_rows)
     grid = (triton.cdiv(num_outputs, BLOCK_OUTPUTS), triton.cdiv(num_rows, block_rows))
     _linear_kernel[grid](
         x,
@@ -218,8 +221,8 @@ def _project(
         PRECISION=products.PRECISION,
         BLOCK_ROWS=block_rows,
         BLOCK_OUTPUTS=BLOCK_OUTPUTS,
-        BLOCK_INPUTS=BLOCK_INPUTS,
+        BLOCK_INPUTS=BLOCK_BYTES // weight.element_size(),
         num_stages=3,  # pyrefly: ignore[unexpected-keyword]
-        num_warps=8 if block_rows == MOST_ROWS else 4,  # pyrefly: ignore[unexpected-keyword]
+        num_warps=8 if block_rows == most_rows else 4,  # pyrefly: ignore[unexpected-keyword]
     )
     return out
