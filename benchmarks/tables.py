@@ -850,6 +850,29 @@ def _memory_structure() -> str:
     return _table(["tokens stored", *heads], rows)
 
 
+def _memory_bound() -> str:
+    targets = _read("memory_bound")["targets"]
+    heads = list(
+        max(
+            (found["tokens_per_step"] for kinds in targets.values() for found in kinds.values()),
+            key=len,
+        )
+    )
+    rows = [
+        [
+            target if number == 0 else "",
+            kind,
+            *(
+                f"{found['tokens_per_step'][head]:.2f}" if head in found["tokens_per_step"] else ""
+                for head in heads
+            ),
+        ]
+        for target, kinds in targets.items()
+        for number, (kind, found) in enumerate(kinds.items())
+    ]
+    return _table(["tokens a step at most", "", *heads], rows)
+
+
 def _learning() -> str:
     rows = [
         [
@@ -1010,6 +1033,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory_store": _memory_store,
     "repetitive_work": _repetitive_work,
     "memory_structure": _memory_structure,
+    "memory_bound": _memory_bound,
     "learning": _learning,
     "mixture_streams": _mixture_streams,
     "mixture_rules": _mixture_rules,
