@@ -5,9 +5,10 @@
 
 Every method decodes the same text greedily, one token at a time, all methods in turn, again and
 again; the median seconds per token over all rounds are reported, prefill and compilation not
-counted. Methods: the two engines of treesnake at each dtype; transformers' generate, eager and
-compiled; llama.cpp on the same weights at Q8_0 and F16 (made from the GGUF file that the default
-target comes from); and as a floor, what it takes to read as many bytes as the weights have, once.
+counted. Methods: the two engines of treesnake at each dtype, "stored" being the 4 bits of the GGUF
+file that the default target comes from; transformers' generate, eager and compiled; llama.cpp on
+that file, and on the same weights at Q8_0 and F16, made from it; and as a floor, what it takes to
+read as many bytes as the weights have, once.
 All is done with one thread and with all of them. Run it on a quiet machine; the load is in the
 result.
 """
@@ -26,6 +27,7 @@ from transformers import StoppingCriteria
 
 from treesnake.loading.options import LoadOptions
 from treesnake.loading.pretrained import load_pretrained
+from treesnake.loading.smollm import find_gguf
 from treesnake.prompt import Prompt
 from treesnake.protocols import Target
 from treesnake.targets.load import load_target
@@ -33,6 +35,9 @@ from treesnake.tree import TokenTree
 
 QUESTION = "Explain in a few paragraphs why the sky is blue and sunsets are red."
 NODE_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+
+FILE = "stored"
+"""The file as it is, Q4_1, in the place of a format that is made from it."""
 
 Decode = Callable[[int, int], list[float]]
 """Decodes so many tokens with so many threads and returns the seconds of each."""
@@ -92,10 +97,11 @@ def _methods(target: str, only: list[str] | None) -> tuple[dict[str, Decode], li
     prompt = pretrained.tokenizer.encode(text, add_special_tokens=False)
     methods: dict[str, Decode] = {}
     num_weights = sum(weight.numel() for weight in pretrained.model.parameters())
-    for dtype, num_bytes in (("float32", 4), ("float16", 2), ("int8", 1)):
+    sizes = {"float32": 4 * num_weights, "float16": 2 * num_weights, "int8": num_weights}
+    for dtype, num_bytes in (sizes | {"stored": find_gguf().stat().st_size}).items():
         if wanted(name := f"reading {dtype} weights once"):
-            methods[name] = _reading(num_weights * num_bytes)
-    for dtype in ("float32", "float16", "int8"):
+            methods[name] = _reading(num_bytes)
+    for dtype in ("float32", "float16", "int8", "stored"):
         if wanted(name := f"treesnake native {dtype}"):
             methods[name] = _treesnake(target, "native", dtype, prompt)
     if wanted("treesnake generic float32"):
@@ -105,7 +111,7 @@ def _methods(target: str, only: list[str] | None) -> tuple[dict[str, Decode], li
     if wanted("transformers compiled float32"):
         compiled = load_pretrained(target, LoadOptions(dtype="float32", device="cpu")).model
         methods["transformers compiled float32"] = _transformers(compiled, prompt, compiled=True)
-    for kind in ("Q8_0", "F16"):
+    for kind in (FILE, "Q8_0", "F16"):
         if wanted(name := f"llama.cpp {kind}"):
             methods[name] = _llama_cpp(kind, prompt)
     return methods, prompt
@@ -183,7 +189,7 @@ def _llama_cpp(kind: str, prompt: list[int]) -> Decode:
         return _missing
     import llama_cpp  # noqa: PLC0415 - only where it is installed
 
-    path = requantized(kind)
+    path = find_gguf() if kind == FILE else requantized(kind)
     loaded: dict[int, Any] = {}
 
     def decode(num_tokens: int, threads: int) -> list[float]:
@@ -222,6 +228,7 @@ def _scoring(
         ("native", "float32"),
         ("native", "float16"),
         ("native", "int8"),
+        ("native", "stored"),
         ("generic", "float32"),
     ]:
         if only is not None and not any(part in f"treesnake {engine} {dtype}" for part in only):

@@ -1,9 +1,8 @@
 """Searches on a real pair, interleaved: what do they emit per second, and what do they cost?
 
-    uv run python benchmarks/searches.py --questions spec_bench_report.jsonl --drafter FOLDER \
-        --dtype float32 --threads 2 --output results/searches.json
-    uv run python benchmarks/searches.py --questions spec_bench_report.jsonl --drafter FOLDER \
-        --dtype int8 --threads 2 --output results/searches_int8.json
+    uv run python benchmarks/searches.py --questions spec_bench_report.jsonl \
+        --drafter treesnake-smol --dtype stored --tokens 64 --threads 2 \
+        --output results/searches.json
 
 Every prompt is decoded by all methods in turn, in an order that rotates from prompt to prompt, and
 greedily, so that all emit the same tokens. Searches keep what they learned from prompt to prompt,

@@ -478,6 +478,7 @@ def _other_languages() -> str:
 
 
 def _searches() -> str:
+    result = _read("searches")
     cells = [
         [
             method,
@@ -487,7 +488,7 @@ def _searches() -> str:
             f"{measures['share_off']:.0%}",
             f"{measures['search_us']:.0f}",
         ]
-        for method, measures in _read("searches")["methods"].items()
+        for method, measures in result["methods"].items()
     ]
     heads = (
         "tokens/step",
@@ -496,7 +497,8 @@ def _searches() -> str:
         "steps without a draft",
         "search, \u00b5s a step",
     )
-    return _table(["float32, greedy, 2 threads", *heads], cells)
+    weights = "4 bits" if result["dtype"] == "stored" else result["dtype"]
+    return _table([f"{weights}, greedy, 2 threads", *heads], cells)
 
 
 def _simulated() -> str:

@@ -45,6 +45,9 @@ TRIAL_ERROR_MARGIN = 2.0
 STEPS_FROM_EARLIER_TEXTS = 16.0
 """What earlier texts teach of a mode's rate counts for at most so many steps of a new one."""
 
+USUAL_DISCOUNT = 0.999
+"""As `DISCOUNT`, for the rates that a new text begins with: of many texts, not of the last."""
+
 RECENT_DISCOUNT = 0.9
 """As `DISCOUNT`, for the rate of a mode's last steps, by which a text that changes is noticed."""
 
@@ -190,6 +193,7 @@ class LoadKnowledge:
         self._accepted = accepted
         self._rates = {mode: MeasuredRate() for mode in Mode}
         self._recent_rates = {mode: MeasuredRate() for mode in Mode}
+        self._usual_rates = {mode: MeasuredRate() for mode in Mode}
         self._trial_budget = trial_budget
         self._off_rate = 0.0
         self._catch_up_s = 0.0
@@ -204,10 +208,12 @@ class LoadKnowledge:
         return self._accepted.modes
 
     def begin_text(self) -> None:
-        """Lets rates that were measured on earlier texts count less: a new one may be another."""
-        for rate in self._rates.values():
-            if rate.num > STEPS_FROM_EARLIER_TEXTS:
-                rate.decay(STEPS_FROM_EARLIER_TEXTS / rate.num)
+        """Lets rates be what they usually are, and count little: a new text may be another."""
+        for mode, usual in self._usual_rates.items():
+            counted = min(self._rates[mode].num, STEPS_FROM_EARLIER_TEXTS)
+            self._rates[mode] = copy(usual)
+            if counted < usual.num:
+                self._rates[mode].decay(counted / usual.num)
 
     def learn(self, observed: ObservedStep) -> None:
         """Learns from a step, and from the plain steps before it."""
@@ -266,11 +272,13 @@ class LoadKnowledge:
         since_s = min(observed.plain_s + seconds, most_s)
         lost_s = since_s - since_tokens / best if observed.is_trial else 0.0
         self._trial_budget.book(since_s, lost_s, most_s)
-        for rate in self._rates.values():
-            rate.decay(DISCOUNT ** (observed.num_plain + 1))
+        for rates, discount in ((self._rates, DISCOUNT), (self._usual_rates, USUAL_DISCOUNT)):
+            for rate in rates.values():
+                rate.decay(discount ** (observed.num_plain + 1))
         if observed.mode is Mode.OFF:
             self._has_been_off = True
             self._rates[Mode.OFF].add(since_tokens, observed.plain_s + seconds)
+            self._usual_rates[Mode.OFF].add(since_tokens, observed.plain_s + seconds)
         elif not (observed.num_behind and observed.was_off):
             # A mode pays for reading what it skipped itself, not for what was skipped while off.
             self._add(observed.mode, num_tokens, seconds)
@@ -278,9 +286,9 @@ class LoadKnowledge:
     def _add(self, mode: Mode, num_tokens: int, seconds: float) -> None:
         """Adds a step to the rate of its mode, which begins anew where the mode became slower."""
         rate, recent = self._rates[mode], self._recent_rates[mode]
-        rate.add(num_tokens, seconds)
         recent.decay(RECENT_DISCOUNT)
-        recent.add(num_tokens, seconds)
+        for each in (rate, recent, self._usual_rates[mode]):
+            each.add(num_tokens, seconds)
         if recent.mean + CHANGE_ERROR_MARGIN * recent.standard_error < rate.mean:
             self._rates[mode] = copy(recent)
 
