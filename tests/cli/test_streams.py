@@ -81,6 +81,7 @@ def test_a_fault_of_ours_is_no_verdict(
         raise KeyError("lm_head.weight")
 
     monkeypatch.setattr(app_module, "app", broken)
+    monkeypatch.setattr(app_module, "put_off_collection", lambda: None)
     with pytest.raises(SystemExit) as ended:
         app_module.main()
     assert ended.value.code == 70

@@ -13,6 +13,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from treesnake.cli.garbage import put_off_collection
 from treesnake.errors import TreesnakeError
 from treesnake.terminal import console, flush_streams, give_up_output, plain, prepare_streams
 
@@ -98,6 +99,7 @@ app = typer.Typer(cls=_Commands, no_args_is_help=True, **_SETTINGS | {"add_compl
 
 def main() -> None:
     """Runs the command line; what a user can cause ends in one message and exit status 2."""
+    put_off_collection()
     prepare_streams()
     try:
         app()

@@ -11,6 +11,7 @@ from rich.control import Control
 from rich.segment import ControlType
 
 from treesnake.arguments import as_num_threads
+from treesnake.cli.garbage import collect_again
 from treesnake.cli.options import on_or_folder
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.loading.options import LoadOptions
@@ -54,6 +55,7 @@ def loading(target: str) -> Iterator[None]:
 
     Downloads keep the progress bars of the hub; other libraries are told to be quiet.
     """
+    collect_again()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     huggingface_hub.utils.enable_progress_bars()
@@ -80,7 +82,7 @@ class _CompilationNotice(event.Listener):
         if not self._is_given:
             self._is_given = True
             console(is_error=True).print(
-                "Compiling kernels for this machine, once; this takes about half a minute ...",
+                "Compiling kernels for this machine, once; this takes up to half a minute ...",
                 style="dim",
             )
 

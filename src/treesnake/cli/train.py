@@ -32,12 +32,14 @@ def train(
     import torch
     import transformers
 
+    from treesnake.cli.garbage import collect_again
     from treesnake.cli.target_options import set_threads
     from treesnake.training.devices import keep_memory
     from treesnake.training.reporting import TerminalReporter
     from treesnake.training.training_recipe import read_training_recipe
     from treesnake.training.training_run import train_drafter
 
+    collect_again()
     parsed = read_training_recipe(recipe)
     if not torch.cuda.is_available():
         keep_memory()
