@@ -1,5 +1,6 @@
 """A target and its drafter, as one thing to load, to serve and to measure."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -90,12 +91,17 @@ def warm_up(pair: PairModel) -> None:
     a thousand times as long as the next, and a search would not draft such trees again. A model
     that fails here fails in the first real step, too, which tells why.
     """
+    prompt = Prompt(WARM_UP_TOKENS)
     with suppress(TreesnakeError):
         target, drafter = pair.new_sessions()
+        if isinstance(pair, Pair):  # so that the kernels of both are compiled at the same time
+            with ThreadPoolExecutor(1) as beside:
+                beside.submit(drafter.prefill, prompt)
+                target.prefill(prompt)
         steps = generate(
             target,
             drafter,
-            Prompt(WARM_UP_TOKENS),
+            prompt,
             search=StaticSearch(chain(1)),
             params=SamplingParams(),
             rng=TorchRng(0),

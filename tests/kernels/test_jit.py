@@ -153,7 +153,7 @@ def test_no_folder_at_all_is_told_once(kernel: Kernel, monkeypatch: pytest.Monke
     def nowhere(_function: object) -> None:
         raise RuntimeError("no locator available")
 
-    monkeypatch.setattr(jit, "_SourceKeyedCache", nowhere)
+    monkeypatch.setattr(jit, "KernelCache", nowhere)
     result, is_cached, told = kernel.run()
     assert (result, is_cached, len(told)) == (42, False, 1)
     assert "neither the package nor the user's cache can be written" in told[0]

@@ -62,6 +62,10 @@ class _CheckedFiles(IndexDataCacheFile):
         stored_key, data = super().load(key) or (None, None)
         return data if stored_key == key else None
 
+    def has(self, key: Any) -> bool:
+        """Tells whether the index has a key."""
+        return key in self._load_index()
+
     def _load_index(self) -> Any:
         path = Path(self._index_path)
         nothing: dict[Any, Any] = {}
@@ -98,14 +102,33 @@ class _CheckedFiles(IndexDataCacheFile):
             file.write(hashlib.sha256(stored).digest() + stored)
 
 
-class _SourceKeyedCache(FunctionCache):
+class KernelCache(FunctionCache):
+    """The machine code of one entry point on disk.
+
+    Args:
+        function: gives it its name there.
+
+    Attributes:
+        module: where the entry point is.
+        name: its name in the module.
+        lock_path: a file that is locked by who compiles it.
+    """
+
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         stamp = self._impl.locator.get_source_stamp()
         name = f"{self._impl.filename_base}{CHECKED}"
-        self._cache_file = _CheckedFiles(self._cache_path, name, stamp)
+        self._files = _CheckedFiles(self._cache_path, name, stamp)
+        self._cache_file = self._files
+        self.module, self.name = function.__module__, function.__name__
+        self.lock_path = Path(self._cache_path, f"{name}.lock")
+
+    def holds(self, sig: Any, target_context: Any) -> bool:
+        """Tells whether there is code for a signature; reading it may fail all the same."""
+        return self._files.has(self._index_key(sig, target_context.codegen()))
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Returns the code for a signature, or None where it is not there or broken."""
         try:
             return super().load_overload(sig, target_context)
         except Exception as error:  # noqa: BLE001 - whatever is there cannot be used
@@ -113,6 +136,7 @@ class _SourceKeyedCache(FunctionCache):
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
+        """Writes code; where that fails it warns."""
         try:
             super().save_overload(sig, data)
         except Exception as error:  # noqa: BLE001 - what was compiled can be used all the same
@@ -122,14 +146,15 @@ class _SourceKeyedCache(FunctionCache):
 def kernel_folder() -> Path | None:
     """Returns where compiled kernels are kept; None if no folder can be written."""
     try:
-        return Path(_SourceKeyedCache(kernel).cache_path)
+        return Path(KernelCache(kernel).cache_path)
     except (RuntimeError, OSError):
         return None
 
 
 def kernels_in(folder: Path) -> list[Path]:
     """Returns the files of compiled kernels, also those of other versions."""
-    return sorted([*folder.glob(f"*{CHECKED}.nbi"), *folder.glob(f"*{CHECKED}.*.nbc")])
+    endings = (".nbi", ".*.nbc", ".lock")
+    return sorted(path for each in endings for path in folder.glob(f"*{CHECKED}{each}"))
 
 
 class _NoCache(NullCache):
@@ -180,7 +205,7 @@ def entry_point(function: Callable[..., Any], *, known_as: Callable[..., Any] | 
     """
     dispatcher = njit(**_OPTIONS)(function)
     try:
-        dispatcher._cache = _SourceKeyedCache(known_as or function)
+        dispatcher._cache = KernelCache(known_as or function)
     except (RuntimeError, OSError):  # nowhere to write
         dispatcher._cache = _NoCache()
     return dispatcher

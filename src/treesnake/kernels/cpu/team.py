@@ -46,6 +46,7 @@ from numba.extending import intrinsic
 
 from treesnake.clock import book_wait
 from treesnake.kernels.cpu import simd
+from treesnake.kernels.cpu.compilation import compile_apart
 from treesnake.kernels.cpu.jit import entry_point, kernel
 
 PATIENCE = 2000
@@ -298,6 +299,8 @@ class ThreadTeam:
         `function` is marked by `together` and has at most `num_steps` steps. When this returns, all
         units are finished.
         """
+        if not getattr(function, "signatures", True):  # it is compiled code, and there is none yet
+            compile_apart(function, Barrier(self.board, 1, self.board, 1), arguments)
         asked = perf_counter()
         with self._lock:
             book_wait(asked)
