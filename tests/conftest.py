@@ -8,16 +8,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 import importlib.util
 import pkgutil
 from collections.abc import Callable
+from dataclasses import is_dataclass
+from functools import wraps
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
+from jaxtyping import TypeCheckError, jaxtyped
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 NOT_CHECKED = {"kernels"}
 """Compilers read the source of kernels, and would find what the hook made of it."""
+
+OPTIONAL_TYPES = {"Image", "LLMatcher", "LLTokenizer"}
+"""Annotations that name classes of packages which may not be there; such functions go unchecked."""
 
 SIZES = {
     "vocab_size": 61,
@@ -43,6 +49,38 @@ SIZES = {
 TinyModel = Callable[..., PreTrainedModel]
 
 
+def checks(check_types: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Returns a decorator of functions and dataclasses that checks types, and the axes of arrays.
+
+    That of jaxtyping does so, too, and takes three times as long: it binds all arguments first, and
+    checks them twice.
+    """
+
+    def checked(thing: Any) -> Any:
+        if isinstance(thing, type):
+            if is_dataclass(thing) and "__init__" in vars(thing):
+                setattr(thing, "__init__", checked(vars(thing)["__init__"]))  # noqa: B010
+            return thing
+        annotations = getattr(thing, "__annotations__", {})
+        if any(each in OPTIONAL_TYPES for each in annotations.values() if isinstance(each, str)):
+            return thing
+        function = check_types(thing)
+        has_axes = "jaxtyping." in repr(annotations)
+
+        @wraps(thing)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if jaxtyping.config.jaxtyping_disable:
+                return thing(*args, **kwargs)
+            if not has_axes:
+                return function(*args, **kwargs)
+            with jaxtyped("context"):  # an axis of one name is equally long in one call
+                return function(*args, **kwargs)
+
+        return call
+
+    return checked
+
+
 def install_shape_checks() -> None:
     """Checks the annotations of all functions and dataclasses of treesnake when they are used.
 
@@ -54,9 +92,12 @@ def install_shape_checks() -> None:
     children = {child.name for child in pkgutil.iter_modules(package.submodule_search_locations)}
     if importlib.util.find_spec("beartype") is None:
         return  # machines with a GPU may have no more than PyTorch and pytest
-    install_import_hook(
-        [f"treesnake.{child}" for child in sorted(children - NOT_CHECKED)],
-        "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+    from beartype import BeartypeConf, beartype  # noqa: PLC0415 - where it is there
+
+    conf = BeartypeConf(is_pep484_tower=True, violation_type=TypeCheckError)
+    jaxtyping.jaxtyped = lambda *, typechecker: checks(beartype(conf=conf))
+    jaxtyping.install_import_hook(
+        [f"treesnake.{child}" for child in sorted(children - NOT_CHECKED)], None
     )
 
 
