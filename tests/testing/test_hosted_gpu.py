@@ -85,7 +85,7 @@ def written(
         search=StaticSearch(parse_shape(shape)),
         params=params,
         rng=TorchRng(0),
-        max_length=50,
+        max_length=40,
     )
     tokens, counts = list[int](), [0]
     for step in steps:

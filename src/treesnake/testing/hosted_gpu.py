@@ -82,7 +82,7 @@ class HostedGpu(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
-        self._pinned: list[Tensor] = []
+        self._pinned: dict[int, Tensor] = {}
         self._is_capturing = False
 
     def __torch_dispatch__(
@@ -107,7 +107,7 @@ class HostedGpu(TorchDispatchMode):
         host_args, host_own = tree_map_only(HostedTensor, _on_host, (args, own))
         result = func(*host_args, **host_own)
         if is_pinned:
-            self._pinned.append(result)
+            self._pinned[_address(result)] = result
         if to == CPU:
             return result
         known = {id(each.hosted): each for each in given}
@@ -148,8 +148,7 @@ class HostedGpu(TorchDispatchMode):
         return any(not (is_free and self._is_pinned(each)) for each in sent)
 
     def _is_pinned(self, tensor: Tensor) -> bool:
-        begin = tensor.untyped_storage().data_ptr()
-        return any(each.untyped_storage().data_ptr() == begin for each in self._pinned)
+        return _address(tensor) in self._pinned
 
 
 class HostedEvent:
@@ -171,6 +170,10 @@ class HostedEvent:
         """Waits until the GPU is there, unless the host has waited for something since."""
         if len(self._gpu.waits) == self._num_waits:
             self._gpu.waits.append("Event.synchronize")
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _on_host(tensor: HostedTensor) -> Tensor:
