@@ -16,7 +16,7 @@ CHECKS = (
     "pyrefly check",
     "zensical build --clean --strict",
     "python benchmarks/tables.py --check",
-    "python ranges.py --resolve",
+    "python ranges.py --short",
 )
 LEFT_OUT = "left out"
 """How a line of a check begins that tells what could not be looked at here."""

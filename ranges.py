@@ -1,8 +1,8 @@
 """Checks that treesnake works with the oldest and the newest versions that it allows.
 
     python ranges.py              # many tests, some minutes
-    python ranges.py --short      # few tests
-    python ranges.py --resolve    # no tests, as checks.py does
+    python ranges.py --short      # few tests, as checks.py does
+    python ranges.py --resolve    # no tests
 
 Tests that touch transformers and numba run with the oldest versions of both that pyproject.toml
 allows, and with the newest transformers, laid over this environment. The resolver is asked for
@@ -24,11 +24,13 @@ ROOT = Path(__file__).resolve().parent
 VARIED = ("transformers", "numba")
 SHORT_TESTS = (
     "tests/test_custom_generate.py",
-    "tests/kernels/test_linear.py",
-    "tests/integrations/test_model_folders.py",
+    "tests/kernels/test_norm.py",
+    "tests/kernels/test_jit.py",
 )
 TESTS = (
     *SHORT_TESTS,
+    "tests/kernels/test_linear.py",
+    "tests/integrations/test_model_folders.py",
     "tests/models/test_hf_attention.py",
     "tests/models/test_hf_hybrid.py",
     "tests/states",

@@ -1,6 +1,6 @@
 """Searches on a real pair, interleaved: what do they emit per second, and what do they cost?
 
-    uv run python benchmarks/searches.py --questions spec_bench_report.jsonl \
+    uv run python benchmarks/searches.py --questions spec_bench_report.jsonl --limit 13 \
         --drafter treesnake-smol --dtype stored --tokens 64 --threads 2 \
         --output results/searches.json
 

@@ -1047,6 +1047,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "long_pair": _long_pair,
     "long_acceptance": _long_acceptance,
     "methods": partial(_methods, "default-pair-stored-cpu", "4 bits"),
+    "stored_long": partial(_pairs, "default-pair-stored-long-cpu", "4 bits, 2 threads"),
     "float_methods": partial(_methods, "default-pair-cpu", "float32"),
     "any_target": partial(_pairs, "any_target", "Q4_K_M, 2 threads"),
     "any_target_long": partial(_pairs, "any_target_long", "Q4_K_M, 2 threads"),
