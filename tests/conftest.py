@@ -19,6 +19,10 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import TypeCheckError, jaxtyped
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+# autograd counts devices once, and a process that has any cannot train in forked children. So it
+# counts before a test pretends that there is a GPU.
+torch.zeros((), requires_grad=True).backward()
+
 NOT_CHECKED = {"kernels"}
 """Compilers read the source of kernels, and would find what the hook made of it."""
 

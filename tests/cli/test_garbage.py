@@ -1,4 +1,6 @@
 import gc
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -23,3 +25,15 @@ def test_garbage_is_looked_for_again_once_imports_are_done() -> None:
     collect_again()
     assert gc.isenabled()
     assert gc.get_freeze_count() > 0
+
+
+def test_triton_has_nothing_to_report_at_the_end() -> None:
+    pytest.importorskip("triton")
+    program = (
+        "from treesnake.cli.garbage import collect_again, put_off_collection\n"
+        "put_off_collection()\n"
+        "import triton._C.libtriton\n"
+        "collect_again()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    assert ended.stderr == b""

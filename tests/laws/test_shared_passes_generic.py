@@ -52,9 +52,9 @@ TOKENS = st.integers(0, 60)
 @pytest.fixture(scope="module", params=[*FAMILIES, *(f"{family} eager" for family in EAGER)])
 def network(request, tiny_model) -> HfAttention:
     family, *attention = request.param.split()
-    return HfAttention(
-        tiny_model(family, attention=attention[0] if attention else None, **FAMILIES[family])
-    )
+    model = tiny_model(family, attention=attention[0] if attention else None, **FAMILIES[family])
+    # Its norms of little enlarge what a batch rounds otherwise than one text.
+    return HfAttention(model.double() if family == "gemma4_text" else model)
 
 
 @st.composite
