@@ -332,8 +332,6 @@ class ThreadTeam:
 class _Helper:
     """A thread that takes part in calls, and sleeps where none come.
 
-    One that falls asleep just when a call begins sleeps through it.
-
     Args:
         team: whose calls; it lives as long as the thread, which may be late in one.
         number: which of the helpers it is.
@@ -356,6 +354,8 @@ class _Helper:
         while True:
             last = _help(self._team.board, self._number, last)
             self._is_asleep = True
+            # Who took it for awake just before has no alarm to give; that call comes at once.
+            last = _help(self._team.board, self._number, last)
             self._alarm.get()
 
 
