@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from treesnake.kernels.cpu import simd
@@ -41,7 +40,7 @@ def find_best(
     """Returns the best tokens by logits, and by the noise of their place if there is any.
 
     Args:
-        logits: float32, consecutive columns side by side.
+        logits: float32, row after row without gaps.
         number: of tokens a row.
         noise: added as `treesnake.drafters.growing.with_noise` adds it.
         token_ids: the target's token of each column, -1 for none; read only for the noise.
@@ -151,7 +150,7 @@ def _largest_in_vectors(typing_context, logits, row, end):
 
     def generate(context, builder, signature, arguments):
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        start = _row_start(builder, array, arguments[1])
+        start = simd.row_pointer(builder, array, arguments[1])
 
         def keep_larger(column: Any, tops: Any) -> list[Any]:
             values = simd.load(builder, builder.gep(start, [column]), types.float32)
@@ -170,7 +169,10 @@ def _sum_exponentials_in_vectors(typing_context, logits, row, end, top):
 
     def generate(context, builder, signature, arguments):
         array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        start, top = _row_start(builder, array, arguments[1]), simd.splat(builder, arguments[3])
+        start, top = (
+            simd.row_pointer(builder, array, arguments[1]),
+            simd.splat(builder, arguments[3]),
+        )
 
         def add(column: Any, totals: Any) -> list[Any]:
             values = simd.load(builder, builder.gep(start, [column]), types.float32)
@@ -180,10 +182,3 @@ def _sum_exponentials_in_vectors(typing_context, logits, row, end, top):
         return simd.add_lanes(builder, totals)[0]
 
     return types.float32(logits, types.intp, types.intp, types.float32), generate
-
-
-def _row_start(builder: Any, array: Any, row: Any) -> Any:
-    """Returns the address of a row, of an array whose rows need not lie close to each other."""
-    stride = cgutils.unpack_tuple(builder, array.strides)[0]
-    raw = builder.bitcast(array.data, simd.BYTE_POINTER)
-    return builder.bitcast(builder.gep(raw, [builder.mul(row, stride)]), array.data.type)
