@@ -6,8 +6,9 @@
 
 Every prompt is decoded by all methods in turn, in an order that rotates from prompt to prompt, and
 greedily, so that all emit the same tokens. Searches keep what they learned from prompt to prompt,
-as in a server. "calibrated" begins with costs that were measured first. The last numbers are the
-microseconds that a search takes to choose and observe.
+as in a server. "self-tuning" begins with the costs that are measured while a pair is loaded,
+"calibrated" with those that `treesnake calibrate` measures, "uncalibrated" with none. The last
+numbers are the microseconds that a search takes to choose and observe.
 """
 
 import statistics
@@ -20,8 +21,8 @@ from pathlib import Path
 from frame import Result, add_questions, print_table, read_questions, run
 
 from treesnake import SpeculativeDecoder
+from treesnake.calibration import measure_costs
 from treesnake.decoder import DecoderSession
-from treesnake.evaluation.calibration import measure_costs
 from treesnake.evaluation.simulation.comparison import rate, relative_rate
 from treesnake.evaluation.simulation.replay import Replayed
 from treesnake.evaluation.tasks import Question
@@ -36,6 +37,7 @@ METHODS = (
     PLAIN,
     "self-tuning",
     "calibrated",
+    "uncalibrated",
     "ucb",
     "moving-average",
     "trial",
@@ -83,7 +85,7 @@ def measure(arguments: Namespace) -> Result:
     questions = read_questions(arguments)
     prompt = decoder.encode([{"role": "user", "content": questions[0].turns[0]}])
     costs = measure_costs(decoder.pair, prompt)
-    searches = {method: _search(method, costs) for method in arguments.methods}
+    searches = {method: _search(method, decoder, costs) for method in arguments.methods}
     search_s: dict[str, list[float]] = {method: [] for method in searches}
     generations = _run(decoder, questions, searches, search_s, arguments.tokens)
     return {
@@ -97,10 +99,12 @@ def measure(arguments: Namespace) -> Result:
     }
 
 
-def _search(method: str, costs: CostTable) -> SharedSearch:
+def _search(method: str, decoder: SpeculativeDecoder, costs: CostTable) -> SharedSearch:
+    if method == "self-tuning":
+        return decoder.search
     if method == "calibrated":
         return search_by_name("self-tuning", costs)
-    return search_by_name(method)
+    return search_by_name("self-tuning" if method == "uncalibrated" else method)
 
 
 def _run(

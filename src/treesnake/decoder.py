@@ -9,6 +9,7 @@ from typing import NoReturn, Protocol, cast, runtime_checkable
 
 from treesnake.arguments import as_count, as_texts, as_token_ids
 from treesnake.beginnings import encode_text
+from treesnake.calibration import known_costs
 from treesnake.constraints import Constraint, as_constraints
 from treesnake.continuation import Continuation, continue_text
 from treesnake.conversation import (
@@ -31,7 +32,6 @@ from treesnake.grammars import GrammarCompiler, chosen_grammar
 from treesnake.lease import note_maker, was_made_by
 from treesnake.likelihood import score_text
 from treesnake.loading.checkpoint import DEFAULT_MODEL, end_token_ids
-from treesnake.loading.cost_files import CostKey, read_costs
 from treesnake.loading.generation_settings import warn_of_unapplied_settings
 from treesnake.loading.kept_memory import MemoryLike, open_memory
 from treesnake.loading.networks import LoadedNetwork
@@ -47,7 +47,7 @@ from treesnake.logprobs import TokenLogprobs, as_num_top
 from treesnake.memory.text_memory import TextMemory
 from treesnake.models.tree_network import reads_inputs
 from treesnake.outcome import FinishReason, Generation, Step
-from treesnake.pairs import Pair, pair_by_name, warm_up
+from treesnake.pairs import Pair, pair_by_name
 from treesnake.prompt import Prompt, PromptInput
 from treesnake.protocols import (
     AcceptanceRule,
@@ -393,10 +393,9 @@ class SpeculativeDecoder(OfOneProcess):
         drafter_options = LoadOptions(device=options.device)
         caption = None if captions is None else cls._captioner(captions, drafter_options).caption
         pair = pair_by_name(model, loaded, drafter, drafter_options, caption)
-        if loaded.device == "cpu" and loaded.engine == "native":
-            warm_up(pair)
+        costs = known_costs(pair, loaded, str(drafter))
         if isinstance(search, str):
-            search = search_by_name(search, read_costs(CostKey.of(loaded, drafter)))
+            search = search_by_name(search, costs)
         return cls.of_loaded(pair, loaded, search, memory, learn)
 
     @classmethod

@@ -51,7 +51,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (
         ("targets.load.load_target", (MODEL, Loaded())),
         ("pairs.pair_by_name", Pair(MODEL, NoDrafterModel())),
-        ("evaluation.calibration.measure_costs", COSTS),
+        ("calibration.measure_costs", COSTS),
     ):
         monkeypatch.setattr(f"treesnake.{name}", returning(value))
     monkeypatch.setattr(CostKey, "of", returning(KEY))

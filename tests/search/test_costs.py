@@ -19,7 +19,8 @@ def test_a_table_is_met_at_its_counts_and_interpolated_between_them() -> None:
     curve = CostCurve(TABLE)
     assert [curve.seconds(count) for count in TABLE] == pytest.approx(list(TABLE.values()))
     assert 1.0 < curve.seconds(5) < 2.0
-    assert curve.seconds(1000) == pytest.approx(10.0)
+    assert curve.seconds(128) == pytest.approx(10.0 + 64 * 0.5 * 9.0 / 63)
+    assert curve.seconds(1000) == curve.seconds(128)
     assert curve.seconds(0) == 0.0
 
 

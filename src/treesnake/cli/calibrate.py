@@ -34,9 +34,9 @@ def calibrate(
     The self-tuning search begins with these costs; without them it learns as it goes. They are
     kept for this pair, machine, dtype and number of threads.
     """
+    from treesnake.calibration import measure_costs
     from treesnake.cli.target_options import loading, set_threads
     from treesnake.drafters.load import check_drafter_name
-    from treesnake.evaluation.calibration import measure_costs
     from treesnake.loading.cost_files import CostKey, write_costs
     from treesnake.pairs import pair_by_name
     from treesnake.targets.load import load_target

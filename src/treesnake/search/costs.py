@@ -78,8 +78,9 @@ class CostCurve:
     It begins with a table, or with the hope that all counts cost the same. Each observation moves
     the factors by which the curve differs from the table at the counts around it. A count that was
     never seen takes a factor between those of its seen neighbours. So one observation puts right a
-    table that is wrong everywhere. Without a table, seconds beyond the largest count seen are
-    believed to rise half as steeply as up to there: hopeful enough to be tried.
+    table that is wrong everywhere. Beyond the largest count of the table, or the largest one seen
+    where there is no table, seconds are believed to rise half as steeply as up to there: hopeful
+    enough to be tried.
 
     Args:
         table: seconds for some counts; it may be empty.
@@ -91,6 +92,7 @@ class CostCurve:
         counts = tuple(sorted(self.table)) or (1,)
         seconds = tuple(self.table[count] for count in counts) if self.table else (1.0,)
         self._prior = [_interpolated(counts, seconds, knot) for knot in KNOTS]
+        _go_on(self._prior, (counts[0], seconds[0]), (counts[-1], seconds[-1]))
         self._factors = [1.0] * len(KNOTS)
         self._weights = [0.0] * len(KNOTS)
         self._seen: list[int] = []
@@ -122,7 +124,7 @@ class CostCurve:
         """
         if not self.is_known:
             return {}
-        last = max(self.table, default=KNOTS[-1])
+        last = max(max(self.table, default=KNOTS[-1]), self.largest_seen)
 
         def pass_s(count: int) -> float:
             return self.seconds(min(count, last)) * max(count / last, 1.0)
@@ -179,18 +181,10 @@ class CostCurve:
             factor = factors[below] + share * (factors[above] - factors[below])
             slowest = max(slowest, seconds * factor)
             curve.append(slowest)
-        if not self.table:
-            self._go_on(curve)
+        if not self.table and self._seen:
+            first, last = self._seen[0], self._seen[-1]
+            _go_on(curve, (KNOTS[first], curve[first]), (KNOTS[last], curve[last]))
         return curve
-
-    def _go_on(self, curve: list[float]) -> None:
-        """Lets the seconds rise beyond the largest count seen, half as steeply as up to there."""
-        if len(self._seen) < 2:
-            return
-        first, last = self._seen[0], self._seen[-1]
-        slope = 0.5 * (curve[last] - curve[first]) / (KNOTS[last] - KNOTS[first])
-        for knot in range(last + 1, len(KNOTS)):
-            curve[knot] = curve[last] + slope * (KNOTS[knot] - KNOTS[last])
 
 
 class LearnedCosts:
@@ -271,6 +265,20 @@ def _spread(seen: Sequence[int]) -> list[tuple[int, int, float]]:
         share = (knot - seen[below]) / (seen[above] - seen[below]) if below < above else 0.0
         spread.append((below, above, share))
     return spread
+
+
+def _go_on(curve: list[float], first: tuple[int, float], last: tuple[int, float]) -> None:
+    """Lets the seconds at the knots rise beyond a count, half as steeply as from another one on.
+
+    Args:
+        curve: the seconds at every knot.
+        first: the other count, and its seconds.
+        last: the count, and its seconds.
+    """
+    slope = 0.5 * (last[1] - first[1]) / (last[0] - first[0]) if first < last else 0.0
+    for index, knot in enumerate(KNOTS):
+        if knot > last[0]:
+            curve[index] = last[1] + slope * (knot - last[0])
 
 
 def _interpolated(knots: Sequence[int], values: Sequence[float], point: int) -> float:

@@ -51,8 +51,11 @@ USUAL_DISCOUNT = 0.999
 RECENT_DISCOUNT = 0.9
 """As `DISCOUNT`, for the rate of a mode's last steps, by which a text that changes is noticed."""
 
-CHANGE_ERROR_MARGIN = 2.0
+CHANGE_ERROR_MARGIN = 3.0
 """A mode has become slower if its last steps were, by more than this many standard errors."""
+
+LEAST_RECENT_STEPS = 5.0
+"""Of a text, so many of its last steps are needed for that, counted as `RECENT_DISCOUNT` says."""
 
 DISCOUNT = 0.99
 """What a step counts for the rate of its mode after each later one, so that doubt comes back."""
@@ -214,6 +217,7 @@ class LoadKnowledge:
             self._rates[mode] = copy(usual)
             if counted < usual.num:
                 self._rates[mode].decay(counted / usual.num)
+        self._recent_rates = {mode: MeasuredRate() for mode in Mode}
 
     def learn(self, observed: ObservedStep) -> None:
         """Learns from a step, and from the plain steps before it."""
@@ -289,7 +293,8 @@ class LoadKnowledge:
         recent.decay(RECENT_DISCOUNT)
         for each in (rate, recent, self._usual_rates[mode]):
             each.add(num_tokens, seconds)
-        if recent.mean + CHANGE_ERROR_MARGIN * recent.standard_error < rate.mean:
+        at_best = recent.mean + CHANGE_ERROR_MARGIN * recent.standard_error
+        if recent.num >= LEAST_RECENT_STEPS and at_best < rate.mean:
             self._rates[mode] = copy(recent)
 
     def _plan(self, context_length: int) -> None:

@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 import torch
 from transformers import PreTrainedModel
 
+from treesnake.calibration import known_costs
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.load import DRAFTS_FOR_ITSELF, JOIN, load_drafter, parts_of
@@ -77,9 +78,10 @@ class PairLoader:
     def _make_runner(self, method: Method) -> Runner:
         if method.peer is not None:
             return self._make_peer(method.peer)
-        return SpeculativeRunner(
-            self._decoder(self.drafter_name(method)), search_by_name(method.search)
-        )
+        name = self.drafter_name(method)
+        decoder = self._decoder(name)
+        costs = self._once(f"costs {name}", lambda: known_costs(decoder.pair, self.loaded, name))
+        return SpeculativeRunner(decoder, search_by_name(method.search, costs))
 
     def _make_peer(self, peer: Peer) -> TransformersRunner | LlamaCppRunner:
         if peer is Peer.LLAMA_CPP:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from treesnake.calibration import LEAST_S, NODES, WIDTHS, measure_costs
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
-from treesnake.evaluation.calibration import LEAST_S, NODES, WIDTHS, measure_costs
 from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.targets.network import NetworkTargetModel
@@ -52,7 +52,7 @@ class SlowDrafter(TableModel):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("treesnake.clock", "treesnake.evaluation.calibration"):
+    for module in ("treesnake.clock", "treesnake.calibration"):
         monkeypatch.setattr(sys.modules[module], "perf_counter", clock)
     return clock
 
