@@ -125,6 +125,8 @@ def run_random_texts(
             elif action == "commit":
                 twins.commit(data)
     for twins in texts:
+        for state in (twins.shared, twins.alone):
+            state.memory.settle()
         check(twins.shared.memory.recurrent, twins.alone.memory.recurrent)
         check(twins.shared.memory.history, twins.alone.memory.history)
 

@@ -173,6 +173,25 @@ def test_a_text_leaves_the_same_bits_however_it_was_run(
     assert torch.equal(first, second)
 
 
+def test_committed_nodes_that_are_pending_change_no_logits() -> None:
+    network = compiled("mamba2")
+    pending, moved = network.new_state(PathSums), network.new_state(StateCopies)
+    most = 0
+    for number, path in enumerate([[0], [0, 1], [0, 2], [0, 1], [0], [0, 1], [0, 1], [0, 1]] * 3):
+        nodes = text(3, seed=number), [-1, 0, 0]
+        torch.testing.assert_close(pending.extend(*nodes), moved.extend(*nodes))
+        for state in (pending, moved):
+            state.commit(path)
+        most = max(most, pending.memory.num_pending)
+    assert 4 <= most <= 8
+    assert pending.held.key == moved.held.key
+    copied = network.new_state(PathSums)
+    copied.restore(pending.snapshot())
+    assert not pending.memory.num_pending
+    for state in (pending, copied):
+        torch.testing.assert_close(state.extend([3], [-1]), moved.extend([3], [-1]))
+
+
 def test_the_number_of_threads_changes_no_bit() -> None:
     network = compiled("mamba2")
     results = []

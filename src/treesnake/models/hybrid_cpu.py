@@ -54,6 +54,9 @@ class CpuHybridMemory:
     has_rows = True
     """A part grows with the text, and lies there as long as the text begins so."""
 
+    num_pending = 0
+    """Targets have the bits of a text, so they are moved along each node by itself."""
+
     def __init__(self, rows: TransformerCache, state: SsmState) -> None:
         self.rows = rows
         self.state = state

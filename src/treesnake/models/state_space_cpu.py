@@ -81,6 +81,9 @@ class CpuNetwork(ABC):
     _replay_task = SUMS
     """What runs `ReplayedPaths`; the sums of a Mamba are replayed anyhow."""
 
+    _most_pending = 0
+    """Of the committed nodes of a text that sums along paths."""
+
     def __init__(
         self,
         config: StateSpaceConfig,
@@ -129,6 +132,7 @@ class CpuNetwork(ABC):
         self, token_ids: Sequence[int], memory: SsmState, chunk: int = PREFILL_CHUNK
     ) -> None:
         """Moves the text's part of a memory along some tokens, `chunk` of them at a time."""
+        memory.settle()
         for begin in range(0, len(token_ids), chunk):
             pause()
             asked = perf_counter()
@@ -229,7 +233,8 @@ class CpuNetwork(ABC):
 
     def new_memory(self, branching: BranchingKind) -> SsmState:
         """Returns the memory of an empty text."""
-        return SsmBank(self._shape, branching, CPU).new_state(self._commit_path)
+        most_pending = self._most_pending if branching is PathSums else 0
+        return SsmBank(self._shape, branching, CPU).new_state(self._commit_path, most_pending)
 
     def _commit_path(self, memory: SsmState, path: Sequence[int]) -> None:
         """Moves the text's part of a memory to the end of a path: one compiled call."""
@@ -328,6 +333,9 @@ class CpuMamba2(CpuNetwork):
     """
 
     _replay_task = REPLAY
+
+    _most_pending = 8
+    """Each is one more ancestor for every node."""
 
     def __init__(self, config: Mamba2Config, packed: PackedNetwork) -> None:
         channels, state_dim = padded(config.num_channels), padded(config.state_dim)

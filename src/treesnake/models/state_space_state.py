@@ -59,7 +59,10 @@ class TextMemory(Protocol):
         ...
 
     def copy(self) -> tuple[Shaped[Tensor, "..."], ...]:
-        """Returns a copy of all of the text's part, for `restore` here or elsewhere."""
+        """Returns a copy of all of the text's part, for `restore` here or elsewhere.
+
+        Like `mark`, it may move the text's part to where the text is.
+        """
         ...
 
     def restore(self, length: int, copied: Sequence[Shaped[Tensor, "..."]]) -> None:
@@ -79,6 +82,11 @@ class NodeMemory(TextMemory, Protocol):
         """Of which the memory has a slot; it says how nodes branch."""
         ...
 
+    @property
+    def num_pending(self) -> int:
+        """Nodes that were committed and still have rows, the first ones: see `SsmState`."""
+        ...
+
     def reserve(self, num_nodes: int) -> None:
         """Makes room for a tree of this many nodes; what is kept of nodes stays."""
         ...
@@ -93,7 +101,8 @@ class GrownTree(Generic[Nodes]):
 
     Attributes:
         num_new: the number of new nodes.
-        layout: how all nodes lie, on the host; the new ones are the last.
+        layout: how all nodes lie, on the host: those that are pending come first, the new ones
+            last.
         memory: of the text and of the nodes before, with room for the new ones.
     """
 
@@ -210,7 +219,8 @@ class StateSpaceState(Generic[Memory]):
 
     def snapshot(self) -> Snapshot:
         """Returns a copy of the text's memory."""
-        return Snapshot(self.network, tuple(self.held.key), self.memory.copy())
+        with self._change() as held:
+            return Snapshot(self.network, tuple(held.key), self.memory.copy())
 
     def restore(self, snapshot: Snapshot) -> None:
         """Makes the text that of a snapshot, which this or another state of the network took."""
@@ -262,7 +272,8 @@ class StateSpaceState(Generic[Memory]):
 
     def _keep(self) -> None:
         if self.length and not self._kept.has(self.held.key):
-            mark = Snapshot(self.network, tuple(self.held.key), self.memory.mark())
+            with self._change() as held:
+                mark = Snapshot(self.network, tuple(held.key), self.memory.mark())
             self._kept.keep(mark)
 
     @contextmanager
@@ -329,7 +340,9 @@ def extend_states(
 
 def grown_tree(state: StateSpaceState[Nodes], part: Part) -> GrownTree[Nodes]:
     """Returns the tree of a state with the nodes of a part, and makes room for them."""
-    parents, memory = (*state.held.parents, *part.parents), state.memory
+    memory, parents = state.memory, (*state.held.parents, *part.parents)
+    if pending := memory.num_pending:
+        parents = (*range(-1, pending - 1), *(pending + parent for parent in parents))
     memory.reserve(len(parents))
     layout = tree_layout(parents, memory.bank.shape.conv_width, HOST)
     return GrownTree(len(part.parents), layout, memory)

@@ -62,15 +62,16 @@ class SsmBank(Bank):
         """The bytes that one node takes."""
         return bytes_per_node(self.conv_inputs) + self.branching.bytes_per_node
 
-    def new_state(self, commit_path: "CommitPath") -> "SsmState":
+    def new_state(self, commit_path: "CommitPath", most_pending: int = 0) -> "SsmState":
         """Returns the state of an empty text.
 
         Args:
             commit_path: moves the text's part along a path, with the A of the network.
+            most_pending: how many committed nodes may be pending; see `SsmState`.
         """
         with self.lock:
             slot = self._empty_slot()
-            state = SsmState(self, slot, commit_path)
+            state = SsmState(self, slot, commit_path, most_pending)
             self._slots.take(slot, state)
         return state
 
@@ -91,15 +92,31 @@ class SsmBank(Bank):
 class SsmState:
     """The memory of one text and its tree; others share the weights, nobody shares this.
 
-    Attributes:
+    To move the text's part along one node takes as long as along many: it is read and written
+    whole. So committed nodes may be *pending* where the network sums inputs along paths: their rows
+    stay, as ancestors of every tree that follows, until there are too many of them or something
+    else of the text's part is wanted.
+
+    Args:
         bank: what the slot is one of.
         slot: its number there.
+        commit_path: moves the text's part along a path.
+        most_pending: how many committed nodes may be pending.
+
+    Attributes:
+        bank: likewise.
+        slot: likewise.
+        num_pending: the committed nodes that are pending. They have the first rows.
     """
 
-    def __init__(self, bank: SsmBank, slot: int, commit_path: "CommitPath") -> None:
+    def __init__(
+        self, bank: SsmBank, slot: int, commit_path: "CommitPath", most_pending: int
+    ) -> None:
         self.bank = bank
         self.slot = slot
+        self.num_pending = 0
         self._commit_path = commit_path
+        self._most_pending = most_pending
         self._most_nodes = 0
 
     @property
@@ -133,13 +150,28 @@ class SsmState:
 
         If this is interrupted, the text's part may be that of no text at all.
         """
-        if path:
-            with self.bank.lock:
-                self._commit_path(self, path)
+        if not path:
+            return
+        pending = self.num_pending
+        if tuple(path) == tuple(range(len(path))) and pending + len(path) <= self._most_pending:
+            self.num_pending += len(path)
+        else:
+            self._move([*range(pending), *(pending + node for node in path)])
+
+    def settle(self) -> None:
+        """Moves the text's part along the nodes that are pending; interrupted like `commit`."""
+        if self.num_pending:
+            self._move(range(self.num_pending))
+
+    def _move(self, rows: Sequence[int]) -> None:
+        with self.bank.lock:
+            self._commit_path(self, rows)
+            self.num_pending = 0
 
     def reset(self) -> None:
         """Makes the text's part that of an empty text."""
         with self.bank.lock:
+            self.num_pending = 0
             self.history.zero_()
             self.recurrent.zero_()
 
@@ -147,7 +179,8 @@ class SsmState:
     """Nothing grows with the text, so that a copy brings it back wherever the text went on to."""
 
     def copy(self) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
-        """Returns a copy of the text's part, for `restore`."""
+        """Returns a copy of the text's part, for `restore`; interrupted like `commit`."""
+        self.settle()
         with self.bank.lock:
             return self.history.clone(), self.recurrent.clone()
 
@@ -161,6 +194,7 @@ class SsmState:
         """Makes the text's part what `copy` returned here or in another state of the network."""
         history, recurrent = copied
         with self.bank.lock:
+            self.num_pending = 0
             self.history.copy_(history)
             self.recurrent.copy_(recurrent)
 
