@@ -1,16 +1,26 @@
 """Calibration finds what a pair costs, on a clock that stands still but for the pair's work."""
 
 import sys
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from torch import Tensor
 
-from treesnake.calibration import LEAST_S, NODES, WIDTHS, measure_costs
+from treesnake import SpeculativeDecoder, calibration
+from treesnake.calibration import (
+    FIRST_NODES,
+    FIRST_WIDTHS,
+    LEAST_S,
+    NODES,
+    WIDTHS,
+    measure_costs,
+)
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
+from treesnake.search.costs import CostTable
+from treesnake.search.self_tuning import SelfTuningSearch
 from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import RecurrentModel, TableModel, TinyNetwork
 
@@ -73,6 +83,18 @@ def test_every_count_is_measured_at_every_length(clock: Clock) -> None:
         assert costs.draft_s[length] == pytest.approx(draft_s)
 
 
+def test_without_time_the_smallest_count_is_measured_once(clock: Clock) -> None:
+    drafter = SlowDrafter(80)
+    drafter.clock = clock
+    pair = Pair(
+        NetworkTargetModel(TinyNetwork(SlowTarget(clock))),
+        NetworkDrafterModel(TinyNetwork(drafter)),
+    )
+    costs = measure_costs(pair, PROMPT, lengths=(3,), nodes=(1, 4), widths=(1, 2), budget_s=0.0)
+    assert costs.score_s == {3: {1: pytest.approx(TARGET_STEP_S)}}
+    assert costs.draft_s == {3: {1: pytest.approx(DRAFTER_STEP_S)}}
+
+
 def test_lengths_that_do_not_fit_are_left_out() -> None:
     target = NetworkTargetModel(TinyNetwork(RecurrentModel(80), context_length=200))
     pair = Pair(target, NgramDrafterModel())
@@ -84,3 +106,23 @@ def test_what_takes_no_time_is_not_free(clock: Clock) -> None:
     pair = Pair(NetworkTargetModel(TinyNetwork(RecurrentModel(80))), NgramDrafterModel())
     costs = measure_costs(pair, PROMPT, lengths=(4,), num_rounds=1)
     assert set(costs.score_s[4].values()) == set(costs.draft_s[4].values()) == {LEAST_S}
+
+
+def test_a_native_pair_is_measured_while_it_is_loaded_unless_its_costs_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept: list[CostTable] = []
+    monkeypatch.setattr(calibration, "read_costs", lambda _: kept[0] if kept else None)
+    decoder = SpeculativeDecoder.from_pretrained("smollm2", "treesnake-smol")
+    measured = cast(SelfTuningSearch, decoder.search).costs
+    assert measured is not None
+    (score_s,), (draft_s,) = measured.score_s.values(), measured.draft_s.values()
+    assert 1 in score_s
+    assert set(score_s) <= set(FIRST_NODES)
+    assert set(draft_s) <= set(FIRST_WIDTHS)
+    kept.append(CostTable({64: {1: 1.0}}, {}))
+    decoder = SpeculativeDecoder.from_pretrained("smollm2", "treesnake-smol")
+    assert cast(SelfTuningSearch, decoder.search).costs is kept[0]
+    kept.clear()
+    decoder = SpeculativeDecoder.from_pretrained("smollm2", "none")
+    assert cast(SelfTuningSearch, decoder.search).costs is None

@@ -85,7 +85,7 @@ def measure_costs(
         pair: the models.
         prompt: some text, repeated to the lengths; what is in it does not matter.
         lengths: of the context, in tokens; those that the target has no room for are left out.
-        nodes: sizes of trees that are scored.
+        nodes: sizes of trees that are scored, 1 first: the first step of a text drafts nothing.
         widths: nodes of a level that are expanded at once.
         num_rounds: the median of so many is taken, after one that is not counted.
         budget_s: after so many seconds only the first number of nodes and the first width are

@@ -259,6 +259,11 @@ def test_a_prompt_with_inputs_is_refused_and_changes_nothing(architecture: str, 
     assert_same_bits(state, fresh(network, StateCopies, Prompt((1, 2, 3))))
 
 
+def move_along(state: StateSpaceState, path: Sequence[int]) -> None:
+    state.commit(path)
+    state.snapshot()  # it moves along nodes that are pending
+
+
 @each_network
 @each_form
 @each_way
@@ -277,8 +282,7 @@ def test_an_interrupted_commit_is_forgotten(
 
     state.memory._commit_path = interrupted
     with pytest.raises(KeyboardInterrupt):
-        state.commit([0, 1])
-        state.snapshot()  # where the nodes are pending, it moves along them
+        move_along(state, [0, 1])
     state.memory._commit_path = commit_path
     assert state.length == 0
     assert_same_bits(state, network.new_state(branching))
