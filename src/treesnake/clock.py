@@ -2,10 +2,13 @@
 
 Several texts may share an engine that runs one pass at a time. A thread that waits for its turn
 does not work, and how long it waits says nothing of what its own pass costs. What it costs hangs on
-how many texts share the pass, so that is noted, too.
+how many texts share the pass, so that is noted, too. Nor is a prompt that is read in the middle of
+a step a part of what the step costs.
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import perf_counter
 
 
@@ -13,6 +16,7 @@ class _Account(threading.local):
     """The account of each thread."""
 
     waited_s = 0.0
+    read_s = 0.0
     num_sharing = 1
 
 
@@ -25,11 +29,26 @@ def waited_s() -> float:
 
 
 def work_clock() -> float:
-    """Returns the time in seconds on a clock that stands still while this thread waits.
+    """Returns the time in seconds on a clock that stands still while this thread waits, or reads.
 
     Like `perf_counter`, it means something only as a difference, within one thread.
     """
-    return perf_counter() - _account.waited_s
+    return perf_counter() - _account.waited_s - _account.read_s
+
+
+def read_s() -> float:
+    """Returns the seconds that this thread has spent `reading` so far, without waiting."""
+    return _account.read_s
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Books what happens inside as reading of a prompt, even if it fails."""
+    started = work_clock()
+    try:
+        yield
+    finally:
+        _account.read_s += work_clock() - started
 
 
 def book_wait(since: float) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from functools import partial
 
 from treesnake.acceptance.exact import rule_for
-from treesnake.clock import num_sharing, waited_s, work_clock
+from treesnake.clock import num_sharing, read_s, waited_s, work_clock
 from treesnake.constraints import Constraint, constrain, num_allowed
 from treesnake.draft import Draft, Scored
 from treesnake.lease import leased
@@ -39,7 +39,7 @@ def generate(
     """Continues a prompt step by step, until a stop rule ends the text or it is `max_length` long.
 
     The first step drafts nothing, so the first token comes as soon as in plain decoding. The
-    drafter reads the prompt before the second step.
+    drafter is given the prompt before the second step.
 
     The target's session holds all tokens of the text so far but the last one, whichever step the
     caller stops at. So does the drafter's, from the second step on. The target's session serves the
@@ -63,7 +63,7 @@ def generate(
     context = list(prompt.token_ids)
     while len(context) < max_length:
         room, num_new = max_length - len(context), len(context) - len(prompt)
-        begun = work_clock()
+        begun, read = work_clock(), read_s()
         if num_new == 0:
             target.prefill(prompt)
         elif num_new == 1:
@@ -111,7 +111,7 @@ def generate(
             accept_s=accepted - scored,
             commit_s=work_clock() - accepted,
             queued_s=waited_s() - waited,
-            prefill_s=started - begun,
+            prefill_s=started - begun + read_s() - read,
         )
         step = Step(
             shape,

@@ -96,7 +96,9 @@ def warm_up(pair: PairModel) -> None:
         target, drafter = pair.new_sessions()
         if isinstance(pair, Pair):  # so that the kernels of both are compiled at the same time
             with ThreadPoolExecutor(1) as beside:
-                beside.submit(drafter.prefill, prompt)
+                drafter.prefill(prompt)
+                anchor, params = prompt.token_ids[-1], SamplingParams()
+                beside.submit(drafter.draft, anchor, chain(1), params, TorchRng(0))
                 target.prefill(prompt)
         steps = generate(
             target,

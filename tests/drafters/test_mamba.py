@@ -201,7 +201,7 @@ def test_a_prompt_that_goes_on_is_run_from_there(architecture):
 def test_a_turn_that_leaves_thoughts_out_runs_what_is_new(architecture):
     """The second turn begins like the first up to the border, and not like what was said then."""
     network = tiny_network(architecture)
-    session = NetworkDrafterModel(network).new_session()
+    session = NetworkDrafterModel(network).new_session().inner
     turns = [tuple(range(10)), (*range(9), 33, 34, 35, 36)]
     with counted(network) as count:
         session.prefill(Prompt(turns[0], borders=(8,)))

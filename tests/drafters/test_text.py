@@ -92,7 +92,7 @@ def test_the_state_holds_whole_pieces_alone(pair: tuple[str, str]) -> None:
     chance = random.Random(5)
     theirs = tokenizer(pair[1])
     text = theirs.encode("The snake reads 1234 news, doesn't it?", add_special_tokens=False)
-    session = drafter(pair).new_session()
+    session = drafter(pair).new_session().inner
     assert isinstance(session, TextDrafter)
     session.prefill(Prompt.of(text))
     for _ in range(20):
@@ -203,7 +203,7 @@ def test_what_is_emitted_while_drafting_is_off_is_read_with_the_next_draft(is_ch
     text = theirs.encode("The snake reads the international news", add_special_tokens=False)
     messages = [{"role": "user", "content": "the snake"}] if is_chat else []
     prompt = Prompt(tuple(text[:3]), messages=tuple(messages))
-    sessions = [model.new_session(), model.new_session()]
+    sessions = [model.new_session().inner, model.new_session().inner]
     for session, shape in zip(sessions, (OFF, chain(1)), strict=True):
         assert isinstance(session, TextDrafter)
         session.prefill(prompt)
@@ -251,7 +251,7 @@ def test_a_conversation_is_read_in_the_drafters_own_template(pair: tuple[str, st
     model = target(pair[1])
     decoder = SpeculativeDecoder(Pair(model, text_drafter), tokenizer=theirs, search="chain(3)")
     plain = SpeculativeDecoder(Pair(model, NoDrafterModel()), tokenizer=theirs)
-    session = text_drafter.new_session()
+    session = text_drafter.new_session().inner
     assert isinstance(session, TextDrafter)
     messages = [{"role": "user", "content": "the snake reads"}]
     answer = "the international news, doesn't it"

@@ -24,6 +24,7 @@ from treesnake.draft import Draft, Scored
 from treesnake.drafters.draft_state import DraftState
 from treesnake.drafters.first_weights import FirstWeights
 from treesnake.drafters.growing import GrownDraft, grow
+from treesnake.drafters.late import LateDrafter
 from treesnake.drafters.stream_prices import Gains, LevelCosts, Members
 from treesnake.drafters.views import View, natural_view
 from treesnake.drafters.vocabulary import SAME_VOCABULARY, VocabularyMap
@@ -100,9 +101,9 @@ class MixtureDrafterModel:
             )
         self.rule.start(uniform(len(names)))
 
-    def new_session(self) -> "MixtureDrafter":
+    def new_session(self) -> LateDrafter:
         """Returns a session with empty states."""
-        return MixtureDrafter(self)
+        return LateDrafter(MixtureDrafter(self))
 
 
 class MixtureDrafter:

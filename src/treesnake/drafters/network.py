@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.draft_state import DraftState
 from treesnake.drafters.growing import GrownDraft, grow, grown_at_once
+from treesnake.drafters.late import LateDrafter
 from treesnake.drafters.views import View, as_it_is, natural_view
 from treesnake.drafters.vocabulary import (
     SAME_VOCABULARY,
@@ -76,15 +77,15 @@ class NetworkDrafterModel:
             return None
         return context_length - max_depth
 
-    def new_session(self) -> "NetworkDrafter | WindowedDrafter":
+    def new_session(self) -> LateDrafter:
         """Returns a session with an empty state."""
         view = self.view or natural_view(self.network)
         state = self.network.new_state()
         window = self.window or self.largest_window
         if window is None:
-            return NetworkDrafter(state, self.vocabulary, self.max_depth, view)
+            return LateDrafter(NetworkDrafter(state, self.vocabulary, self.max_depth, view))
         drafter = NetworkDrafter(state, self.vocabulary, self.max_depth)
-        return WindowedDrafter(drafter, window, view)
+        return LateDrafter(WindowedDrafter(drafter, window, view))
 
 
 class NetworkDrafter:

@@ -25,6 +25,7 @@ from treesnake.draft import Draft, Scored
 from treesnake.drafters.draft_state import MOST_BEHIND
 from treesnake.drafters.first_tokens import FirstTokens, first_tokens
 from treesnake.drafters.growing import GrownDraft, grow, with_noise
+from treesnake.drafters.late import LateDrafter
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.pieces import OpenPiece, PieceEncoder, PieceReader
 from treesnake.drafters.re_encoding import PathEncoder, PathTree, WrittenPath
@@ -159,13 +160,13 @@ class TextDrafterModel:
         special = self.translation.special_tokens
         return first_tokens(drafted, reader.encoder.spelling, reader.spelling, special)
 
-    def new_session(self) -> "TextDrafter | WindowedDrafter":
+    def new_session(self) -> LateDrafter:
         """Returns a session with an empty state."""
         drafter = TextDrafter(self)
         largest = self.own.largest_window
         # A token of the target may be several of the drafter's.
         window = self.own.window or (None if largest is None else max(largest // 2, 2))
-        return drafter if window is None else WindowedDrafter(drafter, window)
+        return LateDrafter(drafter if window is None else WindowedDrafter(drafter, window))
 
 
 class TextDrafter:
