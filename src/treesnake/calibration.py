@@ -154,6 +154,7 @@ def _drafting_s(drafter: Drafter, anchor: int, width: int) -> Iterator[float]:
         drafter.draft(anchor, shape, SamplingParams(), rng)
         return perf_counter() - started
 
+    draft_s(_shapes(width, 1))  # before the first one the drafter reads the prompt
     while True:
         yield (-draft_s(_shapes(width, 1)) + draft_s(_shapes(width, 1 + LEVELS))) / LEVELS
 
