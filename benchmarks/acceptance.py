@@ -20,8 +20,9 @@ from torch import Tensor
 
 from treesnake.acceptance.traversal import traversal
 from treesnake.acceptance.tree_rejection import tree_rejection
+from treesnake.chance import TorchRng
 from treesnake.drafters.growing import grow
-from treesnake.sampling import SamplingParams, TorchRng, to_probs
+from treesnake.sampling import Distributions, SamplingParams
 from treesnake.shape import LevelWidths
 
 VOCAB_SIZE = 49152
@@ -67,13 +68,14 @@ def _measure(
         logits = rows(draft.tree.tokens)
         logits += noise * torch.randn(logits.shape, generator=chance)
         start = time.perf_counter()
-        target_probs = to_probs(logits, params)
+        target = Distributions(logits, params)
+        _ = target.probs
         times["to_probs"].append(time.perf_counter() - start)
         for repeat in range(num_repeats):
             for name, rule in RULES.items():
                 rng = TorchRng(num_repeats * tree + repeat)
                 start = time.perf_counter()
-                acceptance = rule(draft, target_probs, rng)
+                acceptance = rule(draft, target, rng)
                 times[name].append(time.perf_counter() - start)
                 accepted[name] += len(acceptance.path) - 1
     num_calls = num_trees * num_repeats

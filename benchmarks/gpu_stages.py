@@ -492,8 +492,8 @@ def levels(book: Book, architecture: str, captured: bool, rate: float) -> dict[s
 def whole_trees(book: Book, network: Any) -> dict[str, Any]:
     """Returns the milliseconds of a draft in one graph and level by level, and if both agree."""
     shape = import_module("treesnake.shape").parse_shape(PAPER_TREE)
-    sampling = import_module("treesnake.sampling")
-    greedy = sampling.SamplingParams()
+    greedy = import_module("treesnake.sampling").SamplingParams()
+    chance = import_module("treesnake.chance")
     drafters = import_module("treesnake.drafters.network")
     session = drafters.NetworkDrafterModel(network).new_session()
     session.prefill(import_module("treesnake.prompt").Prompt.of(range(40)))
@@ -502,9 +502,9 @@ def whole_trees(book: Book, network: Any) -> dict[str, Any]:
     for name in ("in one graph", "level by level"):
         if name == "level by level":
             network.can_grow_fixed = lambda shape: False
-        trees.append(session.draft(7, shape, greedy, sampling.TorchRng(0)).tree)
+        trees.append(session.draft(7, shape, greedy, chance.TorchRng(0)).tree)
         found[f"draft {name}, ms"] = milliseconds(
-            book, lambda: session.draft(7, shape, greedy, sampling.TorchRng(0))
+            book, lambda: session.draft(7, shape, greedy, chance.TorchRng(0))
         )
     return {**found, "same_tree": trees[0] == trees[1]}
 

@@ -22,6 +22,7 @@ import numpy as np
 from frame import Result, run, save_figure
 
 from treesnake import SpeculativeDecoder
+from treesnake.chance import TorchRng
 from treesnake.drafters.load import load_drafter
 from treesnake.evaluation.bench.bench_recipe import LongContextTable
 from treesnake.evaluation.bench.documents import long_questions
@@ -30,7 +31,7 @@ from treesnake.loading.checkpoint import find_checkpoint
 from treesnake.loading.options import LoadOptions
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.shape import chain
 
 GREEDY = SamplingParams()

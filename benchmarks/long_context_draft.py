@@ -18,6 +18,7 @@ import torch
 from frame import Result, add_rounds, milliseconds, print_table, run, time_in_turn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from treesnake.chance import TorchRng
 from treesnake.drafters.network import NetworkDrafter
 from treesnake.drafters.window import WindowedDrafter
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
@@ -27,7 +28,7 @@ from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.tree_network import TreeState
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.shape import chain
 
 SIZES = {

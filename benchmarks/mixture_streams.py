@@ -18,6 +18,7 @@ from time import perf_counter
 
 from frame import Result, add_rounds, milliseconds, print_table, run, time_in_turn
 
+from treesnake.chance import TorchRng
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.load import load_drafter
@@ -30,7 +31,7 @@ from treesnake.loading.options import LoadOptions
 from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter, DrafterModel
-from treesnake.sampling import Rng, SamplingParams, TorchRng
+from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import Shape, chain
 
 NUM_STREAMS = (2, 4)

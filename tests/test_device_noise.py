@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treesnake import device_noise
+from treesnake.chance import TorchRng
 from treesnake.drafters.growing import with_noise
-from treesnake.sampling import TorchRng
 from treesnake.waiting_times import TOGETHER, WHICH, WaitingTimes, uniform
 
 

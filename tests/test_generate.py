@@ -14,6 +14,7 @@ from torch import Tensor
 
 from treesnake import clock
 from treesnake.acceptance.greedy import greedy
+from treesnake.chance import TorchRng
 from treesnake.clock import book_sharing, book_wait
 from treesnake.draft import Draft, Scored
 from treesnake.errors import LosslessnessError
@@ -21,7 +22,7 @@ from treesnake.generate import generate
 from treesnake.outcome import FinishReason, Step, StepSeconds
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter, Target
-from treesnake.sampling import Rng, SamplingParams, TorchRng
+from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import OFF, Shape, chain
 from treesnake.stopping import Cut, EndTokens, StopRule
 from treesnake.tree import TokenTree

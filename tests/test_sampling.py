@@ -16,8 +16,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from treesnake.chance import TorchRng
 from treesnake.errors import InvalidInputError
-from treesnake.sampling import SamplingParams, TorchRng, log_of, to_probs
+from treesnake.sampling import SamplingParams, log_of, to_probs
 
 SAMPLING = st.builds(
     SamplingParams,

@@ -6,6 +6,7 @@ from contextlib import suppress
 from math import inf
 from time import perf_counter
 
+from treesnake.chance import TorchRng
 from treesnake.continuation import continue_text
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.load import NO_DRAFTER
@@ -15,7 +16,7 @@ from treesnake.loading.networks import LoadedNetwork
 from treesnake.pairs import WARM_UP_TOKENS, warm_up
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter, PairModel, Target
-from treesnake.sampling import Rng, SamplingParams, TorchRng
+from treesnake.sampling import Rng, SamplingParams
 from treesnake.search.costs import CostTable
 from treesnake.search.static import StaticSearch
 from treesnake.shape import BestFirst, FixedTree, Shape

@@ -349,7 +349,7 @@ def num_allowed(path: Sequence[int], dead_ends: Collection[int]) -> int:
 
 def _can_follow(logits: Float[Tensor, " vocab"], token: int, *, is_greedy: bool) -> bool:
     if is_greedy:
-        return int(first_largest(logits.float())) == token
+        return int(first_largest(logits)) == token
     return bool(logits[token] > FORBIDDEN)
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from treesnake.chance import TorchRng
 from treesnake.constraints import Constraint, EarliestEnd
 from treesnake.generate import generate
 from treesnake.logprobs import as_num_top
 from treesnake.outcome import FinishReason, Step
 from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule, Drafter, Target, TreeSearch
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.stopping import EndTokens, StopRule
 
 

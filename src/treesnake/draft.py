@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from treesnake.errors import InvalidInputError
+from treesnake.sampling import Distributions
 from treesnake.tree import TokenTree
 
 
@@ -94,10 +95,10 @@ class Scored:
 
     Attributes:
         draft: the whole tree, those parts included that other drafters found.
-        target_probs: the target's distribution after each node, constraints applied.
+        target: its distribution after each node, constraints applied.
         path: the accepted nodes that became text, the anchor first.
     """
 
     draft: Draft
-    target_probs: Float[Tensor, "nodes vocab"]
+    target: Distributions
     path: tuple[int, ...]

@@ -16,7 +16,7 @@ from treesnake.logprobs import token_logprobs
 from treesnake.outcome import Step, StepSeconds
 from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule, Drafter, Target, TreeSearch
-from treesnake.sampling import Rng, SamplingParams, to_probs
+from treesnake.sampling import Distributions, Rng, SamplingParams
 from treesnake.shape import OFF
 from treesnake.stopping import StopRule, first_cut
 
@@ -85,8 +85,8 @@ def generate(
         )
 
         scored = work_clock()
-        target_probs = to_probs(logits, params)
-        acceptance = accept(draft, target_probs, rng)
+        distributions = Distributions(logits, params)
+        acceptance = accept(draft, distributions, rng)
         num_emitted = min(room, num_allowed(acceptance.path, dead_ends))
         emitted = acceptance.emitted(draft.tree)[:num_emitted]
         cut = find_cut(emitted)
@@ -101,7 +101,7 @@ def generate(
         # The last emitted token is the next anchor; all before it is committed.
         target.commit(path)
         if num_new:
-            drafter.commit([context[-1], *emitted[:-1]], Scored(draft, target_probs, path))
+            drafter.commit([context[-1], *emitted[:-1]], Scored(draft, distributions, path))
         rng.advance(len(emitted))
         context += emitted
 

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from treesnake.chance import TorchRng
 from treesnake.drafters.composite import CompositeDrafter
 from treesnake.drafters.image_views import Caption
 from treesnake.drafters.load import DRAFTS_FOR_ITSELF, JOIN, WEIGHTLESS, load_drafter, parts_of
@@ -18,7 +19,7 @@ from treesnake.models.transformer import Transformer
 from treesnake.models.tree_network import TreeNetwork
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter, DrafterModel, PairModel, Target, TargetModel
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.search.static import StaticSearch
 from treesnake.shape import chain
 from treesnake.targets.network import NetworkTargetModel

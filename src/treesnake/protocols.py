@@ -14,7 +14,7 @@ from torch import Tensor
 from treesnake.draft import Draft, Scored
 from treesnake.outcome import Acceptance, Step
 from treesnake.prompt import Prompt
-from treesnake.sampling import Rng, SamplingParams
+from treesnake.sampling import Distributions, Rng, SamplingParams
 from treesnake.shape import Shape
 from treesnake.tree import TokenTree
 
@@ -99,9 +99,7 @@ class AcceptanceRule(Protocol):
     The emitted tokens have the distribution of sampling from the target one by one.
     """
 
-    def __call__(
-        self, draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng
-    ) -> Acceptance:
+    def __call__(self, draft: Draft, target: Distributions, rng: Rng) -> Acceptance:
         """Returns the accepted path and the target's own token after it.
 
         Raises:

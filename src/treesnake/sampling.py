@@ -1,7 +1,8 @@
-"""How logits become probabilities and probabilities become tokens, for drafter and target alike."""
+"""How logits become probabilities and who draws tokens, for drafter and target alike."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -10,23 +11,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from treesnake import device_noise
 from treesnake.arguments import as_count, as_number, as_seed
-from treesnake.device_noise import signed
 from treesnake.errors import InvalidInputError
 from treesnake.threads import on_one_thread
-from treesnake.transfers import fetched, sent
-from treesnake.waiting_times import WaitingTimes, first_beyond
+from treesnake.transfers import fetched
 
 COLD = 1e-6
 """Divided by lower temperatures, logits may become too large for float32."""
 
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 LARGEST = torch.finfo(torch.float32).max
-
-
-BLOCK = 256
-"""Probabilities that are added up at once where a token is drawn."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +74,11 @@ class SamplingParams:
         """Whether each row of probabilities has a single 1."""
         return self.temperature == 0
 
+    @property
+    def has_filters(self) -> bool:
+        """Whether a filter may drop tokens."""
+        return self.top_k is not None or self.top_p < 1 or self.min_p > 0
+
 
 @on_one_thread
 def to_probs(
@@ -102,6 +101,27 @@ def to_probs(
     if params.min_p > 0:
         _keep_from(params.min_p * probs.amax(-1, keepdim=True), probs)
     return probs
+
+
+@dataclass(frozen=True, eq=False)
+class Distributions:
+    """What `params` make of rows of logits: the distribution of the token after each node.
+
+    Probabilities are made when somebody asks for them. Most steps need none: the largest logit is
+    known without, and so is who comes first by noise.
+
+    Attributes:
+        logits: after each node.
+        params: temperature and filters.
+    """
+
+    logits: Float[Tensor, "nodes vocab"]
+    params: SamplingParams
+
+    @cached_property
+    def probs(self) -> Float[Tensor, "nodes vocab"]:
+        """The probabilities of all tokens, in float32."""
+        return to_probs(self.logits, self.params)
 
 
 def all_finite(logits: Float[Tensor, "rows vocab"]) -> Callable[[], bool]:
@@ -154,8 +174,18 @@ def first_largest(values: Float[Tensor, "*rows vocab"]) -> Int[Tensor, "*rows"]:
     node.
     """
     if values.device.type == "cpu":
-        return torch.from_numpy(np.asarray(values.numpy().argmax(-1)))
+        return torch.from_numpy(np.asarray(cpu_rows(values).argmax(-1)))
     return values.argmax(-1)
+
+
+def cpu_rows(logits: Float[Tensor, "*rows vocab"]) -> Float[np.ndarray, "*rows vocab"]:
+    """Returns logits on a CPU in float32, for numpy and compiled code."""
+    return (logits if logits.dtype == torch.float32 else _widened(logits)).numpy()
+
+
+@on_one_thread
+def _widened(logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:
+    return logits.float()
 
 
 class Largest(NamedTuple):
@@ -194,8 +224,8 @@ def largest(values: Float[Tensor, "rows vocab"], number: int) -> Largest:
 class Rng(Protocol):
     """The only source of chance: each random decision of a rule or a drafter is one of these.
 
-    `TorchRng` draws them; `treesnake.testing.enumerate_outcomes` goes through all of them, which
-    turns every acceptance rule into exact arithmetic on its own probabilities.
+    `treesnake.chance.TorchRng` draws them; `treesnake.testing.enumerate_outcomes` goes through all
+    of them, which turns every acceptance rule into exact arithmetic on its own probabilities.
     """
 
     def coin(self, probability: float) -> bool:
@@ -220,7 +250,7 @@ class Rng(Protocol):
         """Returns the noise of some tokens at a place of the text, for a drafter to draw by.
 
         The noise is a waiting time with the exponential distribution: of tokens that come with
-        rates `probs`, `first_come` draws the one that comes first. Adding the Gumbel noise
+        probabilities as rates, `first_come` draws the one that comes first. Adding the Gumbel noise
         -log(waits) to log probabilities and taking the largest does the same.
 
         Args:
@@ -229,94 +259,16 @@ class Rng(Protocol):
         """
         ...
 
-    def first_come(
-        self, probs: Float[Tensor, "nodes vocab"], depths: Sequence[int]
-    ) -> Callable[[int], int]:
-        """Returns what draws a token from a row of `probs` by the noise of the place at its depth.
+    def first_come(self, target: Distributions, depths: Sequence[int]) -> Callable[[int], int]:
+        """Returns what draws the token after a node by the noise of the place at its depth.
 
-        It depends on the place and on the row alone, not on what was drawn before.
+        It depends on the place and on the node's row alone, not on what was drawn before.
         """
         ...
 
     def advance(self, num_tokens: int) -> None:
         """Goes on in the text: what was at depth `num_tokens` is at depth 0 from now on."""
         ...
-
-
-class TorchRng:
-    """Randomness from a seed: one generator on the host, the same on every device.
-
-    Args:
-        seed: a number from 0 to 2^63 - 1, or None for one from the operating system.
-
-    Attributes:
-        waiting_times: the noise of places.
-    """
-
-    def __init__(self, seed: int | None = None) -> None:
-        self._generator = torch.Generator()
-        if seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(as_seed(seed))
-        self.waiting_times = WaitingTimes(self._generator.initial_seed())
-
-    def coin(self, probability: float) -> bool:
-        """Returns True with the given probability; values above 1 mean certainty."""
-        return self._uniform() < probability
-
-    def draw(self, probs: Float[Tensor, " vocab"]) -> int:
-        """Returns one token by inversion of the distribution function, in float64."""
-        return self._invert(probs.numpy(force=True))
-
-    def draw_distinct(self, probs: Float[Tensor, " vocab"], num_tokens: int) -> list[int]:
-        """Returns up to `num_tokens` distinct tokens in the order in which they were drawn."""
-        row = probs.numpy(force=True)
-        tokens: list[int] = []
-        for _ in range(min(num_tokens, np.count_nonzero(row > 0))):
-            if tokens:
-                row = row.copy()
-                row[tokens[-1]] = 0
-            tokens.append(self._invert(row))
-        return tokens
-
-    def _invert(self, probs: Float[np.ndarray, " vocab"]) -> int:
-        """Draws by numpy: sums of blocks first, since adding up a row one by one takes longer."""
-        starts = np.arange(0, len(probs), BLOCK)
-        totals = np.cumsum(np.add.reduceat(probs, starts, dtype=np.float64))
-        point = totals[-1] * self._uniform()
-        block = first_beyond(totals, point)
-        before = totals[block - 1] if block else 0.0
-        begin = block * BLOCK
-        inside = np.cumsum(probs[begin : begin + BLOCK], dtype=np.float64)
-        return begin + first_beyond(inside, point - before)
-
-    def waits(
-        self, depth: int, token_ids: Int[np.ndarray, " tokens"]
-    ) -> Float[np.ndarray, " tokens"]:
-        """Returns the waiting times of tokens at a place, from seed and place alone."""
-        return self.waiting_times.at(depth, token_ids)
-
-    def first_come(
-        self, probs: Float[Tensor, "nodes vocab"], depths: Sequence[int]
-    ) -> Callable[[int], int]:
-        """Returns what gives the token that comes first if tokens come with the rates of a row.
-
-        On a GPU all rows are drawn from at once, and looked at once.
-        """
-        times = self.waiting_times
-        if probs.device.type != "cuda":
-            return lambda node: times.first_come(probs[node].numpy(force=True), depths[node])
-        places = sent([times.place + depth for depth in depths], probs.device)
-        first = device_noise.first_come(probs, torch.tensor(signed(times.seed)), places)
-        return first.tolist().__getitem__
-
-    def advance(self, num_tokens: int) -> None:
-        """Goes on in the text by so many tokens."""
-        self.waiting_times.advance(num_tokens)
-
-    def _uniform(self) -> float:
-        return float(torch.rand((), dtype=torch.float64, generator=self._generator))
 
 
 def _is_for_numpy(rows: Float[Tensor, "..."]) -> bool:

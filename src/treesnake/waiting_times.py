@@ -9,7 +9,7 @@ Most tokens of a vocabulary are so improbable that their times need not be known
 come together, as one more token that stands for them all.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt64
@@ -21,8 +21,7 @@ TOGETHER, WHICH = 1 << 40, 1 << 41
 """The numbers, beyond those of tokens, whose noise says when they come and which one it is."""
 
 
-@dataclass(frozen=True)
-class Noise:
+class Noise(NamedTuple):
     """The noise by which a target draws, from a place of the text on.
 
     Attributes:

@@ -8,17 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treesnake.acceptance.greedy import greedy
+from treesnake.chance import TorchRng
 from treesnake.draft import Draft
 from treesnake.errors import LosslessnessError
 from treesnake.outcome import Acceptance
-from treesnake.sampling import SamplingParams, TorchRng, to_probs
+from treesnake.sampling import Distributions, SamplingParams
 from treesnake.tree import TokenTree
 
 RNG = TorchRng(0)
 
 
-def one_hot(tokens: list[int], vocab_size: int = 5) -> torch.Tensor:
-    return torch.nn.functional.one_hot(torch.tensor(tokens), vocab_size).float()
+def one_hot(tokens: list[int], vocab_size: int = 5) -> Distributions:
+    rows = torch.nn.functional.one_hot(torch.tensor(tokens), vocab_size).float()
+    return Distributions(rows, SamplingParams())
 
 
 BRANCHED = Draft.chosen(TokenTree.of([0, 1, 2, 3, 4, 3], [-1, 0, 0, 2, 2, 1]))
@@ -55,9 +57,9 @@ def test_on_any_tree_each_accepted_token_follows_from_its_parent(seed: int) -> N
 
 
 def test_distributions_of_more_than_one_token_are_refused() -> None:
-    probs = to_probs(torch.zeros(6, 5), SamplingParams(temperature=1.0))
+    target = Distributions(torch.zeros(6, 5), SamplingParams(temperature=1.0))
     with pytest.raises(LosslessnessError, match="temperature 0 only; accept with exact"):
-        greedy(BRANCHED, probs, RNG)
+        greedy(BRANCHED, target, RNG)
 
 
 def test_scores_of_another_tree_are_refused() -> None:

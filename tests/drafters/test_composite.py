@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treesnake import SamplingParams, SpeculativeDecoder
+from treesnake.chance import TorchRng
 from treesnake.draft import Draft
 from treesnake.drafters.composite import CompositeDrafter, CompositeDrafterModel
 from treesnake.drafters.memory import MemoryDrafter
@@ -17,7 +18,6 @@ from treesnake.memory.text_memory import TextMemory
 from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel
-from treesnake.sampling import TorchRng
 from treesnake.shape import LevelWidths, Priced, Shape, chain
 from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import RecurrentModel, TinyNetwork, check_drafter

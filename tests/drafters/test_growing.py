@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from jaxtyping import Float
 from torch import Tensor
 
+from treesnake.chance import TorchRng
 from treesnake.draft import Draft
 from treesnake.drafters.growing import grow
 from treesnake.models.tree_network import TreeState
-from treesnake.sampling import Rng, SamplingParams, TorchRng, to_probs
+from treesnake.sampling import Rng, SamplingParams, to_probs
 from treesnake.shape import OFF, BestFirst, FixedTree, LevelWidths, Priced, Shape
 from treesnake.testing import RecurrentModel, enumerate_outcomes
 from treesnake.testing.tiny import TinyState

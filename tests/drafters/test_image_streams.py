@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from treesnake import Pair, SamplingParams, SpeculativeDecoder
+from treesnake.chance import TorchRng
 from treesnake.drafters.image_views import PooledView
 from treesnake.drafters.mixture import MixtureDrafterModel, Stream
 from treesnake.drafters.none import NoDrafterModel
@@ -22,7 +23,6 @@ from treesnake.models.hf_pooling import (
 )
 from treesnake.models.tree_network import TreeNetwork
 from treesnake.prompt import Prompt
-from treesnake.sampling import TorchRng
 from treesnake.shape import LevelWidths, chain
 from treesnake.targets.network import NetworkTargetModel
 from treesnake.testing import RecurrentModel, TinyNetwork

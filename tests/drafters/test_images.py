@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from treesnake.chance import TorchRng
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.prompt import Prompt, PromptInput
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.shape import chain
 from treesnake.testing import AttentionModel, TinyNetwork
 

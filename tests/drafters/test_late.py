@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import pytest
 
 from treesnake import clock
+from treesnake.chance import TorchRng
 from treesnake.clock import read_s, work_clock
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.late import LateDrafter
 from treesnake.prompt import Prompt
-from treesnake.sampling import Rng, SamplingParams, TorchRng
+from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import OFF, Shape, chain
 
 PROMPT = Prompt((5, 6, 7))

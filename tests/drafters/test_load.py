@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from treesnake.chance import TorchRng
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.load import describe_default, load_drafter
 from treesnake.drafters.mixture import MixtureDrafterModel
@@ -29,7 +30,7 @@ from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.state_space_cpu import CpuMamba
 from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.shape import LevelWidths, chain
 from treesnake.testing import check_drafter
 from treesnake.testing.tokenizers import KINDS

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from treesnake.chance import TorchRng
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.vocabulary import DraftVocabulary
 from treesnake.generate import generate
@@ -20,7 +21,7 @@ from treesnake.models.state_space import StateSpaceNetwork
 from treesnake.models.tree_network import Part, TreeState
 from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel, TargetModel
-from treesnake.sampling import Rng, SamplingParams, TorchRng
+from treesnake.sampling import Rng, SamplingParams
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
 from treesnake.states.branching import PathSums, StateCopies

@@ -1,10 +1,11 @@
 """What was said in earlier texts is drafted, as far as it is worth it."""
 
+from treesnake.chance import TorchRng
 from treesnake.draft import Draft
 from treesnake.drafters.memory import NUM_CONTEXT, PATIENCE, PIECE, MemoryDrafter
 from treesnake.memory.text_memory import TextMemory
 from treesnake.prompt import Prompt
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.shape import OFF, LevelWidths, Priced, Shape, chain
 
 FREE = Priced(8, (0.0,) * 8, (0.0,) * 32)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from treesnake.chance import TorchRng
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.mixture import (
@@ -28,7 +29,7 @@ from treesnake.generate import generate
 from treesnake.models.tree_network import Part
 from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
-from treesnake.sampling import SamplingParams, TorchRng, to_probs
+from treesnake.sampling import Distributions, SamplingParams, to_probs
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
 from treesnake.targets.network import NetworkTargetModel
@@ -158,7 +159,7 @@ def scored(draft: Draft, target: TableModel) -> Scored:
     while children := draft.tree.children[path[-1]]:
         path.append(children[0])
     logits = TinyNetwork(target).new_state().extend(draft.tree.tokens, draft.tree.parents)
-    return Scored(draft, to_probs(logits, SAMPLING), tuple(path))
+    return Scored(draft, Distributions(logits, SAMPLING), tuple(path))
 
 
 class Noting:
@@ -185,7 +186,7 @@ def test_a_rule_is_shown_the_nodes_that_became_text_and_were_run() -> None:
     outcome = scored(draft, TableModel(VOCAB_SIZE))
     session.commit(draft.tree.tokens, outcome)
     shown = rule.shown[0]
-    assert np.array_equal(np.stack(shown.target_rows), outcome.target_probs[:2].numpy())
+    assert np.array_equal(np.stack(shown.target_rows), outcome.target.probs[:2].numpy())
     expected = to_probs(rows_of(PROMPT), SAMPLING)
     assert shown.draft_rows[0][0] == pytest.approx(expected.numpy(), abs=1e-6)
     after_first = Prompt((*PROMPT.token_ids, draft.tree.tokens[1]))
@@ -216,7 +217,7 @@ def run(
         draft = session.draft(1, chain(1), params, TorchRng(0))
         assert draft.stream_weights is not None
         weights.append(dict(draft.stream_weights))
-        session.commit([1], Scored(draft, scored(draft, target).target_probs, (0,)))
+        session.commit([1], Scored(draft, scored(draft, target).target, (0,)))
     return weights
 
 

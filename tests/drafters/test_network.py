@@ -6,9 +6,10 @@ import pytest
 from jaxtyping import Float
 from torch import Tensor
 
+from treesnake.chance import TorchRng
 from treesnake.drafters.network import NetworkDrafter
 from treesnake.prompt import Key, Prompt
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.shape import OFF, BestFirst, LevelWidths, chain
 from treesnake.testing import RecurrentModel
 from treesnake.testing.tiny import TinyState

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from treesnake.chance import TorchRng
 from treesnake.draft import Draft
 from treesnake.drafters.ngram import MOST_AGREEING, AgreementRecord, NgramDrafterModel
 from treesnake.errors import InvalidInputError
 from treesnake.prompt import Prompt
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.shape import OFF, BestFirst, LevelWidths, Priced, Shape, chain
 from treesnake.testing import check_drafter
 

@@ -4,13 +4,14 @@ import json
 from dataclasses import replace
 
 from treesnake import SpeculativeDecoder
+from treesnake.chance import TorchRng
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.load import SHIPPED_FOLDER, SHIPPED_FOR, load_drafter
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
 from treesnake.loading.checkpoint import DEFAULT_MODEL, find_checkpoint
 from treesnake.prompt import Prompt
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.shape import chain
 
 FOLDER = SHIPPED_FOLDER / "treesnake-smol"

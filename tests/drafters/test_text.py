@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from treesnake import SamplingParams, SpeculativeDecoder
+from treesnake.chance import TorchRng
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.ngram import NgramDrafterModel
@@ -20,7 +21,6 @@ from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.tree_network import TreeNetwork
 from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
-from treesnake.sampling import TorchRng
 from treesnake.search.by_name import search_by_name
 from treesnake.shape import OFF, BestFirst, FixedTree, LevelWidths, Priced, Shape, chain
 from treesnake.targets.network import NetworkTargetModel

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from treesnake.chance import TorchRng
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.window import WindowedDrafter, first_seen
 from treesnake.errors import InvalidInputError
@@ -18,7 +19,7 @@ from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_layers import restrict_output
 from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
 from treesnake.targets.network import NetworkTargetModel

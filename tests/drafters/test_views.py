@@ -4,13 +4,14 @@ import pytest
 import torch
 from transformers import AddedToken, PreTrainedTokenizerFast
 
+from treesnake.chance import TorchRng
 from treesnake.drafters.image_views import Views
 from treesnake.drafters.mixture import MixtureDrafterModel, Stream
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.views import RetoldView, as_it_is, natural_view
 from treesnake.errors import InvalidInputError
 from treesnake.prompt import Prompt, PromptInput
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.shape import chain
 from treesnake.testing import AttentionModel, TinyNetwork
 from treesnake.testing.tokenizers import byte_level

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+from treesnake.chance import TorchRng
 from treesnake.drafters.network import NetworkDrafter
 from treesnake.drafters.vocabulary import (
     DraftVocabulary,
@@ -27,7 +28,7 @@ from treesnake.drafters.vocabulary import (
 from treesnake.errors import InvalidInputError, LoadError
 from treesnake.generate import generate
 from treesnake.prompt import Prompt
-from treesnake.sampling import Rng, SamplingParams, TorchRng
+from treesnake.sampling import Rng, SamplingParams
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
 from treesnake.targets.network import NetworkTargetModel

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from treesnake.chance import TorchRng
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
@@ -15,7 +16,7 @@ from treesnake.models.state_space import StateSpaceNetwork
 from treesnake.models.state_space_state import StateSpaceState
 from treesnake.models.tree_network import Part
 from treesnake.prompt import Prompt
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.shape import LevelWidths
 from treesnake.states.branching import PathSums, StateCopies
 from treesnake.testing import check_drafter

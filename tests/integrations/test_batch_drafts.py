@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from treesnake.chance import TorchRng
 from treesnake.draft import Draft
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.errors import BrokenModelError
 from treesnake.integrations import batch_drafts
 from treesnake.integrations.batch_drafts import BatchDrafts, Row
 from treesnake.prompt import Prompt
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.shape import chain
 from treesnake.testing import RecurrentModel, TinyNetwork
 

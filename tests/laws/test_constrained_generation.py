@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from treesnake.chance import TorchRng
 from treesnake.constraints import (
     AllowedTokens,
     BannedTokens,
@@ -20,7 +21,7 @@ from treesnake.errors import InvalidInputError
 from treesnake.generate import generate
 from treesnake.outcome import Step
 from treesnake.prompt import Prompt
-from treesnake.sampling import SamplingParams, TorchRng, to_probs
+from treesnake.sampling import SamplingParams, to_probs
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
 from treesnake.stopping import EndTokens, StopRule

@@ -12,12 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from treesnake.chance import TorchRng
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.generate import generate
 from treesnake.outcome import Step
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter, Target
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.search.static import StaticSearch
 from treesnake.shape import BestFirst, LevelWidths, Shape, chain
 from treesnake.stopping import EndTokens, StopRule, StopStrings

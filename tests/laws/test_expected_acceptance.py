@@ -15,7 +15,7 @@ from treesnake.acceptance.tree_rejection import tree_rejection
 from treesnake.drafters.growing import grow
 from treesnake.outcome import Acceptance
 from treesnake.protocols import AcceptanceRule
-from treesnake.sampling import Rng, SamplingParams, to_probs
+from treesnake.sampling import Distributions, Rng, SamplingParams
 from treesnake.shape import LevelWidths, Shape, chain
 from treesnake.testing import TableModel, enumerate_outcomes
 
@@ -42,8 +42,8 @@ def law(rule: AcceptanceRule, shape: Shape, target: Rows, drafter: Rows) -> Law:
             return drafter[list(tokens)]
 
         draft = grow(0, shape, SAMPLING, rng, extend).draft
-        target_probs = to_probs(target[list(draft.tree.tokens)], SAMPLING)
-        return rule(draft, target_probs, rng), draft.tree.tokens
+        distributions = Distributions(target[list(draft.tree.tokens)], SAMPLING)
+        return rule(draft, distributions, rng), draft.tree.tokens
 
     return enumerate_outcomes(step)
 
@@ -129,7 +129,7 @@ def test_on_a_tree_made_for_it_traversal_accepts_a_little_less() -> None:
             draft = grow(0, LevelWidths((1, 2)), SAMPLING, rng, extend).draft
             rows = target[list(draft.tree.tokens)]
             rows[0] = target_after_anchor
-            return len(rule(draft, rows, rng).path) - 1
+            return len(rule(draft, Distributions(rows.log(), SAMPLING), rng).path) - 1
 
         return sum(
             accepted * probability for accepted, probability in enumerate_outcomes(step).items()

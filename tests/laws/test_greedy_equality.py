@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from treesnake.chance import TorchRng
 from treesnake.constraints import BannedTokens, Constraint, RepetitionPenalty
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.network import NetworkDrafterModel
@@ -15,7 +16,7 @@ from treesnake.generate import generate
 from treesnake.outcome import FinishReason, Step
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter
-from treesnake.sampling import Rng, SamplingParams, TorchRng
+from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import BestFirst, LevelWidths, Shape
 from treesnake.stopping import EndTokens, StopRule, StopStrings
 from treesnake.targets.network import NetworkTargetModel

@@ -14,6 +14,7 @@ import pytest
 from treesnake.acceptance.rejection import rejection
 from treesnake.acceptance.traversal import traversal
 from treesnake.acceptance.tree_rejection import tree_rejection
+from treesnake.chance import TorchRng
 from treesnake.constraints import (
     BannedTokens,
     Constraint,
@@ -33,7 +34,7 @@ from treesnake.drafters.weight_rules import (
 from treesnake.generate import generate
 from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule, DrafterModel
-from treesnake.sampling import Rng, SamplingParams, TorchRng, to_probs
+from treesnake.sampling import Rng, SamplingParams, to_probs
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, FixedTree, LevelWidths, Priced, Shape, chain
 from treesnake.stopping import EndTokens, StopRule

@@ -8,8 +8,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from treesnake.acceptance.block import block
 from treesnake.acceptance.coupled import coupled
@@ -20,7 +18,7 @@ from treesnake.acceptance.tree_rejection import tree_rejection
 from treesnake.draft import Draft
 from treesnake.outcome import Acceptance
 from treesnake.protocols import AcceptanceRule
-from treesnake.sampling import Rng, SamplingParams, to_probs
+from treesnake.sampling import Distributions, Rng, SamplingParams, to_probs
 from treesnake.shape import OFF, BestFirst, LevelWidths, Shape, chain
 from treesnake.testing import TableModel, check_rule
 from treesnake.testing.conformance import (
@@ -215,11 +213,10 @@ def test_drafts_that_are_not_what_they_say_lose(
     assert max(distance(rule, make_drafting, trial) for trial in range(4)) > 0.02
 
 
-def keeping_the_target(
-    draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng
-) -> Acceptance:
+def keeping_the_target(draft: Draft, target: Distributions, rng: Rng) -> Acceptance:
     """Draws from the target after a rejection, where the residual is due."""
     assert draft.draft_probs is not None
+    target_probs = target.probs
     for node, token in enumerate(draft.tree.tokens[1:]):
         if not rng.coin(float(target_probs[node, token] / draft.draft_probs[node, token])):
             return Acceptance(tuple(range(node + 1)), rng.draw(target_probs[node]))
@@ -228,7 +225,7 @@ def keeping_the_target(
 
 def _offered_siblings(
     draft: Draft,
-    target_probs: Float[Tensor, "nodes vocab"],
+    target: Distributions,
     rng: Rng,
     *,
     normalize: bool,
@@ -236,6 +233,7 @@ def _offered_siblings(
 ) -> Acceptance:
     """Tree rejection on one level, with two ways of going wrong."""
     assert draft.draft_probs is not None
+    target_probs = target.probs
     remaining, proposed = target_probs[0].clone(), draft.draft_probs[0].clone()
     for child in draft.tree.children[0]:
         token = draft.tree.tokens[child]
@@ -250,23 +248,19 @@ def _offered_siblings(
     return Acceptance((0,), rng.draw(remaining if remaining.sum() > 0 else target_probs[0]))
 
 
-def not_normalizing(
-    draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng
-) -> Acceptance:
+def not_normalizing(draft: Draft, target: Distributions, rng: Rng) -> Acceptance:
     """Offers the second sibling to a residual that was not normalized."""
-    return _offered_siblings(draft, target_probs, rng, normalize=False, exclude_siblings=True)
+    return _offered_siblings(draft, target, rng, normalize=False, exclude_siblings=True)
 
 
-def drawing_with_replacement(
-    draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng
-) -> Acceptance:
+def drawing_with_replacement(draft: Draft, target: Distributions, rng: Rng) -> Acceptance:
     """Takes siblings that were drawn without replacement for independent draws."""
-    return _offered_siblings(draft, target_probs, rng, normalize=True, exclude_siblings=False)
+    return _offered_siblings(draft, target, rng, normalize=True, exclude_siblings=False)
 
 
-def one_level(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -> Acceptance:
+def one_level(draft: Draft, target: Distributions, rng: Rng) -> Acceptance:
     """The same without a mistake, to show that the mistakes are what is found."""
-    return _offered_siblings(draft, target_probs, rng, normalize=True, exclude_siblings=True)
+    return _offered_siblings(draft, target, rng, normalize=True, exclude_siblings=True)
 
 
 @pytest.mark.parametrize(

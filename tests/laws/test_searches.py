@@ -5,11 +5,12 @@ from itertools import product
 
 import pytest
 
+from treesnake.chance import TorchRng
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.generate import generate
 from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel, SharedSearch
-from treesnake.sampling import SamplingParams, TorchRng, to_probs
+from treesnake.sampling import SamplingParams, to_probs
 from treesnake.search.by_name import SEARCHES, SELF_TUNING, search_by_name
 from treesnake.search.self_tuning import SelfTuningSearch
 from treesnake.targets.network import NetworkTargetModel

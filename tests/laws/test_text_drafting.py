@@ -7,6 +7,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from treesnake.acceptance.exact import exact
+from treesnake.chance import TorchRng
 from treesnake.continuation import continue_text
 from treesnake.drafters.composite import CompositeDrafterModel
 from treesnake.drafters.network import NetworkDrafterModel
@@ -16,7 +17,7 @@ from treesnake.drafters.text import TextDrafterModel, Translation
 from treesnake.outcome import Step
 from treesnake.prompt import Prompt
 from treesnake.protocols import DrafterModel
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.search.static import StaticSearch
 from treesnake.shape import BestFirst, LevelWidths, Shape, chain
 from treesnake.targets.network import NetworkTargetModel

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from treesnake.chance import TorchRng
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.vocabulary import DraftVocabulary
 from treesnake.models.mamba import Mamba, MambaConfig
@@ -24,7 +25,7 @@ from treesnake.models.state_space_banks import StateSpaceBanks
 from treesnake.models.state_space_state import StateSpaceState
 from treesnake.models.tree_network import Part
 from treesnake.prompt import Prompt
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.shape import FixedTree
 from treesnake.states.branching import BranchingKind, PathSums, StateCopies
 from treesnake.testing.captures import RecordedCapture

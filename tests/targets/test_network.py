@@ -8,13 +8,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from treesnake.chance import TorchRng
 from treesnake.draft import Draft
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.errors import ContextLengthError, InvalidInputError
 from treesnake.generate import generate
 from treesnake.models.hf_attention import HfAttention
 from treesnake.prompt import Prompt
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.search.static import StaticSearch
 from treesnake.shape import BestFirst, LevelWidths
 from treesnake.targets.network import NetworkTargetModel

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from treesnake.chance import TorchRng
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.errors import BrokenModelError
 from treesnake.generate import generate
@@ -17,7 +18,7 @@ from treesnake.models.state_space_banks import StateSpaceBanks
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.prompt import Prompt
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.search.static import StaticSearch
 from treesnake.shape import parse_shape
 from treesnake.targets.network import NetworkTargetModel

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from treesnake.chance import TorchRng
 from treesnake.decoder import SpeculativeDecoder
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.vocabulary import read_draft_vocabulary
@@ -19,7 +20,7 @@ from treesnake.generate import generate
 from treesnake.loading.checkpoint import DEFAULT_MODEL, find_checkpoint
 from treesnake.outcome import Step
 from treesnake.prompt import Prompt
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.search.static import StaticSearch
 from treesnake.shape import chain
 from treesnake.targets.network import NetworkTargetModel

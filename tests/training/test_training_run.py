@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from treesnake.chance import TorchRng
 from treesnake.cli.app import app
 from treesnake.drafters.load import load_drafter
 from treesnake.errors import InvalidInputError, TrainingError
 from treesnake.loading.checkpoint import find_checkpoint
 from treesnake.loading.options import LoadOptions
 from treesnake.prompt import Prompt
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.shape import chain
 from treesnake.training import answers as answers_module
 from treesnake.training.learner import locate_trained

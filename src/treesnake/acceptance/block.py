@@ -1,19 +1,16 @@
 """Block verification: a chain is judged as a whole (Sun et al. 2024, "Block Verification")."""
 
-from jaxtyping import Float
-from torch import Tensor
-
 from treesnake.acceptance.checks import check_sampled_chain, check_vocabulary
 from treesnake.acceptance.rejection import likelihood_ratios
 from treesnake.acceptance.residual import residual
 from treesnake.draft import Draft
 from treesnake.outcome import Acceptance
-from treesnake.sampling import Rng
+from treesnake.sampling import Distributions, Rng
 from treesnake.threads import on_one_thread
 
 
 @on_one_thread
-def block(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -> Acceptance:
+def block(draft: Draft, target: Distributions, rng: Rng) -> Acceptance:
     """Accepts the longest prefix that passes a joint test; never fewer tokens than rejection.
 
     The weight of a prefix is w_i = min(1, w_{i-1} * target / draft). A prefix of length i passes
@@ -24,7 +21,8 @@ def block(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) ->
     Raises:
         LosslessnessError: if the draft is not a chain of sampled tokens.
     """
-    check_vocabulary(draft, target_probs)
+    check_vocabulary(draft, target)
+    target_probs = target.probs
     check_sampled_chain(draft, "block")
     last = draft.tree.num_drafted
     weight = 1.0

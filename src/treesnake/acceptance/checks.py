@@ -1,27 +1,26 @@
 """What the rules refuse: drafts for which they would not be exact."""
 
-from jaxtyping import Float
-from torch import Tensor
-
 from treesnake.draft import Draft
 from treesnake.errors import LosslessnessError
+from treesnake.sampling import Distributions
 
 
-def check_vocabulary(draft: Draft, target_probs: Float[Tensor, "nodes vocab"]) -> None:
+def check_vocabulary(draft: Draft, target: Distributions) -> None:
     """Checks that the draft's probabilities are over the target's vocabulary.
 
     Raises:
         LosslessnessError: if they are not, or a row is missing.
     """
-    if target_probs.shape[0] != len(draft.tree):
+    num_nodes, vocab_size = target.logits.shape
+    if num_nodes != len(draft.tree):
         raise LosslessnessError(
-            f"the draft has {len(draft.tree)} nodes and the target scored {target_probs.shape[0]}; "
+            f"the draft has {len(draft.tree)} nodes and the target scored {num_nodes}; "
             "score the tree of the draft that is to be accepted"
         )
-    if draft.draft_probs is not None and draft.draft_probs.shape[-1] != target_probs.shape[-1]:
+    if draft.draft_probs is not None and draft.draft_probs.shape[-1] != vocab_size:
         raise LosslessnessError(
             f"draft vocabulary has {draft.draft_probs.shape[-1]} tokens, target "
-            f"{target_probs.shape[-1]}; load the drafter with the target's tokenizer"
+            f"{vocab_size}; load the drafter with the target's tokenizer"
         )
 
 

@@ -1,8 +1,5 @@
 """The rule for each draft: the strongest one that is exact for it."""
 
-from jaxtyping import Float
-from torch import Tensor
-
 from treesnake.acceptance.block import block
 from treesnake.acceptance.coupled import coupled
 from treesnake.acceptance.greedy import greedy
@@ -10,19 +7,19 @@ from treesnake.acceptance.traversal import traversal
 from treesnake.draft import Draft
 from treesnake.outcome import Acceptance
 from treesnake.protocols import AcceptanceRule
-from treesnake.sampling import Rng, SamplingParams
+from treesnake.sampling import Distributions, Rng, SamplingParams
 
 
-def exact(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -> Acceptance:
+def exact(draft: Draft, target: Distributions, rng: Rng) -> Acceptance:
     """Accepts any draft by the rule that is exact for it and accepts the most.
 
     Chosen trees go to `coupled`, sampled chains to `block`, all others to `traversal`.
     """
     if draft.is_chosen:
-        return coupled(draft, target_probs, rng)
+        return coupled(draft, target, rng)
     if draft.is_sampled and draft.tree.is_chain:
-        return block(draft, target_probs, rng)
-    return traversal(draft, target_probs, rng)
+        return block(draft, target, rng)
+    return traversal(draft, target, rng)
 
 
 def rule_for(params: SamplingParams) -> AcceptanceRule:

@@ -11,10 +11,9 @@ def follow_target(tree: TokenTree, next_token: Callable[[int], int]) -> Acceptan
 
     `next_token` is asked for the token after each node of the path, once.
     """
-    path = [0]
-    while True:
-        token = next_token(path[-1])
-        matches = [child for child in tree.children[path[-1]] if tree.tokens[child] == token]
-        if not matches:
-            return Acceptance(tuple(path), token)
-        path.append(matches[0])
+    path, token = [0], next_token(0)
+    for node in range(1, len(tree)):  # a child comes after its parent
+        if tree.parents[node] == path[-1] and tree.tokens[node] == token:
+            path.append(node)
+            token = next_token(node)
+    return Acceptance(tuple(path), token)

@@ -12,12 +12,12 @@ from treesnake.acceptance.checks import (
 from treesnake.acceptance.residual import residual
 from treesnake.draft import Draft
 from treesnake.outcome import Acceptance
-from treesnake.sampling import Rng
+from treesnake.sampling import Distributions, Rng
 from treesnake.threads import on_one_thread
 
 
 @on_one_thread
-def rejection(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -> Acceptance:
+def rejection(draft: Draft, target: Distributions, rng: Rng) -> Acceptance:
     """Accepts drafted tokens one after the other with probability min(1, target / draft).
 
     After the first rejection the token is drawn from the residual max(target - draft, 0), and
@@ -26,7 +26,8 @@ def rejection(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng
     Raises:
         LosslessnessError: if the draft is not a chain of sampled tokens.
     """
-    check_vocabulary(draft, target_probs)
+    check_vocabulary(draft, target)
+    target_probs = target.probs
     check_sampled_chain(draft, "rejection")
     draft_probs = draft.draft_probs
     last = draft.tree.num_drafted

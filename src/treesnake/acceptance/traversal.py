@@ -7,12 +7,12 @@ from treesnake.acceptance.checks import check_vocabulary
 from treesnake.acceptance.proposal import proposal
 from treesnake.draft import Draft
 from treesnake.outcome import Acceptance
-from treesnake.sampling import Rng
+from treesnake.sampling import Distributions, Rng
 from treesnake.threads import on_one_thread
 
 
 @on_one_thread
-def traversal(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -> Acceptance:
+def traversal(draft: Draft, target: Distributions, rng: Rng) -> Acceptance:
     """Accepts the first path that passes as a whole, deepest first (Weng et al. 2025, Alg. 2).
 
     Each node has a weight: 1 for the anchor, min(1, weight * remaining / proposal) for a child of a
@@ -42,7 +42,8 @@ def traversal(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng
     Raises:
         LosslessnessError: if a node cannot have been drawn as the draft says.
     """
-    check_vocabulary(draft, target_probs)
+    check_vocabulary(draft, target)
+    target_probs = target.probs
     acceptance = _visit(draft, target_probs, rng, 0, 1.0)
     assert acceptance is not None, "the anchor has weight 1"
     return acceptance

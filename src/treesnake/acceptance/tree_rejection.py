@@ -8,14 +8,12 @@ from treesnake.acceptance.proposal import proposal
 from treesnake.acceptance.residual import residual
 from treesnake.draft import Draft
 from treesnake.outcome import Acceptance
-from treesnake.sampling import Rng
+from treesnake.sampling import Distributions, Rng
 from treesnake.threads import on_one_thread
 
 
 @on_one_thread
-def tree_rejection(
-    draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng
-) -> Acceptance:
+def tree_rejection(draft: Draft, target: Distributions, rng: Rng) -> Acceptance:
     """Walks down the tree, offering each node's children one after the other.
 
     A child is accepted with probability min(1, remaining / proposal), where `remaining` starts as
@@ -30,7 +28,8 @@ def tree_rejection(
     Raises:
         LosslessnessError: if a node cannot have been drawn as the draft says.
     """
-    check_vocabulary(draft, target_probs)
+    check_vocabulary(draft, target)
+    target_probs = target.probs
     path = [0]
     while True:
         child, remaining = _offer_children(draft, path[-1], target_probs, rng)

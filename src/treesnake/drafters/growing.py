@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from treesnake.chance import TorchRng
 from treesnake.draft import Draft
 from treesnake.drafters.vocabulary import SAME_VOCABULARY, VocabularyMap
 from treesnake.kernels.cpu.best_tokens import find_best
-from treesnake.sampling import Rng, SamplingParams, TorchRng, largest, log_softmax, to_probs
+from treesnake.sampling import Rng, SamplingParams, largest, log_softmax, to_probs
 from treesnake.shape import FixedTree, Priced, Shape
 from treesnake.threads import on_one_thread
 from treesnake.tree import TokenTree

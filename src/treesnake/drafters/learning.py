@@ -76,7 +76,7 @@ class LearningDrafter:
 
 def _probable(scored: Scored, node: int) -> dict[int, float]:
     """Returns the probable tokens behind a node."""
-    row = scored.target_probs[node].numpy(force=True)
+    row = scored.target.probs[node].numpy(force=True)
     tokens = np.flatnonzero(row >= LEAST_SHARE)
     return dict(zip(tokens.tolist(), row[tokens].tolist(), strict=True))
 

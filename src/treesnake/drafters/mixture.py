@@ -170,7 +170,7 @@ class MixtureDrafter:
             was_run = mixing is not None and index in mixing.members
             self._texts[index].commit(seen if was_run else (), token_ids)
         if mixing is not None and scored is not None and seen:
-            target_rows = [scored.target_probs[node] for node in scored.path[: len(seen)]]
+            target_rows = [scored.target.probs[node] for node in scored.path[: len(seen)]]
             evidence = mixing.evidence(seen, target_rows)
             if self._model.clock is not None:
                 self._gains = self._gains.after(

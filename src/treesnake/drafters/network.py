@@ -7,6 +7,7 @@ Transformer's cache grows with the text; a window keeps it small.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from treesnake.chance import TorchRng
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.draft_state import DraftState
 from treesnake.drafters.growing import GrownDraft, grow, grown_at_once
@@ -22,7 +23,7 @@ from treesnake.drafters.window import WindowedDrafter
 from treesnake.errors import InvalidInputError
 from treesnake.models.tree_network import TreeNetwork, TreeState
 from treesnake.prompt import Prompt
-from treesnake.sampling import Rng, SamplingParams, TorchRng
+from treesnake.sampling import Rng, SamplingParams
 from treesnake.shape import Shape, is_off
 
 MOST_ROOM = 64

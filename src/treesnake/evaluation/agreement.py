@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from treesnake.chance import TorchRng
 from treesnake.errors import InvalidInputError
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter, Target
-from treesnake.sampling import SamplingParams, TorchRng, to_probs
+from treesnake.sampling import SamplingParams, to_probs
 from treesnake.shape import LevelWidths
 from treesnake.tree import TokenTree
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from treesnake.chance import TorchRng
 from treesnake.draft import Draft
 from treesnake.drafters.load import AUTO, default_drafters, load_drafter
 from treesnake.errors import TreesnakeError
@@ -19,7 +20,7 @@ from treesnake.loading.checkpoint import find_checkpoint
 from treesnake.loading.options import LoadOptions
 from treesnake.prompt import Prompt
 from treesnake.protocols import Drafter, DrafterModel
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.serving.gathering import Gatherer, Turn, gathered_drafter
 from treesnake.shape import Shape
 

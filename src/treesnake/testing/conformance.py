@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from treesnake.chance import TorchRng
 from treesnake.draft import Draft
 from treesnake.drafters.growing import grow
 from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule, Drafter, DrafterModel, Target, TargetModel
-from treesnake.sampling import Rng, SamplingParams, TorchRng, to_probs
+from treesnake.sampling import Distributions, Rng, SamplingParams, to_probs
 from treesnake.shape import BestFirst, FixedTree, LevelWidths, Priced, Shape, chain
 from treesnake.testing.enumeration import enumerate_outcomes
 from treesnake.testing.tiny import TableModel, TinyNetwork
@@ -153,7 +154,7 @@ def emitted_distribution(
     def step(rng: Rng) -> tuple[int, ...]:
         draft = drafting(rng)
         logits = TinyNetwork(target).new_state().extend(draft.tree.tokens, draft.tree.parents)
-        return tuple(rule(draft, to_probs(logits, params), rng).emitted(draft.tree))
+        return tuple(rule(draft, Distributions(logits, params), rng).emitted(draft.tree))
 
     distribution: dict[tuple[int, ...], float] = {}
     for emitted, probability in enumerate_outcomes(step).items():

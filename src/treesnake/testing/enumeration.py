@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from treesnake.sampling import Rng
+from treesnake.sampling import Distributions, Rng
 
 Outcome = TypeVar("Outcome", bound=Hashable)
 
@@ -60,10 +60,8 @@ class _ScriptedRng:
     ) -> Float[np.ndarray, " tokens"]:
         return np.ones(len(token_ids))  # no noise: what it does is not one of finitely many ways
 
-    def first_come(
-        self, probs: Float[Tensor, "nodes vocab"], depths: Sequence[int]
-    ) -> Callable[[int], int]:
-        return lambda node: self.draw(probs[node])
+    def first_come(self, target: Distributions, depths: Sequence[int]) -> Callable[[int], int]:
+        return lambda node: self.draw(target.probs[node])
 
     def advance(self, num_tokens: int) -> None:
         """Needs nothing: every draw is a decision of its own."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from treesnake.chance import TorchRng
 from treesnake.drafters.network import NetworkDrafterModel
 from treesnake.drafters.none import NoDrafterModel
 from treesnake.errors import InvalidInputError
@@ -12,7 +13,7 @@ from treesnake.generate import generate
 from treesnake.outcome import Step
 from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.search.costs import CostTable
 from treesnake.search.self_tuning import SelfTuningSearch
 from treesnake.search.static import StaticSearch

@@ -25,7 +25,7 @@ from treesnake.outcome import Acceptance
 from treesnake.pairs import Pair
 from treesnake.prompt import Prompt
 from treesnake.protocols import AcceptanceRule, TargetModel
-from treesnake.sampling import Rng, SamplingParams
+from treesnake.sampling import Distributions, Rng, SamplingParams
 from treesnake.search.static import StaticSearch
 from treesnake.shape import LevelWidths
 from treesnake.targets.network import NetworkTarget, NetworkTargetModel
@@ -79,8 +79,8 @@ Remainder = Callable[[Probs, Probs], Probs]
 def tree_rejection_with(order: Order, remainder: Remainder) -> AcceptanceRule:
     """Tree rejection, whose order of siblings and residual can be replaced."""
 
-    def rule(draft: Draft, target_probs: Float[Tensor, "nodes vocab"], rng: Rng) -> Acceptance:
-        path = [0]
+    def rule(draft: Draft, target: Distributions, rng: Rng) -> Acceptance:
+        path, target_probs = [0], target.probs
         while True:
             remaining, accepted, siblings = target_probs[path[-1]], None, []
             for child in order(draft, path[-1]):
@@ -244,9 +244,9 @@ def test_a_correct_state_passes_under_shapes_that_change() -> None:
 
 
 def test_an_impossible_token_fails_whatever_the_frequencies_are() -> None:
-    def first_token(draft: Draft, target_probs: Tensor, rng: Rng) -> Acceptance:
+    def first_token(draft: Draft, target: Distributions, rng: Rng) -> Acceptance:
         rng.coin(0.5)
-        return Acceptance((0,), int(target_probs[0].argmin()))
+        return Acceptance((0,), int(target.logits[0].argmin()))
 
     subject = decoder(recurrent_target(), accept=first_token)
     plan = replace(

@@ -5,13 +5,14 @@ A text is greedy, or the sample of a seed: either is the same whatever is drafte
 
 from collections.abc import Collection
 
+from treesnake.chance import TorchRng
 from treesnake.continuation import continue_text
 from treesnake.drafters.none import NoDrafter
 from treesnake.errors import InvalidInputError
 from treesnake.evaluation.simulation.trace import RecordedTree, Trace
 from treesnake.prompt import Prompt
 from treesnake.protocols import PairModel
-from treesnake.sampling import SamplingParams, TorchRng
+from treesnake.sampling import SamplingParams
 from treesnake.search.static import StaticSearch
 from treesnake.shape import OFF, BestFirst, LevelWidths, Shape
 
