@@ -86,32 +86,33 @@ class SelfPair:
 
 
 def warm_up(pair: PairModel) -> None:
-    """Runs a step of a text of its own, so that the first step of a real text compiles nothing.
+    """Runs steps of a text of its own, so that the first step of a real text compiles nothing.
 
     Searches learn what a step takes. One that compiles a kernel, or reads it from disk, takes up to
     a thousand times as long as the next, and a search would not draft such trees again. A model
     that fails here fails in the first real step, too, which tells why.
     """
-    prompt = Prompt(WARM_UP_TOKENS)
+    prompt, shape = Prompt(WARM_UP_TOKENS), chain(1, sampled=False)
+    params = SamplingParams(temperature=1.0)
     with suppress(TreesnakeError):
         target, drafter = pair.new_sessions()
         if isinstance(pair, Pair):  # so that the kernels of both are compiled at the same time
             with ThreadPoolExecutor(1) as beside:
                 drafter.prefill(prompt)
-                anchor, params = prompt.token_ids[-1], SamplingParams()
-                beside.submit(drafter.draft, anchor, chain(1), params, TorchRng(0))
+                beside.submit(drafter.draft, prompt.token_ids[-1], shape, params, TorchRng(0))
                 target.prefill(prompt)
-        steps = generate(
-            target,
-            drafter,
-            prompt,
-            search=StaticSearch(chain(1)),
-            params=SamplingParams(),
-            rng=TorchRng(0),
-            max_length=len(WARM_UP_TOKENS) + 3,
-        )
-        for _ in steps:
-            pass
+        for _ in range(2):  # the second time moves a state that the first one left behind
+            steps = generate(
+                target,
+                drafter,
+                prompt,
+                search=StaticSearch(shape),
+                params=params,
+                rng=TorchRng(0),
+                max_length=len(WARM_UP_TOKENS) + 3,
+            )
+            for _ in steps:
+                pass
 
 
 def pair_by_name(
