@@ -59,7 +59,7 @@ def test_what_the_model_would_be_told_otherwise_is_refused() -> None:
     inputs = given(model, [5, 17, 2], 0, [41, 12])
     other = tiny_vision_model("qwen2_5_vl", seed=1)
     drafter = NetworkDrafterModel(HfAttention(other))
-    options: dict[str, Any] = {"max_new_tokens": 2, "custom_generate": custom_generate}
+    options: dict[str, Any] = {"max_new_tokens": 4, "custom_generate": custom_generate}
     for changes, expected in (
         ({"mm_token_type_ids": inputs["input_ids"] * 0}, "other tokens stand for images"),
         ({"drafter": drafter}, "features of another model"),
