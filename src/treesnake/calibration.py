@@ -157,7 +157,8 @@ def _drafting_s(drafter: Drafter, anchor: int, width: int) -> Iterator[float]:
 
     draft_s(_shapes(width, 1))  # before the first one the drafter reads the prompt
     while True:
-        yield (-draft_s(_shapes(width, 1)) + draft_s(_shapes(width, 1 + LEVELS))) / LEVELS
+        shallow_s = draft_s(_shapes(width, 1))
+        yield (draft_s(_shapes(width, 1 + LEVELS)) - shallow_s) / LEVELS
 
 
 def _shapes(width: int, depth: int) -> Shape:
