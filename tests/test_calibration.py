@@ -67,13 +67,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_every_count_is_measured_at_every_length(clock: Clock) -> None:
+def slow_pair(clock: Clock) -> Pair:
     drafter = SlowDrafter(80)
     drafter.clock = clock
-    pair = Pair(
+    return Pair(
         NetworkTargetModel(TinyNetwork(SlowTarget(clock))),
         NetworkDrafterModel(TinyNetwork(drafter)),
     )
+
+
+def test_every_count_is_measured_at_every_length(clock: Clock) -> None:
+    pair = slow_pair(clock)
     costs = measure_costs(pair, PROMPT, lengths=(4, 8), num_rounds=3)
     assert set(costs.score_s) == set(costs.draft_s) == {4, 8}
     for length in (4, 8):
@@ -84,12 +88,7 @@ def test_every_count_is_measured_at_every_length(clock: Clock) -> None:
 
 
 def test_without_time_the_smallest_count_is_measured_once(clock: Clock) -> None:
-    drafter = SlowDrafter(80)
-    drafter.clock = clock
-    pair = Pair(
-        NetworkTargetModel(TinyNetwork(SlowTarget(clock))),
-        NetworkDrafterModel(TinyNetwork(drafter)),
-    )
+    pair = slow_pair(clock)
     costs = measure_costs(pair, PROMPT, lengths=(3,), nodes=(1, 4), widths=(1, 2), budget_s=0.0)
     assert costs.score_s == {3: {1: pytest.approx(TARGET_STEP_S)}}
     assert costs.draft_s == {3: {1: pytest.approx(DRAFTER_STEP_S)}}
