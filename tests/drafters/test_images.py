@@ -46,7 +46,7 @@ def test_a_network_that_reads_text_alone_is_given_no_placeholders() -> None:
 @pytest.mark.parametrize("num_more", range(12))
 def test_a_window_shows_whole_images_or_none_of_them(num_more: int) -> None:
     """The text grows token by token; what is seen is what a new session sees of it."""
-    model = NetworkDrafterModel(SEEING, window=8)
+    model = NetworkDrafterModel(TinyNetwork(MODEL, context_length=100), window=8)
     prompt = Prompt((5, 1, 1, 1, 8, 1, 1, 1, 2), (image(1), image(5, 0.2)))
     drafter = model.new_session()
     drafter.prefill(prompt)

@@ -2,6 +2,8 @@
 
 import builtins
 import io
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from treesnake.drafters.none import NoDrafterModel
 from treesnake.drafters.text import TextDrafterModel
 from treesnake.drafters.vocabulary import save_draft_vocabulary
 from treesnake.drafters.weight_rules import FixedWeights
-from treesnake.errors import InvalidInputError, TreesnakeError, UnsupportedModelError
+from treesnake.errors import InvalidInputError, LoadError, TreesnakeError, UnsupportedModelError
 from treesnake.loading.architecture import identify
 from treesnake.loading.checkpoint import Checkpoint, find_checkpoint, open_checkpoint
 from treesnake.loading.options import LoadOptions
@@ -119,9 +121,35 @@ def test_models_joined_by_a_plus_draft_as_a_mixture(mamba_folder: Path, tmp_path
     check_drafter(model, vocab_size=61, num_steps=1)
 
 
-def test_a_window_is_not_for_a_mamba(mamba_folder: Path) -> None:
-    with pytest.raises(InvalidInputError, match="a Mamba's does not"):
-        load_drafter(str(mamba_folder), window=8)
+def with_prompt_window(folder: Path, into: Path, window: object) -> Path:
+    shutil.copytree(folder, into)
+    config = json.loads((into / "config.json").read_text())
+    (into / "config.json").write_text(json.dumps({**config, "prompt_window": window}))
+    return into
+
+
+def test_a_mamba_reads_as_much_of_a_prompt_as_its_config_says(
+    mamba_folder: Path, tmp_path: Path
+) -> None:
+    folder = str(with_prompt_window(mamba_folder, tmp_path / "windowed", 8))
+    options = LoadOptions(device="cpu")
+    for name, asked, window in ((folder, None, 8), (folder, 4, 4), (str(mamba_folder), None, None)):
+        model = load_drafter(name, options, window=asked)
+        assert isinstance(model, NetworkDrafterModel)
+        assert model.window == window
+    check_drafter(load_drafter(folder, options), vocab_size=61, num_steps=2)
+
+
+def test_streams_read_the_whole_prompt(mamba_folder: Path, tmp_path: Path) -> None:
+    folder = with_prompt_window(mamba_folder, tmp_path / "windowed", 8)
+    model = load_drafter(f"{mamba_folder}+{folder}", LoadOptions(device="cpu"))
+    assert isinstance(model, MixtureDrafterModel)
+
+
+def test_a_prompt_window_that_is_no_number_is_refused(mamba_folder: Path, tmp_path: Path) -> None:
+    folder = with_prompt_window(mamba_folder, tmp_path / "broken", "all")
+    with pytest.raises(LoadError, match="must be a whole number of tokens"):
+        load_drafter(str(folder), LoadOptions(device="cpu"))
 
 
 def test_a_mamba_may_draft_in_the_generic_engine(mamba_folder: Path) -> None:

@@ -197,3 +197,19 @@ def test_the_window_stays_while_nothing_is_drafted():
     assert len(prefilled) == 1
     session.draft(5, chain(2), GREEDY, TorchRng(0))
     assert [prompt.token_ids for prompt in prefilled[1:]] == [(1, 2, 3, 4, 5)]
+
+
+def test_a_recurrent_drafter_reads_the_end_of_a_prompt_and_the_whole_answer():
+    """Behind the same tokens it drafts the same, however many came before them or after."""
+    windowed = NetworkDrafterModel(TinyNetwork(RecurrentModel(7)), window=4).new_session()
+    whole = NetworkDrafterModel(TinyNetwork(RecurrentModel(7))).new_session()
+    prompt, answer = [3, 5, 1, 2, 6, 4, 2, 1, 5], [5, 6, 2, 4, 1, 3, 6]
+    windowed.prefill(Prompt(tuple(prompt)))
+    whole.prefill(Prompt(tuple(prompt[4:])))  # the first multiple of half a window that leaves four
+    for token in answer:
+        drafts = [
+            session.draft(token, chain(3), GREEDY, TorchRng(0)) for session in (windowed, whole)
+        ]
+        assert drafts[0].tree == drafts[1].tree
+        for session in (windowed, whole):
+            session.commit([token])

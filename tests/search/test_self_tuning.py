@@ -14,10 +14,10 @@ from treesnake.evaluation.simulation.trace import Trace
 from treesnake.outcome import Acceptance, Step, StepSeconds
 from treesnake.protocols import SharedSearch, TreeSearch
 from treesnake.search.arms import ARMS
-from treesnake.search.costs import CostTable, LearnedCosts
+from treesnake.search.costs import CostTable, LearnedCosts, ReadingCosts
 from treesnake.search.self_tuning import SelfTuningSearch
 from treesnake.search.static import StaticSearch
-from treesnake.shape import OFF, FixedTree, Priced, Shape, chain
+from treesnake.shape import OFF, FixedTree, Priced, Shape, chain, is_off
 from treesnake.tree import TokenTree
 
 
@@ -313,3 +313,99 @@ def test_time_in_a_queue_teaches_nothing() -> None:
     for watched in (alone, queued):
         watch(GOOD, CPU, watched)
     assert [step.shape for step in alone.steps] == [step.shape for step in queued.steps]
+
+
+def read_first(step: Step, seconds: float) -> Step:
+    """The step, before which the drafter read the prompt."""
+    return replace(step, seconds=replace(step.seconds, prefill_s=seconds))
+
+
+def drafted_step(shape: Shape, *, is_right: bool = True) -> Step:
+    """A step whose draft of one token takes a fifth of a second, and scoring it one."""
+    step = step_beside_lookup(shape, has_guess=False)
+    if is_off(shape):
+        return step
+    step = replace(step, seconds=StepSeconds(0.2, 1.05, 0.0, 0.0))
+    return replace(step, acceptance=Acceptance((0, 1), 9), emitted=(9, 9)) if is_right else step
+
+
+def answer_where_reading_takes(
+    seconds: float, search: SharedSearch, *, num_tokens: int
+) -> list[Step]:
+    """An answer in which a drafter guesses every second token, once it has read the prompt."""
+    session = search.new_session()
+    steps: list[Step] = []
+    length, has_read = 1000, False
+    while length < 1000 + num_tokens:
+        step = drafted_step(session.choose(length))
+        if not is_off(step.shape) and not has_read:
+            step, has_read = read_first(step, seconds), True
+        session.observe(step)
+        steps.append(step)
+        length += len(step.emitted)
+    return steps
+
+
+def num_read(steps: list[Step]) -> int:
+    return sum(step.seconds.prefill_s > 0 for step in steps)
+
+
+def test_a_prompt_is_read_for_a_draft_where_that_pays_in_the_whole_answer() -> None:
+    """A draft saves a third of a second a token: it pays for six seconds in 60 tokens, not in 6."""
+    for num_tokens, reads in ((60, True), (6, False)):
+        search = SelfTuningSearch()
+        for _ in range(4):
+            answer_where_reading_takes(6.0, search, num_tokens=num_tokens)
+        steps = [answer_where_reading_takes(6.0, search, num_tokens=num_tokens) for _ in range(8)]
+        assert [num_read(each) for each in steps] == [int(reads)] * 8
+
+
+def test_an_answer_that_goes_on_for_longer_than_any_other_pays_for_reading_at_last() -> None:
+    search = SelfTuningSearch()
+    for _ in range(12):
+        answer_where_reading_takes(6.0, search, num_tokens=6)
+    steps = answer_where_reading_takes(6.0, search, num_tokens=100)
+    first = next(number for number, step in enumerate(steps) if step.seconds.prefill_s)
+    assert 6 < first < 40
+
+
+def test_reading_costs_are_those_of_prompts_of_like_length() -> None:
+    costs = ReadingCosts()
+    costs.observe(64, 0.5)
+    assert costs.seconds(0) == 0
+    assert costs.seconds(32) == pytest.approx(0.25)
+    assert 0.5 < costs.seconds(1000) < 0.5 * 1000 / 64, "it may read the end alone"
+    costs.observe(1024, 0.5)
+    assert costs.seconds(1024) == pytest.approx(0.5)
+
+
+def test_in_a_conversation_only_what_is_new_is_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(ReadingCosts, "observe", lambda _, num, seconds: read.append(num))
+    session, length = SelfTuningSearch().new_session(), 1000
+    for _ in range(3):
+        for _ in range(8):
+            step = drafted_step(session.choose(length))
+            session.observe(step)
+            length += len(step.emitted)
+        length += 30  # the next question
+    assert read == [read[0], 30, 30]
+    assert read[0] >= 1000
+
+
+def test_texts_side_by_side_have_each_its_own_rates() -> None:
+    """One that is hard to guess does not switch another one off, nor does a new one."""
+    search = SelfTuningSearch()
+    for _ in range(3):
+        answer_where_reading_takes(0.0, search, num_tokens=60)
+    easy, hard = search.new_session(), search.new_session()
+    lengths, drafted = {easy: 10, hard: 10}, {easy: 0, hard: 0}
+    for _ in range(60):
+        for session, is_right in ((easy, True), (hard, False)):
+            step = drafted_step(session.choose(lengths[session]), is_right=is_right)
+            session.observe(step)
+            lengths[session] += len(step.emitted)
+            drafted[session] += not is_off(step.shape)
+        search.new_session()
+    assert drafted[easy] >= 56
+    assert drafted[hard] < 25

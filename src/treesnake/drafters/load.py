@@ -48,12 +48,15 @@ from treesnake.loading.networks import load_network
 from treesnake.loading.options import DEFAULT_OPTIONS, LoadOptions
 from treesnake.loading.pretrained import resolve_device
 from treesnake.loading.processors import check_same_images
-from treesnake.models.checkpoint import PICKLE_FILE, TOKENIZER_FILES, open_tensors
+from treesnake.models.checkpoint import CONFIG_FILE, PICKLE_FILE, TOKENIZER_FILES, open_tensors
 from treesnake.models.hf_images import image_token
 from treesnake.protocols import DrafterModel
 
 MAX_PADDING = 512
 """By how many rows of padding two embeddings of one vocabulary differ at most."""
+
+PROMPT_WINDOW = "prompt_window"
+"""The key of a Mamba's config that says how many tokens of a prompt it has a use for."""
 
 AUTO = "auto"
 PROMPT_LOOKUP = "prompt-lookup"
@@ -110,7 +113,8 @@ def load_drafter(
         options: how its model is loaded. What is drafted depends on the dtype, and so does the
             speed; the text does not.
         target: what it drafts for; without it the drafter's tokens are taken for the target's.
-        window: how many tokens a Transformer sees at most; others have no use for it.
+        window: how many tokens a model sees at most, of a Mamba how many of a prompt, since its
+            memory has one size. None is what `"prompt_window"` in its config says, or else all.
         tokens: "same" checks that the tokenizer is the target's; "text" drafts text for a target
             with another one; "shared" drafts the tokens that two different ones have in common, at
             a low acceptance. "auto" is the first where the tokenizers agree, else the second.
@@ -140,7 +144,8 @@ def load_drafter(
     specs = [StreamSpec.parse(part) for part in parts if part not in WEIGHTLESS]
     drafters = [WEIGHTLESS[part]() for part in parts if part in WEIGHTLESS]
     if specs:
-        models = [load(spec.model, sees=spec.sees) for spec in specs]
+        is_alone = len(specs) == 1 and specs[0].letters is None
+        models = [load(spec.model, sees=spec.sees, is_alone=is_alone) for spec in specs]
         # Models come first: their nodes are drawn, and what is drawn precedes what is chosen.
         drafters.insert(0, join_models(specs, models, _views(target, caption)))
     return reduce(CompositeDrafterModel, drafters)
@@ -291,13 +296,12 @@ def _load_model(
     window: int | None,
     tokens: Tokens,
     sees: bool,
+    is_alone: bool,
 ) -> NetworkDrafterModel | TextDrafterModel:
     found = identify(name, locate_drafter(name, options))
     is_recurrent = found.architecture is Architecture.STATE_SPACE
-    if is_recurrent and window is not None:
-        raise InvalidInputError(
-            "a window is for drafters whose cost grows with the text; a Mamba's does not"
-        )
+    if is_recurrent and window is None and is_alone:
+        window = _prompt_window(found)
     check_config_is_of_a_model(name, found.fields)
     if _has_pickle_only(found.path):
         check_tensors_are_of_a_model(name, open_tensors(found.path))
@@ -320,6 +324,17 @@ def _load_model(
     if way == "text" and target is not None:
         return _in_text(drafter, checkpoint, target.tokenizer, end_token_ids(target))
     return drafter
+
+
+def _prompt_window(found: FoundModel) -> int | None:
+    """Returns how many tokens of a prompt a Mamba has a use for, if its config says so."""
+    window = found.fields.get(PROMPT_WINDOW)
+    if window is not None and type(window) is not int:
+        raise LoadError(
+            f'{found.path / CONFIG_FILE} says "{PROMPT_WINDOW}": {window!r}; it must be a whole '
+            "number of tokens"
+        )
+    return window
 
 
 def _way(

@@ -34,14 +34,14 @@ MOST_ROOM = 64
 class NetworkDrafterModel:
     """Makes drafter sessions over a network.
 
-    A text longer than the network's context, or than `window`, is seen through a window on its end;
-    see `WindowedDrafter`.
+    A text longer than the network's context, or a prompt longer than `window`, is seen through a
+    window on its end; see `WindowedDrafter`. It slides where memory and time grow with the text.
 
     Attributes:
         network: the weights.
         vocabulary: how its tokens relate to the target's; None if they are the same.
-        window: how many tokens before the anchor it sees at most; None is all that its context
-            holds. A network without a limit to its context needs none.
+        window: how many tokens it sees at most; None is all that its context holds. A recurrent
+            network sees no more of a prompt, and all of the answer.
         view: how it reads prompts with images; None is whole if it sees them, else without them.
 
     Raises:
@@ -78,6 +78,11 @@ class NetworkDrafterModel:
             return None
         return context_length - max_depth
 
+    @property
+    def slides(self) -> bool:
+        """Whether the window moves while the answer grows: not where a text has one size."""
+        return self.network.context_length is not None
+
     def new_session(self) -> LateDrafter:
         """Returns a session with an empty state."""
         view = self.view or natural_view(self.network)
@@ -86,7 +91,7 @@ class NetworkDrafterModel:
         if window is None:
             return LateDrafter(NetworkDrafter(state, self.vocabulary, self.max_depth, view))
         drafter = NetworkDrafter(state, self.vocabulary, self.max_depth)
-        return LateDrafter(WindowedDrafter(drafter, window, view))
+        return LateDrafter(WindowedDrafter(drafter, window, view, slides=self.slides))
 
 
 class NetworkDrafter:

@@ -166,7 +166,9 @@ class TextDrafterModel:
         largest = self.own.largest_window
         # A token of the target may be several of the drafter's.
         window = self.own.window or (None if largest is None else max(largest // 2, 2))
-        return LateDrafter(drafter if window is None else WindowedDrafter(drafter, window))
+        if window is None:
+            return LateDrafter(drafter)
+        return LateDrafter(WindowedDrafter(drafter, window, slides=self.own.slides))
 
 
 class TextDrafter:

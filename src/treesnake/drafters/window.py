@@ -12,29 +12,41 @@ from treesnake.shape import Shape, is_off
 
 
 class WindowedDrafter:
-    """Lets a drafter see at most the last `window` tokens before the anchor.
+    """Lets a drafter see at most the last `window` tokens of a text.
 
-    When these are exceeded, the older half is forgotten and the newer half is run again as a text
-    of its own, whose first token has position 0. So positions stay in the range that the drafter
-    was trained on, and its first tokens are never missing: a cache that is merely cut off in front
-    loses what attention leans on (Xiao et al. 2023, "attention sinks"), and its deeper layers still
-    hold what is forgotten. It costs a prefill of `window` / 2 tokens every `window` / 2 tokens.
+    A prompt is seen from a multiple of `window` / 2 on, as a text of its own, whose first token has
+    position 0. So two prompts of one conversation mostly begin at the same token, and what was read
+    of the first is not read again.
 
-    What is seen depends on the length of the text alone, not on how it came about.
+    A window that slides is never exceeded by the answer either: the older half is forgotten and the
+    newer half is run again. So positions stay in the range that the drafter was trained on, and its
+    first tokens are never missing: a cache that is merely cut off in front loses what attention
+    leans on (Xiao et al. 2023, "attention sinks"), and its deeper layers still hold what is
+    forgotten. It costs a prefill of `window` / 2 tokens every `window` / 2 tokens. A recurrent
+    state has one size and needs none of this.
 
     Args:
         drafter: what sees the window.
         window: how many tokens it sees at most.
+        slides: whether it moves while the answer grows.
         view: how prompts with images are read. An image that the edge of the window would cut is
             left out.
     """
 
-    def __init__(self, drafter: Drafter, window: int, view: View = Prompt.without_inputs) -> None:
+    def __init__(
+        self,
+        drafter: Drafter,
+        window: int,
+        view: View = Prompt.without_inputs,
+        *,
+        slides: bool = True,
+    ) -> None:
         if window < 2:
             raise InvalidInputError(f"a window has at least 2 tokens, got {window}")
         self._drafter = drafter
         self._window = window
         self._view = view
+        self._slides = slides
         self._start = 0
         self._seen: list[int] = []
         self._inputs: tuple[PromptInput, ...] = ()
@@ -52,7 +64,7 @@ class WindowedDrafter:
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
         """Drafts a tree, before which the window moves if the text outgrew it."""
         is_outgrown = first_seen(self._start + len(self._seen), self._window) > self._start
-        if is_outgrown and not is_off(shape):
+        if self._slides and is_outgrown and not is_off(shape):
             self._see(Prompt((*self._seen, anchor), self._inputs))
         return self._drafter.draft(anchor, shape, params, rng)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache
-from math import inf, log
+from math import inf, log, log2
 
 from treesnake.errors import InvalidInputError
 from treesnake.outcome import Step
@@ -245,6 +245,34 @@ class LearnedCosts:
             for level in set(levels):
                 self._draft.observe(level, self._draft.seconds(level) * ratio)
         return extra_s
+
+
+class ReadingCosts:
+    """What it takes until a drafter has read a prompt, in seconds, learned from every time.
+
+    Kept by the power of two that is nearest to the number of tokens. Beyond what was seen they are
+    believed to grow as the root of the number, hopefully: a drafter may read the end alone.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+
+    def seconds(self, num_tokens: int) -> float:
+        """Returns the seconds that so many tokens are believed to take; 0 before the first time."""
+        if not num_tokens or not self._seconds:
+            return 0.0
+        power = log2(num_tokens)
+        near = min(self._seconds, key=lambda known: abs(known - power))
+        growth = power - near
+        return self._seconds[near] * 2 ** (growth / 2 if growth > 0 else growth)
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Learns from the seconds that a number of tokens took; the latest counts half."""
+        power = round(log2(num_tokens))
+        per_token = seconds / num_tokens
+        known = self._seconds.get(power)
+        newest = per_token * 2**power
+        self._seconds[power] = newest if known is None else (known + newest) / 2
 
 
 @lru_cache(maxsize=256)

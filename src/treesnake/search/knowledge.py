@@ -1,20 +1,24 @@
-"""What all texts of a pair teach together: acceptance, costs, rates, and the shapes that follow.
+"""What all texts of a pair teach together: acceptance, costs, usual rates, and their shapes.
 
 None of this depends on which text it came from, so the sessions of a search share it. What a step
 takes depends on how many texts share its pass, which is the load: costs, rates and shapes are those
-of one load. How often drafts are accepted is the same under any load.
+of one load. How often drafts are accepted, what reading a prompt takes and how long answers become
+is the same under any load.
 """
 
+from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from math import log2
 
 from treesnake.outcome import Step
+from treesnake.search.answer_lengths import AnswerLengths
 from treesnake.search.arms import MeasuredRate
 from treesnake.search.belief import ConfidenceBelief, RankBelief
-from treesnake.search.costs import CostTable, LearnedCosts
+from treesnake.search.costs import CostTable, LearnedCosts, ReadingCosts
 from treesnake.search.planning import plan_prices, plan_tree
+from treesnake.search.trial_budget import TrialBudget
 from treesnake.shape import OFF, Shape, is_off
 from treesnake.threads import new_lock
 
@@ -30,35 +34,14 @@ STEPS_PER_PLAN = 32
 STEPS_PER_COST = 4
 """After the first `STEPS_PER_PLAN` steps, costs are learned from one step in this many."""
 
-TRIAL_TIME_SHARE = 0.015
-"""The share of all time that trials may lose."""
-
-CREDIT_STEPS = 10.0
-"""The trial budget, in plain steps: what it holds at first and at most."""
-
-TRIAL_STEPS = 4
-"""Steps of a trial."""
-
-TRIAL_ERROR_MARGIN = 2.0
-"""A mode is not tried if it is slower than the best by more than this many standard errors."""
-
-STEPS_FROM_EARLIER_TEXTS = 16.0
-"""What earlier texts teach of a mode's rate counts for at most so many steps of a new one."""
+DISCOUNT = 0.99
+"""What a step counts for the rate of its mode after each later one, so that doubt comes back."""
 
 USUAL_DISCOUNT = 0.999
 """As `DISCOUNT`, for the rates that a new text begins with: of many texts, not of the last."""
 
-RECENT_DISCOUNT = 0.9
-"""As `DISCOUNT`, for the rate of a mode's last steps, by which a text that changes is noticed."""
-
-CHANGE_ERROR_MARGIN = 3.0
-"""A mode has become slower if its last steps were, by more than this many standard errors."""
-
-LEAST_RECENT_STEPS = 5.0
-"""Of a text, so many of its last steps are needed for that, counted as `RECENT_DISCOUNT` says."""
-
-DISCOUNT = 0.99
-"""What a step counts for the rate of its mode after each later one, so that doubt comes back."""
+STEPS_FROM_EARLIER_TEXTS = 16.0
+"""What earlier texts teach of a mode's rate counts for at most so many steps of a new one."""
 
 
 class Mode(StrEnum):
@@ -87,6 +70,8 @@ class ObservedStep:
         num_behind: the tokens that the drafter had to read first, because it was not run while they
             were emitted.
         was_off: whether drafting was off while the drafter fell behind.
+        num_read: the tokens of the prompt that the drafter had to read first, as this text asked it
+            for nothing before.
         num_plain: the plain steps of the text just before, from which nothing was learned yet; each
             emitted one token.
         plain_s: the seconds of work in those.
@@ -98,9 +83,32 @@ class ObservedStep:
     context_length: int
     num_behind: int
     was_off: bool
+    num_read: int
     num_plain: int
     plain_s: float
     is_trial: bool
+
+    @property
+    def since_tokens(self) -> int:
+        """The tokens that were emitted since the text was learned from."""
+        return self.num_plain + len(self.step.emitted)
+
+    @property
+    def since_s(self) -> float:
+        """The seconds of work since then."""
+        return self.plain_s + self.step.seconds.work_s
+
+    @property
+    def earned(self) -> tuple[int, float] | None:
+        """The tokens and seconds that tell how fast the mode is, if they do.
+
+        A mode pays for reading what it skipped itself, not for what was skipped while off.
+        """
+        if self.mode is Mode.OFF:
+            return self.since_tokens, self.since_s
+        if self.num_behind and self.was_off:
+            return None
+        return len(self.step.emitted), self.step.seconds.work_s
 
 
 class AcceptanceKnowledge:
@@ -146,19 +154,20 @@ class PairKnowledge:
 
     Attributes:
         lock: guards everything here; it is never held while a model runs.
+        reading: what it takes until the drafter has read a prompt.
+        answers: how long answers became.
+        trials: what trials may lose, under all loads together.
+        latest: what is known under the load of the latest step.
     """
 
     def __init__(self, costs: CostTable | None = None) -> None:
         self.lock = new_lock()
+        self.reading = ReadingCosts()
+        self.answers = AnswerLengths()
+        self.trials = TrialBudget()
         self._accepted = AcceptanceKnowledge()
-        self._trial_budget = TrialBudget()
-        self._latest = LoadKnowledge(LearnedCosts(costs), self._accepted, self._trial_budget)
-        self._by_load = {1: self._latest}
-
-    def begin_text(self) -> "LoadKnowledge":
-        """Returns what is known under the load of the latest step, for a new text."""
-        self._latest.begin_text()
-        return self._latest
+        self.latest = LoadKnowledge(LearnedCosts(costs), self._accepted)
+        self._by_load = {1: self.latest}
 
     def learn(self, observed: ObservedStep) -> "LoadKnowledge":
         """Learns from a step and the plain steps before it; returns what is known under its load.
@@ -168,11 +177,13 @@ class PairKnowledge:
         load = 1 << round(log2(observed.step.num_texts))
         if load not in self._by_load:
             costs = self._by_load[1].costs.shared_by(load)
-            self._by_load[load] = LoadKnowledge(costs, self._accepted, self._trial_budget)
+            self._by_load[load] = LoadKnowledge(costs, self._accepted)
         self._accepted.learn(observed.step, observed.mode)
-        self._latest = self._by_load[load]
-        self._latest.learn(observed)
-        return self._latest
+        if observed.num_read:
+            self.reading.observe(observed.num_read, observed.step.seconds.prefill_s)
+        self.latest = self._by_load[load]
+        self.latest.learn(observed)
+        return self.latest
 
 
 class LoadKnowledge:
@@ -181,26 +192,25 @@ class LoadKnowledge:
     Args:
         costs: what drafting and scoring are believed to take.
         accepted: how often drafts are accepted, which others learn.
-        trial_budget: of all loads together.
 
     Attributes:
         costs: the same, corrected by every step.
         shapes: that of each mode, all planned with the first step. Reading one needs no lock.
+        off_rate: the tokens per second of plain steps that score no free guesses, by their costs;
+            0 before the first step.
+        catch_up_s: the seconds in which the drafter reads a token that was emitted without it.
+        has_been_off: whether a step was plain.
     """
 
-    def __init__(
-        self, costs: LearnedCosts, accepted: AcceptanceKnowledge, trial_budget: "TrialBudget"
-    ) -> None:
+    def __init__(self, costs: LearnedCosts, accepted: AcceptanceKnowledge) -> None:
         self.costs = costs
         self.shapes: dict[Mode, Shape] = {Mode.OFF: OFF}
+        self.off_rate = 0.0
+        self.catch_up_s = 0.0
+        self.has_been_off = False
         self._accepted = accepted
-        self._rates = {mode: MeasuredRate() for mode in Mode}
-        self._recent_rates = {mode: MeasuredRate() for mode in Mode}
         self._usual_rates = {mode: MeasuredRate() for mode in Mode}
-        self._trial_budget = trial_budget
-        self._off_rate = 0.0
-        self._catch_up_s = 0.0
-        self._has_been_off = False
+        self._late_rates = {mode: MeasuredRate() for mode in Mode}
         self._num_steps = 0
         self._next_plan = 1
         self._next_cost = 0
@@ -210,51 +220,45 @@ class LoadKnowledge:
         """What can be chosen besides plain decoding."""
         return self._accepted.modes
 
-    def begin_text(self) -> None:
-        """Lets rates be what they usually are, and count little: a new text may be another."""
-        for mode, usual in self._usual_rates.items():
-            counted = min(self._rates[mode].num, STEPS_FROM_EARLIER_TEXTS)
-            self._rates[mode] = copy(usual)
-            if counted < usual.num:
-                self._rates[mode].decay(counted / usual.num)
-        self._recent_rates = {mode: MeasuredRate() for mode in Mode}
+    @property
+    def has_free_guesses(self) -> bool:
+        """Whether some drafts came without running a model."""
+        return self._accepted.has_free_guesses
 
     def learn(self, observed: ObservedStep) -> None:
         """Learns from a step, and from the plain steps before it."""
         if observed.num_behind or self._num_steps >= self._next_cost:
             self._learn_costs(observed)
-        self._learn_rates(observed)
+        self.has_been_off = self.has_been_off or observed.mode is Mode.OFF
+        learn_rates(self._usual_rates, observed, USUAL_DISCOUNT)
+        learn_rates(self._late_rates, observed, DISCOUNT)
         self._num_steps += 1 + observed.num_plain
 
-    def leader(self) -> Mode:
-        """Returns the mode that is believed to be the fastest; off, until that was measured."""
-        if not self._has_been_off:
-            return Mode.OFF
-        rates = self._rates_by_mode()
-        return max(rates, key=rates.__getitem__)
+    def first_rates(self) -> dict[Mode, MeasuredRate]:
+        """Returns the rates that a text begins with: what they usually are.
 
-    def mode_to_try(self, num_behind: int) -> Mode | None:
-        """Returns a mode that may be faster than the leader, if the budget has room for a trial.
+        They count as many steps as there were lately, but few: the new text may be another.
+        """
+        rates: dict[Mode, MeasuredRate] = {}
+        for mode, usual in self._usual_rates.items():
+            rates[mode] = copy(usual)
+            counted = min(self._late_rates[mode].num, STEPS_FROM_EARLIER_TEXTS)
+            if counted < usual.num:
+                rates[mode].decay(counted / usual.num)
+        return rates
+
+    def plan_if_due(self, mode: Mode, context_length: int, best_rate: float) -> None:
+        """Plans the shapes of all modes anew, if it is time and the mode that is on has one.
 
         Args:
-            num_behind: the tokens that the drafter would have to read first.
+            mode: the one that is on.
+            context_length: of the text that asks.
+            best_rate: the tokens per second that it achieves.
         """
-        if not self._has_been_off:
-            return None
-        leader, best = self.leader(), max(self._rates_by_mode().values())
-        for mode in sorted(self.modes, key=lambda mode: self._rates[mode].num):
-            if mode is leader or not self._may_be_best(mode, best):
-                continue
-            if self._trial_budget.left_s >= self._trial_s(mode, leader, best, num_behind):
-                return mode
-        return None
-
-    def plan_if_due(self, mode: Mode, context_length: int) -> None:
-        """Plans the shapes of all modes anew, if it is time and the mode that is on has one."""
         is_planned = len(self.shapes) > 1
-        is_idle = mode is Mode.OFF and is_planned and not self._accepted.has_free_guesses
+        is_idle = mode is Mode.OFF and is_planned and not self.has_free_guesses
         if not is_idle and self._num_steps >= self._next_plan:
-            self._plan(context_length)
+            self._plan(context_length, best_rate)
             self._next_plan = self._num_steps + min(1 + self._num_steps // 4, STEPS_PER_PLAN)
 
     def _learn_costs(self, observed: ObservedStep) -> None:
@@ -262,42 +266,12 @@ class LoadKnowledge:
         extra_s = self.costs.observe(observed.step, length, num_behind=num_behind)
         if num_behind:
             # Reading many tokens at once takes no longer than one after the other.
-            self._catch_up_s = min(extra_s / num_behind, self.costs.draft_s(1, length))
-        self._off_rate = 1 / self.costs.score_s(1, length)
+            self.catch_up_s = min(extra_s / num_behind, self.costs.draft_s(1, length))
+        self.off_rate = 1 / self.costs.score_s(1, length)
         self._next_cost = self._num_steps
         self._next_cost += STEPS_PER_COST if self._num_steps >= STEPS_PER_PLAN else 1
 
-    def _learn_rates(self, observed: ObservedStep) -> None:
-        num_tokens, seconds = len(observed.step.emitted), observed.step.seconds.work_s
-        most_s = CREDIT_STEPS / self._off_rate
-        self._trial_budget.open(most_s)
-        best = max(self._rates_by_mode().values())
-        since_tokens = observed.num_plain + num_tokens
-        since_s = min(observed.plain_s + seconds, most_s)
-        lost_s = since_s - since_tokens / best if observed.is_trial else 0.0
-        self._trial_budget.book(since_s, lost_s, most_s)
-        for rates, discount in ((self._rates, DISCOUNT), (self._usual_rates, USUAL_DISCOUNT)):
-            for rate in rates.values():
-                rate.decay(discount ** (observed.num_plain + 1))
-        if observed.mode is Mode.OFF:
-            self._has_been_off = True
-            self._rates[Mode.OFF].add(since_tokens, observed.plain_s + seconds)
-            self._usual_rates[Mode.OFF].add(since_tokens, observed.plain_s + seconds)
-        elif not (observed.num_behind and observed.was_off):
-            # A mode pays for reading what it skipped itself, not for what was skipped while off.
-            self._add(observed.mode, num_tokens, seconds)
-
-    def _add(self, mode: Mode, num_tokens: int, seconds: float) -> None:
-        """Adds a step to the rate of its mode, which begins anew where the mode became slower."""
-        rate, recent = self._rates[mode], self._recent_rates[mode]
-        recent.decay(RECENT_DISCOUNT)
-        for each in (rate, recent, self._usual_rates[mode]):
-            each.add(num_tokens, seconds)
-        at_best = recent.mean + CHANGE_ERROR_MARGIN * recent.standard_error
-        if recent.num >= LEAST_RECENT_STEPS and at_best < rate.mean:
-            self._rates[mode] = copy(recent)
-
-    def _plan(self, context_length: int) -> None:
+    def _plan(self, context_length: int, best_rate: float) -> None:
         """Makes the shapes of the modes from what is believed by now."""
 
         def score_s(num_nodes: int) -> float:
@@ -318,7 +292,7 @@ class LoadKnowledge:
             accepted.confidence.curve().confidence_for,
             score_s,
             draft_s(1),
-            max(self._rates_by_mode().values()),
+            best_rate,
             max_nodes=max_nodes,
             width=min(PRICED_WIDTH, max_width),
         )
@@ -326,45 +300,18 @@ class LoadKnowledge:
         # Whether there are free guesses is seen while drafting is off, too: they cost nothing.
         self.shapes[Mode.OFF] = priced.without_levels()
 
-    def _rates_by_mode(self) -> dict[Mode, float]:
-        """Returns the tokens per second of off and of the modes that had a step."""
-        rates = {Mode.OFF: self._off_rate}
-        if self._accepted.has_free_guesses:
-            rates[Mode.OFF] = max(self._off_rate, self._rates[Mode.OFF].mean)
-        return rates | {
-            mode: self._rates[mode].mean for mode in self.modes if self._rates[mode].num
-        }
 
-    def _may_be_best(self, mode: Mode, best: float) -> bool:
-        rate = self._rates[mode]
-        return rate.num == 0 or rate.mean + TRIAL_ERROR_MARGIN * rate.standard_error > best
+def learn_rates(
+    rates: Mapping[Mode, MeasuredRate], observed: ObservedStep, discount: float
+) -> None:
+    """Adds what a step earned to the rate of its mode; all that was before counts less.
 
-    def _trial_s(self, mode: Mode, leader: Mode, best: float, num_behind: int) -> float:
-        """Returns the seconds that a trial is expected to lose."""
-        rate = self._rates[mode]
-        catch_up_s = num_behind * self._catch_up_s if leader is Mode.OFF else 0.0
-        if rate.num == 0:
-            return 1 / self._off_rate + catch_up_s
-        slower = max(1 - rate.mean / best, 0.0)
-        return TRIAL_STEPS * slower * rate.seconds_per_step + catch_up_s
-
-
-@dataclass(eq=False)
-class TrialBudget:
-    """Budgets the time spent on trials (Wu et al. 2016, conservative bandits).
-
-    Attributes:
-        left_s: the seconds that trials may lose from now on.
+    Args:
+        rates: of the modes.
+        observed: the step, and the plain steps before it.
+        discount: what a step counts after each later one.
     """
-
-    left_s: float = 0.0
-    _is_open: bool = field(default=False, init=False)
-
-    def open(self, first_s: float) -> None:
-        """Sets what it holds at first; later calls do nothing."""
-        if not self._is_open:
-            self.left_s, self._is_open = first_s, True
-
-    def book(self, seconds: float, lost_s: float, most_s: float) -> None:
-        """Books a step: adds a share of its seconds, takes away what a trial lost in it."""
-        self.left_s = min(self.left_s + TRIAL_TIME_SHARE * seconds - lost_s, most_s)
+    for rate in rates.values():
+        rate.decay(discount ** (observed.num_plain + 1))
+    if observed.earned is not None:
+        rates[observed.mode].add(*observed.earned)

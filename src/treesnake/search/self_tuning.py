@@ -15,13 +15,8 @@ from dataclasses import dataclass
 
 from treesnake.outcome import Step
 from treesnake.search.costs import CostTable
-from treesnake.search.knowledge import (
-    TRIAL_STEPS,
-    LoadKnowledge,
-    Mode,
-    ObservedStep,
-    PairKnowledge,
-)
+from treesnake.search.knowledge import LoadKnowledge, Mode, ObservedStep, PairKnowledge
+from treesnake.search.text_knowledge import TRIAL_STEPS, TextKnowledge
 from treesnake.shape import Shape
 
 PLAIN_STEPS_AT_ONCE = 8
@@ -49,7 +44,7 @@ class SelfTuningSearch:
 
 
 class SelfTuningSession:
-    """The search for one text: how long it is, how far the drafter is behind, which mode is on.
+    """The search for one text: how long it is, what the drafter has not read, which mode is on.
 
     Args:
         knowledge: shared by all texts of the pair.
@@ -59,29 +54,33 @@ class SelfTuningSession:
         self._pair = knowledge
         self._context_length = 0
         self._expected_length = 0
+        self._num_unread = 0
         self._num_behind, self._was_off = 0, False
         self._num_plain, self._plain_s = 0, 0.0
         self._tried: Mode | None = None
         self._num_trial_steps = 0
+        self._mode = Mode.OFF
         with knowledge.lock:
-            self._knowledge = knowledge.begin_text()
-            self._mode = self._next_mode()
+            self._answer = knowledge.answers.begin()
+            self._text = TextKnowledge(knowledge, knowledge.latest, self._answer)
 
     def choose(self, context_length: int) -> Shape:
         """Returns the shape of the mode that is on."""
         if context_length != self._expected_length:
-            self._num_behind = 0  # another text, which the drafter was given as a prompt
+            self._begin(context_length)
         self._context_length = context_length
-        return self._knowledge.shapes[self._mode]
+        return self._text.load.shapes[self._mode]
 
     def observe(self, step: Step) -> None:
         """Learns from the step, and decides what comes next."""
         mode = Mode.of(step.shape)
-        self._expected_length = self._context_length + len(step.emitted)
+        num_new = len(step.emitted)
+        self._expected_length = self._context_length + num_new
+        self._answer.num_tokens += num_new
         is_plain = mode is Mode.OFF and len(step.tree) == 1
         is_group_open = self._num_plain < PLAIN_STEPS_AT_ONCE - 1
         if is_plain and self._num_behind >= PLAIN_STEPS_AT_ONCE and is_group_open:
-            self._num_behind += len(step.emitted)
+            self._num_behind += num_new
             self._num_plain += 1
             self._plain_s += step.seconds.work_s
             return
@@ -92,32 +91,48 @@ class SelfTuningSession:
             self._context_length,
             num_behind=self._num_behind if runs_drafter else 0,
             was_off=self._was_off,
+            num_read=self._num_unread if runs_drafter else 0,
             num_plain=self._num_plain,
             plain_s=self._plain_s,
             is_trial=self._tried is not None,
         )
-        self._num_behind = 0 if runs_drafter else self._num_behind + len(step.emitted)
+        self._num_behind = 0 if runs_drafter else self._num_behind + num_new
+        self._num_unread = 0 if runs_drafter else self._num_unread
         self._was_off = not runs_drafter and (self._was_off or mode is Mode.OFF)
         self._num_plain, self._plain_s = 0, 0.0
         with self._pair.lock:
             self._count_trial_step()
             self._go_on_with(self._pair.learn(observed))
+            self._text.learn(observed)
             self._mode = self._next_mode()
-            self._knowledge.plan_if_due(self._mode, self._context_length)
+            load, best_rate = self._text.load, self._text.best_rate
+            load.plan_if_due(self._mode, self._context_length, best_rate)
 
-    def _go_on_with(self, knowledge: LoadKnowledge) -> None:
+    def _begin(self, context_length: int) -> None:
+        """Begins an answer, behind a prompt that the drafter may not have read."""
+        has_read = self._expected_length and not self._num_unread
+        num_new = context_length - self._expected_length
+        self._num_unread = num_new if has_read and num_new > 0 else context_length
+        self._num_behind = 0
+        with self._pair.lock:
+            if self._answer.num_tokens:
+                self._answer = self._pair.answers.begin()
+            self._mode = self._next_mode()
+
+    def _go_on_with(self, load: LoadKnowledge) -> None:
         """Goes by what is known under the load of now; a trial under another one is over."""
-        if knowledge is not self._knowledge:
-            self._knowledge, self._tried = knowledge, None
+        if load is not self._text.load:
+            self._text = TextKnowledge(self._pair, load, self._answer)
+            self._tried = None
 
     def _next_mode(self) -> Mode:
         """Returns the mode on trial, or else the best; starts a trial where the budget has room."""
-        knowledge = self._knowledge
-        if self._tried in knowledge.modes:
+        text = self._text
+        if self._tried in text.load.modes:
             return self._tried
-        tried = knowledge.mode_to_try(self._num_behind)
+        tried = text.mode_to_try(self._num_behind, self._num_unread)
         if tried is None:
-            return knowledge.leader()
+            return text.leader(self._num_unread)
         self._tried, self._num_trial_steps = tried, TRIAL_STEPS
         return tried
 
