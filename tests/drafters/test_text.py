@@ -1,6 +1,7 @@
 """Drafting in text: what is drafted, and that it stays exact whatever the two tokenizers are."""
 
 import random
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -146,6 +147,33 @@ def test_a_long_text_is_seen_through_a_window() -> None:
     prompt = theirs.encode("The snake reads the news. " * 9, add_special_tokens=False)
     made = decoder.generate(prompt, max_new_tokens=40).token_ids
     assert made == plain.generate(prompt, max_new_tokens=40).token_ids
+
+
+@pytest.mark.parametrize("network", ["recurrent", "mamba2"])
+def test_of_a_long_prompt_a_recurrent_network_reads_the_end(network: str) -> None:
+    pair = PAIRS[0]
+    ours, theirs = (KINDS[kind]() for kind in pair)
+    ours.chat_template, theirs.chat_template = OURS, THEIRS
+    both = Translation(ours, theirs, {ours.eos_token_id}, {theirs.eos_token_id})
+    whole = TextDrafterModel(NetworkDrafterModel(NETWORKS[network](len(ours))), both)
+    windowed = replace(whole, own=replace(whole.own, window=8))
+    model = target(pair[1])
+    decoder, plain = (
+        SpeculativeDecoder(Pair(model, each), tokenizer=theirs, search="chain(3)")
+        for each in (windowed, NoDrafterModel())
+    )
+    session, sees_all = (each.new_session().inner for each in (windowed, whole))
+    assert isinstance(session, TextDrafter)
+    assert isinstance(sees_all, TextDrafter)
+    messages = [{"role": "user", "content": "The snake reads the news. " * 9}]
+    for prompt in ("The snake reads the news. " * 9, messages, [*messages, *messages]):
+        encoded = decoder.encode(prompt)
+        for each in (session, sees_all):
+            each.prefill(encoded)
+        assert 4 <= len(session.held) <= 8
+        assert session.held == sees_all.held[-len(session.held) :]
+        own = plain.generate(prompt, max_new_tokens=20).token_ids
+        assert decoder.generate(prompt, max_new_tokens=20).token_ids == own
 
 
 def draft_with(

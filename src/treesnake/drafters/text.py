@@ -31,7 +31,7 @@ from treesnake.drafters.pieces import OpenPiece, PieceEncoder, PieceReader
 from treesnake.drafters.re_encoding import PathEncoder, PathTree, WrittenPath
 from treesnake.drafters.spelling import Spelling
 from treesnake.drafters.vocabulary import SAME_VOCABULARY
-from treesnake.drafters.window import WindowedDrafter
+from treesnake.drafters.window import WindowedDrafter, first_seen
 from treesnake.errors import InvalidInputError
 from treesnake.models.tree_network import TreeState
 from treesnake.prompt import Prompt, num_shared
@@ -162,13 +162,12 @@ class TextDrafterModel:
 
     def new_session(self) -> LateDrafter:
         """Returns a session with an empty state."""
-        drafter = TextDrafter(self)
-        largest = self.own.largest_window
-        # A token of the target may be several of the drafter's.
-        window = self.own.window or (None if largest is None else max(largest // 2, 2))
-        if window is None:
+        drafter, largest = TextDrafter(self), self.own.largest_window
+        if largest is None:
             return LateDrafter(drafter)
-        return LateDrafter(WindowedDrafter(drafter, window, slides=self.own.slides))
+        # A token of the target may be several of the drafter's.
+        window = self.own.window or max(largest // 2, 2)
+        return LateDrafter(WindowedDrafter(drafter, window))
 
 
 class TextDrafter:
@@ -184,6 +183,7 @@ class TextDrafter:
         self._state: TreeState = own.network.new_state()
         self._vocabulary = own.vocabulary or SAME_VOCABULARY
         self._max_depth = own.max_depth
+        self._window = None if own.slides else own.window
         self._context_length = own.network.context_length
         self._translation = translation
         self._reader = translation.reader
@@ -213,13 +213,17 @@ class TextDrafter:
         """Makes the session hold every token of the prompt but the last; it reads text alone.
 
         A conversation is read as the drafter's own chat template has it, to which the last token of
-        the prompt belongs.
+        the prompt belongs. A recurrent network reads the end of it only, if it has a window.
         """
         self._forget_draft()
         own = (
             None if prompt.inputs else self._translation.rendered(prompt.messages, is_answered=True)
         )
         borders = self._read_text(prompt) if own is None else self._read_conversation(prompt, own)
+        if self._window is not None:
+            start = first_seen(len(self._held), self._window)
+            del self._held[:start]
+            borders = tuple(border - start for border in borders if border > start)
         if self._fits(1):
             next_token = (self.open_tokens or [0])[0]
             self._state.prefill(Prompt((*self._held, next_token), borders=borders))

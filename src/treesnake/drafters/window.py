@@ -77,7 +77,8 @@ class WindowedDrafter:
         """Moves the window to the end of a prompt, which begins where the window did."""
         start = first_seen(self._start + len(prompt) - 1, self._window) - self._start
         cut = (each.end for each in prompt.inputs if each.start < start < each.end)
-        seen = prompt.behind(next(cut, start))
+        # A whole prompt also says which conversation it is.
+        seen = prompt.behind(next(cut, start)) if start else prompt
         self._start += len(prompt) - len(seen)
         self._seen, self._inputs = list(seen.token_ids[:-1]), seen.inputs
         self._drafter.prefill(seen)

@@ -49,7 +49,7 @@ BLOCK_OUTPUTS = simd.LANES
 BLOCK = np.dtype([("address", np.int64), ("form", np.int64)], align=True)
 """Where the bytes of a block are, and in which form."""
 
-TILE_ROWS = (8, 4, 1) if simd.LANES == 16 else (4, 2, 1)
+TILE_ROWS = (8, 6, 4, 1) if simd.LANES == 16 else (4, 2, 1)
 """Rows of each tile, largest first. The last may go beyond what is asked for, as in `linear`."""
 
 HALVES = GROUP // HALF_GROUP
