@@ -155,7 +155,7 @@ def _learn(
     for number, text in enumerate(said, 1):
         before, num_served = num_served, num_served + len(text.token_ids)
         learner.add(text, 1.0)
-        learner.learn_if_due()
+        learner.learn()
         if number == len(said) or any(before < point <= num_served for point in POINTS):
             points.append(_try(learner, reader, seen, num_served))
     return points
