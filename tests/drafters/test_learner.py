@@ -14,7 +14,6 @@ from torch import Tensor
 from treesnake.drafters.kept_output import KeptOutput
 from treesnake.drafters.learner import (
     HELD_OUT_EVERY,
-    MOST_WAITING,
     PLACES_PER_UPDATE,
     Learner,
 )
@@ -193,6 +192,17 @@ def test_nobody_waits_for_what_is_learned_aside(monkeypatch: pytest.MonkeyPatch)
     assert learner.report.num_updates == 1
 
 
+def test_a_process_that_ends_is_not_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = learner_for(BigramNetwork.of(SIZE))
+    ended = threading.Thread()
+    with monkeypatch.context() as patched:
+        patched.setattr("threading.main_thread", lambda: ended)
+        teach(learner, PER_UPDATE)
+        assert learner.report.learning_s == 0
+    learner.learn()
+    assert learner.report.num_updates == 1
+
+
 def test_a_child_begins_anew_what_its_parent_was_in_the_middle_of() -> None:
     network = BigramNetwork.of(SIZE)
     learner = learner_for(network)
@@ -220,11 +230,16 @@ def held_up_slices(began: threading.Event, may_go_on: threading.Event) -> Iterat
     yield
 
 
-def test_texts_that_wait_too_long_are_dropped_the_oldest_first() -> None:
+def test_texts_that_there_is_no_time_for_are_soon_enough() -> None:
     learner = Learner(SameTokenReader(NetworkDrafterModel(BigramNetwork.of(SIZE))), time_share=0.02)
-    teach(learner, 3 * MOST_WAITING // LENGTH, seconds=0.0)
-    teach(learner, 1, seconds=1e6)
-    assert MOST_WAITING - LENGTH <= learner.report.num_places <= MOST_WAITING + LENGTH
+    for number in range(PER_UPDATE):
+        assert not learner.has_enough
+        learner.add(text_of(number), 0.0)
+    assert learner.has_enough
+    learner.add(None, 1e6)
+    learner.learn()
+    assert learner.report.num_updates == 1
+    assert not learner.has_enough
 
 
 def test_what_was_learned_goes_on_in_the_next_process(tmp_path: Path) -> None:

@@ -28,10 +28,13 @@ class Noting(Learner):
         super().__init__(SameTokenReader(NetworkDrafterModel(BigramNetwork.of(SIZE))))
         self.texts: list[SaidText] = []
         self.num_asked = 0
+        self.decoding_s = 0.0
 
-    def add(self, text: SaidText, decoding_s: float) -> None:
-        self.texts.append(text)
+    def add(self, text: SaidText | None, decoding_s: float) -> None:
+        if text is not None:
+            self.texts.append(text)
         assert decoding_s > 0
+        self.decoding_s += decoding_s
 
     def learn_aside(self) -> None:
         self.num_asked += 1
@@ -85,6 +88,18 @@ def test_a_session_that_begins_another_text_hands_over_the_one_before() -> None:
     next(stream), next(stream), next(stream)
     decoder.generate([4, 5], max_new_tokens=4, session=session)
     assert [text.prompt.token_ids for text in learner.texts] == [(1, 2, 3), (4, 5)]
+
+
+def test_no_notes_are_taken_while_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = Noting()
+    decoder = decoder_of(learner)
+    monkeypatch.setattr(Noting, "has_enough", True)
+    decoder.generate([1, 2, 3], max_new_tokens=20)
+    assert learner.texts == []
+    assert learner.decoding_s > 0  # it allows for learning from those that wait
+    monkeypatch.undo()
+    decoder.generate([1, 2, 3], max_new_tokens=20)
+    assert len(learner.texts) == 1
 
 
 def test_it_keeps_the_promises_of_drafters() -> None:

@@ -42,9 +42,6 @@ HELD_OUT_EVERY = 4
 MOST_HELD_OUT = 1024
 """Places of the latest texts that were held out."""
 
-MOST_WAITING = 4 * PLACES_PER_UPDATE
-"""Tokens of texts that wait to be learned from; the oldest are dropped."""
-
 FIRST_RATE = 1.0
 SMALLEST_RATE = 0.01
 LARGEST_RATE = 2.0
@@ -149,16 +146,25 @@ class Learner:
         """Whether it learns from what the target held probable, and not from the text alone."""
         return self._reader.reads_shares
 
-    def add(self, text: SaidText, decoding_s: float) -> None:
-        """Takes note of an answer, and allows for learning by the seconds that it took.
+    @property
+    def has_enough(self) -> bool:
+        """Whether there is more to learn from than there was time for; taking notes is in vain."""
+        with self._lock:
+            return sum(len(text.token_ids) for text in self._waiting) >= PLACES_PER_UPDATE
+
+    def add(self, text: SaidText | None, decoding_s: float) -> None:
+        """Takes over an answer, and allows for learning by the seconds that it took.
 
         What an earlier answer allowed for and learning did not need is not saved up, so that no
         text is followed by more learning than its own seconds allow for.
+
+        Args:
+            text: None for one of which no note was taken.
+            decoding_s: of the answer.
         """
         with self._lock:
-            self._waiting.append(text)
-            while self._num_waiting - len(self._waiting[0].token_ids) > MOST_WAITING:
-                self._waiting.popleft()
+            if text is not None:
+                self._waiting.append(text)
             self._allowed_s = min(self._allowed_s, 0.0) + self._time_share * decoding_s
             self.report = replace(self.report, decoding_s=self.report.decoding_s + decoding_s)
 
@@ -196,10 +202,6 @@ class Learner:
             self._slices = slices
         finally:
             self._is_learning.release()
-
-    @property
-    def _num_waiting(self) -> int:
-        return sum(len(text.token_ids) for text in self._waiting)
 
     def _take(self) -> SaidText | None:
         with self._lock:

@@ -32,6 +32,8 @@ LEAST_LOG_RATIO = log(0.05)
 class LearningDrafter:
     """Drafts what another drafter drafts, and sees what the target makes of the text.
 
+    It takes notes of a text unless the learner has enough of them when the text begins.
+
     Args:
         drafter: any session.
         learner: gets each answer when the next prompt begins, or when `finish` is called.
@@ -40,7 +42,6 @@ class LearningDrafter:
     def __init__(self, drafter: Drafter, learner: Learner) -> None:
         self._drafter = drafter
         self._learner = learner
-        self._reads_shares = learner.reads_shares
         self._begin(None)
 
     @property
@@ -62,11 +63,12 @@ class LearningDrafter:
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Takes note of the tokens, and of what the target held probable behind each."""
         self._drafter.commit(token_ids, scored)
-        self._tokens += token_ids
-        if scored is None or not self._reads_shares:
-            self._shares += [{}] * len(token_ids)
-        else:
-            self._shares += [_probable(scored.target, node) for node in scored.path]
+        if self._takes_notes:
+            self._tokens += token_ids
+            if scored is None or not self._learner.reads_shares:
+                self._shares += [{}] * len(token_ids)
+            else:
+                self._shares += [_probable(scored.target, node) for node in scored.path]
         if scored is not None:
             self._temperature = scored.target.params.temperature or 1.0
             self._decoding_s += work_clock() - self._begun
@@ -75,12 +77,13 @@ class LearningDrafter:
         """Hands over what there is of the answer, to be learned from aside."""
         if self._prompt is not None and self._decoding_s > 0:
             said = SaidText(self._prompt, self._tokens, self._shares, self._temperature)
-            self._learner.add(said, self._decoding_s)
+            self._learner.add(said if self._takes_notes else None, self._decoding_s)
             self._learner.learn_aside()
         self._begin(None)
 
     def _begin(self, prompt: Prompt | None) -> None:
         self._prompt = prompt
+        self._takes_notes = prompt is not None and not self._learner.has_enough
         self._tokens: list[int] = []
         self._shares: list[dict[int, float]] = []
         self._temperature = 1.0
