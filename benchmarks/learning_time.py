@@ -35,7 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--targets", nargs="+", required=True)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=4, help="parts of the questions")
-    add_questions(parser, 40)
+    add_questions(parser, 32)
 
 
 def measure(arguments: Namespace) -> Result:

@@ -63,7 +63,15 @@ def test_sampled_text_tells_the_targets_probabilities_at_its_temperature() -> No
     decoder_of(learner).generate([1, 2, 3], params, max_new_tokens=10)
     (text,) = learner.texts
     assert text.temperature == 0.5
-    assert all(0.5 < sum(shares.values()) <= 1.001 for shares in text.shares[1:])
+    assert all(sum(shares.values()) == pytest.approx(1) for shares in text.shares[1:])
+    state = TARGET.network.new_state()
+    tokens = [*text.prompt.token_ids[:-1], *text.token_ids]
+    logits = state.extend(tokens, range(-1, len(tokens) - 1))[len(text.prompt) - 1 :]
+    for row, shares in zip((logits / 0.5).softmax(-1)[1:], text.shares[1:], strict=True):
+        probable = row[row >= 0.05 * row.max()]
+        assert sorted(shares.values()) == pytest.approx(
+            sorted((probable / probable.sum()).tolist())
+        )
 
 
 def test_learning_begins_behind_the_last_step() -> None:
