@@ -1,7 +1,7 @@
 """Does a drafter that goes on learning guess better, by how many tokens were served?
 
     uv run python benchmarks/learning.py --served prompts.jsonl
-        --targets smollm2 qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --tokens 108000 50000
+        --targets smollm2 qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --tokens 200000 200000
         --questions spec_bench_report.jsonl --per-category 4 --output results/learning.json
 
 A target answers prompts of many kinds (recipes/treesnake-smol/prompts.py), and its drafter learns
@@ -12,7 +12,8 @@ a step goes on for as long as the drafter's first choice is what the answer says
 quiet machine. The seconds are those of the machine as it is.
 
 Answers are greedy, and many share each pass. They can be kept in a folder (`--answers`), so that
-another run goes on with them.
+another run goes on with them. If a target has not said enough after some time (`--minutes`), its
+drafter learns from what there is.
 """
 
 import json
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from itertools import islice
 from math import inf
 from pathlib import Path
+from time import perf_counter
 
 from frame import Result, print_table, run
 from jaxtyping import Float
@@ -59,6 +61,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--not-served", type=int, default=128, help="the last of these prompts")
     parser.add_argument("--per-answer", type=int, default=128)
     parser.add_argument("--answers", type=Path, help="a folder where answers are kept")
+    parser.add_argument("--minutes", type=float, default=inf, help="of answering, for each target")
 
 
 def measure(arguments: Namespace) -> Result:
@@ -75,7 +78,7 @@ def measure(arguments: Namespace) -> Result:
             "others": list(answers.to(others, "others", NUM_TRIED, LONGEST_TRIED)),
         }
         served = answers.to(prompts[: -arguments.not_served], "served", arguments.per_answer)
-        said = _first(served, num_tokens)
+        said = _first(served, num_tokens, perf_counter() + 60 * arguments.minutes)
         result["targets"][name] = {"points": _learn(decoder, said, tried)}
     return result
 
@@ -131,11 +134,11 @@ def _said(prompt: Prompt, answer: Sequence[int]) -> SaidText:
     return SaidText(prompt, tokens, [{token: 1.0} for token in answer], 1.0)
 
 
-def _first(texts: Iterable[SaidText], num_tokens: int) -> list[SaidText]:
-    """Returns as many of the first texts as have so many tokens."""
+def _first(texts: Iterable[SaidText], num_tokens: int, until: float) -> list[SaidText]:
+    """Returns as many of the first texts as have so many tokens, or are there in time."""
     taken, num_taken = list[SaidText](), 0
     for text in texts:
-        if num_taken >= num_tokens:
+        if num_taken >= num_tokens or perf_counter() > until:
             break
         taken.append(text)
         num_taken += len(text.token_ids)
@@ -155,7 +158,7 @@ def _learn(
     for number, text in enumerate(said, 1):
         before, num_served = num_served, num_served + len(text.token_ids)
         learner.add(text, 1.0)
-        learner.learn_if_due()
+        learner.learn()
         if number == len(said) or any(before < point <= num_served for point in POINTS):
             points.append(_try(learner, reader, seen, num_served))
     return points

@@ -1,7 +1,7 @@
 """What does a memory of earlier texts add to lookup in the text itself, and to the default pair?
 
     uv run python benchmarks/memory_store.py --threads 2
-        --questions spec_bench_report.jsonl --output results/memory_store.json
+        --questions spec_bench_report.jsonl --per-category 4 --output results/memory_store.json
 
 Three things. The questions, each once and in one order, first 64 tokens, greedily and at a
 temperature of 0.7: tokens a step and seconds, for both halves and along the way. A memory begins

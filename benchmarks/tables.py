@@ -891,6 +891,24 @@ def _learning() -> str:
     return _table(["tokens a step of a chain of 4", *heads], rows)
 
 
+def _learning_time() -> str:
+    rows = [
+        [
+            target if number == 0 else "",
+            name,
+            _interval(found["seconds per token"], 3),
+            _interval(found["whole answers"], 3),
+            *(f"{found['methods'][each]['pause_ms']['longest']:.0f}" for each in ("off", "on")),
+            f"{found['learning']['num_kept']} of {found['learning']['num_updates']}",
+        ]
+        for target, samplings in _read("learning_time")["targets"].items()
+        for number, (name, found) in enumerate(samplings.items())
+    ]
+    heads = ["seconds, x without learning", "", "per token", "whole answers"]
+    pauses = ["longest pause without, ms", "with learning"]
+    return _table([*heads, *pauses, "updates that stayed"], rows)
+
+
 def _ms_per_token(rates: Mapping[str, Any]) -> float:
     return 1e3 * rates["decoding_s"] / rates["num_tokens"]
 
@@ -1037,6 +1055,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory_structure": _memory_structure,
     "memory_bound": _memory_bound,
     "learning": _learning,
+    "learning_time": _learning_time,
     "mixture_streams": _mixture_streams,
     "mixture_rules": _mixture_rules,
     "two_versions": _two_versions,

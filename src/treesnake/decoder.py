@@ -135,7 +135,7 @@ class DecoderSession(OfOneProcess):
         drafter: holds it too.
         search: chooses the trees.
         memory_drafter: the part of `drafter` that knows earlier texts; None if none does.
-        learning_drafter: the part that hands answers to the decoder's learner, likewise.
+        learning_drafter: `drafter`, if it hands answers to the decoder's learner.
     """
 
     target: Target
@@ -163,7 +163,6 @@ class TextStream(Iterator[str], OfOneProcess):
         continuation: the steps.
         assembler: makes text of them; None where there is no tokenizer.
         on_end: is called when the text has ended.
-        on_read: is called when its last piece was taken, too.
     """
 
     def __init__(
@@ -171,11 +170,9 @@ class TextStream(Iterator[str], OfOneProcess):
         continuation: Continuation,
         assembler: TextAssembler | None,
         on_end: Callable[[], None] | None = None,
-        on_read: Callable[[], None] | None = None,
     ) -> None:
         self._continuation = continuation
         self._on_end = on_end
-        self._on_read = on_read
         self._assembler = assembler
         self._finish_reason: FinishReason | None = None
         self._steps: list[Step] = []
@@ -194,8 +191,6 @@ class TextStream(Iterator[str], OfOneProcess):
         if self._assembler:
             piece = self._assembler.push(step.emitted) if step else self._assembler.finish()
         if step is None and not piece:
-            if self._on_read is not None:
-                self._on_read()
             raise StopIteration
         self._pieces.append(piece)
         return piece
@@ -469,9 +464,10 @@ class SpeculativeDecoder(OfOneProcess):
         chosen = self.memory if memory is True else memory
         recalling = MemoryDrafter(chosen) if isinstance(chosen, TextMemory) else None
         learner = None if memory is False else self.learner
-        learning = None if learner is None else LearningDrafter(learner)
-        for each in (recalling, learning):
-            drafter = drafter if each is None else CompositeDrafter(drafter, each)
+        if recalling is not None:
+            drafter = CompositeDrafter(drafter, recalling)
+        learning = None if learner is None else LearningDrafter(drafter, learner)
+        drafter = learning or drafter
         return DecoderSession(target, drafter, search, recalling, learning)
 
     def explain(self, generation: Generation) -> Explanation:
@@ -600,9 +596,7 @@ class SpeculativeDecoder(OfOneProcess):
         assembler = None
         if self._decoding is not None:
             assembler = TextAssembler(self._decoding, stop, encoded.token_ids)
-        learning = session.learning_drafter
-        on_read = None if learning is None else learning.learner.learn_if_due
-        return TextStream(continuation, assembler, session.finish_text, on_read)
+        return TextStream(continuation, assembler, session.finish_text)
 
     def form_constraint(
         self,

@@ -5,7 +5,6 @@ from itertools import product
 import pytest
 
 from treesnake import Pair, SamplingParams, SpeculativeDecoder
-from treesnake.drafters.composite import CompositeDrafter
 from treesnake.drafters.learner import Learner
 from treesnake.drafters.learning import LearningDrafter
 from treesnake.drafters.network import NetworkDrafterModel
@@ -29,17 +28,16 @@ def teach(learner: Learner) -> None:
     """Gives a learner a text to learn from, and one to hold out."""
     for _ in range(2):
         learner.add(SaidText(PROMPT, [1, 0, 1], [{0: 1.0}, {1: 1.0}, {0: 1.0}], 1.0), 1.0)
-        learner.learn_if_due()
+        learner.learn()
 
 
 def say(
     target: RecurrentModel, network: BigramNetwork, learner: Learner, shape: Shape, rng: Rng
 ) -> tuple[int, ...]:
-    watching = LearningDrafter(learner)
-    drafter = NetworkDrafterModel(network).new_session()
+    drafter = LearningDrafter(NetworkDrafterModel(network).new_session(), learner)
     steps = generate(
         NetworkTargetModel(TinyNetwork(target)).new_session(),
-        CompositeDrafter(drafter, watching),
+        drafter,
         PROMPT,
         search=StaticSearch(shape),
         params=SamplingParams(temperature=1.0),
@@ -47,8 +45,8 @@ def say(
         max_length=len(PROMPT) + NUM_NEW,
     )
     text = tuple(token for step in steps for token in step.emitted)
-    watching.finish()
-    learner.learn_if_due()
+    drafter.finish()
+    learner.wait()
     return text
 
 
@@ -103,21 +101,23 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_greedy_texts_are_the_targets_own_whatever_was_learned() -> None:
     decoder = learning_decoder()
+    assert decoder.learner is not None
     plain = SpeculativeDecoder(decoder.pair, search="off")
     for prompt in PROMPTS:
         made = decoder.generate(prompt, max_new_tokens=30)
+        decoder.learner.wait()
         assert made.token_ids == plain.generate(prompt, max_new_tokens=30).token_ids
-    assert decoder.learner is not None
     assert decoder.learner.report.num_kept > 0
 
 
 def test_a_seed_gives_the_same_text_whatever_was_learned() -> None:
     params = SamplingParams(temperature=0.8, seed=7)
     decoder = learning_decoder()
+    assert decoder.learner is not None
     before = [decoder.generate(prompt, params, max_new_tokens=12) for prompt in PROMPTS[:3]]
     for prompt in PROMPTS:
         decoder.generate(prompt, max_new_tokens=30)
-    assert decoder.learner is not None
+        decoder.learner.wait()
     assert decoder.learner.report.num_kept > 0
     after = [decoder.generate(prompt, params, max_new_tokens=12) for prompt in PROMPTS[:3]]
     assert [text.token_ids for text in after] == [text.token_ids for text in before]

@@ -1,5 +1,6 @@
 """Output layers are read, exchanged, and what they see is what logits are made of."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
 
@@ -45,6 +46,10 @@ def networks() -> list[tuple[OutputLayer, float]]:
     return found
 
 
+def hidden_of(network: OutputLayer, token_ids: Sequence[int] = TEXT) -> Tensor:
+    return torch.cat([*network.hidden_states(token_ids)])
+
+
 def logits_of(network: OutputLayer) -> Tensor:
     state = network.new_state()
     return state.extend(TEXT, PARENTS)
@@ -53,7 +58,7 @@ def logits_of(network: OutputLayer) -> Tensor:
 @pytest.mark.parametrize("number", range(10))
 def test_logits_are_the_output_layer_times_what_it_sees(number: int) -> None:
     network, tolerance = networks()[number]
-    hidden, weight = network.hidden_states(TEXT), network.output_weight()
+    hidden, weight = hidden_of(network), network.output_weight()
     logits = logits_of(network)
     assert (hidden @ weight.T - logits).abs().max() <= tolerance * logits.abs().max()
 
@@ -61,11 +66,11 @@ def test_logits_are_the_output_layer_times_what_it_sees(number: int) -> None:
 @pytest.mark.parametrize("number", range(10))
 def test_an_exchanged_output_layer_makes_other_logits_of_the_same_states(number: int) -> None:
     network, tolerance = networks()[number]
-    hidden, weight = network.hidden_states(TEXT), network.output_weight()
+    hidden, weight = hidden_of(network), network.output_weight()
     other = weight.flip(0) * 2
     network.replace_output(other)
     logits = logits_of(network)
-    assert torch.equal(network.hidden_states(TEXT), hidden)
+    assert torch.equal(hidden_of(network), hidden)
     assert (hidden @ other.T - logits).abs().max() <= tolerance * logits.abs().max()
     assert (network.output_weight() - other).abs().max() <= tolerance * other.abs().max()
     network.replace_output(other / 2)
@@ -85,9 +90,10 @@ def test_an_output_layer_as_rounded_as_it_is_is_exchanged_without_a_change(
 def test_states_of_texts_longer_than_a_part_are_those_of_one_text() -> None:
     network = packed("mamba2")
     text = [number % VOCAB for number in range(300)]
-    whole = network.hidden_states(text)
-    assert torch.allclose(whole[:200], network.hidden_states(text[:200]), atol=1e-5)
+    whole = hidden_of(network, text)
+    assert torch.allclose(whole[:200], hidden_of(network, text[:200]), atol=1e-5)
     assert len(whole) == 300
+    assert len([*network.hidden_states(text)]) > 1  # others may run in between
 
 
 def test_weights_that_were_exchanged_count_as_bytes_of_the_network() -> None:

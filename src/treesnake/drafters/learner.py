@@ -6,13 +6,16 @@ hidden states that its output layer saw, and the layer takes a few steps (`outpu
 fourth text is held out: steps are never made on it, and they stay only if they make it more
 probable. Else the layer remains what it was and the next steps are smaller.
 
-Learning takes at most a share of the time that decoding took. What that does not allow for is not
-learned from. No text changes by it: what is drafted does, and the target decides as before.
+Nobody waits for it. When a text has ended, a thread learns for a share of the seconds that its
+decoding took, in slices of some milliseconds, and goes on behind the next text. What that does not
+allow for is not learned from. No text changes by it: what is drafted does, and the target decides
+as before.
 """
 
 import logging
+import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -25,10 +28,10 @@ from treesnake.drafters.output_steps import Places, SecondMoment, log_losses, st
 from treesnake.drafters.said_texts import SaidText, TextReader
 from treesnake.errors import InvalidInputError
 from treesnake.models.output_layer import OutputLayer
-from treesnake.threads import new_lock, on_one_thread
+from treesnake.threads import new_lock
 
 TIME_SHARE = 0.02
-"""The share of the seconds of decoding that learning may take."""
+"""The share of the seconds of a text's decoding that learning may take behind it."""
 
 PLACES_PER_UPDATE = 2048
 """Tokens that are learned from at once, those held out counted."""
@@ -38,9 +41,6 @@ HELD_OUT_EVERY = 4
 
 MOST_HELD_OUT = 1024
 """Places of the latest texts that were held out."""
-
-MOST_WAITING = 4 * PLACES_PER_UPDATE
-"""Tokens of texts that wait to be learned from; the oldest are dropped."""
 
 FIRST_RATE = 1.0
 SMALLEST_RATE = 0.01
@@ -53,9 +53,6 @@ ERROR_MARGIN = 2.0
 
 DAMPING = 1.0
 DISCOUNT = 0.98
-
-FIRST_PLACE_S = 2e-4
-"""What learning from a place is taken to cost before it was measured."""
 
 logger = logging.getLogger(__name__)
 
@@ -129,10 +126,14 @@ class Learner:
         size = self._weight.shape[1]
         self._moment = SecondMoment(size, damping=DAMPING, discount=DISCOUNT)
         self._waiting: deque[SaidText] = deque()
+        self._allowed_s = 0.0
         self._num_read = 0
-        self._held_out: Places | None = None
+        self._num_places = 0
+        self._shown = list[Places]()
+        self._held_out = list[Places]()
         self._rate = FIRST_RATE
-        self._place_s = FIRST_PLACE_S
+        self._slices: Iterator[None] | None = None
+        self._thread: threading.Thread | None = None
         self._lock = new_lock()
         self._is_learning = new_lock()
         self.report = LearningReport()
@@ -140,108 +141,155 @@ class Learner:
         if learned is not None:
             self._take_over(learned)
 
-    def add(self, text: SaidText, decoding_s: float) -> None:
-        """Takes note of an answer and of the seconds that it took."""
+    @property
+    def reads_shares(self) -> bool:
+        """Whether it learns from what the target held probable, and not from the text alone."""
+        return self._reader.reads_shares
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether there is more to learn from than there was time for; taking notes is in vain."""
         with self._lock:
-            self._waiting.append(text)
-            while self._num_waiting - len(self._waiting[0].token_ids) > MOST_WAITING:
-                self._waiting.popleft()
+            return sum(len(text.token_ids) for text in self._waiting) >= PLACES_PER_UPDATE
+
+    def add(self, text: SaidText | None, decoding_s: float) -> None:
+        """Takes over an answer, and allows for learning by the seconds that it took.
+
+        What an earlier answer allowed for and learning did not need is not saved up, so that no
+        text is followed by more learning than its own seconds allow for.
+
+        Args:
+            text: None for one of which no note was taken.
+            decoding_s: of the answer.
+        """
+        with self._lock:
+            if text is not None:
+                self._waiting.append(text)
+            self._allowed_s = min(self._allowed_s, 0.0) + self._time_share * decoding_s
             self.report = replace(self.report, decoding_s=self.report.decoding_s + decoding_s)
 
-    def learn_if_due(self) -> None:
-        """Learns from the texts that wait, if there are enough and the time allows for it.
+    def learn_aside(self) -> None:
+        """Lets a thread learn what there is time for; the caller does not wait for it."""
+        with self._lock:
+            is_idle = self._thread is None or not self._thread.is_alive()
+            if is_idle and self._allowed_s > 0:
+                self._thread = threading.Thread(target=self.learn, name="treesnake-learner")
+                self._thread.start()
 
-        Another thread that learns is not waited for.
+    def wait(self) -> None:
+        """Waits until the thread of `learn_aside` has ended."""
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def learn(self) -> None:
+        """Learns from the texts that wait, as long as there is time.
+
+        Another thread that learns is not waited for. A process that ends is held up for a slice.
         """
         if not self._is_learning.acquire(blocking=False):
             return
         try:
-            texts = self._take()
-            if texts:
+            # Behind a fork there is none: the parent's thread was in the middle of it.
+            slices, self._slices = self._slices, None
+            slices = self._learn() if slices is None else slices
+            while self._allowed_s > 0 and threading.main_thread().is_alive():
                 begun = perf_counter()
-                found = self._learn(texts)
-                self._book(texts, found, perf_counter() - begun)
+                is_at_end = next(slices, slices) is slices
+                self._book(perf_counter() - begun)
+                if is_at_end:
+                    return
+            self._slices = slices
         finally:
             self._is_learning.release()
 
-    @property
-    def _num_waiting(self) -> int:
-        return sum(len(text.token_ids) for text in self._waiting)
-
-    def _take(self) -> list[SaidText]:
-        """Returns the texts that are to be learned from now; none if it is not time yet."""
+    def _take(self) -> SaidText | None:
         with self._lock:
-            report = self.report
-            allowed_s = self._time_share * report.decoding_s - report.learning_s
-            if self._num_waiting < PLACES_PER_UPDATE:
-                return []
-            if allowed_s < PLACES_PER_UPDATE * self._place_s:
-                return []
-            texts, num_places = list[SaidText](), 0
-            while self._waiting and num_places < PLACES_PER_UPDATE:
-                texts.append(self._waiting.popleft())
-                num_places += len(texts[-1].token_ids)
-            return texts
+            return self._waiting.popleft() if self._waiting else None
 
-    def _learn(self, texts: Sequence[SaidText]) -> _Update | None:
-        """Makes steps on most of the texts, and keeps them if they suit the others."""
-        shown, held_out = list[Places](), list[Places]()
-        for read in map(self._reader.read, texts):
-            if len(read.places):
-                self._num_read += 1
-                places = Places.of(read, self._network.hidden_states(read.token_ids))
-                (shown if self._num_read % HELD_OUT_EVERY else held_out).append(places)
-        if held_out:
-            before = [] if self._held_out is None else [self._held_out]
-            self._held_out = Places.joined([*before, *held_out])[-MOST_HELD_OUT:]
-        if not shown or self._held_out is None:
-            return None
-        return self._step(Places.joined(shown), self._held_out)
+    def _learn(self) -> Iterator[None]:
+        """Learns from the texts that wait; yields behind each slice of some milliseconds."""
+        while (text := self._take()) is not None:
+            yield from self._read(text)
+            if self._num_places >= PLACES_PER_UPDATE:
+                yield from self._update()
 
-    @on_one_thread
-    def _step(self, places: Places, held_out: Places) -> _Update:
+    def _read(self, text: SaidText) -> Iterator[None]:
+        """Adds a text to those that are learned from next, or to those that are held out."""
+        self._num_places += len(text.token_ids)
+        read = self._reader.read(text)
+        if not len(read.places):
+            return
+        hidden = list[Float[Tensor, "_ hidden"]]()
+        for part in self._network.hidden_states(read.token_ids):
+            hidden.append(part)
+            yield
+        self._num_read += 1
+        kind = self._shown if self._num_read % HELD_OUT_EVERY else self._held_out
+        kind.append(Places.of(read, hidden))
+
+    def _update(self) -> Iterator[None]:
+        """Makes steps on what was read, and keeps them if they suit what is held out."""
+        shown, self._shown = self._shown, list[Places]()
+        with self._lock:
+            num_places = self.report.num_places + self._num_places
+            self.report = replace(self.report, num_places=num_places)
+        self._num_places = 0
+        if self._held_out:
+            self._held_out = [Places.joined(self._held_out)[-MOST_HELD_OUT:]]
+        if shown and self._held_out:
+            yield from self._step(Places.joined(shown), self._held_out[0])
+
+    def _step(self, places: Places, held_out: Places) -> Iterator[None]:
         """Changes the output layer by steps on some places, unless what is held out suffers."""
         self._moment.observe(places.hidden)
+        inverse = self._moment.inverse()
+        yield
         outputs = torch.cat([places.outputs, held_out.outputs]).unique()
-        weight = self._weight.clone()
-        step_along(weight, places, outputs, self._moment.inverse(), self._rate)
-        before, after = (log_losses(each, held_out, outputs) for each in (self._weight, weight))
+        rows = self._weight[outputs]
+        before = log_losses(rows, held_out, outputs)
+        yield
+        for batch in places.batches():
+            step_along(rows, batch, outputs, inverse, self._rate)
+            yield
+        after = log_losses(rows, held_out, outputs)
+        yield
         update = _Update.of(before, after)
         if update.stays:
+            weight = self._weight.clone()
+            weight[outputs] = rows
             self._take_over(weight)
+            yield
             if self._kept is not None:
                 self._kept.write(weight)
-        factor = FASTER if update.stays else SLOWER
-        self._rate = min(max(self._rate * factor, SMALLEST_RATE), LARGEST_RATE)
-        logger.info(
-            "learned from %d tokens: the log loss of %d that were held out was %.4f and is %.4f, "
-            "so this %s",
-            len(places),
-            len(held_out),
-            update.loss_before,
-            update.loss_after,
-            "stays" if update.stays else "is undone",
-        )
-        return update
+        self._note(update, len(places), len(held_out))
 
     def _take_over(self, weight: Float[Tensor, "outputs hidden"]) -> None:
         self._weight = weight
         self._network.replace_output(weight)
 
-    def _book(self, texts: Sequence[SaidText], update: _Update | None, seconds: float) -> None:
-        num_places = sum(len(text.token_ids) for text in texts)
+    def _note(self, update: _Update, num_places: int, num_held_out: int) -> None:
+        factor = FASTER if update.stays else SLOWER
+        self._rate = min(max(self._rate * factor, SMALLEST_RATE), LARGEST_RATE)
         with self._lock:
-            self._place_s = seconds / num_places
             self.report = replace(
                 self.report,
-                num_places=self.report.num_places + num_places,
-                learning_s=self.report.learning_s + seconds,
+                num_updates=self.report.num_updates + 1,
+                num_kept=self.report.num_kept + update.stays,
+                loss_before=update.loss_before,
+                loss_after=update.loss_after,
             )
-            if update is not None:
-                self.report = replace(
-                    self.report,
-                    num_updates=self.report.num_updates + 1,
-                    num_kept=self.report.num_kept + update.stays,
-                    loss_before=update.loss_before,
-                    loss_after=update.loss_after,
-                )
+        logger.info(
+            "learned from %d tokens: the log loss of %d that were held out was %.4f and is %.4f, "
+            "so this %s",
+            num_places,
+            num_held_out,
+            update.loss_before,
+            update.loss_after,
+            "stays" if update.stays else "is undone",
+        )
+
+    def _book(self, seconds: float) -> None:
+        with self._lock:
+            self._allowed_s -= seconds
+            self.report = replace(self.report, learning_s=self.report.learning_s + seconds)

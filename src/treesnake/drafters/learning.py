@@ -1,6 +1,7 @@
 """Sees what a target says in a text, for a drafter that learns from it."""
 
 from collections.abc import Sequence
+from math import log
 from pathlib import Path
 
 import numpy as np
@@ -17,68 +18,88 @@ from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import Checkpoint
 from treesnake.loading.kept_memory import made_from
 from treesnake.prompt import Prompt
-from treesnake.sampling import Rng, SamplingParams
+from treesnake.protocols import Drafter
+from treesnake.sampling import Distributions, Rng, SamplingParams
 from treesnake.shape import Shape
 
 LearnLike = bool | str | Path
 """Whether a drafter learns, or the folder where that is kept."""
 
-LEAST_SHARE = 0.05
-"""Less probable tokens are not worth learning."""
+LEAST_LOG_RATIO = log(0.05)
+"""Tokens that are less probable, beside the most probable one, are not worth learning."""
 
 
 class LearningDrafter:
-    """Guesses nothing itself; joined to a drafter it sees what the target makes of the text.
+    """Drafts what another drafter drafts, and sees what the target makes of the text.
 
-    Attributes:
+    It takes notes of a text unless the learner has enough of them when the text begins.
+
+    Args:
+        drafter: any session.
         learner: gets each answer when the next prompt begins, or when `finish` is called.
     """
 
-    def __init__(self, learner: Learner) -> None:
-        self.learner = learner
-        self._prompt: Prompt | None = None
+    def __init__(self, drafter: Drafter, learner: Learner) -> None:
+        self._drafter = drafter
+        self._learner = learner
         self._begin(None)
+
+    @property
+    def num_bytes(self) -> int:
+        """What the text takes in memory."""
+        return getattr(self._drafter, "num_bytes", 0)
 
     def prefill(self, prompt: Prompt) -> None:
         """Hands over the answer before, and begins another."""
         self.finish()
         self._begin(prompt)
+        self._drafter.prefill(prompt)
 
     def draft(self, anchor: int, shape: Shape, params: SamplingParams, rng: Rng) -> Draft:
-        """Returns the anchor."""
+        """Returns the drafter's draft."""
         self._begun = work_clock()
-        self._temperature = 1.0 if params.is_greedy else params.temperature
-        return Draft.nothing(anchor)
+        return self._drafter.draft(anchor, shape, params, rng)
 
     def commit(self, token_ids: Sequence[int], scored: Scored | None = None) -> None:
         """Takes note of the tokens, and of what the target held probable behind each."""
-        self._tokens += token_ids
-        if scored is None:
-            self._shares += [{}] * len(token_ids)
-            return
-        self._shares += [_probable(scored, node) for node in scored.path]
-        self._decoding_s += work_clock() - self._begun
+        self._drafter.commit(token_ids, scored)
+        if self._takes_notes:
+            self._tokens += token_ids
+            if scored is None or not self._learner.reads_shares:
+                self._shares += [{}] * len(token_ids)
+            else:
+                self._shares += [_probable(scored.target, node) for node in scored.path]
+        if scored is not None:
+            self._temperature = scored.target.params.temperature or 1.0
+            self._decoding_s += work_clock() - self._begun
 
     def finish(self) -> None:
-        """Hands over what there is of the answer."""
-        if self._prompt is not None and any(self._shares):
+        """Hands over what there is of the answer, to be learned from aside."""
+        if self._prompt is not None and self._decoding_s > 0:
             said = SaidText(self._prompt, self._tokens, self._shares, self._temperature)
-            self.learner.add(said, self._decoding_s)
+            self._learner.add(said if self._takes_notes else None, self._decoding_s)
+            self._learner.learn_aside()
         self._begin(None)
 
     def _begin(self, prompt: Prompt | None) -> None:
         self._prompt = prompt
+        self._takes_notes = prompt is not None and not self._learner.has_enough
         self._tokens: list[int] = []
         self._shares: list[dict[int, float]] = []
         self._temperature = 1.0
         self._begun = self._decoding_s = 0.0
 
 
-def _probable(scored: Scored, node: int) -> dict[int, float]:
-    """Returns the probable tokens behind a node."""
-    row = scored.target.probs[node].numpy(force=True)
-    tokens = np.flatnonzero(row >= LEAST_SHARE)
-    return dict(zip(tokens.tolist(), row[tokens].tolist(), strict=True))
+def _probable(target: Distributions, node: int) -> dict[int, float]:
+    """Returns the probable tokens behind a node, without the sum over all tokens."""
+    row = target.logits[node].float().numpy(force=True)
+    best = int(row.argmax())
+    if target.params.is_greedy:
+        return {best: 1.0}
+    temperature = target.params.temperature
+    tokens = np.flatnonzero(row >= row[best] + temperature * LEAST_LOG_RATIO)
+    shares = np.exp((row[tokens] - row[best]) / temperature)
+    return dict(zip(tokens.tolist(), (shares / shares.sum()).tolist(), strict=True))
 
 
 def learner_of(

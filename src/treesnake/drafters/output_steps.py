@@ -10,7 +10,7 @@ The softmax is over those outputs alone that were wanted somewhere. The others k
 since gradients add up to 0 over outputs, wanted ones do not rise above them on average.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from treesnake.drafters.said_texts import ReadText
+from treesnake.threads import on_one_thread
 
 BATCH = 256
 """Places of a step."""
@@ -42,10 +43,10 @@ class Places:
         return len(self.hidden)
 
     @classmethod
-    def of(cls, text: ReadText, hidden: Float[Tensor, "tokens hidden"]) -> "Places":
-        """Returns the places of a text with the hidden states of all its tokens."""
+    def of(cls, text: ReadText, hidden: Iterable[Float[Tensor, "_ hidden"]]) -> "Places":
+        """Returns the places of a text with the hidden states of all its tokens, in parts."""
         return cls(
-            hidden[torch.from_numpy(text.places)] / text.temperature,
+            torch.cat([*hidden])[torch.from_numpy(text.places)] / text.temperature,
             torch.from_numpy(text.wanted),
             torch.from_numpy(text.shares),
         )
@@ -62,6 +63,11 @@ class Places:
     def __getitem__(self, chosen: slice) -> "Places":
         """Returns some of them."""
         return Places(self.hidden[chosen], self.wanted[chosen], self.shares[chosen])
+
+    def batches(self) -> Iterator["Places"]:
+        """Yields the places of one step after those of another."""
+        for begin in range(0, len(self), BATCH):
+            yield self[begin : begin + BATCH]
 
     @property
     def outputs(self) -> Int[Tensor, " outputs"]:
@@ -91,11 +97,13 @@ class SecondMoment:
         self._damping = damping
         self._discount = discount
 
+    @on_one_thread
     def observe(self, hidden: Float[Tensor, "places hidden"]) -> None:
         """Adds a batch."""
         self._sums.mul_(self._discount).addmm_(hidden.T, hidden)
         self._weight = self._discount * self._weight + len(hidden)
 
+    @on_one_thread
     def inverse(self) -> Float[Tensor, "hidden hidden"]:
         """Returns the inverse, damped."""
         moment = self._sums / self._weight
@@ -103,33 +111,37 @@ class SecondMoment:
         return torch.linalg.inv(moment + added * torch.eye(len(moment)))
 
 
+@on_one_thread
 def log_losses(
-    weight: Float[Tensor, "all_outputs hidden"], places: Places, outputs: Int[Tensor, " outputs"]
+    rows: Float[Tensor, "outputs hidden"], places: Places, outputs: Int[Tensor, " outputs"]
 ) -> Float[Tensor, " places"]:
-    """Returns for each place what is wanted times minus its log probability, in nats."""
-    log_probs = F.log_softmax(places.hidden @ weight[outputs].T, dim=1)
+    """Returns for each place what is wanted times minus its log probability, in nats.
+
+    Args:
+        rows: of the output layer, for each of the outputs.
+        places: what is wanted.
+        outputs: in order; all that are wanted are among them.
+    """
+    log_probs = F.log_softmax(places.hidden @ rows.T, dim=1)
     return -(places.wanted_probs(outputs) * log_probs).sum(1)
 
 
+@on_one_thread
 def step_along(
-    weight: Float[Tensor, "all_outputs hidden"],
-    places: Places,
+    rows: Float[Tensor, "outputs hidden"],
+    batch: Places,
     outputs: Int[Tensor, " outputs"],
     inverse: Float[Tensor, "hidden hidden"],
     rate: float,
 ) -> None:
-    """Changes rows of a weight by one step for each batch of places, which are gone through once.
+    """Changes rows of an output layer by one step.
 
     Args:
-        weight: the output layer.
-        places: what is wanted.
-        outputs: that may change; all that are wanted are among them.
+        rows: for each of the outputs.
+        batch: what is wanted.
+        outputs: in order; all that are wanted are among them.
         inverse: of the second moment of the hidden states.
         rate: by how much; 1 is about Newton's step.
     """
-    rows = weight[outputs]
-    for begin in range(0, len(places), BATCH):
-        batch = places[begin : begin + BATCH]
-        errors = F.softmax(batch.hidden @ rows.T, dim=1) - batch.wanted_probs(outputs)
-        rows -= (rate / len(batch)) * (errors.T @ batch.hidden @ inverse)
-    weight[outputs] = rows
+    errors = F.softmax(batch.hidden @ rows.T, dim=1) - batch.wanted_probs(outputs)
+    rows -= (rate / len(batch)) * (errors.T @ batch.hidden @ inverse)

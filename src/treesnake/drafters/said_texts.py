@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -33,8 +33,8 @@ class SaidText:
     Attributes:
         prompt: what came before.
         token_ids: the prompt's last token, and the answer without its last.
-        shares: for each of them the target's probable tokens behind it, with their probabilities;
-            nothing where those are not known.
+        shares: for each of them the target's probable tokens behind it, and how much of their
+            probability each has; nothing where that is not known.
         temperature: that these are of; 1 for greedy decoding.
     """
 
@@ -67,6 +67,9 @@ class ReadText:
 class TextReader(Protocol):
     """Reads what a target said for one network."""
 
+    reads_shares: ClassVar[bool]
+    """Whether it reads what the target held probable; else the text is enough."""
+
     @property
     def network(self) -> TreeNetwork:
         """The network."""
@@ -86,6 +89,8 @@ class SameTokenReader:
     """
 
     model: NetworkDrafterModel
+
+    reads_shares: ClassVar[bool] = True
 
     @property
     def network(self) -> TreeNetwork:
@@ -119,6 +124,8 @@ class OtherTokenReader:
     """
 
     model: TextDrafterModel
+
+    reads_shares: ClassVar[bool] = False
 
     @property
     def network(self) -> TreeNetwork:

@@ -1,6 +1,6 @@
 """Networks whose output layer can be exchanged while texts are under way."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -11,10 +11,11 @@ from torch import Tensor
 class OutputLayer(Protocol):
     """What learning on the fly needs of a network: what its output layer sees, and its weight."""
 
-    def hidden_states(self, token_ids: Sequence[int]) -> Float[Tensor, "tokens hidden"]:
-        """Returns what the output layer sees behind each token of a text, in float32 on the host.
+    def hidden_states(self, token_ids: Sequence[int]) -> Iterator[Float[Tensor, "_ hidden"]]:
+        """Yields what the output layer sees behind each token of a text, in float32 on the host.
 
-        Costs a pass over the text without its logits.
+        Costs a pass over the text without its logits. It comes in parts of some milliseconds, and
+        other texts may be run between them.
         """
         ...
 

@@ -6,7 +6,7 @@ Parameters have the names of the Hugging Face checkpoints.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -290,9 +290,9 @@ class StateSpaceNetwork(nn.Module, ABC, Generic[Config]):
         self.banks.forget_graphs()
 
     @torch.no_grad()
-    def hidden_states(self, token_ids: Sequence[int]) -> Float[Tensor, "tokens hidden"]:
-        """Returns what the output layer sees behind each token of a text."""
-        return self.features(self._tokens(token_ids)[None])[0].float().cpu()
+    def hidden_states(self, token_ids: Sequence[int]) -> Iterator[Float[Tensor, "_ hidden"]]:
+        """Yields what the output layer sees behind each token of a text, all at once."""
+        yield self.features(self._tokens(token_ids)[None])[0].float().cpu()
 
     def output_weight(self) -> Float[Tensor, "outputs hidden"]:
         """Returns a copy of the output layer in float32."""

@@ -1,7 +1,7 @@
 """Mamba and Mamba-2 on a CPU: packed weights, and one compiled call a pass over them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from time import perf_counter
@@ -140,16 +140,15 @@ class CpuNetwork(ABC):
                 book_wait(asked)
                 self._call(self.text_run(token_ids[begin : begin + chunk], memory))
 
-    def hidden_states(self, token_ids: Sequence[int]) -> Float[Tensor, "tokens hidden"]:
-        """Returns what the output layer sees behind each token of a text."""
+    def hidden_states(self, token_ids: Sequence[int]) -> Iterator[Float[Tensor, "_ hidden"]]:
+        """Yields what the output layer sees behind each token of a text, chunk by chunk."""
         memory, width = self.new_memory(self._branching), self.config.hidden_size
-        rows = np.empty((len(token_ids), width), np.float32)
         for begin in range(0, len(token_ids), PREFILL_CHUNK):
             chunk = token_ids[begin : begin + PREFILL_CHUNK]
             with self._lock:
                 self._call(self.text_run(chunk, memory))
-                rows[begin : begin + len(chunk)] = self._work.stack.normed[: len(chunk), :width]
-        return torch.from_numpy(rows)
+                rows = self._work.stack.normed[: len(chunk), :width].copy()
+            yield torch.from_numpy(rows)
 
     def output_weight(self) -> Float[Tensor, "outputs hidden"]:
         """Returns a copy of the output layer in float32: a network of no layers that embeds it."""

@@ -1,6 +1,6 @@
 """A drafter's network that can learn: the next token depends on the last one alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,9 +46,9 @@ class BigramNetwork(TinyNetwork):
         """Returns one that has learned nothing."""
         return cls(BigramModel(vocab_size))
 
-    def hidden_states(self, token_ids: Sequence[int]) -> Float[Tensor, "tokens hidden"]:
-        """Returns a one for each token."""
-        return F.one_hot(torch.tensor(token_ids), self.vocab_size).float()
+    def hidden_states(self, token_ids: Sequence[int]) -> Iterator[Float[Tensor, "_ hidden"]]:
+        """Yields a one for each token."""
+        yield F.one_hot(torch.tensor(token_ids), self.vocab_size).float()
 
     def output_weight(self) -> Float[Tensor, "outputs hidden"]:
         """Returns a copy of the table."""
