@@ -393,6 +393,20 @@ def test_in_a_conversation_only_what_is_new_is_unread(monkeypatch: pytest.Monkey
     assert read[0] >= 1000
 
 
+def test_each_answer_of_a_conversation_has_a_length_of_its_own() -> None:
+    search = SelfTuningSearch()
+    session, length = search.new_session(), 1000
+    for _ in range(3):
+        for _ in range(8):
+            step = drafted_step(session.choose(length))
+            session.observe(step)
+            length += len(step.emitted)
+        length += 30  # the next question
+    lengths = search._knowledge.answers
+    assert lengths.expected_rest(lengths.begin()) == pytest.approx((length - 1000 - 90) / 3)
+    assert session._text.answer.num_tokens < 20
+
+
 def test_texts_side_by_side_have_each_its_own_rates() -> None:
     """One that is hard to guess does not switch another one off, nor does a new one."""
     search = SelfTuningSearch()

@@ -114,7 +114,8 @@ def load_drafter(
             speed; the text does not.
         target: what it drafts for; without it the drafter's tokens are taken for the target's.
         window: how many tokens a model sees at most, of a Mamba how many of a prompt, since its
-            memory has one size. None is what `"prompt_window"` in its config says, or else all.
+            memory has one size. None is what `"prompt_window"` in its config says, where it drafts
+            alone, or else all.
         tokens: "same" checks that the tokenizer is the target's; "text" drafts text for a target
             with another one; "shared" drafts the tokens that two different ones have in common, at
             a low acceptance. "auto" is the first where the tokenizers agree, else the second.

@@ -61,8 +61,8 @@ class SelfTuningSession:
         self._num_trial_steps = 0
         self._mode = Mode.OFF
         with knowledge.lock:
-            self._answer = knowledge.answers.begin()
-            self._text = TextKnowledge(knowledge, knowledge.latest, self._answer)
+            answer = knowledge.answers.begin()
+            self._text = TextKnowledge(knowledge, knowledge.latest, answer)
 
     def choose(self, context_length: int) -> Shape:
         """Returns the shape of the mode that is on."""
@@ -76,7 +76,7 @@ class SelfTuningSession:
         mode = Mode.of(step.shape)
         num_new = len(step.emitted)
         self._expected_length = self._context_length + num_new
-        self._answer.num_tokens += num_new
+        self._text.answer.num_tokens += num_new
         is_plain = mode is Mode.OFF and len(step.tree) == 1
         is_group_open = self._num_plain < PLAIN_STEPS_AT_ONCE - 1
         if is_plain and self._num_behind >= PLAIN_STEPS_AT_ONCE and is_group_open:
@@ -110,19 +110,19 @@ class SelfTuningSession:
 
     def _begin(self, context_length: int) -> None:
         """Begins an answer, behind a prompt that the drafter may not have read."""
-        has_read = self._expected_length and not self._num_unread
+        has_read = self._expected_length > 0 and not self._num_unread
         num_new = context_length - self._expected_length
         self._num_unread = num_new if has_read and num_new > 0 else context_length
         self._num_behind = 0
         with self._pair.lock:
-            if self._answer.num_tokens:
-                self._answer = self._pair.answers.begin()
+            if self._text.answer.num_tokens:
+                self._text.answer = self._pair.answers.begin()
             self._mode = self._next_mode()
 
     def _go_on_with(self, load: LoadKnowledge) -> None:
         """Goes by what is known under the load of now; a trial under another one is over."""
         if load is not self._text.load:
-            self._text = TextKnowledge(self._pair, load, self._answer)
+            self._text = TextKnowledge(self._pair, load, self._text.answer)
             self._tried = None
 
     def _next_mode(self) -> Mode:

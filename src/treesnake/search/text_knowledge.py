@@ -41,12 +41,13 @@ class TextKnowledge:
 
     Attributes:
         load: the same.
+        answer: the same; another one where the text goes on with a next answer.
     """
 
     def __init__(self, pair: PairKnowledge, load: LoadKnowledge, answer: AnswerLength) -> None:
         self.load = load
+        self.answer = answer
         self._pair = pair
-        self._answer = answer
         self._rates = load.first_rates()
         self._recent_rates = {mode: MeasuredRate() for mode in Mode}
 
@@ -57,13 +58,11 @@ class TextKnowledge:
 
     def learn(self, observed: ObservedStep) -> None:
         """Learns from a step and the plain steps before it, from which `load` has learned."""
-        plain_step_s = 1 / self.load.off_rate
         lost_s = 0.0
         if observed.is_trial:
             lost_s = observed.since_s - observed.since_tokens / self.best_rate
-            if observed.num_read:
-                lost_s += observed.step.seconds.prefill_s
-        self._pair.trials.book(observed.since_s, lost_s, plain_step_s)
+            lost_s += observed.step.seconds.prefill_s
+        self._pair.trials.book(observed.since_s, lost_s, 1 / self.load.off_rate)
         learn_rates(self._rates, observed, DISCOUNT)
         if observed.mode is not Mode.OFF and observed.earned is not None:
             self._notice_change(observed.mode, *observed.earned)
@@ -127,7 +126,7 @@ class TextKnowledge:
         if not num_unread:
             return True
         saved_s = 1 / self._rates_by_mode()[Mode.OFF] - 1 / rate
-        rest = self._pair.answers.expected_rest(self._answer)
+        rest = self._pair.answers.expected_rest(self.answer)
         return saved_s * rest >= self._pair.reading.seconds(num_unread)
 
     def _trial_s(self, mode: Mode, leader: Mode, num_behind: int, num_unread: int) -> float:
