@@ -61,7 +61,6 @@ class TextKnowledge:
         lost_s = 0.0
         if observed.is_trial:
             lost_s = observed.since_s - observed.since_tokens / self.best_rate
-            lost_s += observed.step.seconds.prefill_s
         self._pair.trials.book(observed.since_s, lost_s, 1 / self.load.off_rate)
         learn_rates(self._rates, observed, DISCOUNT)
         if observed.mode is not Mode.OFF and observed.earned is not None:
@@ -83,6 +82,8 @@ class TextKnowledge:
     def mode_to_try(self, num_behind: int, num_unread: int) -> Mode | None:
         """Returns a mode that may be faster than the leader, if the budget has room for a trial.
 
+        What the drafter is expected to read first is taken out of the budget.
+
         Args:
             num_behind: the tokens of the answer that the drafter would have to read first.
             num_unread: the same, of the prompt.
@@ -95,6 +96,7 @@ class TextKnowledge:
             if mode is leader or not self._may_be_best(mode, best, num_unread):
                 continue
             if self._pair.trials.left_s >= self._trial_s(mode, leader, num_behind, num_unread):
+                self._pair.trials.left_s -= self._pair.reading.seconds(num_unread)
                 return mode
         return None
 
