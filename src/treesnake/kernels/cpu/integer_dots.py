@@ -5,9 +5,8 @@ from -127 to 127, and gives the exact sum; so all give the same bits. `chosen_do
 processor's features.
 """
 
-import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import llvmlite.binding
@@ -15,6 +14,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from treesnake.kernels.cpu import simd
+from treesnake.kernels.grouped_weight import LARGEST_BYTE
 
 BYTE = ir.IntType(8)
 INT16 = ir.IntType(16)
@@ -32,6 +32,8 @@ SIGNED_BITS = 8
 
 FEWEST_BITS = 4
 """The smallest width of weights."""
+
+LARGEST_SHORT = (1 << 15) - 1
 
 
 @dataclass(frozen=True)
@@ -96,48 +98,71 @@ def vnni_dot(register_bits: int) -> BytesDot:
 def avx2_dot() -> BytesDot:
     """Returns `vpmaddubsw`, which adds two products in 16 bits and saturates beyond.
 
-    Two products of a magnitude up to 128 and one up to 127 fit. With weights up to 15 all 16 of a
-    group fit, so that they are widened once. A signed weight gives its sign to the input.
+    It takes unsigned weights. A signed weight gives its sign to the input.
     """
     zeros = ir.Constant(QUADS, [0] * QUADS.count)
 
-    def prepare(builder: Any, weights: Any, bits: int) -> Any:
+    def start(builder: Any, offsets: Any | None, bits: int) -> _PairSums:
+        return _PairSums(bits, _start_unmoved(builder, offsets, bits))
+
+    def prepare(builder: Any, weights: Any, bits: int) -> tuple[Any, Any]:
         if bits != SIGNED_BITS:
             return weights, weights
         is_negative = builder.icmp_signed("<", weights, zeros)
         return builder.select(is_negative, builder.sub(zeros, weights), weights), weights
 
-    def add(builder: Any, total: Any, weights: Any, inputs: Any, bits: int) -> Any:
-        def multiply(sums: Any, magnitudes: Any, weights: Any, inputs: Any) -> Any:
+    def add(
+        builder: Any, total: _PairSums, weights: tuple[Any, Any], inputs: Any, bits: int
+    ) -> _PairSums:
+        def multiply(magnitudes: Any, weights: Any, inputs: Any) -> Any:
             if bits == SIGNED_BITS:
                 inputs = _call(builder, "llvm.x86.avx2.psign.b", _BYTES_256, [inputs, weights])
             operands = [magnitudes, inputs]
-            pairs = _call(builder, "llvm.x86.avx2.pmadd.ub.sw", _SHORTS_256, operands)
-            is_wide = bits != FEWEST_BITS
-            return builder.add(sums, _widen_pairs(builder, pairs) if is_wide else pairs)
+            return _call(builder, "llvm.x86.avx2.pmadd.ub.sw", _SHORTS_256, operands)
 
-        return _in_pieces(builder, multiply, 32, [total, *weights, inputs])
+        return total.plus(builder, _in_pieces(builder, multiply, 32, [*weights, inputs]))
 
-    return BytesDot("AVX2", _start_in_shorts, prepare, add, _finish_shorts)
+    def finish(builder: Any, total: _PairSums, bits: int) -> Any:
+        return total.widened(builder).ints
 
-
-def _start_in_shorts(builder: Any, offsets: Any | None, bits: int) -> Any:
-    """Builds the start of sums that are widened once, of the narrowest weights, or of others."""
-    if bits == FEWEST_BITS:
-        return ir.Constant(_SHORTS, [0] * _SHORTS.count)
-    return _start_unmoved(builder, offsets, bits)
+    return BytesDot("AVX2", start, prepare, add, finish)
 
 
-def _finish_shorts(builder: Any, total: Any, bits: int) -> Any:
-    if bits != FEWEST_BITS:
-        return total
-    return _in_pieces(builder, functools.partial(_widen_pairs, builder), 32, [total])
+@dataclass(frozen=True)
+class _PairSums:
+    """Sums of products: pairs of 16 bits for as long as none can overflow, the rest in 32 bits.
 
+    Attributes:
+        bits: the width of weights.
+        ints: the sums of 32 bits.
+        pairs: what is to be added to them, or None.
+        num_held: products that each of the pairs holds, at most.
+    """
 
-def _widen_pairs(builder: Any, pairs: Any) -> Any:
-    """Adds pairs of 16 bits into 32 bits."""
-    ones = ir.Constant(_SHORTS_256, [1] * 16)
-    return _call(builder, "llvm.x86.avx2.pmadd.wd", _INTS_256, [pairs, ones])
+    bits: int
+    ints: Any
+    pairs: Any | None = None
+    num_held: int = 0
+
+    def plus(self, builder: Any, pairs: Any) -> "_PairSums":
+        """Returns the sums with two more products in each pair."""
+        total = pairs if self.pairs is None else builder.add(self.pairs, pairs)
+        held = replace(self, pairs=total, num_held=self.num_held + 2)
+        magnitude = 1 << self.bits - 1 if self.bits == SIGNED_BITS else (1 << self.bits) - 1
+        is_full = (held.num_held + 2) * magnitude * LARGEST_BYTE > LARGEST_SHORT
+        return held.widened(builder) if is_full else held
+
+    def widened(self, builder: Any) -> "_PairSums":
+        """Returns the same sums, all of them in 32 bits."""
+        if self.pairs is None:
+            return self
+        ones = ir.Constant(_SHORTS_256, [1] * 16)
+
+        def widen(pairs: Any) -> Any:
+            return _call(builder, "llvm.x86.avx2.pmadd.wd", _INTS_256, [pairs, ones])
+
+        ints = _in_pieces(builder, widen, 32, [self.pairs])
+        return _PairSums(self.bits, builder.add(self.ints, ints))
 
 
 def arm_dot() -> BytesDot:
@@ -167,7 +192,6 @@ def portable_dot() -> BytesDot:
     return BytesDot("portable", _start_unmoved, prepare, add, _as_it_is)
 
 
-_SHORTS = ir.VectorType(INT16, 2 * simd.LANES)
 _BYTES_256 = ir.VectorType(BYTE, 32)
 _SHORTS_256 = ir.VectorType(INT16, 16)
 _INTS_256 = ir.VectorType(simd.INT32, 8)
