@@ -31,7 +31,7 @@ from torch import Tensor
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.jit import inlined, kernel
 
-TILES = ((8, 3), (6, 4), (4, 4), (2, 8), (1, 4)) if simd.LANES == 16 else ((4, 3), (2, 4), (1, 8))
+TILES = ((8, 3), (6, 4), (4, 4), (2, 8), (1, 4)) if simd.LANES == 16 else ((4, 3), (2, 3), (1, 2))
 """Rows and outputs of each tile, largest first: as many sums as there are registers to hold them,
 and enough to keep the multipliers busy for the four cycles that a sum waits for the one before.
 
