@@ -49,8 +49,11 @@ BLOCK_OUTPUTS = simd.LANES
 BLOCK = np.dtype([("address", np.int64), ("form", np.int64)], align=True)
 """Where the bytes of a block are, and in which form."""
 
-TILE_ROWS = (8, 6, 4, 1) if simd.LANES == 16 else (4, 2, 1)
+TILE_ROWS = (8, 6, 4, 1) if simd.LANES == 16 else (6, 4, 2, 1)
 """Rows of each tile, largest first. The last may go beyond what is asked for, as in `linear`."""
+
+SIGNED_TILE_ROWS = TILE_ROWS if simd.LANES == 16 else TILE_ROWS[1:]
+"""The same for signed weights: with fewer registers, six of their rows take longer than four."""
 
 HALVES = GROUP // HALF_GROUP
 QUADS_PER_GROUP = GROUP // 4
@@ -474,11 +477,12 @@ def _one_after_another(first: Any, second: Any) -> Any:
 
 def _all_rows(form: Form) -> Any:
     """Builds the kernel that multiplies all rows with a block of one form."""
+    tiles = SIGNED_TILE_ROWS if form.bits == SIGNED_BITS else TILE_ROWS
     sweeps = functools.reduce(
         _one_after_another,
         [
             _row_sweep(rows, remainder, form)
-            for rows, remainder in zip(TILE_ROWS, (*TILE_ROWS[1:], 0), strict=True)
+            for rows, remainder in zip(tiles, (*tiles[1:], 0), strict=True)
         ],
     )
 
