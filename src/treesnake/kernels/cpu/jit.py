@@ -24,6 +24,7 @@ import numba
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 from numba.extending import overload
+from treesnake.kernels.cpu.deferred import DeferredCompiler
 
 VERSIONS = (sys.version, numba.__version__, llvmlite.__version__)
 
@@ -182,12 +183,12 @@ def kernel(function: Callable[..., Any]) -> Any:
     Arithmetic is IEEE without reassociation or contraction, so that a result does not depend on how
     LLVM vectorises a loop; kernels that want fused or reordered sums say so explicitly.
     """
-    return njit(**_CALLED_BY_KERNELS)(function)
+    return njit(pipeline_class=DeferredCompiler, **_CALLED_BY_KERNELS)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
     """Marks a kernel that becomes part of its callers: compiling it on its own costs more."""
-    return njit(inline="always", **_CALLED_BY_KERNELS)(function)
+    return njit(inline="always", pipeline_class=DeferredCompiler, **_CALLED_BY_KERNELS)(function)
 
 
 def by_type(function: Callable[..., Any]) -> Any:
