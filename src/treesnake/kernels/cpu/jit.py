@@ -207,9 +207,6 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 def inlined(function: Callable[..., Any]) -> Any:
     """Marks a kernel that becomes part of its callers: compiling it on its own costs more."""
-    import os
-    if os.environ.get("INL"): return kernel(function)
-    if os.environ.get("FINL"): return njit(forceinline=True, **_CALLED_BY_KERNELS)(function)
     return njit(inline="always", **_CALLED_BY_KERNELS)(function)
 
 
