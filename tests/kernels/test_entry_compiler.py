@@ -1,4 +1,4 @@
-"""Code that is optimised once computes the same bits; where that fails, callers compile as usual."""
+"""Code that is optimised once has the same bits; where that fails, callers compile as usual."""
 
 import importlib
 import os
