@@ -10,7 +10,6 @@ import pickle
 import subprocess
 import sys
 from contextlib import suppress
-from importlib import import_module
 from typing import Any
 
 from filelock import FileLock
@@ -18,6 +17,9 @@ from numba import typeof
 from numba.core import config, event
 
 from treesnake.kernels.cpu.jit import KernelCache
+
+COMPILER = "treesnake.kernels.cpu.entry_compiler"
+"""The program that compiles."""
 
 
 def compile_apart(entry_point: Any, *arguments: Any) -> None:
@@ -42,20 +44,10 @@ def _ask_process(module: str, name: str, signature: tuple[Any, ...]) -> None:
     settings: Any = config
     same = {"PYTHONPATH": os.pathsep.join(sys.path), "NUMBA_CACHE_DIR": settings.CACHE_DIR}
     subprocess.run(
-        [sys.executable, "-m", __name__],
+        [sys.executable, "-m", COMPILER],
         input=pickle.dumps((module, name, signature)),
         env=os.environ | same,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         check=False,
     )
-
-
-def main() -> None:
-    """Compiles what standard input names."""
-    module, name, signature = pickle.load(sys.stdin.buffer)
-    getattr(import_module(module), name).compile(signature)
-
-
-if __name__ == "__main__":
-    main()

@@ -16,6 +16,7 @@ import pickle
 import sys
 import warnings
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import llvmlite
 import numba
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.extending import overload
 
 VERSIONS = (sys.version, numba.__version__, llvmlite.__version__)
@@ -164,6 +166,20 @@ class _NoCache(NullCache):
         _tell_once("any folder", "neither the package nor the user's cache can be written")
 
 
+kernel_passes: ContextVar[Callable[[Any], Any]] = ContextVar(
+    "kernel_passes", default=DefaultPassBuilder.define_nopython_pipeline
+)
+"""Gives the passes for what Python never calls; see `treesnake.kernels.cpu.entry_compiler`."""
+
+
+class _KernelCompiler(CompilerBase):
+    """Compiles what Python never calls."""
+
+    def define_pipelines(self) -> Any:
+        """Returns the passes that are wanted now."""
+        return [kernel_passes.get()(self.state)]
+
+
 # Without reference counts: arrays outlive the call, and threads would share the counters.
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
@@ -171,7 +187,11 @@ _OPTIONS: dict[str, Any] = {
     "_nrt": False,
     "no_cfunc_wrapper": True,
 }
-_CALLED_BY_KERNELS: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True}
+_CALLED_BY_KERNELS: dict[str, Any] = {
+    **_OPTIONS,
+    "no_cpython_wrapper": True,
+    "pipeline_class": _KernelCompiler,
+}
 """For what Python never calls. Wrappers that unpack structs of arrays take a quarter of the time of
 compiling."""
 
