@@ -79,7 +79,9 @@ def estimate(
         TinyLearner(drafter), Objective("forward_kl", 0.0), VOCAB, draft_vocabulary=None
     )
     terms = LossTerms.of(loss_module(batch).detach())
-    return score_texts(terms, batch.num_learned, [temperature] * num_texts, draft_length)
+    return score_texts(
+        terms, batch.num_learned, [temperature] * num_texts, draft_length, [False] * num_texts
+    )
 
 
 def decode(
@@ -155,7 +157,7 @@ def test_the_score_of_the_drafter_that_ships_is_what_decoding_makes() -> None:
     )
     with torch.no_grad():
         terms = LossTerms.of(loss_module(batch))
-    score = score_texts(terms, batch.num_learned, [0.0, 0.0], draft_length=4)
+    score = score_texts(terms, batch.num_learned, [0.0, 0.0], 4, [False, False])
     num_steps = sum(len(each.steps) for each in answers)
     assert score.num_tokens / score.tokens_per_step == pytest.approx(num_steps, abs=2)
     assert score.tokens_per_step > 1.3
@@ -163,7 +165,7 @@ def test_the_score_of_the_drafter_that_ships_is_what_decoding_makes() -> None:
 
 def test_texts_of_each_temperature_are_scored_apart() -> None:
     columns = torch.tensor([[1.0, 1.0, 0.9, 1.0]] * 4 + [[1.0, 0.0, 0.5, 0.0]] * 8)
-    score = score_texts(LossTerms.of(columns), [4, 4, 4], [0.0, 0.7, 0.7], draft_length=2)
+    score = score_texts(LossTerms.of(columns), [4, 4, 4], [0.0, 0.7, 0.7], 2, [False] * 3)
     assert [chains.temperature for chains in score.chains] == [0.0, 0.7]
     assert [chains.num_texts for chains in score.chains] == [1, 2]
     assert [chains.tokens_per_step for chains in score.chains] == [2.0, 1.0]

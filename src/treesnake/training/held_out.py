@@ -31,7 +31,10 @@ class ChainScore:
         num_tokens: of the target's answers in them.
         tokens_per_step: emitted by a step; the first one of each text drafts nothing.
         acceptance_by_position: of the steps that guess at each depth, the part that is accepted.
-            The last token of a text is not guessed, since a step has one of the target's own.
+            Where a text ends for want of room, its last token is not guessed, since a step has one
+            of the target's own. Where an end token ends it, nobody knows that before, so chains
+            guess that token too, and others behind it in vain. Chains that came up to the room's
+            end there had fewer guesses; the room is not known, and they count as whole ones.
     """
 
     temperature: float
@@ -75,7 +78,11 @@ class HeldOutScore:
 
 
 def score_texts(
-    terms: LossTerms, counts: Sequence[int], temperatures: Sequence[float], draft_length: int
+    terms: LossTerms,
+    counts: Sequence[int],
+    temperatures: Sequence[float],
+    draft_length: int,
+    has_ended: Sequence[bool],
 ) -> HeldOutScore:
     """Scores the learned tokens of some texts.
 
@@ -84,8 +91,11 @@ def score_texts(
         counts: tokens of each text.
         temperatures: at which the target drew each text.
         draft_length: of the chains.
+        has_ended: whether the last token of each text is an end token.
     """
     lengths, drawn_at = torch.tensor(counts), torch.tensor(temperatures)
+    # So many tokens of a text, and of what a chain guesses behind its end, can be guessed.
+    guessable = torch.where(torch.tensor(has_ended), lengths + draft_length, lengths - 1)
     accept_probs = in_rows(terms.accept_prob, counts)
     steps = chain_steps(accept_probs, lengths, draft_length)
     return HeldOutScore(
@@ -96,7 +106,9 @@ def score_texts(
         tokens_per_step=float(lengths.sum() / steps.num_steps.sum()),
         calibration_error=calibration_error(terms.confidence, terms.is_right),
         chains=tuple(
-            _score_chains(temperature, drawn_at == temperature, steps, accept_probs, lengths)
+            _score_chains(
+                temperature, drawn_at == temperature, steps, accept_probs, lengths, guessable
+            )
             for temperature in sorted({*drawn_at.tolist()})
         ),
     )
@@ -108,13 +120,15 @@ def _score_chains(
     steps: ChainSteps,
     accept_probs: Float[Tensor, "texts tokens"],
     lengths: Int[Tensor, " texts"],
+    guessable: Int[Tensor, " texts"],
 ) -> ChainScore:
     num_tokens = lengths[rows].sum()
     guesses = steps.guess_chances[rows]
     accepted = guesses * accept_probs[rows][..., None]
     places = torch.arange(guesses.shape[1])[:, None]
-    is_guessed = places < lengths[rows][:, None, None] - 1
-    is_offered = places + torch.arange(guesses.shape[2]) < lengths[rows][:, None, None] - 1
+    room = guessable[rows][:, None, None]
+    is_guessed = places < room
+    is_offered = places + torch.arange(guesses.shape[2]) < room
     offered = (guesses[..., :1] * is_offered).sum((0, 1))
     return ChainScore(
         temperature=round(temperature, 4),

@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -70,6 +70,7 @@ class Trainer:
         seed: of the order of the texts.
         accelerator: this process's part of the run.
         reporter: is told how it goes.
+        end_tokens: of the target.
         target: runs along where its probabilities are not stored.
     """
 
@@ -83,6 +84,7 @@ class Trainer:
         seed: int,
         accelerator: Accelerator,
         reporter: Reporter,
+        end_tokens: Collection[int],
         target: PreTrainedModel | None = None,
     ) -> None:
         self._stage = stage
@@ -90,6 +92,7 @@ class Trainer:
         self._folder = folder
         self._accelerator = accelerator
         self._reporter = reporter
+        self._end_tokens = end_tokens
         self._target = target
         learned, held_out = texts.split(stage.held_out)
         if not learned or not held_out:
@@ -150,6 +153,7 @@ class Trainer:
     def score_held_out(self) -> HeldOutScore:
         """Scores the learner as it is on the held-out texts, in every process alike."""
         columns, counts, temperatures = list[Tensor](), list[int](), list[float]()
+        has_ended: list[bool] = []
         self._loss_module.eval()
         lengths = [self._texts.lengths[index] for index in self._held_out]
         for part in cut_passes(lengths, self._stage.pass_tokens):
@@ -159,9 +163,11 @@ class Trainer:
             columns.append(found.float().cpu())
             counts += batch.num_learned
             temperatures += [float(text[0]) for text in batch.temperatures.split(batch.num_learned)]
+            labels = batch.labels.split(batch.num_learned)
+            has_ended += [int(text[-1]) in self._end_tokens for text in labels]
         self._loss_module.train()
         terms = LossTerms.of(torch.cat(columns))
-        return score_texts(terms, counts, temperatures, self._stage.draft_length)
+        return score_texts(terms, counts, temperatures, self._stage.draft_length, has_ended)
 
     def _update(self) -> None:
         started = time.monotonic()

@@ -257,6 +257,7 @@ class _TrainingRun:
             self._recipe.seed,
             self._accelerator,
             self._reporter,
+            end_token_ids(self._checkpoint),
             self._target if is_distilled and not is_stored else None,
         )
         best = trainer.run()
