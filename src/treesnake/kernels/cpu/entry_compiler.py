@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from numba import _dynfunc
+from numba import _dynfunc  # pyrefly: ignore[missing-module-attribute]
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import DefaultPassBuilder
 from numba.core.compiler_machinery import AnalysisPass, register_pass
@@ -68,7 +68,7 @@ class _OfferToKernels(AnalysisPass):
     def __init__(self) -> None:
         super().__init__()  # abstract in numba
 
-    def run_pass(self, state: Any) -> bool:
+    def run_pass(self, state: Any) -> bool:  # pyrefly: ignore[bad-override]
         """Enters the code under a key of its own, as numba does for what it has compiled."""
         lowered = state.cr
         module, name = lowered.fndesc.lookup_module(), lowered.fndesc.qualname
