@@ -115,9 +115,25 @@ def test_agreement_is_how_often_both_draw_a_token_by_the_same_noise() -> None:
     agreed = drawn[drawn == (waits / drafter.softmax(-1)).argmin(-1)]
     columns = top.indices.where(top.indices < 5, torch.tensor(5))
     outcomes = stored_outcomes(Drafted.of(drafter[:, :5]), columns, top.values)
-    found = shared_draw_log_probs(outcomes).exp()
+    found = shared_draw_log_probs(outcomes, rest_in_common=1).exp()
     counted = torch.tensor([[float((agreed == token).sum()) for token in top.indices[0]]])
     torch.testing.assert_close(found, counted / len(waits), atol=0.005, rtol=0)
+
+
+@given(st.integers(0, 99))
+def test_tokens_that_are_not_known_bound_how_often_both_draw_the_known_ones(seed: int) -> None:
+    target, drafter = logits(seed).log_softmax(-1), logits(seed + 1)
+    whole = torch.maximum(
+        *(each[:, None, :] - each[:, :, None] for each in (target, drafter.log_softmax(-1)))
+    )
+    top = target.topk(4)
+    true = (-whole.logsumexp(-1)).gather(-1, top.indices)
+    outcomes = stored_outcomes(Drafted.of(drafter), top.indices, top.values)
+    low, middle, high = (shared_draw_log_probs(outcomes, part) for part in (0, 0.5, 1))
+    assert (low <= true + 1e-4).all()
+    assert (true <= high + 1e-4).all()
+    assert (low <= middle).all()
+    assert (middle <= high).all()
 
 
 @given(st.integers(0, 99))

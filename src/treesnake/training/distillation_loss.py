@@ -31,6 +31,13 @@ NUM_TOP = 16
 """Of all that a target says which runs along, so many tokens are looked at for agreement."""
 
 
+REST_IN_COMMON = 0.5
+"""How much the rare tokens of target and drafter are taken for the same ones, where the target's
+are not known, to estimate how often a guess is accepted. Of SmolLM2's answers the estimate is then
+0.3 % too high at temperatures 0.7 and 1; with 1 it is 0.6 and 2.0 % too high, with 0 up to 1.0 %
+too low (tokens a step of chains of 4, 16 tokens known)."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """What is minimised.
@@ -227,7 +234,8 @@ class DistillationLoss(nn.Module):
         is_drawn = target.temperatures > 0
         drawn = target.rows(is_drawn)
         outcomes = self._drawn(Drafted(drafted.logits[is_drawn], drafted.total[is_drawn]), drawn)
-        given_label = shared_draw_log_probs(outcomes) - outcomes.target[:, :-1]
+        both = shared_draw_log_probs(outcomes, REST_IN_COMMON)
+        given_label = both - outcomes.target[:, :-1]
         is_said = drawn.is_label & (outcomes.target[:, :-1] > NEVER / 2)
         accepted = (given_label.exp() * is_said).sum(-1).clamp_max(1)
         return is_right.masked_scatter(is_drawn, accepted)

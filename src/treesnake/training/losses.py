@@ -6,6 +6,7 @@ what is known, and never larger than that over all tokens. Tokens that the draft
 no outcome: their probability neither draws the others up nor down.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -113,13 +114,20 @@ def certain(is_token: Bool[Tensor, "positions top"]) -> Float[Tensor, "positions
     return torch.where(is_token, 0.0, NEVER)
 
 
-def shared_draw_log_probs(outcomes: Outcomes) -> Float[Tensor, "positions known"]:
+def shared_draw_log_probs(
+    outcomes: Outcomes, rest_in_common: float
+) -> Float[Tensor, "positions known"]:
     """Returns how probable it is that both draw each known token, when they share the noise.
 
     Each token comes at a time w / p for the target and w / q for the drafter, with the same w, and
     each model takes the token that comes first. Both take token i with the probability
     1 / sum_j max(p_j / p_i, q_j / q_i) (Daliri, Musco and Suresh 2024). The last outcome stands for
     many tokens, which may differ, and counts as none.
+
+    Args:
+        outcomes: at temperatures of the text.
+        rest_in_common: how much of what both leave over is taken for the same tokens, of the part
+            that is smaller: 1 gives the largest probabilities that there can be, 0 the smallest.
 
     Returns:
         The logarithms. Where the target is certain of a token, its column is the drafter's log
@@ -129,7 +137,11 @@ def shared_draw_log_probs(outcomes: Outcomes) -> Float[Tensor, "positions known"
     target = torch.cat([outcomes.target, unsaid], -1)
     drafter = F.pad(outcomes.drafter, (0, 1), value=NEVER)
     ratios = [each[:, None, :] - each[:, :-2, None] for each in (target, drafter)]
-    return -torch.maximum(*ratios).logsumexp(-1)
+    times = torch.maximum(*ratios)
+    if rest_in_common < 1:
+        apart = torch.minimum(*ratios)[..., -2:-1] + math.log(1 - rest_in_common)
+        times = torch.cat([times, apart], -1)
+    return -times.logsumexp(-1)
 
 
 def divergence(kind: Divergence, outcomes: Outcomes) -> Float[Tensor, " positions"]:
@@ -143,7 +155,7 @@ def divergence(kind: Divergence, outcomes: Outcomes) -> Float[Tensor, " position
     if kind == "reverse_kl":
         return (drafter.exp() * (drafter - target.clamp_min(LEAST_LOG_PROB))).sum(-1)
     if kind == "rejection":
-        return 1 - shared_draw_log_probs(outcomes).exp().sum(-1)
+        return 1 - shared_draw_log_probs(outcomes, rest_in_common=1).exp().sum(-1)
     return (target.exp() - drafter.exp()).abs().sum(-1) / 2
 
 
