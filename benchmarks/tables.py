@@ -79,7 +79,7 @@ def _decoding(name: str, reference: str) -> str:
         for method in sorted(methods, key=lambda method: times[method + two])
     ]
     heads = ["plain decoding", "ms, 1 thread", "ms, 2 threads", "tokens/s"]
-    heads += [f"{reference.split()[0]} is 1x"]
+    heads += [f"{reference.split(maxsplit=1)[0]} is 1x"]
     return _table(heads, rows)
 
 
