@@ -3,7 +3,9 @@
 The drafter that reads the target's text token by token makes the same guess at each position as in
 a chain whose earlier tokens were accepted. So one pass over the text tells what speculative
 decoding with chains would have done on it: of greedy text step by step, of sampled text in
-expectation over the noise that both models draw by.
+expectation over the noise that both models draw by. Where not all of the target's probabilities
+are stored, rare tokens make that an estimate; see `REST_IN_COMMON`. The method of `bench` that it
+tells of is "chain(N) chosen" with the drafter in float32, on the whole prompt.
 """
 
 from collections.abc import Mapping, Sequence
