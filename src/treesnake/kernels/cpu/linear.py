@@ -34,6 +34,8 @@ from treesnake.kernels.cpu.jit import inlined, kernel
 TILES = ((8, 3), (6, 4), (4, 4), (2, 8), (1, 4)) if simd.LANES == 16 else ((4, 3), (2, 3), (1, 2))
 """Rows and outputs of each tile, largest first: as many sums as there are registers to hold them,
 and enough to keep the multipliers busy for the four cycles that a sum waits for the one before.
+Without AVX-512 one and two rows wait for memory: few outputs, whose weights are nearly one stream,
+come faster than many short rows in turn.
 
 The last tile of rows may be wider than what is left of them (three rows cost what four do), so the
 arrays have rows to spare, see `padded_rows`."""
