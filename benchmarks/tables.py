@@ -1035,13 +1035,13 @@ def _gpu_predictions() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "decoding": partial(_decoding, "plain_decoding", "transformers float32"),
-    "decoding_avx2": partial(_decoding, "plain_decoding_avx2", "llama.cpp stored"),
+    "decoding_avx2": partial(_decoding, "avx2/plain_decoding", "llama.cpp stored"),
     "scoring": partial(_scoring, "plain_decoding"),
-    "scoring_avx2": partial(_scoring, "plain_decoding_avx2"),
+    "scoring_avx2": partial(_scoring, "avx2/plain_decoding"),
     "gguf": _gguf,
     "gguf_aims": partial(_gguf_aims, "gguf", ("from 1.3 (8 bits: 1.5)", "from 2.0", "to 1.35")),
     "gguf_aims_avx2": partial(
-        _gguf_aims, "gguf_avx2", ("from 1.2 (8 bits: 1.5)", "from 1.5", "8 bits: to 2.0")
+        _gguf_aims, "avx2/gguf", ("from 1.2 (8 bits: 1.5)", "from 1.5", "8 bits: to 2.0")
     ),
     "gguf_scoring": _gguf_scoring,
     "gguf_quality": _gguf_quality,
@@ -1073,7 +1073,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "long_acceptance": _long_acceptance,
     "methods": partial(_methods, "default-pair-stored-cpu", "4 bits"),
     "stored_long": partial(_pairs, "default-pair-stored-long-cpu", "4 bits, 2 threads"),
-    "stored_avx2": partial(_pairs, "default-pair-stored-avx2", "4 bits, 2 threads, AVX2"),
+    "stored_avx2": partial(_pairs, "avx2/default-pair-stored-cpu", "4 bits, 2 threads, AVX2"),
     "float_methods": partial(_methods, "default-pair-cpu", "float32"),
     "any_target": partial(_pairs, "any_target", "Q4_K_M, 2 threads"),
     "any_target_long": partial(_pairs, "any_target_long", "Q4_K_M, 2 threads"),

@@ -31,7 +31,7 @@ def made_by(script: str) -> set[str]:
 
 
 def results() -> set[str]:
-    return {path.stem for path in (ROOT / "results").glob("*.json")}
+    return {path.stem for path in (ROOT / "results").rglob("*.json")}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
