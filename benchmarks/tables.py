@@ -67,14 +67,14 @@ def _decoding(name: str, reference: str) -> str:
     times = {name: entry["ms_per_token"] for name, entry in result["decoding"].items()}
     methods = list(dict.fromkeys(name.rsplit(", ", 1)[0] for name in times))
     one, two = ", 1 thread", ", 2 threads"
-    slowest = times[reference + two]
+    reference_ms = times[reference + two]
     rows = [
         [
             method,
             f"{times[method + one]:.1f}",
             f"{times[method + two]:.1f}",
             f"{1e3 / times[method + two]:.0f}",
-            f"{slowest / times[method + two]:.1f}x",
+            f"{reference_ms / times[method + two]:.1f}x",
         ]
         for method in sorted(methods, key=lambda method: times[method + two])
     ]

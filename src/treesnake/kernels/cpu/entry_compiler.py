@@ -11,8 +11,6 @@ and the process that calls the entry point compiles it in numba's usual way.
 
 import pickle
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -23,16 +21,6 @@ from numba.core.compiler_machinery import AnalysisPass, register_pass
 from numba.core.typed_passes import NativeLowering
 
 from treesnake.kernels.cpu.jit import kernel_passes
-
-
-@contextmanager
-def optimised_once() -> Generator[None]:
-    """Leaves kernels that are compiled meanwhile to the optimiser of what calls them."""
-    token = kernel_passes.set(_passes_without_machine_code)
-    try:
-        yield
-    finally:
-        kernel_passes.reset(token)
 
 
 def _passes_without_machine_code(state: Any) -> Any:
@@ -83,8 +71,8 @@ def main() -> None:
     """Compiles what standard input names."""
     module, name, signature = pickle.load(sys.stdin.buffer)
     entry_point = getattr(import_module(module), name)
-    with optimised_once():
-        entry_point.compile(signature)
+    kernel_passes.set(_passes_without_machine_code)
+    entry_point.compile(signature)
 
 
 if __name__ == "__main__":
