@@ -26,7 +26,7 @@ from treesnake.kernels.cpu.grouped import TILE_ROWS, new_rounded_rows, round_row
 from treesnake.kernels.cpu.jit import entry_point
 from treesnake.kernels.cpu.linear import REPLACE, TILES, padded
 from treesnake.kernels.cpu.products import multiply_rows
-from treesnake.kernels.grouped_weight import GROUPED_BITS, INT4, round_to_groups
+from treesnake.kernels.matrices import GROUPED_BITS, INT4, round_to_groups
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig

@@ -25,7 +25,7 @@ from treesnake import SamplingParams, SpeculativeDecoder, StaticSearch, chain
 from treesnake.conversation import user_message
 from treesnake.draft import Draft, Scored
 from treesnake.drafters.load import load_drafter
-from treesnake.kernels.grouped_weight import INT4
+from treesnake.kernels.matrices import INT4
 from treesnake.loading.checkpoint import HYBRID, Checkpoint, find_checkpoint
 from treesnake.loading.networks import load_network
 from treesnake.loading.options import LoadOptions

@@ -11,6 +11,7 @@ from treesnake.drafters.load import DRAFTS_FOR_ITSELF, JOIN, WEIGHTLESS, load_dr
 from treesnake.drafters.self_drafting import SelfDrafter
 from treesnake.errors import InvalidInputError, TreesnakeError, UnsupportedModelError
 from treesnake.generate import generate
+from treesnake.kernels.cpu.best_tokens import compile_rankings
 from treesnake.loading.networks import STORED_INTEGERS, LoadedNetwork, load_network
 from treesnake.loading.options import LoadOptions
 from treesnake.models.gguf import mean_bits
@@ -96,8 +97,9 @@ def warm_up(pair: PairModel) -> None:
     params = SamplingParams(temperature=1.0)
     with suppress(TreesnakeError):
         target, drafter = pair.new_sessions()
-        if isinstance(pair, Pair):  # so that the kernels of both are compiled at the same time
-            with ThreadPoolExecutor(1) as beside:
+        if isinstance(pair, Pair):  # so that kernels are compiled at the same time
+            with ThreadPoolExecutor(2) as beside:
+                beside.submit(compile_rankings)
                 drafter.prefill(prompt)
                 beside.submit(drafter.draft, prompt.token_ids[-1], shape, params, TorchRng(0))
                 target.prefill(prompt)

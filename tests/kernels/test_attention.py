@@ -19,7 +19,8 @@ from treesnake.kernels.cpu.attention import (
     trace_path,
 )
 from treesnake.kernels.cpu.jit import entry_point
-from treesnake.kernels.cpu.linear import BITS, STORAGE, padded
+from treesnake.kernels.cpu.linear import padded
+from treesnake.kernels.cpu.packing import BITS, STORAGE
 from treesnake.kernels.reference import attention as reference
 from treesnake.states.tree_layout import tree_layout
 from treesnake.tree import TokenTree

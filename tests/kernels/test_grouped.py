@@ -16,10 +16,10 @@ from treesnake.kernels.cpu.grouped import (
     FORMS,
     TILE_ROWS,
     Form,
+    block_product,
     form_of,
     grouped_rows,
     new_rounded_rows,
-    product_tile,
     round_row,
 )
 from treesnake.kernels.cpu.integer_dots import (
@@ -156,11 +156,11 @@ def test_rows_that_are_no_finite_numbers_stay_visible() -> None:
 
 
 def tile_of(form: Form, dot: BytesDot):
-    tile = product_tile(2, form, dot)
+    product = block_product(form, dot, (2,))
 
     @entry_point
     def run(address, rows, groups, out):
-        tile(address, rows, 0, groups, out, 0, np.bool_(False))
+        product(address, rows, 2, groups, out, 0, np.bool_(False))
 
     return run
 

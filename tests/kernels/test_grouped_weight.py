@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from treesnake.kernels.grouped_weight import (
-    GroupedWeight,
-    below_each_other,
-    in_floats,
-    round_to_groups,
-)
+from treesnake.kernels.grouped_weight import GroupedWeight
+from treesnake.kernels.matrices import below_each_other, in_floats, round_to_groups
 from treesnake.kernels.reference.grouped_linear import (
     fused_multiply_add,
     grouped_linear,

@@ -9,7 +9,7 @@ import torch
 from transformers import GraniteMoeHybridConfig, GraniteMoeHybridForCausalLM
 
 from treesnake.errors import BrokenModelError, InvalidInputError, LoadError
-from treesnake.kernels.grouped_weight import INT4
+from treesnake.kernels.matrices import INT4
 from treesnake.models.hybrid_config import HybridConfig, hybrid_obstacle
 from treesnake.models.hybrid_cpu import CpuHybrid
 from treesnake.models.tree_network import Part

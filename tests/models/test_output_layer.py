@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from treesnake.kernels.grouped_weight import INT4
+from treesnake.kernels.matrices import INT4
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.output_layer import OutputLayer

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from treesnake.errors import ContextLengthError, InvalidInputError, LoadError, UnsupportedModelError
-from treesnake.kernels.grouped_weight import INT4, GroupedWeight, round_to_groups
+from treesnake.kernels.grouped_weight import GroupedWeight
+from treesnake.kernels.matrices import INT4, round_to_groups
 from treesnake.models.transformer import Transformer
 from treesnake.models.transformer_cache import TransformerCache
 from treesnake.models.transformer_config import TransformerConfig, unsupported_reason

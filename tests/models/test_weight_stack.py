@@ -6,7 +6,8 @@ import torch
 
 from treesnake.kernels.cpu.grouped import BLOCK_OUTPUTS, widen_output
 from treesnake.kernels.cpu.jit import entry_point
-from treesnake.kernels.grouped_weight import INT4, GroupedWeight, round_to_groups
+from treesnake.kernels.grouped_weight import GroupedWeight
+from treesnake.kernels.matrices import INT4, round_to_groups
 from treesnake.models.weight_stack import count_bytes, new_stack, write_parts
 
 

@@ -27,7 +27,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from treesnake.errors import LoadError
-from treesnake.kernels.grouped_weight import GroupedWeight, round_to_groups
+from treesnake.kernels.grouped_weight import GroupedWeight
+from treesnake.kernels.matrices import round_to_groups
 from treesnake.models.gguf_blocks import GROUPED_TYPES, STORED_BITS, unpack
 from treesnake.models.pointers import check_no_pointer
 from treesnake.models.weights import Stacked, StoredTensor, Weights

@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from treesnake.kernels.cpu.linear import ROWS_AT_ONCE, padded
+from treesnake.kernels.cpu.linear import padded
 from treesnake.kernels.cpu.mamba import MambaWeights
 from treesnake.kernels.cpu.mamba2 import Mamba2Weights
+from treesnake.kernels.cpu.packing import ROWS_AT_ONCE
 from treesnake.kernels.cpu.state_space import StackWeights
-from treesnake.kernels.grouped_weight import GROUPED_BITS
+from treesnake.kernels.matrices import GROUPED_BITS
 from treesnake.models.mamba import Mamba
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space import StateSpaceNetwork, check_vocabulary

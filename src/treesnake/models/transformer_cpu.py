@@ -12,7 +12,8 @@ from treesnake.clock import book_wait
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.attention import KEY_BLOCK, PATH_BLOCK, SEES_ALL, SPARE_ROWS
 from treesnake.kernels.cpu.grouped import new_rounded_rows
-from treesnake.kernels.cpu.linear import ROWS_AT_ONCE, STORAGE, padded
+from treesnake.kernels.cpu.linear import padded
+from treesnake.kernels.cpu.packing import ROWS_AT_ONCE, STORAGE
 from treesnake.kernels.cpu.team import TEAM
 from treesnake.kernels.cpu.transformer import (
     PART,
@@ -24,7 +25,8 @@ from treesnake.kernels.cpu.transformer import (
     count_steps,
     decode,
 )
-from treesnake.kernels.grouped_weight import INT4, GroupedWeight, Matrix, in_floats
+from treesnake.kernels.grouped_weight import GroupedWeight
+from treesnake.kernels.matrices import INT4, Matrix, in_floats
 from treesnake.models.transformer_cache import KvBank, TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.transformer_layers import (

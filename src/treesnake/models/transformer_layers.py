@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from treesnake.errors import LoadError
-from treesnake.kernels.grouped_weight import Matrix, in_floats
+from treesnake.kernels.matrices import Matrix, in_floats
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.weight_gate import Promise, Shape, Tie, admit
 

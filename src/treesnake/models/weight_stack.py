@@ -9,16 +9,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from treesnake.kernels.cpu.grouped import BLOCK, BLOCK_OUTPUTS, GROUP_BYTES, form_of, pack_blocks
-from treesnake.kernels.cpu.linear import CACHE_LINE, STORAGE, padded, write_weight
-from treesnake.kernels.grouped_weight import (
-    GROUP,
-    GROUPED_BITS,
-    GroupedWeight,
-    Matrix,
-    in_floats,
-    round_to_groups,
-)
+from treesnake.kernels.cpu.grouped import BLOCK, BLOCK_OUTPUTS, GROUP_BYTES, form_of
+from treesnake.kernels.cpu.linear import CACHE_LINE, padded
+from treesnake.kernels.cpu.packing import STORAGE, pack_blocks, write_weight
+from treesnake.kernels.grouped_weight import GROUP, GroupedWeight
+from treesnake.kernels.matrices import GROUPED_BITS, Matrix, in_floats, round_to_groups
 
 MATRIX_DTYPES = (*STORAGE, *GROUPED_BITS)
 """The dtypes that a stack can have."""

@@ -19,7 +19,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from treesnake.errors import LoadError
-from treesnake.kernels.grouped_weight import Matrix, below_each_other, in_floats
+from treesnake.kernels.matrices import Matrix, below_each_other, in_floats
 from treesnake.models.json_files import read_json_object
 from treesnake.models.pointers import check_no_pointer
 

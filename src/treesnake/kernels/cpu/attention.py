@@ -16,7 +16,6 @@ added one after another, with the outputs in vector lanes. For scores the block 
 over, so that a lane is a position: no sum goes across lanes, and all queries of a unit share them.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from treesnake.kernels.cpu import simd
-from treesnake.kernels.cpu.jit import inlined, kernel
+from treesnake.kernels.cpu.jit import kernel
 from treesnake.kernels.cpu.linear import ADD, REPLACE, TILES, prefetch_rows
 
 
@@ -165,27 +164,27 @@ def _exponentiate(typing_context, scores, row, begin, end, peak):
     return types.float32(scores, position, position, position, types.float32), generate
 
 
-def _mix_tile(num_rows: int, num_vectors: int) -> Any:
-    """Builds the intrinsic that mixes values to some vectors of some rows of `out`.
+@intrinsic
+def _mix_rows(
+    typing_context, weights, row, end_row, start, values, value_row, count, out, begin, width, adds
+):
+    """Mixes values to rows of `out`, from `row` to `end_row`, tile by tile.
 
-    `out[row + r, begin + column:]`, or 0, += weights[row + r, start + i] * values[value_row + i,
-    column:] for i in 0..count, one after another.
+    `out[row, begin : begin + width]`, or 0, += weights[row, start + i] * values[value_row + i] for
+    i in 0..count, one after another. `width` is that of whole vectors.
     """
 
-    @intrinsic
-    def mix(
-        typing_context, weights, row, start, values, value_row, count, out, begin, column, adds
-    ):
-        def generate(context, builder, signature, arguments):
-            weights, values, out = (
-                context.make_array(signature.args[n])(context, builder, arguments[n])
-                for n in (0, 3, 6)
-            )
-            row, start, value_row, count, begin, column, adds = (
-                arguments[n] for n in (1, 2, 4, 5, 7, 8, 9)
-            )
-            element = signature.args[3].dtype
-            width = cgutils.unpack_tuple(builder, values.shape)[1]
+    def generate(context, builder, signature, arguments):
+        weights, values, out = (
+            context.make_array(signature.args[n])(context, builder, arguments[n]) for n in (0, 4, 7)
+        )
+        row, end_row, start, value_row, count, begin, width, adds = (
+            arguments[n] for n in (1, 2, 3, 5, 6, 8, 9, 10)
+        )
+        element = signature.args[4].dtype
+        stride = cgutils.unpack_tuple(builder, values.shape)[1]
+
+        def mix_tile(row: Any, column: Any, num_rows: int, num_vectors: int) -> None:
             first_value = builder.gep(simd.row_pointer(builder, values, value_row), [column])
             weight_rows = [
                 builder.gep(simd.row_pointer(builder, weights, row, offset), [start])
@@ -202,7 +201,7 @@ def _mix_tile(num_rows: int, num_vectors: int) -> Any:
             ]
 
             def add_values(step: Any, sums: Sequence[Any]) -> list[Any]:
-                value = builder.gep(first_value, [builder.mul(step, width)])
+                value = builder.gep(first_value, [builder.mul(step, stride)])
                 vectors = [
                     simd.load(builder, builder.gep(value, [simd.index(n * simd.LANES)]), element)
                     for n in range(num_vectors)
@@ -220,64 +219,35 @@ def _mix_tile(num_rows: int, num_vectors: int) -> Any:
             sums = simd.loop(builder, simd.index(0), count, 1, starts, add_values)
             for total, pointer in zip(sums, out_pointers, strict=True):
                 simd.store(builder, total, pointer, types.float32)
-            return context.get_dummy_value()
 
-        position = types.intp
-        signature = types.void(
-            weights,
-            position,
-            position,
-            values,
-            position,
-            position,
-            out,
-            position,
-            position,
-            types.boolean,
-        )
-        return signature, generate
+        def mix_rows(row: Any, num_rows: int) -> None:
+            def mix_columns(first: Any, end: Any, num_vectors: int) -> Any:
+                def run(column: Any, _: Sequence[Any]) -> list[Any]:
+                    mix_tile(row, column, num_rows, num_vectors)
+                    return [builder.add(column, step)]
 
-    return mix
+                step = simd.index(num_vectors * simd.LANES)
+                return simd.loop(builder, first, end, num_vectors * simd.LANES, [first], run)[0]
 
+            # A wide tile begins only where all of it lies within the width.
+            narrower = simd.index((MIX_VECTORS - 1) * simd.LANES)
+            column = mix_columns(simd.index(0), builder.sub(width, narrower), MIX_VECTORS)
+            mix_columns(column, width, 1)
 
-def _mix_sweep(num_rows: int, remainder: int) -> Any:
-    """Builds the kernel that does tiles of rows until only `remainder` are left, or fewer."""
-    wide, narrow = _mix_tile(num_rows, MIX_VECTORS), _mix_tile(num_rows, 1)
+        simd.sweep_rows(builder, row, end_row, MIX_ROWS, mix_rows)
+        return context.get_dummy_value()
 
-    @kernel
-    def sweep(weights, row, end_row, start, values, value_row, count, out, begin, width, adds):
-        while row + remainder < end_row:
-            column = 0
-            while column + MIX_VECTORS * simd.LANES <= width:
-                wide(weights, row, start, values, value_row, count, out, begin, column, adds)
-                column += MIX_VECTORS * simd.LANES
-            while column < width:
-                narrow(weights, row, start, values, value_row, count, out, begin, column, adds)
-                column += simd.LANES
-            row += num_rows
-        return row
-
-    return sweep
-
-
-def _one_after_another(first: Any, second: Any) -> Any:
-    @inlined
-    def both(weights, row, end_row, start, values, value_row, count, out, begin, width, adds):
-        row = first(weights, row, end_row, start, values, value_row, count, out, begin, width, adds)
-        return second(
-            weights, row, end_row, start, values, value_row, count, out, begin, width, adds
-        )
-
-    return both
-
-
-_mix_rows = functools.reduce(
-    _one_after_another,
-    [
-        _mix_sweep(num_rows, remainder)
-        for num_rows, remainder in zip(MIX_ROWS, (*MIX_ROWS[1:], 0), strict=True)
-    ],
-)
+    position = types.intp
+    signature = types.void(
+        weights,
+        *(position, position, position),
+        values,
+        *(position, position),
+        out,
+        *(position, position),
+        types.boolean,
+    )
+    return signature, generate
 
 
 @kernel

@@ -16,19 +16,16 @@ next. Signed values of 5 and 6 bits are moved to lie from 0 on. What a block hol
 the blocks of one matrix may differ.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Int8, Shaped, UInt8
+from jaxtyping import Shaped
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from torch import Tensor
 
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.integer_dots import (
@@ -41,7 +38,7 @@ from treesnake.kernels.cpu.integer_dots import (
     chosen_dot,
     splat,
 )
-from treesnake.kernels.cpu.jit import inlined, kernel
+from treesnake.kernels.cpu.jit import kernel
 from treesnake.kernels.grouped_weight import GROUP, HALF_GROUP, LARGEST_BYTE, GroupedWeight
 
 BLOCK_OUTPUTS = simd.LANES
@@ -119,52 +116,6 @@ HAS_MINIMUMS = tuple(form.has_minimums for form in FORMS)
 def form_of(weight: GroupedWeight) -> int:
     """Returns the number of the form of a weight's blocks."""
     return FORMS.index(Form(weight.bits, weight.minimums is not None))
-
-
-def pack_blocks(weight: GroupedWeight, blocks: UInt8[np.ndarray, "blocks groups bytes"]) -> None:
-    """Writes the bytes of a weight's blocks; outputs that the last block lacks become zeros."""
-    outputs, inputs = weight.values.shape
-    values = weight.values.reshape(outputs, -1, GROUP)
-    scales = weight.scales.reshape(outputs, inputs // GROUP, -1)
-    seconds = [] if weight.minimums is None else [weight.minimums]
-    begin = 0
-    parts = *_split(values, FORMS[form_of(weight)]), *np.split(scales, scales.shape[2], 2)
-    for part in (*parts, *seconds):
-        columns = part.reshape(outputs, inputs // GROUP, -1)
-        size = columns.shape[2] * columns.itemsize * BLOCK_OUTPUTS
-        _interleave(torch.from_numpy(columns), torch.from_numpy(blocks)[:, :, begin : begin + size])
-        begin += size
-
-
-def _split(values: Int8[np.ndarray, "outputs groups group"], form: Form) -> list[np.ndarray]:
-    """Returns values as a block has them, four bytes as an integer: pairs, then planes."""
-    if form.bits == SIGNED_BITS:
-        return [values.view(np.int32)]
-    numbers = (values + np.int8(form.moved_by)).view(np.uint8)
-    low = numbers & 15
-    pairs = low[:, :, :HALF_GROUP] | low[:, :, HALF_GROUP:] << 4
-    if not form.plane_bits:
-        return [pairs.view(np.int32)]
-    # Bits of four bytes at once: none moves beyond its byte.
-    high = (numbers >> 4).view(np.uint32).reshape(*numbers.shape[:2], form.plane_bits, -1)
-    planes = np.zeros(high.shape[:3], np.uint32)
-    for slot in range(high.shape[3]):
-        planes |= high[:, :, :, slot] << np.uint32(slot * form.plane_bits)
-    return [pairs.view(np.int32), planes.view(np.int32)]
-
-
-def _interleave(
-    columns: Shaped[Tensor, "outputs groups columns"], out: UInt8[Tensor, "blocks groups bytes"]
-) -> None:
-    """Writes columns as (blocks, groups, columns, outputs of a block)."""
-    outputs, groups, _ = columns.shape
-    whole = outputs // BLOCK_OUTPUTS * BLOCK_OUTPUTS
-    last = columns.new_zeros(BLOCK_OUTPUTS if whole < outputs else 0, *columns.shape[1:])
-    last[: outputs - whole] = columns[whole:]
-    for part, target in ((columns[:whole], out[: whole // BLOCK_OUTPUTS]), (last, out[-1:])):
-        if len(part):
-            blocks = part.unflatten(0, (-1, BLOCK_OUTPUTS)).permute(0, 2, 3, 1).contiguous()
-            target.copy_(blocks.view(len(target), groups, -1).view(torch.uint8))
 
 
 ROUNDED_GROUP = np.dtype(
@@ -291,43 +242,51 @@ def _reduce(builder: Any, operation: str, vector: Any) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), [vector])
 
 
-def product_tile(num_rows: int, form: Form, dot: BytesDot) -> Any:
-    """Builds the intrinsic that multiplies `num_rows` rows with a block of one form.
+def block_product(form: Form, dot: BytesDot, sizes: Sequence[int]) -> Any:
+    """Builds the intrinsic that multiplies rows with a block of one form, in tiles of `sizes` rows.
 
-    It takes (address, rounded, row, groups, out, column, adds). Rows of `rounded` from `row` on,
-    times the block at the address, go to `out[row:, column:]`, as far as that has columns, or are
+    It takes (address, rounded, num_rows, groups, out, column, adds). The first rows of `rounded`,
+    times the block at the address, go to `out[:, column:]`, as far as that has columns, or are
     added to it.
     """
 
     @intrinsic
-    def tile(typing_context, address, rounded, row, groups, out, column, adds):
+    def multiply(typing_context, address, rounded, num_rows, groups, out, column, adds):
         def generate(context, builder, signature, arguments):
-            address, rounded, row, groups, out, column, adds = arguments
-            rounded = context.make_array(signature.args[1])(context, builder, rounded)
-            rows = [simd.row_pointer(builder, rounded, row, offset) for offset in range(num_rows)]
-            block = builder.inttoptr(address, simd.BYTE_POINTER)
-            totals = simd.loop(
-                builder,
-                simd.index(0),
-                groups,
-                1,
-                [simd.ZERO] * num_rows,
-                lambda group, totals: _add_group(builder, form, dot, block, rows, group, totals),
+            address, rounded, num_rows, groups, out, column, adds = arguments
+            rounded, out = (
+                context.make_array(kind)(context, builder, array)
+                for kind, array in ((signature.args[1], rounded), (signature.args[4], out))
             )
-            out = context.make_array(signature.args[4])(context, builder, out)
+            block = builder.inttoptr(address, simd.BYTE_POINTER)
             width = cgutils.unpack_tuple(builder, out.shape)[1]
-            targets = [
-                builder.gep(simd.row_pointer(builder, out, row, offset), [column])
-                for offset in range(num_rows)
-            ]
-            _write(builder, totals, targets, builder.sub(width, column), adds)
+
+            def multiply_tile(row: Any, size: int) -> None:
+                rows = [simd.row_pointer(builder, rounded, row, offset) for offset in range(size)]
+                targets = [
+                    builder.gep(simd.row_pointer(builder, out, row, offset), [column])
+                    for offset in range(size)
+                ]
+                totals = simd.loop(
+                    builder,
+                    simd.index(0),
+                    groups,
+                    1,
+                    [simd.ZERO] * size,
+                    lambda group, before: _add_group(
+                        builder, form, dot, block, rows, group, before
+                    ),
+                )
+                _write(builder, totals, targets, builder.sub(width, column), adds)
+
+            simd.sweep_rows(builder, simd.index(0), num_rows, sizes, multiply_tile)
             return context.get_dummy_value()
 
         position = types.intp
         signature = types.void(position, rounded, position, position, out, position, types.boolean)
         return signature, generate
 
-    return tile
+    return multiply
 
 
 def _add_group(
@@ -452,43 +411,14 @@ def _write(builder: Any, totals: list[Any], targets: list[Any], columns: Any, ad
         simd.masked_store(builder, result, pointer, mask)
 
 
-def _row_sweep(num_rows: int, remainder: int, form: Form) -> Any:
-    """Builds the kernel that does tiles of rows until only `remainder` are left, or fewer."""
-    tile = product_tile(num_rows, form, chosen_dot())
-
-    @inlined
-    def sweep(address, rounded, row, end_row, groups, out, column, adds):
-        while row + remainder < end_row:
-            tile(address, rounded, row, groups, out, column, adds)
-            row += num_rows
-        return row
-
-    return sweep
-
-
-def _one_after_another(first: Any, second: Any) -> Any:
-    @inlined
-    def both(address, rounded, row, end_row, groups, out, column, adds):
-        row = first(address, rounded, row, end_row, groups, out, column, adds)
-        return second(address, rounded, row, end_row, groups, out, column, adds)
-
-    return both
-
-
 def _all_rows(form: Form) -> Any:
     """Builds the kernel that multiplies all rows with a block of one form."""
-    tiles = SIGNED_TILE_ROWS if form.bits == SIGNED_BITS else TILE_ROWS
-    sweeps = functools.reduce(
-        _one_after_another,
-        [
-            _row_sweep(rows, remainder, form)
-            for rows, remainder in zip(tiles, (*tiles[1:], 0), strict=True)
-        ],
-    )
+    sizes = SIGNED_TILE_ROWS if form.bits == SIGNED_BITS else TILE_ROWS
+    product = block_product(form, chosen_dot(), sizes)
 
     @kernel
     def multiply(address, rounded, num_rows, groups, out, column, adds):
-        sweeps(address, rounded, 0, num_rows, groups, out, column, adds)
+        product(address, rounded, num_rows, groups, out, column, adds)
 
     return multiply
 

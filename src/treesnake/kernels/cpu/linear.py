@@ -15,21 +15,17 @@ Weights are (outputs, inputs), row-major, the inner axis padded with zeros to a 
 integers are `treesnake.kernels.cpu.grouped`.
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from torch import Tensor
 
 from treesnake.kernels.cpu import simd
-from treesnake.kernels.cpu.jit import inlined, kernel
+from treesnake.kernels.cpu.jit import kernel
 
 TILES = ((8, 3), (6, 4), (4, 4), (2, 8), (1, 4)) if simd.LANES == 16 else ((4, 3), (2, 3), (1, 2))
 """Rows and outputs of each tile, largest first: as many sums as there are registers to hold them,
@@ -40,8 +36,8 @@ come faster than many short rows in turn.
 The last tile of rows may be wider than what is left of them (three rows cost what four do), so the
 arrays have rows to spare, see `padded_rows`."""
 
-_REMAINDERS = (*(num_rows for num_rows, _ in TILES[1:]), 0)
-"""The rows that each tile leaves to the smaller ones."""
+_TILE_COLUMNS = dict(TILES)
+"""The outputs of a tile of so many rows."""
 
 COLUMN_BLOCK = 48
 """Outputs that are done for all rows before the next: a multiple of each tile's outputs, and few
@@ -53,61 +49,64 @@ hardware does not recognise although the rows together are one stream."""
 
 CACHE_LINE = 64
 
-ROWS_AT_ONCE = 1024
-"""Rows of a weight that are rounded at once: what bounds the memory that rounding takes."""
 
+@intrinsic
+def _multiply(typing_context, x, num_rows, weight, begin, end, out, adds):
+    """Multiplies the first rows of `x` with rows begin..end of `weight`, tile by tile.
 
-def dot_tile(num_rows: int, num_columns: int) -> Any:
-    """Builds the intrinsic for one tile of `num_rows` x `num_columns` dot products.
-
-    It takes (x, row, weight, weight_row, end, out, column, adds). Rows of `x` from `row` on times
-    rows of `weight` from `weight_row` on, but not from `end` on, go to `out[row:, column:]`, or are
-    added to it. Arrays are row-major and have two axes.
+    The dot products go to the same columns of `out`, or are added to them. Arrays are row-major
+    and have two axes.
     """
 
-    @intrinsic
-    def tile(typing_context, x, row, weight, weight_row, end, out, column, adds):
-        def generate(context, builder, signature, arguments):
-            x, weight, out = (
-                context.make_array(signature.args[n])(context, builder, arguments[n])
-                for n in (0, 2, 5)
-            )
-            row, weight_row, end, column, adds = (arguments[n] for n in (1, 3, 4, 6, 7))
-            weight_rows = [builder.add(weight_row, simd.index(n)) for n in range(num_columns)]
+    def generate(context, builder, signature, arguments):
+        x, weight, out = (
+            context.make_array(signature.args[n])(context, builder, arguments[n]) for n in (0, 2, 5)
+        )
+        num_rows, begin, end, adds = (arguments[n] for n in (1, 3, 4, 6))
+        element, width = signature.args[2].dtype, cgutils.unpack_tuple(builder, x.shape)[1]
+
+        def multiply_tile(row: Any, column: Any, size: int, num_columns: int) -> None:
+            columns = [builder.add(column, simd.index(n)) for n in range(num_columns)]
             sums = _dot_products(
                 builder,
-                [simd.row_pointer(builder, x, row, offset) for offset in range(num_rows)],
+                [simd.row_pointer(builder, x, row, offset) for offset in range(size)],
                 [
                     # Columns beyond the end repeat the last one and are not written.
                     simd.row_pointer(builder, weight, simd.smaller_index(builder, number, end))
-                    for number in weight_rows
+                    for number in columns
                 ],
-                cgutils.unpack_tuple(builder, x.shape)[1],
-                signature.args[2].dtype,
+                width,
+                element,
             )
             target = _Target(
                 [
                     builder.gep(simd.row_pointer(builder, out, row, offset), [column])
-                    for offset in range(num_rows)
+                    for offset in range(size)
                 ],
                 adds,
             )
-            num_left = builder.sub(end, weight_row)
+            num_left = builder.sub(end, column)
             whole = builder.icmp_signed("<=", simd.index(num_columns), num_left)
             with builder.if_else(whole, likely=True) as (then, otherwise):
                 with then:
                     target.write(builder, sums, 0)
                 with otherwise:
                     _write_some(builder, target, sums, num_left)
-            return context.get_dummy_value()
 
-        position = types.intp
-        signature = types.void(
-            x, position, weight, position, position, out, position, types.boolean
-        )
-        return signature, generate
+        def multiply_rows(row: Any, size: int) -> None:
+            num_columns = _TILE_COLUMNS[size]
 
-    return tile
+            def run(column: Any, _: Sequence[Any]) -> list[Any]:
+                multiply_tile(row, column, size, num_columns)
+                return []
+
+            simd.loop(builder, begin, end, num_columns, [], run)
+
+        simd.sweep_rows(builder, simd.index(0), num_rows, tuple(_TILE_COLUMNS), multiply_rows)
+        return context.get_dummy_value()
+
+    position = types.intp
+    return types.void(x, position, weight, position, position, out, types.boolean), generate
 
 
 def _dot_products(
@@ -170,36 +169,6 @@ def prefetch_rows(builder: Any, rows: list[Any], inner: Any, element: types.Type
         simd.prefetch(builder, builder.gep(start, [builder.add(offset, simd.index(line))]))
 
 
-def _row_sweep(num_rows: int, num_columns: int, remainder: int) -> Any:
-    """Builds the kernel that does tiles of rows until only `remainder` are left, or fewer."""
-    tile = dot_tile(num_rows, num_columns)
-
-    @inlined
-    def sweep(x, row, end_row, weight, begin, end, out, adds):
-        while row + remainder < end_row:
-            for column in range(begin, end, num_columns):
-                tile(x, row, weight, column, end, out, column, adds)
-            row += num_rows
-        return row
-
-    return sweep
-
-
-def _one_after_another(first: Any, second: Any) -> Any:
-    @inlined
-    def both(x, row, end_row, weight, begin, end, out, adds):
-        row = first(x, row, end_row, weight, begin, end, out, adds)
-        return second(x, row, end_row, weight, begin, end, out, adds)
-
-    return both
-
-
-_all_rows = functools.reduce(
-    _one_after_another,
-    [_row_sweep(*tile, remainder) for tile, remainder in zip(TILES, _REMAINDERS, strict=True)],
-)
-
-
 # Not literals, for each of which numba would compile a function of its own.
 REPLACE, ADD = np.bool_(False), np.bool_(True)
 
@@ -213,15 +182,15 @@ def linear_rows(x, num_rows, weight, begin, end, out, adds):
     """
     for start in range(begin, end, COLUMN_BLOCK):
         stop = min(start + COLUMN_BLOCK, end)
-        _all_rows(x, 0, num_rows, weight, start, stop, out, adds)
+        _multiply(x, num_rows, weight, start, stop, out, adds)
 
 
 def padded_rows(num_rows: int) -> int:
     """Returns the rows that `x` and `out` need for `num_rows`: what whole tiles of rows cover."""
-    row = 0
-    for (tile_rows, _), remainder in zip(TILES, _REMAINDERS, strict=True):
-        while row + remainder < num_rows:
-            row += tile_rows
+    row, sizes = 0, tuple(_TILE_COLUMNS)
+    for size, num_left in zip(sizes, (*sizes[1:], 0), strict=True):
+        while row + num_left < num_rows:
+            row += size
     return row
 
 
@@ -250,29 +219,6 @@ def widen_row(typing_context, values, row, out, out_row):
     return types.void(values, position, out, position), generate
 
 
-STORAGE = {
-    torch.float32: np.dtype(np.float32),
-    torch.float16: np.dtype(np.uint16),
-    torch.bfloat16: np.dtype(np.int16),
-}
-"""The dtype under which numba sees an array of each kind of weight."""
-
-BITS = {
-    torch.float32: torch.float32,
-    torch.float16: torch.uint16,
-    torch.bfloat16: torch.int16,
-}
-
-
 def padded(width: int) -> int:
     """Returns the width that rows of `width` values are padded to."""
     return -(-width // simd.PADDING) * simd.PADDING
-
-
-def write_weight(
-    weight: Float[Tensor, "outputs inputs"], dtype: torch.dtype, values: np.ndarray
-) -> None:
-    """Rounds a weight to `dtype` into an array of its shape, such as a slice of a stack."""
-    for begin in range(0, len(weight), ROWS_AT_ONCE):
-        rows = slice(begin, begin + ROWS_AT_ONCE)
-        values[rows] = weight[rows].to(dtype).contiguous().view(BITS[dtype]).numpy()

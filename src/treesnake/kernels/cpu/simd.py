@@ -78,7 +78,7 @@ def loop(
 ) -> list[Any]:
     """Builds `for position in range(begin, end, step): carried = body(position, carried)`.
 
-    `body` builds straight code only. Returns what is carried out of the loop.
+    Returns what is carried out of the loop.
     """
     before = builder.block
     check = builder.append_basic_block("loop")
@@ -91,14 +91,32 @@ def loop(
     builder.cbranch(builder.icmp_signed("<", position, end), inside, after)
     builder.position_at_end(inside)
     results = body(position, values)
+    following, last = builder.add(position, index(step)), builder.block
     position.add_incoming(begin, before)
-    position.add_incoming(builder.add(position, index(step)), inside)
+    position.add_incoming(following, last)
     for value, start, result in zip(values, carried, results, strict=True):
         value.add_incoming(start, before)
-        value.add_incoming(result, inside)
+        value.add_incoming(result, last)
     builder.branch(check)
     builder.position_at_end(after)
     return values
+
+
+def sweep_rows(
+    builder: Any, row: Any, end: Any, sizes: Sequence[int], tile: Callable[[Any, int], None]
+) -> None:
+    """Builds `tile(row, size)` for tiles of `sizes` rows, largest first, from `row` to `end`.
+
+    A size is taken until no more rows are left than the next size has. So the last tile of any
+    size may go beyond the rows (seven are done by one tile of eight), see `linear.padded_rows`.
+    """
+    for size, num_left in zip(sizes, (*sizes[1:], 0), strict=True):
+
+        def run(begin: Any, _: Sequence[Any], size: int = size) -> list[Any]:
+            tile(begin, size)
+            return [builder.add(begin, index(size))]
+
+        (row,) = loop(builder, row, builder.sub(end, index(num_left)), size, [row], run)
 
 
 def splat(builder: Any, value: Any) -> Any:

@@ -37,7 +37,6 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -301,6 +300,8 @@ class ThreadTeam:
         """
         if not getattr(function, "signatures", True):  # it is compiled code, and there is none yet
             compile_apart(function, Barrier(self.board, 1, self.board, 1), arguments)
+        import torch  # noqa: PLC0415 - the program that compiles starts in a quarter of the time without
+
         asked = perf_counter()
         with self._lock:
             book_wait(asked)
