@@ -9,11 +9,19 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from treesnake.kernels.cpu.grouped import BLOCK, BLOCK_OUTPUTS, GROUP_BYTES, form_of
+from treesnake.kernels.cpu.grouped import (
+    BLOCK,
+    BLOCK_OUTPUTS,
+    GROUP_BYTES,
+    PLAIN_BLOCK,
+    PLAIN_FORMS,
+    form_of,
+)
 from treesnake.kernels.cpu.linear import CACHE_LINE, padded
 from treesnake.kernels.cpu.packing import STORAGE, pack_blocks, write_weight
 from treesnake.kernels.grouped_weight import GROUP, GroupedWeight
 from treesnake.kernels.matrices import GROUPED_BITS, Matrix, in_floats, round_to_groups
+from treesnake.threads import new_lock
 
 MATRIX_DTYPES = (*STORAGE, *GROUPED_BITS)
 """The dtypes that a stack can have."""
@@ -21,7 +29,7 @@ MATRIX_DTYPES = (*STORAGE, *GROUPED_BITS)
 
 @runtime_checkable
 class WeightStack(Protocol):
-    """The same matrix of every layer, filled layer by layer."""
+    """The same matrix of every layer, filled layer by layer; several threads may do so at once."""
 
     @property
     def array(self) -> np.ndarray:
@@ -71,7 +79,7 @@ class FloatStack:
 
 
 class GroupedStack:
-    """`array` is (layers, blocks) of `grouped.BLOCK`.
+    """`array` is (layers, blocks) of `grouped.BLOCK`, or of `PLAIN_BLOCK` if all are plain.
 
     Floats are rounded to groups of so many bits. Grouped weights stay what they are, so blocks of
     different forms may stand in one table.
@@ -83,9 +91,16 @@ class GroupedStack:
     def __init__(self, layers: int, outputs: int, inputs: int, bits: int) -> None:
         self.bits = bits
         self._groups = -(-inputs // GROUP)
-        self.array = np.zeros((layers, -(-outputs // BLOCK_OUTPUTS)), BLOCK)
+        self._table = np.zeros((layers, -(-outputs // BLOCK_OUTPUTS)), BLOCK)
         self._parts: list[np.ndarray] = []  # keeps what the table gives the addresses of
         self._room = np.empty(0, np.uint8)
+        self._lock = new_lock()
+
+    @property
+    def array(self) -> np.ndarray:
+        """What kernels read: one entry for each layer."""
+        is_plain = np.isin(self._table["form"], PLAIN_FORMS).all()
+        return self._table.view(PLAIN_BLOCK) if is_plain else self._table
 
     @property
     def dtype(self) -> torch.dtype:
@@ -105,18 +120,19 @@ class GroupedStack:
         form, num_blocks = form_of(weight), -(-len(weight) // BLOCK_OUTPUTS)
         blocks = self._new_blocks(num_blocks, GROUP_BYTES[form])
         pack_blocks(weight, blocks)
-        self._parts.append(blocks)
-        table = self.array[layer, begin // BLOCK_OUTPUTS :][:num_blocks]
+        table = self._table[layer, begin // BLOCK_OUTPUTS :][:num_blocks]
         table["address"] = blocks.ctypes.data + np.arange(num_blocks) * blocks.strides[0]
         table["form"] = form
 
     def _new_blocks(self, num_blocks: int, group_bytes: int) -> np.ndarray:
         """Returns memory for blocks, aligned to a cache line: blocks are whole lines."""
         block_bytes = self._groups * group_bytes
-        if num_blocks * block_bytes > len(self._room):
-            # What nothing is written to takes no memory.
-            self._room = _aligned(max(num_blocks, self.array.size) * block_bytes)
-        taken, self._room = np.split(self._room, [num_blocks * block_bytes])
+        with self._lock:
+            if num_blocks * block_bytes > len(self._room):
+                # What nothing is written to takes no memory.
+                self._room = _aligned(max(num_blocks, self._table.size) * block_bytes)
+            taken, self._room = np.split(self._room, [num_blocks * block_bytes])
+            self._parts.append(taken)
         return taken.reshape(num_blocks, self._groups, group_bytes)
 
 

@@ -38,13 +38,17 @@ from treesnake.kernels.cpu.integer_dots import (
     chosen_dot,
     splat,
 )
-from treesnake.kernels.cpu.jit import kernel
+from treesnake.kernels.cpu.jit import by_type, kernel
 from treesnake.kernels.grouped_weight import GROUP, HALF_GROUP, LARGEST_BYTE, GroupedWeight
 
 BLOCK_OUTPUTS = simd.LANES
 
 BLOCK = np.dtype([("address", np.int64), ("form", np.int64)], align=True)
 """Where the bytes of a block are, and in which form."""
+
+PLAIN_BLOCK = np.dtype([("address", np.int64), ("plain_form", np.int64)], align=True)
+"""The same for tables whose blocks have no planes, only values of 4 and 8 bits. Their type says so,
+and kernels that read no other tables are compiled without the code for planes, in less time."""
 
 TILE_ROWS = (8, 6, 4, 1) if simd.LANES == 16 else (6, 4, 2, 1)
 """Rows of each tile, largest first. The last may go beyond what is asked for, as in `linear`."""
@@ -111,6 +115,10 @@ MOVED_BY = tuple(form.moved_by for form in FORMS)
 PLANE_BITS = tuple(form.plane_bits for form in FORMS)
 BITS = tuple(form.bits for form in FORMS)
 HAS_MINIMUMS = tuple(form.has_minimums for form in FORMS)
+
+
+PLAIN_FORMS = tuple(number for number, form in enumerate(FORMS) if not form.plane_bits)
+"""What blocks of `PLAIN_BLOCK` have."""
 
 
 def form_of(weight: GroupedWeight) -> int:
@@ -426,11 +434,19 @@ def _all_rows(form: Form) -> Any:
 _four_bits, _five_bits, _five_bits_with_minimums, _six_bits, _eight_bits = map(_all_rows, FORMS)
 
 
-@kernel
-def grouped_rows(rounded, num_rows, blocks, begin, end, groups, out, adds):
-    """Computes outputs begin..end of the first rows, or adds them; `begin` is that of a block."""
-    for column in range(begin, end, BLOCK_OUTPUTS):
-        block = blocks[column // BLOCK_OUTPUTS]
+def _multiply_block(block, rounded, num_rows, groups, out, column, adds):
+    raise NotImplementedError("for compiled code only")
+
+
+@by_type(_multiply_block)
+def _multiply_block_of_type(block, rounded, num_rows, groups, out, column, adds):
+    def multiply_plain(block, rounded, num_rows, groups, out, column, adds):
+        if block.plain_form == FOUR_BITS:
+            _four_bits(block.address, rounded, num_rows, groups, out, column, adds)
+        else:
+            _eight_bits(block.address, rounded, num_rows, groups, out, column, adds)
+
+    def multiply_any(block, rounded, num_rows, groups, out, column, adds):
         address, form = block.address, block.form
         if form == FOUR_BITS:
             _four_bits(address, rounded, num_rows, groups, out, column, adds)
@@ -442,6 +458,35 @@ def grouped_rows(rounded, num_rows, blocks, begin, end, groups, out, adds):
             _six_bits(address, rounded, num_rows, groups, out, column, adds)
         else:
             _eight_bits(address, rounded, num_rows, groups, out, column, adds)
+
+    return multiply_plain if _is_plain(block) else multiply_any
+
+
+def _form_number(block):
+    raise NotImplementedError("for compiled code only")
+
+
+@by_type(_form_number)
+def _form_number_of_type(block):
+    def number_of_plain(block):
+        return block.plain_form
+
+    def number_of_any(block):
+        return block.form
+
+    return number_of_plain if _is_plain(block) else number_of_any
+
+
+def _is_plain(block: types.Record) -> bool:
+    return "plain_form" in block.fields
+
+
+@kernel
+def grouped_rows(rounded, num_rows, blocks, begin, end, groups, out, adds):
+    """Computes outputs begin..end of the first rows, or adds them; `begin` is that of a block."""
+    for column in range(begin, end, BLOCK_OUTPUTS):
+        block = blocks[column // BLOCK_OUTPUTS]
+        _multiply_block(block, rounded, num_rows, groups, out, column, adds)
 
 
 @intrinsic
@@ -470,7 +515,7 @@ def _half_at(typing_context, address):
 def widen_output(blocks, output, width, out, row):
     """Writes `width` inputs of an output, such as an embedding, as floats to a row of `out`."""
     block, lane = blocks[output // BLOCK_OUTPUTS], output % BLOCK_OUTPUTS
-    form = block.form
+    form = _form_number(block)
     for column in range(width):
         group, number = divmod(column, GROUP)
         start = block.address + group * GROUP_BYTES[form]
