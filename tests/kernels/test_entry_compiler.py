@@ -126,3 +126,11 @@ def test_the_caller_compiles_as_usual_where_numba_is_not_as_expected(load) -> No
     compile_apart(module.run, 7, 3)
     assert module.run(7, 3) == 10
     assert sum(module.run.stats.cache_misses.values()) == 1
+
+
+def test_networks_are_compiled_without_torch() -> None:
+    code = (
+        "import sys; import treesnake.kernels.cpu.entry_compiler, treesnake.kernels.cpu.hybrid; "
+        "import treesnake.kernels.cpu.mamba; print('torch' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

@@ -1,10 +1,12 @@
 """Stacks of matrices: floats, and integers in groups, each layer with a form of its own."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 
-from treesnake.kernels.cpu.grouped import BLOCK_OUTPUTS, widen_output
+from treesnake.kernels.cpu.grouped import BLOCK, BLOCK_OUTPUTS, PLAIN_BLOCK, widen_output
 from treesnake.kernels.cpu.jit import entry_point
 from treesnake.kernels.grouped_weight import GroupedWeight
 from treesnake.kernels.matrices import INT4, round_to_groups
@@ -57,6 +59,26 @@ def test_parts_of_a_matrix_keep_forms_of_their_own() -> None:
     floats = [part.to_floats() for part in parts[:4]] + [round_to_groups(parts[4], 8).to_floats()]
     assert len(set(stack.array[1]["form"])) == 5
     assert np.array_equal(widened(stack.array[1], outputs, 64), np.concatenate(floats))
+
+
+def test_tables_without_planes_are_told_by_their_type() -> None:
+    stack = new_stack(1, 2 * BLOCK_OUTPUTS, 64, torch.int8)
+    stack.write(0, round_to_groups(normal(BLOCK_OUTPUTS, 64), 4))
+    stack.write(0, normal(BLOCK_OUTPUTS, 64), BLOCK_OUTPUTS)
+    assert stack.array.dtype == PLAIN_BLOCK
+    values = np.zeros((BLOCK_OUTPUTS, 64), np.int8)
+    stack.write(0, GroupedWeight(6, values, np.ones((BLOCK_OUTPUTS, 4), np.float16)))
+    assert stack.array.dtype == BLOCK
+
+
+def test_layers_may_be_written_by_many_threads_at_once() -> None:
+    layers = [normal(3 * BLOCK_OUTPUTS, 64) * (number + 1) for number in range(40)]
+    stack = new_stack(len(layers), 3 * BLOCK_OUTPUTS, 64, INT4)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(stack.write, range(len(layers)), layers))
+    for number, layer in enumerate(layers):
+        expected = round_to_groups(layer, 4).to_floats()
+        assert np.array_equal(widened(stack.array[number], 3 * BLOCK_OUTPUTS, 64), expected)
 
 
 def test_grouped_weights_can_be_asked_for_as_floats() -> None:
