@@ -314,7 +314,9 @@ def test_matrices_of_a_file_keep_their_own_bits_layer_by_layer() -> None:
         CpuEngine(config, tensors, torch.int8),
         CpuEngine(config, floats, torch.float32),
     )
-    forms = {int(form) for stack in grouped.stacks.values() for form in stack.array["form"].flat}
+    forms = {
+        int(form) for stack in grouped.stacks.values() for form in stack.array["plain_form"].flat
+    }
     assert len(forms) == 2
     tokens = random_tokens(20)
     results = [
