@@ -352,6 +352,11 @@ def _rope(name: str) -> Callable[[PreTrainedConfig], Any]:
     return lambda config: (_full_rope(config) or {}).get(name)
 
 
+def _window_period(config: PreTrainedConfig) -> Any:
+    kinds = getattr(config, "layer_types", None) or []
+    return kinds.index("full_attention") + 1 if "full_attention" in kinds else None
+
+
 def _local_theta(config: PreTrainedConfig) -> Any:
     rope = getattr(config, "rope_parameters", None) or {}
     return (rope.get("sliding_attention") or {}).get("rope_theta")
@@ -369,6 +374,7 @@ MEANT_BY: Mapping[str, Callable[[PreTrainedConfig], Any]] = {
     "attention.key_length_swa": _named("head_dim"),
     "attention.value_length_swa": _named("head_dim"),
     "attention.sliding_window": _named("sliding_window"),
+    "attention.sliding_window_pattern": _window_period,
     "attention.scale": lambda config: _head_dim(config) ** -0.5,
     "attention.causal": lambda config: True,
     "attention.clamp_kqv": lambda config: 0.0,

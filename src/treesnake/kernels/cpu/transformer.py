@@ -44,7 +44,7 @@ from treesnake.kernels.cpu.products import (
 from treesnake.kernels.cpu.steps import block_size, multiply, norm, project
 from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, together, wait
 
-STEPS_PER_LAYER = 10
+STEPS_PER_LAYER = 12
 OTHER_STEPS = 4
 
 QUERY_BLOCK = 32
