@@ -238,8 +238,9 @@ def test_a_node_has_the_bits_of_its_path_decoded_token_by_token(
 
 
 @FAMILIES
-def test_a_tree_of_any_family_has_the_bits_of_its_paths(name: str) -> None:
-    model = network(CONFIGS[name], random_model(CONFIGS[name]).state_dict())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=str)
+def test_a_tree_of_any_family_has_the_bits_of_its_paths(name: str, dtype: torch.dtype) -> None:
+    model = network(CONFIGS[name], random_model(CONFIGS[name]).state_dict(), dtype)
     text, tree = random_tokens(19), random_tree(16, seed=2)
     cache = model.new_cache(40)
     read(model, text, cache)
