@@ -45,6 +45,11 @@ from treesnake.kernels.cpu.steps import block_size, multiply, norm, project
 from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, together, wait
 
 STEPS_PER_LAYER = 12
+"""Norm, product, heads, scores, rounding, product, norm; then norm, gate, rounding, product, norm.
+
+More steps than are counted would write beyond their counters.
+"""
+
 OTHER_STEPS = 4
 
 QUERY_BLOCK = 32
@@ -52,7 +57,6 @@ QUERY_BLOCK = 32
 
 ATTENTION_UNITS = 2
 """Units of attention for each thread at least: queries of one unit share what it reads."""
-
 
 NO_ROTATION = -1
 """Stands for a way to rotate in layers whose heads do not know positions."""
@@ -145,8 +149,8 @@ part and all parts before it: nodes, entries of their masks, nodes of which logi
 class TransformerWorkspace(NamedTuple):
     """Activations (rows, padded width), with rows for whole tiles, and scratch for each thread.
 
-    `cosines` and `sines` are (ways to rotate, nodes, pairs).
-    `part_of_node` and what describes a node's path are written first and read by every layer.
+    `part_of_node` and what describes a node's path are written first and read by every layer, and
+    so are `cosines` and `sines` (ways to rotate, nodes, pairs).
     """
 
     part_of_node: np.ndarray
