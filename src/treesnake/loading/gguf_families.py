@@ -65,7 +65,7 @@ class GgufFamily:
         has_local_layers: most layers see the window alone and rotate heads by a base of their own.
         norms_around_one: norms are stored as what they multiply with, 1 more than in the Hugging
             Face layout.
-        half_dtype: in half precision, activations fit into this dtype.
+        half_dtype: the dtype in half precision that activations fit into.
     """
 
     model_type: str

@@ -29,6 +29,9 @@ MAX_SIZE = 2**31 - 1
 
 REQUIRED_KEYS = ("block_count", "embedding_length", "context_length")
 
+WHOLE_NUMBERS = ("_count", "_length", "head_count_kv", "sliding_window")
+"""How keys end whose values count something."""
+
 READ_BY_ITS_NAME = re.compile(
     r"block_count|embedding_length|context_length|feed_forward_length|vocab_size"
     r"|attention\.head_count|attention\.head_count_kv"
@@ -234,11 +237,11 @@ def _check_number(key: str, value: Any, file: GgufFile) -> None:
             raise _wrong(file, key, "no number")
         if isinstance(each, int) and not -1 <= each <= MAX_SIZE:
             raise _wrong(file, key, f"beyond {MAX_SIZE}")
-        if key.endswith(("_count", "_length", "head_count_kv")) and type(each) is not int:
+        if key.endswith(WHOLE_NUMBERS) and type(each) is not int:
             raise _wrong(file, key, "no whole number")
         if key.endswith(("epsilon", "factor")) and not _is_at_least(each, 0):
             raise _wrong(file, key, "no number from 0 on")
-        if key.endswith("freq_base") and not _is_at_least(each, 1):
+        if key.endswith(("freq_base", "freq_base_swa")) and not _is_at_least(each, 1):
             raise _wrong(file, key, "no number from 1 on")
     if key.endswith(REQUIRED_KEYS) and not (type(value) is int and value > 0):
         raise _wrong(file, key, "no whole number above 0")
