@@ -1,6 +1,7 @@
 """Norms, rotations and gates: the compiled form against the readable one."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.jit import entry_point
-from treesnake.kernels.cpu.norm import gate_range, rms_norm_row, rotate_range
+from treesnake.kernels.cpu.norm import GATES, gate_range, rms_norm_row, rotate_range
 from treesnake.kernels.reference import norm as reference
+
+ACTIVATIONS = pytest.mark.parametrize("activation", sorted(GATES))
 
 
 @entry_point
@@ -48,15 +51,18 @@ def rotate(
 
 
 @entry_point
-def _gate(gate_up, width, out):
+def _gate(gate_up, width, slope, cube, out):
     for row in range(gate_up.shape[0]):
-        gate_range(gate_up, row, 0, width, width, out)
+        gate_range(gate_up, row, 0, width, width, slope, cube, out)
 
 
-def gate(gate_up: Float[Tensor, "rows twice_width"]) -> Float[Tensor, "rows width"]:
+def gate(
+    gate_up: Float[Tensor, "rows twice_width"], activation: str = "silu"
+) -> Float[Tensor, "rows width"]:
+    slope, cube = map(np.float32, GATES[activation])
     first, second = (_pad(half) for half in gate_up.chunk(2, dim=1))
     out = np.zeros_like(first)
-    _gate(np.concatenate([first, second], axis=1), first.shape[1], out)
+    _gate(np.concatenate([first, second], axis=1), first.shape[1], slope, cube, out)
     return torch.from_numpy(out[:, : gate_up.shape[1] // 2])
 
 
@@ -95,16 +101,27 @@ def test_rotated_products_depend_on_distance_only() -> None:
     torch.testing.assert_close(torch.stack(products), products[0].expand(3), rtol=1e-4, atol=1e-4)
 
 
+@ACTIVATIONS
 @pytest.mark.parametrize("width", [3, 16, 100])
-def test_gates_agree(width: int) -> None:
+def test_gates_agree(width: int, activation: Any) -> None:
     gate_up = torch.randn(4, 2 * width) * 5
-    torch.testing.assert_close(gate(gate_up), reference.gate(gate_up), rtol=1e-5, atol=1e-6)
+    expected = reference.gate(gate_up, activation)
+    torch.testing.assert_close(gate(gate_up, activation), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_gates_are_right_where_exponentials_overflow() -> None:
+def test_the_gelu_is_exact_where_its_tangent_is_not() -> None:
+    gates = torch.linspace(-9, 9, 1001)
+    slope, cube = (number / 2 for number in GATES["gelu_tanh"])
+    z = slope * gates.double() + cube * gates.double() ** 3
+    exact = gates.double() / (1 + torch.exp(-2 * z))
+    result = gate(torch.cat([gates, torch.ones(1001)])[None], "gelu_tanh")[0]
+    torch.testing.assert_close(result.double(), exact, rtol=2e-5, atol=0)
+
+
+@ACTIVATIONS
+def test_gates_are_right_where_exponentials_overflow(activation: Any) -> None:
     gates = torch.tensor([-1e30, -200.0, -88.5, -87.0, 0.0, 87.0, 200.0, 1e30, math.nan])
     gate_up = torch.cat([gates, torch.ones(9)])[None]
-    result = gate(gate_up)
-    torch.testing.assert_close(
-        result, reference.gate(gate_up), equal_nan=True, atol=1e-30, rtol=1e-5
-    )
+    result = gate(gate_up, activation)
+    expected = reference.gate(gate_up, activation)
+    torch.testing.assert_close(result, expected, equal_nan=True, atol=1e-30, rtol=1e-5)

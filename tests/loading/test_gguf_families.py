@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GraniteMoeHybridConfig,
     GraniteMoeHybridForCausalLM,
     LlamaConfig,
@@ -61,6 +62,13 @@ SIZES: dict[str, Any] = {
 PAIRED = ("llama", "mistral", "smollm3")
 
 CONFIGS: Mapping[str, PreTrainedConfig] = {
+    "gemma3": Gemma3TextConfig(
+        **SIZES,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
     "llama": LlamaConfig(**SIZES),
     "mistral": MistralConfig(**SIZES, sliding_window=None),
     "olmo2": Olmo2Config(**SIZES | {"tie_word_embeddings": False}),
@@ -72,6 +80,15 @@ CONFIGS: Mapping[str, PreTrainedConfig] = {
     "qwen3": Qwen3Config(**SIZES | {"head_dim": 32}),
     "smollm3": SmolLM3Config(**SIZES),
 }
+
+STATED = {
+    "gemma3": {
+        "gemma3.attention.sliding_window": 8,
+        "gemma3.attention.sliding_window_pattern": 2,
+        "gemma3.rope.freq_base": 1e6,
+    },
+}
+"""What files of a family state beside the sizes."""
 
 TOKENS = list(range(20, 60))
 
@@ -114,12 +131,12 @@ def write(
         "attention.head_count_kv": 2,
         "attention.key_length": head_dim,
         "rope.dimension_count": 8 if architecture == "phi3" else head_dim,
-        "rope.freq_base": float(config.rope_parameters["rope_theta"]),
+        "rope.freq_base": float(config.rope_parameters.get("rope_theta", 0)),
         "attention.layer_norm_rms_epsilon": 1e-5,
     }
     metadata = {f"{architecture}.{key}": value for key, value in sizes.items()}
     metadata |= {key: tokenizer[key] for key in tokenizer if key.startswith("tokenizer")}
-    metadata |= changes
+    metadata |= STATED.get(architecture, {}) | changes
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
         value_type = gguf.GGUFValueType.get_type(value)
@@ -132,6 +149,8 @@ def write(
         if architecture in PAIRED and ("q_proj" in name or "k_proj" in name):
             heads = values.unflatten(0, (-1, 2, head_dim // 2))
             values = heads.transpose(1, 2).flatten(0, 2)
+        if architecture == "gemma3" and "norm" in name:
+            values = values + 1
         own = names.get_name(name, (".weight", ".bias"))
         assert own is not None, name
         ggml_type = gguf.GGMLQuantizationType[kind if values.ndim > 1 else "F32"]
@@ -185,6 +204,51 @@ def test_a_size_that_is_missing_is_told(tmp_path: Path, tokenizer_metadata: dict
         find_checkpoint(str(written.path))
 
 
+def test_layers_of_gemma3_alternate_as_llama_cpp_takes_them_to(
+    tmp_path: Path, tokenizer_metadata: dict[str, Any]
+) -> None:
+    def kinds(**stated: object) -> list[str]:
+        changes = {f"gemma3.{key}": value for key, value in stated.items()}
+        path = write(tmp_path / "m.gguf", "gemma3", tokenizer_metadata, changes).path
+        return find_checkpoint(str(path)).config.layer_types
+
+    pattern = "attention.sliding_window_pattern"
+    local, full = "sliding_attention", "full_attention"
+    assert kinds() == [local, full]
+    assert kinds(**{pattern: 1}) == [full, full]
+    assert kinds(**{"attention.sliding_window": 0, pattern: 1}) == [full, full]
+    with pytest.raises(LoadError, match="sliding_window_pattern = 0"):
+        kinds(**{pattern: 0})
+    with pytest.raises(LoadError, match=r"layers differ in attention\.sliding_window_pattern"):
+        kinds(**{pattern: [True, False]})
+
+
+def test_the_bases_of_gemma3_are_those_of_the_file(
+    tmp_path: Path, tokenizer_metadata: dict[str, Any]
+) -> None:
+    stated = {
+        "gemma3.rope.freq_base_swa": 500.0,
+        "gemma3.rope.scaling.type": "linear",
+        "gemma3.rope.scaling.factor": 8.0,
+    }
+    path = write(tmp_path / "m.gguf", "gemma3", tokenizer_metadata, stated).path
+    rope = find_checkpoint(str(path)).config.rope_parameters
+    assert rope == {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+    }
+
+
+@pytest.mark.parametrize("stated", ["final_logit_softcapping", "attn_logit_softcapping"])
+def test_caps_of_gemma3_are_refused(
+    tmp_path: Path, tokenizer_metadata: dict[str, Any], stated: str
+) -> None:
+    changes = {f"gemma3.{stated}": 30.0}
+    path = write(tmp_path / "m.gguf", "gemma3", tokenizer_metadata, changes).path
+    with pytest.raises(LoadError, match=f"it states {stated} = 30"):
+        find_checkpoint(str(path))
+
+
 @pytest.mark.parametrize("window", [8, 0])
 def test_a_window_is_that_of_the_file(
     tmp_path: Path, tokenizer_metadata: dict[str, Any], window: int
@@ -228,7 +292,7 @@ def logits_of(network: TreeNetwork) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", ["auto", "stored"])
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q8_0"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
+@pytest.mark.parametrize("architecture", ["gemma3", "llama", "qwen2", "phi3"])
 def test_a_packed_file_runs_in_its_own_bits(
     tmp_path: Path, tokenizer_metadata: dict[str, Any], architecture: str, kind: str, dtype: Any
 ) -> None:
@@ -313,7 +377,7 @@ def test_a_packed_file_that_does_not_fit_is_told(
         load_network(find_checkpoint(str(path)), LoadOptions(device="cpu"))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "phi3"])
+@pytest.mark.parametrize("architecture", ["gemma3", "llama", "phi3"])
 def test_a_file_of_more_than_4_bits_drafts_for_itself(
     tmp_path: Path, tokenizer_metadata: dict[str, Any], architecture: str
 ) -> None:

@@ -122,6 +122,8 @@ def test_tensors_that_a_family_does_not_have_are_refused(
         ("llama.block_count", 5000, "holds 2 blocks, its metadata promise 5000"),
         ("llama.embedding_length", 2**30, r"promise \[288, 1073741824\]"),
         ("llama.rope.freq_base", 0.0, "freq_base = 0.0"),
+        ("llama.rope.freq_base_swa", "low", "freq_base_swa = 'low'"),
+        ("llama.attention.sliding_window", "wide", "sliding_window = 'wide'"),
         ("llama.embedding_length", 0, "embedding_length = "),
         ("llama.attention.layer_norm_rms_epsilon", float("nan"), "epsilon = nan"),
         ("llama.rope.freq_base", "high", "freq_base = 'high'"),

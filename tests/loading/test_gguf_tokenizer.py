@@ -65,6 +65,7 @@ def pieces(**changes: object) -> dict[str, Any]:
         "general.architecture": "llama",
         "llama.context_length": 64,
         "phi3.context_length": 64,
+        "gemma3.context_length": 64,
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": kinds,
@@ -98,11 +99,14 @@ def test_byte_level_tokenizers_give_the_tokens_of_the_original(split: str, text:
 BUILT: dict[str, PreTrainedTokenizerFast] = {}
 
 
-@pytest.mark.parametrize("architecture", ["llama", "phi3"])
+@pytest.mark.parametrize("architecture", ["gemma3", "llama", "phi3"])
 @given(text=SCRIPTS)
 def test_sentence_pieces_are_those_that_transformers_makes(architecture: str, text: str) -> None:
     if architecture not in BUILT:
-        BUILT[architecture] = build_tokenizer(pieces() | {"general.architecture": architecture})
+        stated = {"add_space_prefix": architecture != "gemma3"}
+        metadata = pieces(**stated) | {"general.architecture": architecture}
+        assert can_build(metadata)
+        BUILT[architecture] = build_tokenizer(metadata)
     if architecture not in THEIRS:
         THEIRS[architecture] = transformers_backend(architecture, pieces())
     ours = BUILT[architecture]
@@ -111,6 +115,16 @@ def test_sentence_pieces_are_those_that_transformers_makes(architecture: str, te
 
 
 THEIRS: dict[str, Any] = {}
+
+
+def test_spaces_that_are_a_token_of_their_own_stay_whole() -> None:
+    metadata = pieces(add_space_prefix=False)
+    place = metadata["tokenizer.ggml.tokens"].index("news")
+    for key, value in (("tokens", "   "), ("token_type", 4)):
+        metadata[f"tokenizer.ggml.{key}"][place] = value
+    built = build_tokenizer(metadata)
+    assert built.tokenize("a    b") == ["a", "   ", "\u2581", "b"]
+    assert built.decode(built("a    b", add_special_tokens=False).input_ids) == "a    b"
 
 
 def transformers_backend(architecture: str, metadata: Mapping[str, Any]) -> Any:

@@ -47,9 +47,24 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+GEMMA3: dict[str, Any] = SHAPE | {
+    "head_dim": 24,
+    "query_pre_attn_scalar": 20,
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 CONFIGS = {
+    "gemma3": hf.Gemma3TextConfig(**GEMMA3),
+    "gemma3 with linear positions": hf.Gemma3TextConfig(
+        **GEMMA3,
+        rope_parameters={
+            "full_attention": LINEAR,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
     "llama": hf.LlamaConfig(**SHAPE),
     "llama, tied, wide heads": hf.LlamaConfig(**SHAPE, tie_word_embeddings=True, head_dim=32),
+    "llama with gates of GELU": hf.LlamaConfig(**SHAPE, hidden_act="gelu_pytorch_tanh"),
     "llama with llama3 positions": hf.LlamaConfig(**SHAPE, rope_parameters=LLAMA3),
     "llama with linear positions": hf.LlamaConfig(**SHAPE, rope_parameters=LINEAR),
     "mistral": hf.MistralConfig(**SHAPE, sliding_window=7),
@@ -180,12 +195,13 @@ def test_the_torch_engine_gives_the_same_numbers(name: str) -> None:
     prompt, tree = random_tokens(19), random_tree(13, seed=1)
     mask = causal_mask(len(prompt))
     expected = ours.forward(prompt, mask, cache)
-    torch.testing.assert_close(run(other, prompt, mask, other_cache, len(prompt)), expected)
+    result = run(other, prompt, mask, other_cache, len(prompt))
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=5e-5)
     for each in (cache, other_cache):
         each.commit(range(len(prompt)))
     expected = ours.forward(*tensors_of(tree), cache)
     result = run(other, *tensors_of(tree), other_cache, len(tree))
-    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=5e-5)
 
 
 @DTYPES
@@ -220,6 +236,21 @@ def test_a_node_has_the_bits_of_its_path_decoded_token_by_token(
     assert cache.length == plain.length
     for ours, theirs in ((cache.keys, plain.keys), (cache.values, plain.values)):
         assert torch.equal(ours[:, :, : cache.length], theirs[:, :, : cache.length])
+
+
+@FAMILIES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8], ids=str)
+def test_a_tree_of_any_family_has_the_bits_of_its_paths(name: str, dtype: torch.dtype) -> None:
+    model = network(CONFIGS[name], random_model(CONFIGS[name]).state_dict(), dtype)
+    text, tree = random_tokens(19), random_tree(16, seed=2)
+    cache = model.new_cache(40)
+    read(model, text, cache)
+    scored = model.forward(*tensors_of(tree), cache)
+    for node in range(len(tree)):
+        path = list(tree.path(node))
+        plain = model.new_cache(40)
+        tokens = torch.cat([text, torch.tensor([tree.tokens[each] for each in path])])
+        assert torch.equal(scored[path], read(model, tokens, plain, chunk=1)[len(text) :])
 
 
 @DTYPES
@@ -467,6 +498,10 @@ def test_paths_and_lengths_that_make_no_sense_are_refused(
         (hf.LlamaConfig(**SHAPE, hidden_act="gelu"), "this model has 'gelu'"),
         (hf.LlamaConfig(**SHAPE, attention_bias=True), "sets attention_bias"),
         (hf.LlamaConfig(**SHAPE, mlp_bias=True), "sets mlp_bias"),
+        (hf.Gemma3TextConfig(**SHAPE, hidden_activation="gelu"), "this model has 'gelu'"),
+        (hf.Gemma3TextConfig(**SHAPE, final_logit_softcapping=30.0), "final_logit_softcapping"),
+        (hf.Gemma3TextConfig(**SHAPE, attn_logit_softcapping=50.0), "attn_logit_softcapping"),
+        (hf.Gemma3TextConfig(**SHAPE, use_bidirectional_attention=True), "looks ahead"),
         (
             hf.LlamaConfig(
                 **SHAPE, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}

@@ -48,12 +48,14 @@ FIELD_TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(["text_config", "rope_parameters", "rope_scaling"], (dict,)),
     **dict.fromkeys(["auto_map", "quantization_config"], (dict,)),
     **dict.fromkeys(["layer_types", "no_rope_layers", "architectures"], (list,)),
-    **dict.fromkeys(["hidden_act", "rope_type", "type"], (str,)),
+    **dict.fromkeys(["hidden_act", "hidden_activation", "rope_type", "type"], (str,)),
     **dict.fromkeys(["rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps"], NUMBER),
     **dict.fromkeys(["rope_theta", "partial_rotary_factor", "factor"], NUMBER),
     **dict.fromkeys(["attention_factor", "beta_fast", "beta_slow"], NUMBER),
     **dict.fromkeys(["low_freq_factor", "high_freq_factor"], NUMBER),
     "original_max_position_embeddings": NUMBER,
+    "query_pre_attn_scalar": NUMBER,
+    "rope_local_base_freq": NUMBER,
     "sliding_window": (int,),
     **dict.fromkeys(["tie_word_embeddings", "attention_bias", "mlp_bias"], (bool, int)),
 }
@@ -64,6 +66,8 @@ POSITIVE = (
     "partial_rotary_factor",
     "factor",
     "original_max_position_embeddings",
+    "query_pre_attn_scalar",
+    "rope_local_base_freq",
     "sliding_window",
 )
 

@@ -21,6 +21,15 @@ from treesnake.models.weights import Weights
 ROPE_FACTORS = "rope_freqs.weight"
 """Divides the frequency of each rotary pair; how llama.cpp stores the scaling of Llama 3."""
 
+LOCAL_PERIOD = 6
+"""Every so many layers of Gemma 3 see all of the text, if a file does not state another number."""
+
+LOCAL_BASE = 10000.0
+"""The base of rotary positions of Gemma 3's other layers, if a file does not state another."""
+
+LAYERS_OF_27B = 62
+"""The number of layers of the model of Gemma 3 whose scores are not scaled by its heads' width."""
+
 OUTER_NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -53,6 +62,10 @@ class GgufFamily:
             Hugging Face layout all first rows of a head come before all second ones.
         has_window: all layers see no more than the window that a file states, if it does.
         rotates_part: only the first values of a head are rotated, as many as a file states.
+        has_local_layers: most layers see the window alone and rotate heads by a base of their own.
+        norms_around_one: norms are stored as what they multiply with, 1 more than in the Hugging
+            Face layout.
+        half_dtype: the dtype in half precision that activations fit into.
     """
 
     model_type: str
@@ -60,9 +73,23 @@ class GgufFamily:
     pairs_side_by_side: bool = False
     has_window: bool = False
     rotates_part: bool = False
+    has_local_layers: bool = False
+    norms_around_one: bool = False
+    half_dtype: torch.dtype = torch.float16
 
 
 FAMILIES = {
+    "gemma3": GgufFamily(
+        "gemma3_text",
+        {
+            "post_attention_norm": "post_attention_layernorm",
+            "ffn_norm": "pre_feedforward_layernorm",
+            "post_ffw_norm": "post_feedforward_layernorm",
+        },
+        has_local_layers=True,
+        norms_around_one=True,
+        half_dtype=torch.bfloat16,
+    ),
     "llama": GgufFamily("llama", pairs_side_by_side=True),
     "mistral": GgufFamily("mistral", pairs_side_by_side=True, has_window=True),
     "olmo2": GgufFamily(
@@ -125,9 +152,38 @@ def build_config(file: GgufFile, stated: Mapping[str, Any]) -> PreTrainedConfig:
         "rms_norm_eps": _shortest(sizes["attention.layer_norm_rms_epsilon"]),
         "rope_parameters": rope,
         "tie_word_embeddings": "output.weight" not in file,
-        "dtype": _matrix_dtype(file),
+        "dtype": _matrix_dtype(file, family.half_dtype),
     }
+    if family.has_local_layers:
+        differing |= _local_layers(stated, sizes, fields)
     return file_config(family.model_type, fields | differing)
+
+
+def _local_layers(
+    stated: Mapping[str, Any], sizes: "_Sizes", fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what configs of Gemma 3 say of layers, with what llama.cpp takes as given."""
+    window, num_layers = stated.get("attention.sliding_window"), fields["num_hidden_layers"]
+    period = sizes.get("attention.sliding_window_pattern", LOCAL_PERIOD) if window else 1
+    if type(period) is not int or period < 1:
+        raise LoadError(
+            f"it states attention.sliding_window_pattern = {period!r:.40}; fetch it again"
+        )
+    local_base = _shortest(stated.get("rope.freq_base_swa", LOCAL_BASE))
+    is_largest = num_layers == LAYERS_OF_27B
+    per_head = fields["hidden_size"] // fields["num_attention_heads"]
+    return {
+        "sliding_window": window or None,
+        "layer_types": [
+            "sliding_attention" if number % period else "full_attention"
+            for number in range(1, num_layers + 1)
+        ],
+        "rope_parameters": {
+            "full_attention": fields["rope_parameters"],
+            "sliding_attention": {"rope_type": "default", "rope_theta": local_base},
+        },
+        "query_pre_attn_scalar": per_head if is_largest else fields["head_dim"],
+    }
 
 
 def hugging_face_tensors(file: GgufFile, config: PreTrainedConfig) -> Weights:
@@ -147,6 +203,8 @@ def hugging_face_tensors(file: GgufFile, config: PreTrainedConfig) -> Weights:
             unknown.append(name)
         elif family.pairs_side_by_side and part in num_heads:
             tensors[own] = _halves_apart(tensor, num_heads[part])
+        elif family.norms_around_one and part.endswith("_norm"):
+            tensors[own] = replace(tensor, offset=-1.0)
         else:
             tensors[own] = tensor
     if unread := sorted(set(unknown) - {ROPE_FACTORS}):
@@ -157,10 +215,10 @@ def hugging_face_tensors(file: GgufFile, config: PreTrainedConfig) -> Weights:
     return Weights(tensors)
 
 
-def _matrix_dtype(file: GgufFile) -> torch.dtype:
+def _matrix_dtype(file: GgufFile, half_dtype: torch.dtype) -> torch.dtype:
     """Returns the dtype of the matrices, or what holds those that are packed nearly exactly."""
     kinds = {
-        torch.float16 if tensor.is_packed else tensor.dtype
+        half_dtype if tensor.is_packed else tensor.dtype
         for tensor in file.tensors.values()
         if len(tensor.shape) > 1
     }

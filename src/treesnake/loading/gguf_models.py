@@ -29,6 +29,9 @@ MAX_SIZE = 2**31 - 1
 
 REQUIRED_KEYS = ("block_count", "embedding_length", "context_length")
 
+WHOLE_NUMBERS = ("_count", "_length", "head_count_kv", "sliding_window")
+"""How keys end whose values count something."""
+
 READ_BY_ITS_NAME = re.compile(
     r"block_count|embedding_length|context_length|feed_forward_length|vocab_size"
     r"|attention\.head_count|attention\.head_count_kv"
@@ -234,11 +237,11 @@ def _check_number(key: str, value: Any, file: GgufFile) -> None:
             raise _wrong(file, key, "no number")
         if isinstance(each, int) and not -1 <= each <= MAX_SIZE:
             raise _wrong(file, key, f"beyond {MAX_SIZE}")
-        if key.endswith(("_count", "_length", "head_count_kv")) and type(each) is not int:
+        if key.endswith(WHOLE_NUMBERS) and type(each) is not int:
             raise _wrong(file, key, "no whole number")
         if key.endswith(("epsilon", "factor")) and not _is_at_least(each, 0):
             raise _wrong(file, key, "no number from 0 on")
-        if key.endswith("freq_base") and not _is_at_least(each, 1):
+        if key.endswith(("freq_base", "freq_base_swa")) and not _is_at_least(each, 1):
             raise _wrong(file, key, "no number from 1 on")
     if key.endswith(REQUIRED_KEYS) and not (type(value) is int and value > 0):
         raise _wrong(file, key, "no whole number above 0")
@@ -352,6 +355,11 @@ def _rope(name: str) -> Callable[[PreTrainedConfig], Any]:
     return lambda config: (_full_rope(config) or {}).get(name)
 
 
+def _window_period(config: PreTrainedConfig) -> Any:
+    kinds = getattr(config, "layer_types", None) or []
+    return kinds.index("full_attention") + 1 if "full_attention" in kinds else None
+
+
 def _local_theta(config: PreTrainedConfig) -> Any:
     rope = getattr(config, "rope_parameters", None) or {}
     return (rope.get("sliding_attention") or {}).get("rope_theta")
@@ -369,6 +377,7 @@ MEANT_BY: Mapping[str, Callable[[PreTrainedConfig], Any]] = {
     "attention.key_length_swa": _named("head_dim"),
     "attention.value_length_swa": _named("head_dim"),
     "attention.sliding_window": _named("sliding_window"),
+    "attention.sliding_window_pattern": _window_period,
     "attention.scale": lambda config: _head_dim(config) ** -0.5,
     "attention.causal": lambda config: True,
     "attention.clamp_kqv": lambda config: 0.0,

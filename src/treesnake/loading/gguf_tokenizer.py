@@ -83,7 +83,7 @@ def can_build(metadata: Mapping[str, Any]) -> bool:
     kind = metadata.get("tokenizer.ggml.model")
     if kind == BYTE_PAIRS:
         return "tokenizer.ggml.merges" in metadata and _split(metadata) is not None
-    return kind == SENTENCE_PIECES and _architecture(metadata) not in ("gemma", "gemma2", "gemma3")
+    return kind == SENTENCE_PIECES and _architecture(metadata) not in ("gemma", "gemma2")
 
 
 def build_tokenizer(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast:

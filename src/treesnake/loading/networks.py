@@ -300,9 +300,9 @@ def _read_transformer_config(checkpoint: Checkpoint) -> TransformerConfig:
     if checkpoint.gguf is None or factors is None:
         return config
     frequencies = torch.tensor(config.inverse_frequencies)
-    if factors.shape != frequencies.shape:
+    if frequencies.shape != (1, *factors.shape):
         raise foreign_factors(checkpoint.gguf, checkpoint.config.model_type)
-    return replace(config, inverse_frequencies=tuple((frequencies / factors).tolist()))
+    return replace(config, inverse_frequencies=(tuple((frequencies[0] / factors).tolist()),))
 
 
 def _load_generic(checkpoint: Checkpoint, options: LoadOptions, why: str) -> LoadedNetwork:

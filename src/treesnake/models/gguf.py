@@ -145,6 +145,7 @@ class GgufTensor:
         ggml_type: the format.
         start: the first byte.
         order: which stored row each row is, or None for the order of the file.
+        offset: what is added to the stored values.
     """
 
     path: Path
@@ -152,6 +153,7 @@ class GgufTensor:
     ggml_type: int
     start: int
     order: Int[np.ndarray, " rows"] | None = None
+    offset: float = 0.0
 
     @property
     def num_elements(self) -> int:
@@ -196,11 +198,15 @@ class GgufTensor:
         )
 
     def read(self, name: str) -> Float[Tensor, "..."]:
-        """Reads it, in the bits that ggml gives its values.
+        """Reads it, in the bits that ggml gives its values, and adds the offset.
 
         Raises:
             LoadError: if the file is cut off, or the format is not known.
         """
+        stored = self._read_values(name)
+        return stored + self.offset if self.offset else stored
+
+    def _read_values(self, name: str) -> Float[Tensor, "..."]:
         if self.num_elements == 0:
             return torch.empty(self.shape, dtype=self.dtype)
         raw = self._read_rows(name)

@@ -33,14 +33,12 @@ class HybridConfig:
         decoder: all but the mixers.
         mixer: the mixers.
         gated_epsilon: that of the norms behind a mixer's gates.
-        embedding_scale: what embeddings are multiplied with.
         logits_divisor: what logits are divided by.
     """
 
     decoder: TransformerConfig
     mixer: Mamba2Config
     gated_epsilon: float
-    embedding_scale: float
     logits_divisor: float
 
     @classmethod
@@ -48,11 +46,11 @@ class HybridConfig:
         """Reads the configuration of a transformers model that `hybrid_obstacle` has passed."""
         multiplier = float(hf_config.residual_multiplier)
         epsilon = hf_config.rms_norm_eps / multiplier**2
+        embedding_scale = float(hf_config.embedding_multiplier) / multiplier
         return cls(
-            decoder=_read_decoder(hf_config, epsilon),
+            decoder=_read_decoder(hf_config, epsilon, embedding_scale),
             mixer=_read_mixer(hf_config, epsilon),
             gated_epsilon=hf_config.rms_norm_eps,
-            embedding_scale=float(hf_config.embedding_multiplier) / multiplier,
             logits_divisor=float(hf_config.logits_scaling),
         )
 
@@ -88,9 +86,12 @@ def _rotates(hf_config: PretrainedConfig) -> bool:
     return hf_config.position_embedding_type == "rope"
 
 
-def _read_decoder(hf_config: PretrainedConfig, epsilon: float) -> TransformerConfig:
+def _read_decoder(
+    hf_config: PretrainedConfig, epsilon: float, embedding_scale: float
+) -> TransformerConfig:
     num_layers, head_dim = hf_config.num_hidden_layers, head_dim_of(hf_config)
-    rotates = _rotates(hf_config)
+    trained_length = hf_config.max_position_embeddings
+    ropes = [hf_config.rope_parameters] if _rotates(hf_config) else []
     return TransformerConfig(
         vocab_size=hf_config.vocab_size,
         hidden_size=hf_config.hidden_size,
@@ -104,9 +105,15 @@ def _read_decoder(hf_config: PretrainedConfig, epsilon: float) -> TransformerCon
         attention_scale=float(hf_config.attention_multiplier),
         attends=tuple(kind == ATTENTION for kind in hf_config.layer_types),
         windows=(None,) * num_layers,
-        rotates=(rotates,) * num_layers,
-        inverse_frequencies=inverse_frequencies(hf_config, head_dim) if rotates else (),
+        rotations=(0 if ropes else None,) * num_layers,
+        inverse_frequencies=tuple(
+            inverse_frequencies(rope, trained_length, head_dim) for rope in ropes
+        ),
+        embedding_scale=embedding_scale,
+        norms_inputs=True,
         norms_outputs=False,
+        norms_around_one=False,
+        activation="silu",
         fused_projections=False,
         qkv_bias=False,
         query_key_norm="none",

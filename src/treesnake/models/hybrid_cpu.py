@@ -137,12 +137,11 @@ class CpuHybrid:
     ) -> None:
         config, tensors = admit_hybrid(config, tensors, where)
         self.config = config
-        scale = config.embedding_scale
-        self._decoder = CpuEngine(config.decoder, tensors, dtype, cache_dtype, scale)
+        self._decoder = CpuEngine(config.decoder, tensors, dtype, cache_dtype)
         stacks = self._decoder.stacks
         ends = Ends(
             embedding=stacks["embedding"],
-            final_norm=read_final_norm(tensors).float().numpy().copy(),
+            final_norm=read_final_norm(tensors, config.decoder).float().numpy().copy(),
             head=stacks["head"],
             num_outputs=config.decoder.output_size,
         )

@@ -14,9 +14,11 @@ from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.attention import KEY_BLOCK, PATH_BLOCK, SEES_ALL, SPARE_ROWS
 from treesnake.kernels.cpu.grouped import new_rounded_rows
 from treesnake.kernels.cpu.linear import padded
+from treesnake.kernels.cpu.norm import GATES
 from treesnake.kernels.cpu.packing import ROWS_AT_ONCE, STORAGE
 from treesnake.kernels.cpu.team import TEAM
 from treesnake.kernels.cpu.transformer import (
+    NO_ROTATION,
     PART,
     QUERY_BLOCK,
     TransformerRun,
@@ -37,7 +39,7 @@ from treesnake.models.transformer_layers import (
     read_attention_vectors,
     read_final_norm,
     read_mlp,
-    read_mlp_norm,
+    read_mlp_vectors,
 )
 from treesnake.models.transformer_pass import NewNodes
 from treesnake.models.tree_network import rows_by_part
@@ -80,13 +82,13 @@ class CpuEngine:
         tensors: Mapping[str, Tensor],
         dtype: torch.dtype,
         cache_dtype: torch.dtype | None = None,
-        embedding_scale: float = 1.0,
     ) -> None:
         self.config = config
         self.cache_dtype = cache_dtype or CACHE_DTYPES[dtype]
         self._head_stride = padded(config.head_dim)
         self.stacks = _pack_matrices(config, tensors, exact_dtype(tensors, dtype))
         self._weights = _pack_weights(config, tensors, self.stacks)
+        slope, cube = GATES[config.activation]
         self._settings = TransformerSettings(
             num_layers=config.num_layers,
             num_heads=config.num_heads,
@@ -94,8 +96,11 @@ class CpuEngine:
             head_dim=config.head_dim,
             head_stride=self._head_stride,
             epsilon=np.float32(config.epsilon),
-            embedding_scale=np.float32(embedding_scale),
+            embedding_scale=np.float32(config.embedding_scale),
             attention_scale=np.float32(config.attention_scale),
+            gate_slope=np.float32(slope),
+            gate_cube=np.float32(cube),
+            norms_inputs=config.norms_inputs,
             norms_outputs=config.norms_outputs,
         )
         stride = self._head_stride
@@ -220,12 +225,12 @@ class CpuEngine:
         rows = nodes + SPARE_ROWS
         threads = torch.get_num_threads()
         group = config.num_heads // config.num_kv_heads
-        pairs = len(config.inverse_frequencies)
+        ways, pairs = self._weights.inverse_frequencies.shape
         gated = padded(config.mlp_size)
         widest = max(padded(config.hidden_size), config.num_heads * stride, gated)
         floats: dict[str, tuple[int, ...]] = {
-            "cosines": (nodes, pairs),
-            "sines": (nodes, pairs),
+            "cosines": (ways, nodes, pairs),
+            "sines": (ways, nodes, pairs),
             "residual": (rows, padded(config.hidden_size)),
             "branch": (rows, padded(config.hidden_size)),
             "qkv": (rows, (config.num_heads + 2 * config.num_kv_heads) * stride),
@@ -296,6 +301,7 @@ def _pack_weights(
 ) -> TransformerWeights:
     """Returns what kernels read: matrices that are packed already, and vectors."""
     head = config.head_dim
+    rotations = [NO_ROTATION if way is None else way for way in config.rotations]
     vectors: dict[str, list[Tensor]] = {}
     for number in config.attention_layers:
         attention = read_attention_vectors(tensors, config, number)
@@ -303,16 +309,16 @@ def _pack_weights(
             is_of_heads = name in ("qkv_bias", "query_norm", "key_norm")
             spacious = _pad_parts(vector, 0, head) if is_of_heads else vector
             vectors.setdefault(name, []).append(spacious.float())
-    vectors["mlp_norm"] = [
-        read_mlp_norm(tensors, config, number).float() for number in range(config.num_layers)
-    ]
+    for number in range(config.num_layers):
+        for name, vector in vars(read_mlp_vectors(tensors, config, number)).items():
+            vectors.setdefault(name, []).append(vector.float())
     arrays = {name: stack.array for name, stack in stacks.items()}
     arrays |= {name: arrays[name][0] for name in ("embedding", "head")}
     return TransformerWeights(
         no_bias=np.empty(0, np.float32),
-        final_norm=read_final_norm(tensors).float().numpy().copy(),
-        inverse_frequencies=np.array(config.inverse_frequencies, np.float32),
-        rotates=np.array([config.rotates[number] for number in config.attention_layers]),
+        final_norm=read_final_norm(tensors, config).float().numpy().copy(),
+        inverse_frequencies=np.array(config.inverse_frequencies or [()], np.float32),
+        rotations=np.array([rotations[number] for number in config.attention_layers]),
         windows=np.array(
             [config.windows[number] or SEES_ALL for number in config.attention_layers]
         ),

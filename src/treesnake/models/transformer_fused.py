@@ -6,11 +6,9 @@ norm, both projections of the MLP and its gate; projection and sum.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from treesnake.kernels.reference.norm import rotation
 from treesnake.kernels.triton.attention import CacheNodes, HeadForm, attend, place
 from treesnake.kernels.triton.fused_linear import add_linear, normed_gate, normed_linear
 from treesnake.models.transformer_cache import KvBank
@@ -23,7 +21,9 @@ def can_fuse(config: TransformerConfig, num_tree_nodes: int) -> bool:
     """Tells whether the layers of a decoder are fused for trees of so many nodes."""
     windows = [window for window in config.windows if window is not None]
     return (
-        not config.norms_outputs
+        config.norms_inputs
+        and not config.norms_outputs
+        and config.activation == "silu"
         and config.query_key_norm != "projection"
         and all(window >= num_tree_nodes for window in windows)
     )
@@ -48,8 +48,8 @@ def run_fused(
         bank: the keys and values of all texts.
     """
     positions = inputs.positions
-    turns = rotation(positions.flatten(), tensors.inverse_frequencies)
-    hidden = F.embedding(inputs.token_ids.flatten(), tensors.embedding)
+    turns = tensors.turns(positions.flatten(), config)
+    hidden = tensors.embed(inputs.token_ids.flatten())
     epsilon = config.epsilon
     for index, layer in enumerate(tensors.layers):
         nodes = CacheNodes(
@@ -67,7 +67,7 @@ def run_fused(
             layer.query_norm,
             layer.key_norm,
             epsilon,
-            turns if config.rotates[index] else None,
+            turns[index],
         )
         bias = layer.qkv_bias if config.qkv_bias else None
         qkv = normed_linear(hidden, layer.attention_norm, epsilon, layer.qkv, bias)

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from treesnake.errors import LoadError
 from treesnake.kernels.matrices import Matrix, in_floats
+from treesnake.kernels.reference.norm import rotation
 from treesnake.models.transformer_config import TransformerConfig
 from treesnake.models.weight_gate import Promise, Shape, Tie, admit
 
@@ -19,6 +21,10 @@ HEAD = "lm_head.weight"
 """The output layer of a model whose embeddings are not tied."""
 
 FINAL_NORM = "model.norm.weight"
+
+ATTENTION_NORMS = ("attention_norm", "attention_out_norm", "query_norm", "key_norm")
+MLP_NORMS = ("mlp_norm", "mlp_out_norm")
+"""The norms of a layer, by what they are called here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,15 +52,21 @@ class MlpMatrices:
 
 @dataclass(frozen=True, eq=False)
 class AttentionVectors:
-    """The vectors of an attention. Absent norms of queries and keys have width 0.
+    """The vectors of an attention. Absent norms have width 0, absent biases are zeros."""
 
-    Absent biases are zeros.
-    """
-
-    attention_norm: Float[Tensor, " hidden"]
+    attention_norm: Float[Tensor, " input_norm_width"]
+    attention_out_norm: Float[Tensor, " output_norm_width"]
     qkv_bias: Float[Tensor, " qkv_width"]
     query_norm: Float[Tensor, " query_norm_width"]
     key_norm: Float[Tensor, " key_norm_width"]
+
+
+@dataclass(frozen=True, eq=False)
+class MlpVectors:
+    """The norms before and after an MLP. One that is absent has width 0."""
+
+    mlp_norm: Float[Tensor, " input_norm_width"]
+    mlp_out_norm: Float[Tensor, " output_norm_width"]
 
 
 def read_attention(tensors: Mapping[str, Tensor], layer: int) -> AttentionMatrices:
@@ -79,28 +91,25 @@ def read_attention_vectors(
     tensors: Mapping[str, Tensor], config: TransformerConfig, layer: int
 ) -> AttentionVectors:
     """Reads the vectors of an attention."""
-    prefix, nothing = f"model.layers.{layer}.", torch.empty(0)
+    prefix = f"model.layers.{layer}.self_attn."
     width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     return AttentionVectors(
-        attention_norm=tensors[f"{prefix}{_norms(config)[0]}.weight"],
-        qkv_bias=_read_qkv_bias(tensors, prefix + "self_attn.", width),
-        query_norm=tensors.get(f"{prefix}self_attn.q_norm.weight", nothing),
-        key_norm=tensors.get(f"{prefix}self_attn.k_norm.weight", nothing),
+        qkv_bias=_read_qkv_bias(tensors, prefix, width),
+        **_read_norms(tensors, config, layer, ATTENTION_NORMS),
     )
 
 
-def read_mlp_norm(
+def read_mlp_vectors(
     tensors: Mapping[str, Tensor], config: TransformerConfig, layer: int
-) -> Float[Tensor, " hidden"]:
-    """Reads the norm of an MLP."""
-    return tensors[f"model.layers.{layer}.{_norms(config)[1]}.weight"]
+) -> MlpVectors:
+    """Reads the vectors of an MLP."""
+    return MlpVectors(**_read_norms(tensors, config, layer, MLP_NORMS))
 
 
 @dataclass(frozen=True, eq=False)
-class LayerTensors(AttentionVectors):
+class LayerTensors(MlpVectors, AttentionVectors):
     """One layer in floats, `qkv` and `gate_up` in one matrix each."""
 
-    mlp_norm: Float[Tensor, " hidden"]
     qkv: Float[Tensor, "qkv_width hidden"]
     attention_out: Float[Tensor, "hidden query_width"]
     gate_up: Float[Tensor, "twice_mlp hidden"]
@@ -114,7 +123,7 @@ def read_layer(
     attention, mlp = read_attention(tensors, layer), read_mlp(tensors, layer)
     return LayerTensors(
         **vars(read_attention_vectors(tensors, config, layer)),
-        mlp_norm=read_mlp_norm(tensors, config, layer),
+        **vars(read_mlp_vectors(tensors, config, layer)),
         qkv=_joined(attention.qkv),
         attention_out=in_floats(attention.out),
         gate_up=_joined(mlp.gate_up),
@@ -124,13 +133,18 @@ def read_layer(
 
 @dataclass(frozen=True, eq=False)
 class DecoderTensors:
-    """A whole decoder in floats, on the device that runs it."""
+    """A whole decoder in floats, on the device that runs it.
+
+    `embedding_scale` is None where it is 1. `inverse_frequencies` are those of each way in which
+    layers turn queries and keys.
+    """
 
     layers: Sequence[LayerTensors]
     embedding: Float[Tensor, "vocab hidden"]
+    embedding_scale: Float[Tensor, ""] | None
     head: Float[Tensor, "outputs hidden"]
     final_norm: Float[Tensor, " hidden"]
-    inverse_frequencies: Float[Tensor, " pairs"]
+    inverse_frequencies: Sequence[Float[Tensor, " pairs"]]
 
     @classmethod
     def read(
@@ -140,19 +154,40 @@ class DecoderTensors:
         dtype: torch.dtype,
         device: torch.device,
     ) -> "DecoderTensors":
-        """Reads each tensor once and rounds it to `dtype`."""
+        """Reads each tensor once and rounds it to `dtype`, but for norms around one."""
+        norm_dtype = torch.float32 if config.norms_around_one else dtype
 
         def placed(layer: LayerTensors) -> LayerTensors:
-            return LayerTensors(**{k: v.to(device, dtype) for k, v in vars(layer).items()})
+            return LayerTensors(
+                **{
+                    name: tensor.to(device, norm_dtype if name.endswith("_norm") else dtype)
+                    for name, tensor in vars(layer).items()
+                }
+            )
 
-        embedding = tensors[EMBEDDING].to(device, dtype)
+        embedding, scale = tensors[EMBEDDING].to(device, dtype), config.embedding_scale
         return cls(
             layers=[placed(read_layer(tensors, config, n)) for n in range(config.num_layers)],
             embedding=embedding,
+            embedding_scale=None if scale == 1 else embedding.new_tensor(scale),
             head=embedding if config.tied_embeddings else tensors[HEAD].to(device, dtype),
-            final_norm=read_final_norm(tensors).to(device, dtype),
-            inverse_frequencies=torch.tensor(config.inverse_frequencies, device=device),
+            final_norm=read_final_norm(tensors, config).to(device, norm_dtype),
+            inverse_frequencies=[
+                torch.tensor(each, device=device) for each in config.inverse_frequencies
+            ],
         )
+
+    def embed(self, token_ids: Int[Tensor, " nodes"]) -> Float[Tensor, "nodes hidden"]:
+        """Looks up the embeddings of tokens and scales them."""
+        embedded = F.embedding(token_ids, self.embedding)
+        return embedded if self.embedding_scale is None else embedded * self.embedding_scale
+
+    def turns(
+        self, positions: Int[Tensor, " nodes"], config: TransformerConfig
+    ) -> list[tuple[Tensor, Tensor] | None]:
+        """Returns what each layer turns queries and keys by, or None if it does not."""
+        ways = [rotation(positions, each) for each in self.inverse_frequencies]
+        return [None if way is None else ways[way] for way in config.rotations]
 
     @property
     def num_bytes(self) -> int:
@@ -180,7 +215,7 @@ def promised_tensors(config: TransformerConfig) -> Promise:
     attended = {"q": queries, "k": keys, "v": keys}
     gated = dict.fromkeys(("gate", "up"), config.mlp_size)
     layer: dict[str, Shape] = {
-        **{f"{name}.weight": (hidden,) for name in _norms(config)},
+        **{f"{name}.weight": (width,) for name, width in _norms(config).values()},
         **_projections("self_attn", hidden, attended, "qkv", config),
         **_projections("mlp", hidden, gated, "gate_up", config),
         "self_attn.o_proj.weight": (hidden, queries),
@@ -188,9 +223,6 @@ def promised_tensors(config: TransformerConfig) -> Promise:
     }
     if config.qkv_bias:
         layer |= {f"self_attn.{part}_proj.bias": (width,) for part, width in attended.items()}
-    normed = {"none": (), "head": (head_dim, head_dim), "projection": (queries, keys)}
-    for part, width in zip("qk", normed[config.query_key_norm], strict=False):
-        layer[f"self_attn.{part}_norm.weight"] = (width,)
     for number in range(config.num_layers):
         shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
     return Promise(shapes, "model.", Tie(EMBEDDING, HEAD) if config.tied_embeddings else None)
@@ -237,16 +269,50 @@ def restrict_output(
     return {**tensors, HEAD: head[token_ids]}, restricted
 
 
-def read_final_norm(tensors: Mapping[str, Tensor]) -> Float[Tensor, " hidden"]:
+def read_final_norm(
+    tensors: Mapping[str, Tensor], config: TransformerConfig
+) -> Float[Tensor, " hidden"]:
     """Reads the norm before the output layer."""
-    return tensors[FINAL_NORM]
+    return _norm_weight(tensors[FINAL_NORM], config)
 
 
-def _norms(config: TransformerConfig) -> tuple[str, str]:
-    """Returns what the norms of attention and MLP are called."""
+def _norms(config: TransformerConfig) -> dict[str, tuple[str, int]]:
+    """Returns what each norm of a layer is called in files, and its width; none that is absent."""
+    hidden, head_dim = config.hidden_size, config.head_dim
+    norms: dict[str, tuple[str, int]] = {}
+    if config.norms_inputs:
+        after = "pre_feedforward" if config.norms_outputs else "post_attention"
+        norms["attention_norm"] = "input_layernorm", hidden
+        norms["mlp_norm"] = f"{after}_layernorm", hidden
     if config.norms_outputs:
-        return "post_attention_layernorm", "post_feedforward_layernorm"
-    return "input_layernorm", "post_attention_layernorm"
+        norms["attention_out_norm"] = "post_attention_layernorm", hidden
+        norms["mlp_out_norm"] = "post_feedforward_layernorm", hidden
+    if config.query_key_norm != "none":
+        is_of_heads = config.query_key_norm == "head"
+        queries, keys = (1, 1) if is_of_heads else (config.num_heads, config.num_kv_heads)
+        norms["query_norm"] = "self_attn.q_norm", queries * head_dim
+        norms["key_norm"] = "self_attn.k_norm", keys * head_dim
+    return norms
+
+
+def _read_norms(
+    tensors: Mapping[str, Tensor], config: TransformerConfig, layer: int, wanted: Sequence[str]
+) -> dict[str, Float[Tensor, " norm_width"]]:
+    """Reads norms of a layer; those that are absent have width 0."""
+    names = {name: own for name, (own, _) in _norms(config).items()}
+    return {
+        name: _norm_weight(tensors[f"model.layers.{layer}.{names[name]}.weight"], config)
+        if name in names
+        else torch.empty(0)
+        for name in wanted
+    }
+
+
+def _norm_weight(
+    stored: Float[Tensor, " norm_width"], config: TransformerConfig
+) -> Float[Tensor, " norm_width"]:
+    """Returns what a norm multiplies with."""
+    return stored.float() + 1 if config.norms_around_one else stored
 
 
 def _projections(

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from treesnake.clock import book_wait
-from treesnake.kernels.reference.norm import gate, rms_norm, rotate, rotation
+from treesnake.kernels.reference.norm import gate, rms_norm, rotate
 from treesnake.models.cuda_graphs import GraphCache
 from treesnake.models.transformer_cache import KvBank, TransformerCache
 from treesnake.models.transformer_config import TransformerConfig
@@ -207,14 +207,13 @@ class TorchEngine:
         num_layers: int,
     ) -> Float[Tensor, "slots_nodes hidden"]:
         """Runs a pass; slots are read as a part of the bank if they are adjacent, else copied."""
-        turns = rotation(inputs.positions.flatten(), self._tensors.inverse_frequencies)
+        turns = self._tensors.turns(inputs.positions.flatten(), self.config)
         seen = {window: _seen_rows(inputs, num_rows, window) for window in set(self.config.windows)}
-        hidden = F.embedding(inputs.token_ids.flatten(), self._tensors.embedding)
+        hidden = self._tensors.embed(inputs.token_ids.flatten())
         for index, layer in enumerate(self._tensors.layers[:num_layers]):
             rows = Rows(bank.keys[index], bank.values[index], inputs, read, num_rows)
             mask = seen[self.config.windows[index]]
-            layer_turns = turns if self.config.rotates[index] else None
-            hidden = self._run_layer(layer, hidden, layer_turns, mask, rows)
+            hidden = self._run_layer(layer, hidden, turns[index], mask, rows)
         return hidden
 
     def _run_layer(
@@ -225,14 +224,22 @@ class TorchEngine:
         mask: Bool[Tensor, "slots nodes rows"],
         rows: "Rows",
     ) -> Float[Tensor, "slots_nodes hidden"]:
-        epsilon = self.config.epsilon
-        if self.config.norms_outputs:
-            attended = self._attention(layer, hidden, turns, mask, rows)
-            hidden = hidden + rms_norm(attended, layer.attention_norm, epsilon)
-            return hidden + rms_norm(_mlp(layer, hidden), layer.mlp_norm, epsilon)
-        normed = rms_norm(hidden, layer.attention_norm, epsilon)
-        hidden = hidden + self._attention(layer, normed, turns, mask, rows)
-        return hidden + _mlp(layer, rms_norm(hidden, layer.mlp_norm, epsilon))
+        normed = self._normed(hidden, layer.attention_norm)
+        attended = self._attention(layer, normed, turns, mask, rows)
+        hidden = hidden + self._normed(attended, layer.attention_out_norm)
+        gated = self._mlp(layer, self._normed(hidden, layer.mlp_norm))
+        return hidden + self._normed(gated, layer.mlp_out_norm)
+
+    def _mlp(
+        self, layer: LayerTensors, x: Float[Tensor, "slots_nodes hidden"]
+    ) -> Float[Tensor, "slots_nodes hidden"]:
+        return F.linear(gate(F.linear(x, layer.gate_up), self.config.activation), layer.down)
+
+    def _normed(
+        self, x: Float[Tensor, "slots_nodes hidden"], weight: Float[Tensor, " norm_width"]
+    ) -> Float[Tensor, "slots_nodes hidden"]:
+        """Norms rows; a weight of width 0 leaves them as they are."""
+        return rms_norm(x, weight, self.config.epsilon) if len(weight) else x
 
     def _attention(
         self,
@@ -318,12 +325,6 @@ def _last(
     """Returns the rows of the nodes of which logits are wanted; the part's begin at `first`."""
     end = first + len(part.token_ids)
     return rows[end - part.num_logits : end]
-
-
-def _mlp(
-    layer: LayerTensors, x: Float[Tensor, "slots_nodes hidden"]
-) -> Float[Tensor, "slots_nodes hidden"]:
-    return F.linear(gate(F.linear(x, layer.gate_up)), layer.down)
 
 
 def _seen_rows(

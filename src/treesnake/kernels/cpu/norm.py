@@ -11,6 +11,12 @@ from numba.extending import intrinsic
 from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.jit import kernel
 
+TANH_SLOPE, TANH_CUBE = math.sqrt(2 / math.pi), 0.044715
+"""GELU is about x * (1 + tanh(slope * (x + cube * x**3))) / 2 (Hendrycks and Gimpel 2016)."""
+
+LARGEST_SQUARE = 1e30
+"""Squares of gates are bounded, so that no infinity is multiplied with 0."""
+
 
 @intrinsic
 def sum_of_squares(typing_context, x, row, begin, end):
@@ -82,28 +88,39 @@ def rotate_range(x, row, begin, cosines, sines):
         x[row, begin + half + pair] = second * cosines[pair] + first * sines[pair]
 
 
-@intrinsic
-def gate_range(typing_context, gate_up, row, begin, end, width, out):
-    """Writes silu(gate) * up to `out[row, begin:end]`, a multiple of `simd.PADDING` long.
+GATES = {"silu": (1.0, 0.0), "gelu_tanh": (2 * TANH_SLOPE, 2 * TANH_SLOPE * TANH_CUBE)}
+"""The slope and cube of `gate_range` for each activation."""
 
-    A row of `gate_up` holds the gate and, `width` further on, up.
+
+@intrinsic
+def gate_range(typing_context, gate_up, row, begin, end, width, slope, cube, out):
+    """Writes activation(gate) * up to `out[row, begin:end]`, a multiple of `simd.PADDING` long.
+
+    A row of `gate_up` holds the gate and, `width` further on, up. The activation of x is x *
+    sigmoid(slope * x + cube * x**3). That is SiLU, or the GELU that is made of a hyperbolic
+    tangent, since (1 + tanh(z)) / 2 = sigmoid(2 * z).
     """
 
     def generate(context, builder, signature, arguments):
-        array, row, begin, end, width, out = arguments
+        array, row, begin, end, width, slope, cube, out = arguments
         gate = simd.row_pointer(
             builder, context.make_array(signature.args[0])(context, builder, array), row
         )
         target = simd.row_pointer(
-            builder, context.make_array(signature.args[5])(context, builder, out), row
+            builder, context.make_array(signature.args[7])(context, builder, out), row
         )
         up = builder.gep(gate, [width])
-        one = simd.constant(1.0)
+        one, largest = simd.constant(1.0), simd.constant(LARGEST_SQUARE)
+        slope, cube = simd.splat(builder, slope), simd.splat(builder, cube)
 
         def write(column: Any, _: Any) -> list[Any]:
             x = simd.load(builder, builder.gep(gate, [column]), types.float32)
             y = simd.load(builder, builder.gep(up, [column]), types.float32)
-            negated = builder.fsub(ir.Constant(simd.VECTOR, [-0.0] * simd.LANES), x)
+            square = simd.smaller(builder, builder.fmul(x, x), largest)
+            factor = simd.fused_multiply_add(builder, cube, square, slope)
+            negated = builder.fsub(
+                ir.Constant(simd.VECTOR, [-0.0] * simd.LANES), builder.fmul(x, factor)
+            )
             sigmoid = builder.fdiv(one, builder.fadd(one, simd.exponential(builder, negated)))
             product = builder.fmul(builder.fmul(x, sigmoid), y)
             simd.store(builder, product, builder.gep(target, [column]), types.float32)
@@ -112,6 +129,6 @@ def gate_range(typing_context, gate_up, row, begin, end, width, out):
         simd.loop(builder, begin, end, simd.LANES, [], write)
         return context.get_dummy_value()
 
-    position = types.intp
-    signature = types.void(gate_up, position, position, position, position, out)
+    position, number = types.intp, types.float32
+    signature = types.void(gate_up, position, position, position, position, number, number, out)
     return signature, generate

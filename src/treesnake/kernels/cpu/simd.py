@@ -144,6 +144,11 @@ def larger(builder: Any, x: Any, y: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", x, y), x, y)
 
 
+def smaller(builder: Any, x: Any, y: Any) -> Any:
+    """Returns the smaller of each pair of lanes; `y` where x is NaN."""
+    return builder.select(builder.fcmp_ordered("<", x, y), x, y)
+
+
 def largest_lane(builder: Any, vector: Any) -> Any:
     """Returns the largest lane as a scalar."""
     width = LANES

@@ -44,7 +44,12 @@ from treesnake.kernels.cpu.products import (
 from treesnake.kernels.cpu.steps import block_size, multiply, norm, project
 from treesnake.kernels.cpu.team import enter, finish_unit, next_unit, together, wait
 
-STEPS_PER_LAYER = 10
+STEPS_PER_LAYER = 12
+"""Norm, product, heads, scores, rounding, product, norm; then norm, gate, rounding, product, norm.
+
+More steps than are counted would write beyond their counters.
+"""
+
 OTHER_STEPS = 4
 
 QUERY_BLOCK = 32
@@ -52,6 +57,9 @@ QUERY_BLOCK = 32
 
 ATTENTION_UNITS = 2
 """Units of attention for each thread at least: queries of one unit share what it reads."""
+
+NO_ROTATION = -1
+"""Stands for a way to rotate in layers whose heads do not know positions."""
 
 
 def count_steps(num_layers: int) -> int:
@@ -62,7 +70,8 @@ def count_steps(num_layers: int) -> int:
 class TransformerSettings(NamedTuple):
     """What is not a weight. Widths are without padding; `head_stride` is the padded `head_dim`.
 
-    What embeddings and scores of attention are multiplied with are their scales.
+    What embeddings and scores of attention are multiplied with are their scales. `gate_slope` and
+    `gate_cube` say which activation the gates of MLPs have (`norm.GATES`).
     """
 
     num_layers: int
@@ -73,6 +82,9 @@ class TransformerSettings(NamedTuple):
     epsilon: np.float32
     embedding_scale: np.float32
     attention_scale: np.float32
+    gate_slope: np.float32
+    gate_cube: np.float32
+    norms_inputs: bool
     norms_outputs: bool
 
 
@@ -83,26 +95,29 @@ class TransformerWeights(NamedTuple):
     outputs, padded inputs), or tables (layers, blocks) of grouped weights (`products`). Embedding
     and head are those of one layer. Heads are padded to `head_stride` and the two halves of
     `gate_up` to the width of `down`, with rows of zeros. `query_norm` and `key_norm` are as wide as
-    what is normed at once, a head or a whole projection, or of width 0; `no_bias` is of width 0. A
-    layer that does not rotate its heads does not know positions. The norms of attention and MLP
-    come before them, or after them with `TransformerSettings.norms_outputs`.
+    what is normed at once, a head or a whole projection, or of width 0; `no_bias` is of width 0.
+    The norms before attention and MLP, and those after them (`attention_out_norm`, `mlp_out_norm`),
+    are of width 0 where `TransformerSettings` says that there are none. `rotations` says of each
+    layer which row of `inverse_frequencies` it rotates its heads with, or `NO_ROTATION`.
     """
 
     embedding: np.ndarray
     attention_norm: np.ndarray
+    attention_out_norm: np.ndarray
     qkv: np.ndarray
     qkv_bias: np.ndarray
     query_norm: np.ndarray
     key_norm: np.ndarray
     attention_out: np.ndarray
     mlp_norm: np.ndarray
+    mlp_out_norm: np.ndarray
     gate_up: np.ndarray
     down: np.ndarray
     final_norm: np.ndarray
     head: np.ndarray
     no_bias: np.ndarray
     inverse_frequencies: np.ndarray
-    rotates: np.ndarray
+    rotations: np.ndarray
     windows: np.ndarray
 
 
@@ -134,7 +149,8 @@ part and all parts before it: nodes, entries of their masks, nodes of which logi
 class TransformerWorkspace(NamedTuple):
     """Activations (rows, padded width), with rows for whole tiles, and scratch for each thread.
 
-    `part_of_node` and what describes a node's path are written first and read by every layer.
+    `part_of_node` and what describes a node's path are written first and read by every layer, and
+    so are `cosines` and `sines` (ways to rotate, nodes, pairs).
     """
 
     part_of_node: np.ndarray
@@ -204,12 +220,12 @@ def run_attention(barrier, step, run, layer, thread):
     settings, weights, work = run.settings, run.weights, run.work
     nodes, norm_weight = run.token_ids.shape[0], weights.attention_norm[layer]
     weight, bias, rounded = weights.qkv[layer], weights.qkv_bias[layer], work.rounded
-    inputs = work.residual if settings.norms_outputs else work.branch
+    inputs = work.branch if settings.norms_inputs else work.residual
     step = _begin_branch(barrier, step, run, norm_weight, weight)
     step = multiply(barrier, step, inputs, nodes, weight, bias, rounded, work.qkv, REPLACE)
     step = _split_heads(barrier, step, run, layer)
     step = _attend(barrier, step, run, layer, thread)
-    weight = weights.attention_out[layer]
+    weight, norm_weight = weights.attention_out[layer], weights.attention_out_norm[layer]
     return _add_branch(barrier, step, run, work.attended, weight, norm_weight)
 
 
@@ -218,18 +234,19 @@ def run_mlp(barrier, step, run, layer):
     """Runs the gated MLP of a layer and adds its outputs to the residual stream."""
     settings, weights, work = run.settings, run.weights, run.work
     nodes, norm_weight = run.token_ids.shape[0], weights.mlp_norm[layer]
-    inputs = work.residual if settings.norms_outputs else work.branch
+    inputs = work.branch if settings.norms_inputs else work.residual
     step = _begin_branch(barrier, step, run, norm_weight, weights.gate_up[layer])
-    step = _gate(barrier, step, inputs, nodes, weights, layer, work)
-    return _add_branch(barrier, step, run, work.gated, weights.down[layer], norm_weight)
+    step = _gate(barrier, step, inputs, nodes, run, layer)
+    weight, norm_weight = weights.down[layer], weights.mlp_out_norm[layer]
+    return _add_branch(barrier, step, run, work.gated, weight, norm_weight)
 
 
 @inlined
 def _begin_branch(barrier, step, run, norm_weight, weight):
-    """Begins attention or MLP: norms the residual if that comes here, and rounds for a weight."""
+    """Begins attention or MLP: norms the residual if it is to, and rounds for a weight."""
     work, nodes = run.work, run.token_ids.shape[0]
     x, branch, rounded = work.residual, work.branch, work.rounded
-    if run.settings.norms_outputs:
+    if not run.settings.norms_inputs:
         return round_inputs(barrier, step, x, nodes, weight, rounded)
     epsilon = run.settings.epsilon
     return norm(barrier, step, x, nodes, norm_weight, epsilon, branch, weight, rounded)
@@ -237,7 +254,7 @@ def _begin_branch(barrier, step, run, norm_weight, weight):
 
 @inlined
 def _add_branch(barrier, step, run, x, weight, norm_weight):
-    """Ends attention or MLP: projects, norms if that comes here, and adds to the residual."""
+    """Ends attention or MLP: projects, norms if it is to, and adds to the residual."""
     nodes, epsilon, bias = run.token_ids.shape[0], run.settings.epsilon, run.weights.no_bias
     residual, branch, rounded = run.work.residual, run.work.branch, run.work.rounded
     if not run.settings.norms_outputs:
@@ -281,10 +298,11 @@ def _find_path(run, node):
 @inlined
 def _find_rotation(run, node):
     frequencies, work = run.weights.inverse_frequencies, run.work
-    for pair in range(frequencies.shape[0]):
-        angle = np.float32(work.positions[node]) * frequencies[pair]
-        work.cosines[node, pair] = math.cos(angle)
-        work.sines[node, pair] = math.sin(angle)
+    for way in range(frequencies.shape[0]):
+        for pair in range(frequencies.shape[1]):
+            angle = np.float32(work.positions[node]) * frequencies[way, pair]
+            work.cosines[way, node, pair] = math.cos(angle)
+            work.sines[way, node, pair] = math.sin(angle)
 
 
 @inlined
@@ -329,9 +347,11 @@ def _add_norm(barrier, step, x, nodes, weight, epsilon, out):
 
 
 @inlined
-def _gate(barrier, step, x, nodes, weights, layer, work):
-    """Computes silu(gate) * up: a unit is the same outputs of both."""
-    weight, rounded, out = weights.gate_up[layer], work.rounded, work.gate_up
+def _gate(barrier, step, x, nodes, run, layer):
+    """Computes activation(gate) * up: a unit is the same outputs of both."""
+    settings, work = run.settings, run.work
+    weight, rounded, out = run.weights.gate_up[layer], work.rounded, work.gate_up
+    slope, cube = settings.gate_slope, settings.gate_cube
     width = count_outputs(weight) // 2
     block = block_size(width, barrier)
     units = (width + block - 1) // block
@@ -343,7 +363,7 @@ def _gate(barrier, step, x, nodes, weights, layer, work):
             stop = first + end - begin
             multiply_rows(x, rounded, nodes, weight, first, stop, out, REPLACE)
         for node in range(nodes):
-            gate_range(out, node, begin, end, width, work.gated)
+            gate_range(out, node, begin, end, width, slope, cube, work.gated)
         unit = finish_unit(barrier, step)
     return wait(barrier, step, units)
 
@@ -369,8 +389,9 @@ def _finish_heads(run, layer, node):
     values_begin = keys_begin + settings.num_kv_heads * stride
     _norm_heads(qkv, node, 0, keys_begin, weights.query_norm[layer], settings)
     _norm_heads(qkv, node, keys_begin, values_begin, weights.key_norm[layer], settings)
-    for begin in range(0, values_begin if weights.rotates[layer] else 0, stride):
-        rotate_range(qkv, node, begin, work.cosines[node], work.sines[node])
+    way = weights.rotations[layer]
+    for begin in range(0, 0 if way == NO_ROTATION else values_begin, stride):
+        rotate_range(qkv, node, begin, work.cosines[way, node], work.sines[way, node])
 
     group = settings.num_heads // settings.num_kv_heads
     for head in range(settings.num_heads):

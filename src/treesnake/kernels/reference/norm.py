@@ -1,5 +1,7 @@
 """Root mean square norms, rotary positions and the gate of an MLP."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -9,10 +11,13 @@ from torch import Tensor
 def rms_norm(
     x: Float[Tensor, "*rows width"], weight: Float[Tensor, " width"], epsilon: float
 ) -> Float[Tensor, "*rows width"]:
-    """Divides each row by its root mean square, in float32, and returns to the dtype of `x`."""
+    """Divides each row by its root mean square, in float32, and returns to the dtype of `x`.
+
+    With a float32 weight, that is the dtype of the product with it, too.
+    """
     exact = x.float()
     normed = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + epsilon)
-    return weight * normed.to(x.dtype)
+    return (weight * normed.to(weight.dtype)).to(x.dtype)
 
 
 def rotation(
@@ -36,7 +41,11 @@ def rotate(
     return torch.cat([*turned, rest], dim=-1)
 
 
-def gate(gate_up: Float[Tensor, "*rows twice_width"]) -> Float[Tensor, "*rows width"]:
-    """Multiplies the second half of each row with SiLU of the first."""
+def gate(
+    gate_up: Float[Tensor, "*rows twice_width"], activation: Literal["silu", "gelu_tanh"] = "silu"
+) -> Float[Tensor, "*rows width"]:
+    """Multiplies the second half of each row with an activation of the first."""
     first, second = gate_up.chunk(2, dim=-1)
-    return F.silu(first) * second
+    if activation == "silu":
+        return F.silu(first) * second
+    return F.gelu(first, approximate="tanh") * second
