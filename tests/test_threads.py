@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from treesnake import SamplingParams, SpeculativeDecoder, threads
-from treesnake.threads import new_lock, new_reentrant_lock, on_one_thread, work_together
+from treesnake.threads import new_lock, new_reentrant_lock, on_one_thread
 
 SHARED_FROM = 3000
 """Numbers that an operation has at least for torch to share it among threads."""
@@ -131,12 +131,3 @@ def test_an_interrupt_right_behind_the_change_restores_the_number_of_threads(
     with pytest.raises(KeyboardInterrupt):
         on_one_thread(torch.get_num_threads)()
     assert torch.get_num_threads() == 2
-
-
-def test_works_are_shared_among_threads_and_a_failure_is_raised() -> None:
-    done: list[int] = []
-    work_together([lambda number=number: done.append(number) for number in range(20)])
-    assert sorted(done) == list(range(20))
-    with pytest.raises(ZeroDivisionError):
-        work_together([lambda: done.append(20), lambda: done.append(1 // 0)])
-    assert done[-1] == 20

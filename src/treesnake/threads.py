@@ -12,8 +12,7 @@ thread, and its locks are free.
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakSet
@@ -51,13 +50,6 @@ def c_function(name: str) -> Callable[..., Any] | None:
         return ctypes.CDLL(None)[name]
     except (OSError, TypeError, AttributeError):
         return None
-
-
-def work_together(works: Iterable[Callable[[], None]]) -> None:
-    """Does works on as many threads as torch computes on, each work on one of them."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for done in [pool.submit(on_one_thread(work)) for work in works]:
-            done.result()
 
 
 _set_openmp_threads = c_function("omp_set_num_threads")

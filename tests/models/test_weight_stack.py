@@ -1,7 +1,5 @@
 """Stacks of matrices: floats, and integers in groups, each layer with a form of its own."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 import torch
@@ -69,16 +67,6 @@ def test_tables_without_planes_are_told_by_their_type() -> None:
     values = np.zeros((BLOCK_OUTPUTS, 64), np.int8)
     stack.write(0, GroupedWeight(6, values, np.ones((BLOCK_OUTPUTS, 4), np.float16)))
     assert stack.array.dtype == BLOCK
-
-
-def test_layers_may_be_written_by_many_threads_at_once() -> None:
-    layers = [normal(3 * BLOCK_OUTPUTS, 64) * (number + 1) for number in range(40)]
-    stack = new_stack(len(layers), 3 * BLOCK_OUTPUTS, 64, INT4)
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(stack.write, range(len(layers)), layers))
-    for number, layer in enumerate(layers):
-        expected = round_to_groups(layer, 4).to_floats()
-        assert np.array_equal(widened(stack.array[number], 3 * BLOCK_OUTPUTS, 64), expected)
 
 
 def test_grouped_weights_can_be_asked_for_as_floats() -> None:

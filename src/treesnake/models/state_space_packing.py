@@ -6,8 +6,6 @@ with zeros to whole vectors, and biases, convolutions and A with them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,6 @@ from treesnake.models.mamba import Mamba
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.models.state_space import StateSpaceNetwork, check_vocabulary
 from treesnake.models.weight_stack import WeightStack, new_stack
-from treesnake.threads import work_together
 
 
 @dataclass(frozen=True)
@@ -245,13 +242,9 @@ def _pack_head(
 def _stack(matrices: Sequence[Float[Tensor, "outputs inputs"]], dtype: torch.dtype) -> WeightStack:
     outputs, inputs = matrices[0].shape
     stack = new_stack(len(matrices), outputs, inputs, dtype)
-
-    def pack_rows(layer: int, begin: int) -> None:
-        rows = matrices[layer][begin : begin + ROWS_AT_ONCE]
-        stack.write(layer, rows.detach().cpu(), begin)
-
-    places = product(range(len(matrices)), range(0, outputs, ROWS_AT_ONCE))
-    work_together([partial(pack_rows, *place) for place in places])
+    for layer, matrix in enumerate(matrices):
+        for begin in range(0, outputs, ROWS_AT_ONCE):
+            stack.write(layer, matrix[begin : begin + ROWS_AT_ONCE].detach().cpu(), begin)
     return stack
 
 

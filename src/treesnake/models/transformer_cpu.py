@@ -1,7 +1,6 @@
 """The decoder on a CPU: packed weights and one compiled call a forward pass."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -51,7 +50,7 @@ from treesnake.models.weight_stack import (
     write_parts,
 )
 from treesnake.models.weights import exact_dtype, read_blocks
-from treesnake.threads import new_lock, work_together
+from treesnake.threads import new_lock
 
 CPU_DTYPES = MATRIX_DTYPES
 """The dtypes that weights can have. Activations are float32 with all of them."""
@@ -271,29 +270,20 @@ def _pack_matrices(
         "down": new_stack(layers, hidden, config.mlp_size, dtype),
         "embedding": new_stack(1, config.vocab_size, hidden, dtype),
     }
-    stacks["head"] = stacks["embedding"]
-    works = [partial(_pack_rows, stacks["embedding"], tensors, EMBEDDING)]
-    if not config.tied_embeddings:
-        stacks["head"] = new_stack(1, config.output_size, hidden, dtype)
-        works.append(partial(_pack_rows, stacks["head"], tensors, HEAD))
-
-    def pack_attention(index: int, number: int) -> None:
+    for index, number in enumerate(config.attention_layers):
         attention = read_attention(tensors, number)
         write_parts(stacks["qkv"], index, _pad_outputs(attention.qkv, config.head_dim))
         stacks["attention_out"].write(index, _pad_inputs(attention.out, config.head_dim))
-
-    def pack_mlp(number: int) -> None:
+    for number in range(layers):
         mlp = read_mlp(tensors, number)
         write_parts(stacks["gate_up"], number, _pad_outputs(mlp.gate_up, config.mlp_size))
         stacks["down"].write(number, mlp.down)
-
-    works += [partial(pack_attention, *place) for place in enumerate(config.attention_layers)]
-    work_together([*works, *(partial(pack_mlp, number) for number in range(layers))])
+    write_parts(stacks["embedding"], 0, read_blocks(tensors, EMBEDDING, ROWS_AT_ONCE))
+    stacks["head"] = stacks["embedding"]
+    if not config.tied_embeddings:
+        stacks["head"] = new_stack(1, config.output_size, hidden, dtype)
+        write_parts(stacks["head"], 0, read_blocks(tensors, HEAD, ROWS_AT_ONCE))
     return stacks
-
-
-def _pack_rows(stack: WeightStack, tensors: Mapping[str, Tensor], name: str) -> None:
-    write_parts(stack, 0, read_blocks(tensors, name, ROWS_AT_ONCE))
 
 
 def _pack_weights(

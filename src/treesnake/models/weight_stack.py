@@ -21,7 +21,6 @@ from treesnake.kernels.cpu.linear import CACHE_LINE, padded
 from treesnake.kernels.cpu.packing import STORAGE, pack_blocks, write_weight
 from treesnake.kernels.grouped_weight import GROUP, GroupedWeight
 from treesnake.kernels.matrices import GROUPED_BITS, Matrix, in_floats, round_to_groups
-from treesnake.threads import new_lock
 
 MATRIX_DTYPES = (*STORAGE, *GROUPED_BITS)
 """The dtypes that a stack can have."""
@@ -29,7 +28,7 @@ MATRIX_DTYPES = (*STORAGE, *GROUPED_BITS)
 
 @runtime_checkable
 class WeightStack(Protocol):
-    """The same matrix of every layer, filled layer by layer; several threads may do so at once."""
+    """The same matrix of every layer, filled layer by layer."""
 
     @property
     def array(self) -> np.ndarray:
@@ -94,7 +93,6 @@ class GroupedStack:
         self._table = np.zeros((layers, -(-outputs // BLOCK_OUTPUTS)), BLOCK)
         self._parts: list[np.ndarray] = []  # keeps what the table gives the addresses of
         self._room = np.empty(0, np.uint8)
-        self._lock = new_lock()
 
     @property
     def array(self) -> np.ndarray:
@@ -120,6 +118,7 @@ class GroupedStack:
         form, num_blocks = form_of(weight), -(-len(weight) // BLOCK_OUTPUTS)
         blocks = self._new_blocks(num_blocks, GROUP_BYTES[form])
         pack_blocks(weight, blocks)
+        self._parts.append(blocks)
         table = self._table[layer, begin // BLOCK_OUTPUTS :][:num_blocks]
         table["address"] = blocks.ctypes.data + np.arange(num_blocks) * blocks.strides[0]
         table["form"] = form
@@ -127,12 +126,10 @@ class GroupedStack:
     def _new_blocks(self, num_blocks: int, group_bytes: int) -> np.ndarray:
         """Returns memory for blocks, aligned to a cache line: blocks are whole lines."""
         block_bytes = self._groups * group_bytes
-        with self._lock:
-            if num_blocks * block_bytes > len(self._room):
-                # What nothing is written to takes no memory.
-                self._room = _aligned(max(num_blocks, self._table.size) * block_bytes)
-            taken, self._room = np.split(self._room, [num_blocks * block_bytes])
-            self._parts.append(taken)
+        if num_blocks * block_bytes > len(self._room):
+            # What nothing is written to takes no memory.
+            self._room = _aligned(max(num_blocks, self._table.size) * block_bytes)
+        taken, self._room = np.split(self._room, [num_blocks * block_bytes])
         return taken.reshape(num_blocks, self._groups, group_bytes)
 
 
