@@ -290,8 +290,8 @@ def _starts() -> str:
     return _table(["from start to", "s", f"x {result['other_commit']}"], rows)
 
 
-def _first_minute() -> str:
-    result = _read("start")
+def _first_minute(name: str) -> str:
+    result = _read(name)
     first, second = result["first_answer"], result["second_answer"]
     rows = {
         **{f"`{name}`": row for name, row in result["starts"].items()},
@@ -804,32 +804,32 @@ def _vllm() -> str:
     return _table([f"vLLM {version}, {result['requests_at_once']} texts at once", "result"], rows)
 
 
-def _memory_store() -> str:
-    result = _read("memory_store")
+def _memory_store(name: str) -> str:
+    result = _read(name)
     rows = [
         [
-            name,
+            sampling,
             method,
             f"{rates['first half']['tokens_per_step']:.2f}",
             f"{rates['second half']['tokens_per_step']:.2f}",
             f"{_ms_per_token(rates['first half']):.2f}",
             f"{_ms_per_token(rates['second half']):.2f}",
         ]
-        for name in ("greedy", "temperature 0.7")
-        for method, rates in result[name].items()
+        for sampling in ("greedy", "temperature 0.7")
+        for method, rates in result[sampling].items()
     ]
     heads = ["tokens a step, first half", "second half", "ms a token, first half", "second half"]
     return _table([f"{result['target']}, {result['num_questions']} questions", "", *heads], rows)
 
 
-def _repetitive_work() -> str:
+def _repetitive_work(name: str) -> str:
     rows = []
-    for name, methods in _read("memory_store")["repetitive work"].items():
+    for work, methods in _read(name)["repetitive work"].items():
         behind = {method: rates["behind the first"] for method, rates in methods.items()}
         without, remembering = behind["default"], behind["default + memory"]
         rows.append(
             [
-                name,
+                work,
                 *(f"{rates['tokens_per_step']:.2f}" for rates in behind.values()),
                 f"{_ms_per_token(without) / _ms_per_token(remembering):.2f}x",
             ]
@@ -1056,8 +1056,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "hosts": _hosts,
     "ray": _ray,
     "vllm": _vllm,
-    "memory_store": _memory_store,
-    "repetitive_work": _repetitive_work,
+    "memory_store": partial(_memory_store, "memory_store"),
+    "memory_store_avx2": partial(_memory_store, "avx2/memory_store"),
+    "repetitive_work": partial(_repetitive_work, "memory_store"),
+    "repetitive_work_avx2": partial(_repetitive_work, "avx2/memory_store"),
     "memory_structure": _memory_structure,
     "memory_bound": _memory_bound,
     "learning": _learning,
@@ -1066,7 +1068,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "mixture_rules": _mixture_rules,
     "two_versions": _two_versions,
     "starts": _starts,
-    "first_minute": _first_minute,
+    "first_minute": partial(_first_minute, "start"),
+    "first_minute_avx2": partial(_first_minute, "avx2/start"),
     "fuzz": _fuzz,
     "long_context": _long_context,
     "long_pair": _long_pair,
