@@ -892,7 +892,7 @@ def _learning() -> str:
     return _table(["tokens a step of a chain of 4", *heads], rows)
 
 
-def _learning_time() -> str:
+def _learning_time(file: str) -> str:
     rows = [
         [
             target if number == 0 else "",
@@ -902,7 +902,7 @@ def _learning_time() -> str:
             *(f"{found['methods'][each]['pause_ms']['longest']:.0f}" for each in ("off", "on")),
             f"{found['learning']['num_kept']} of {found['learning']['num_updates']}",
         ]
-        for target, samplings in _read("learning_time")["targets"].items()
+        for target, samplings in _read(file)["targets"].items()
         for number, (name, found) in enumerate(samplings.items())
     ]
     heads = ["seconds, x without learning", "", "per token", "whole answers"]
@@ -1063,7 +1063,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory_structure": _memory_structure,
     "memory_bound": _memory_bound,
     "learning": _learning,
-    "learning_time": _learning_time,
+    "learning_time": partial(_learning_time, "learning_time"),
+    "learning_time_avx2": partial(_learning_time, "avx2/learning_time"),
     "mixture_streams": _mixture_streams,
     "mixture_rules": _mixture_rules,
     "two_versions": _two_versions,
