@@ -107,7 +107,7 @@ class Form:
 FORMS = (Form(4, True), Form(5, False), Form(5, True), Form(6, False), Form(8, False))
 """Blocks and kernels know a form by its place here."""
 
-FOUR_BITS, FIVE_BITS, FIVE_BITS_WITH_MINIMUMS, SIX_BITS, _ = range(len(FORMS))
+FOUR_BITS, FIVE_BITS, FIVE_BITS_WITH_MINIMUMS, SIX_BITS, EIGHT_BITS = range(len(FORMS))
 
 GROUP_BYTES = tuple(form.group_bytes for form in FORMS)
 SCALES_BEGIN = tuple(form.scales_begin for form in FORMS)
@@ -434,34 +434,6 @@ def _all_rows(form: Form) -> Any:
 _four_bits, _five_bits, _five_bits_with_minimums, _six_bits, _eight_bits = map(_all_rows, FORMS)
 
 
-def _multiply_block(block, rounded, num_rows, groups, out, column, adds):
-    raise NotImplementedError("for compiled code only")
-
-
-@by_type(_multiply_block)
-def _multiply_block_of_type(block, rounded, num_rows, groups, out, column, adds):
-    def multiply_plain(block, rounded, num_rows, groups, out, column, adds):
-        if block.plain_form == FOUR_BITS:
-            _four_bits(block.address, rounded, num_rows, groups, out, column, adds)
-        else:
-            _eight_bits(block.address, rounded, num_rows, groups, out, column, adds)
-
-    def multiply_any(block, rounded, num_rows, groups, out, column, adds):
-        address, form = block.address, block.form
-        if form == FOUR_BITS:
-            _four_bits(address, rounded, num_rows, groups, out, column, adds)
-        elif form == FIVE_BITS:
-            _five_bits(address, rounded, num_rows, groups, out, column, adds)
-        elif form == FIVE_BITS_WITH_MINIMUMS:
-            _five_bits_with_minimums(address, rounded, num_rows, groups, out, column, adds)
-        elif form == SIX_BITS:
-            _six_bits(address, rounded, num_rows, groups, out, column, adds)
-        else:
-            _eight_bits(address, rounded, num_rows, groups, out, column, adds)
-
-    return multiply_plain if _is_plain(block) else multiply_any
-
-
 def _form_number(block):
     raise NotImplementedError("for compiled code only")
 
@@ -481,12 +453,39 @@ def _is_plain(block: types.Record) -> bool:
     return "plain_form" in block.fields
 
 
+def _multiply_planes(block, rounded, num_rows, groups, out, column, adds):
+    raise NotImplementedError("for compiled code only")
+
+
+@by_type(_multiply_planes)
+def _multiply_planes_of_type(block, rounded, num_rows, groups, out, column, adds):
+    def multiply_nothing(block, rounded, num_rows, groups, out, column, adds):
+        pass
+
+    def multiply_planes(block, rounded, num_rows, groups, out, column, adds):
+        address, form = block.address, block.form
+        if form == FIVE_BITS:
+            _five_bits(address, rounded, num_rows, groups, out, column, adds)
+        elif form == FIVE_BITS_WITH_MINIMUMS:
+            _five_bits_with_minimums(address, rounded, num_rows, groups, out, column, adds)
+        else:
+            _six_bits(address, rounded, num_rows, groups, out, column, adds)
+
+    return multiply_nothing if _is_plain(block) else multiply_planes
+
+
 @kernel
 def grouped_rows(rounded, num_rows, blocks, begin, end, groups, out, adds):
     """Computes outputs begin..end of the first rows, or adds them; `begin` is that of a block."""
     for column in range(begin, end, BLOCK_OUTPUTS):
         block = blocks[column // BLOCK_OUTPUTS]
-        _multiply_block(block, rounded, num_rows, groups, out, column, adds)
+        form = _form_number(block)
+        if form == FOUR_BITS:
+            _four_bits(block.address, rounded, num_rows, groups, out, column, adds)
+        elif form == EIGHT_BITS:
+            _eight_bits(block.address, rounded, num_rows, groups, out, column, adds)
+        else:
+            _multiply_planes(block, rounded, num_rows, groups, out, column, adds)
 
 
 @intrinsic
