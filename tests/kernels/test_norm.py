@@ -106,7 +106,9 @@ def test_rotated_products_depend_on_distance_only() -> None:
 def test_gates_agree(width: int, activation: Any) -> None:
     gate_up = torch.randn(4, 2 * width) * 5
     expected = reference.gate(gate_up, activation)
-    torch.testing.assert_close(gate(gate_up, activation), expected, rtol=1e-5, atol=1e-5)
+    # torch adds a tangent near -1 to 1 for a gate of GELU far below 0.
+    smallest = 1e-6 if activation == "silu" else 1e-5
+    torch.testing.assert_close(gate(gate_up, activation), expected, rtol=1e-5, atol=smallest)
 
 
 def test_the_gelu_is_exact_where_its_tangent_is_not() -> None:

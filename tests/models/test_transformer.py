@@ -194,14 +194,16 @@ def test_the_torch_engine_gives_the_same_numbers(name: str) -> None:
     cache, other_cache = ours.new_cache(64), other.new_cache(64)
     prompt, tree = random_tokens(19), random_tree(13, seed=1)
     mask = causal_mask(len(prompt))
+    # Each branch of Gemma adds as much as its norm says, whatever rounding it began with.
+    bounds = {"rtol": 1e-5, "atol": 5e-5} if name.startswith("gemma3") else {}
     expected = ours.forward(prompt, mask, cache)
     result = run(other, prompt, mask, other_cache, len(prompt))
-    torch.testing.assert_close(result, expected, rtol=1e-5, atol=5e-5)
+    torch.testing.assert_close(result, expected, **bounds)
     for each in (cache, other_cache):
         each.commit(range(len(prompt)))
     expected = ours.forward(*tensors_of(tree), cache)
     result = run(other, *tensors_of(tree), other_cache, len(tree))
-    torch.testing.assert_close(result, expected, rtol=1e-5, atol=5e-5)
+    torch.testing.assert_close(result, expected, **bounds)
 
 
 @DTYPES
