@@ -37,10 +37,10 @@ def restore_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def run(team: ThreadTeam, num_steps: int = 50) -> None:
+def run(team: ThreadTeam, num_steps: int = 50, said: int | None = None) -> None:
     counts = np.zeros((num_steps, NUM_UNITS), np.int64)
     sums = np.zeros((num_steps, NUM_UNITS), np.int64)
-    team.run(count, num_steps, num_steps, counts, sums)
+    team.run(count, num_steps if said is None else said, num_steps, counts, sums)
     assert (counts == 1).all()
     assert (sums[1:] == NUM_UNITS).all()
 
@@ -51,6 +51,12 @@ def test_every_unit_is_done_once_and_after_those_of_the_step_before(threads: int
     team = ThreadTeam()
     for _ in range(20):
         run(team)
+
+
+@pytest.mark.parametrize("num_steps", [51, 100])
+def test_more_steps_than_a_call_says_are_an_error(num_steps: int) -> None:
+    with pytest.raises(AssertionError, match="more steps than it says"):
+        run(ThreadTeam(), num_steps, said=50)
 
 
 def test_python_threads_may_call_at_the_same_time() -> None:

@@ -60,6 +60,9 @@ NUM_SLOTS = 32
 MOST_BYTES = 1 << 14
 """The most that the arguments of a call may take."""
 
+ROOM = 2
+"""Counters that a call has for each step that it says: more steps are seen before they do harm."""
+
 _FIELDS = 8  # a cache line
 _TAKEN, _FINISHED, _ENTERED = 0, 1, 2
 _OPEN = 0
@@ -308,11 +311,12 @@ class ThreadTeam:
             size = torch.get_num_threads()
             self._wake(size - 1)
             call = self._last_call = self._next_call()
-            steps = np.zeros((num_steps, _FIELDS), np.int64)
+            steps = np.zeros((ROOM * num_steps, _FIELDS), np.int64)
             barrier = Barrier(steps, size, self.board, call)
             self._kept[call % NUM_SLOTS] = barrier, arguments  # as long as a thread is inside
             num_inside = function(barrier, *arguments)
             assert num_inside is not None, "a team runs what `together` marks"
+            assert not steps[num_steps, _TAKEN], "a call takes more steps than it says"
             if not num_inside:
                 self._kept[call % NUM_SLOTS] = None
 
