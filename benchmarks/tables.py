@@ -453,6 +453,27 @@ def _categories() -> str:
     return _table(["int8, greedy, 2 threads", *heads, "+prompt-lookup, x plain"], cells)
 
 
+def _two_drafters() -> str:
+    """Returns the tokens a step of both drafters, target by target and sampling by sampling."""
+    result = _read("avx2/two_drafters")
+    rows = [row for row in result["rows"] if row["category"] == "all"]
+    samplings = list(dict.fromkeys(row["sampling"] for row in rows))
+    found = {(row["pair"], row["method"], row["sampling"]): row["measures"] for row in rows}
+    cells = [
+        [
+            pair,
+            *(
+                f"{found[pair, method, sampling]['tokens_per_step']:.3f}"
+                for sampling in samplings
+                for method in result["recipe"]["methods"]
+            ),
+        ]
+        for pair in result["recipe"]["pairs"]
+    ]
+    heads = [f"{sampling}, {when}" for sampling in samplings for when in ("before", "now")]
+    return _table(["target", *heads], cells)
+
+
 def _any_target_categories() -> str:
     """Returns what the default makes of each category, one question each, by sampling."""
     rows = [row for row in _read("any_target")["rows"] if row["method"] == ANY_TARGET_DEFAULT]
@@ -1080,6 +1101,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "stored_avx2": partial(_pairs, "avx2/default-pair-stored-cpu", "4 bits, 2 threads, AVX2"),
     "float_methods": partial(_methods, "default-pair-cpu", "float32"),
     "any_target": partial(_pairs, "any_target", "Q4_K_M, 2 threads"),
+    "two_drafters": _two_drafters,
     "any_target_long": partial(_pairs, "any_target_long", "Q4_K_M, 2 threads"),
     "any_target_categories": _any_target_categories,
     "other_languages": _other_languages,
