@@ -3,6 +3,9 @@
     uv run --extra train python benchmarks/drafter_variants.py \
         --answers runs/treesnake-smol/answers --runs runs/variants \
         --output results/drafter_variants.json --plot docs/images
+    uv run --extra train python benchmarks/drafter_variants.py \
+        --answers runs/treesnake-smol-every-model/own-greedy --runs runs/twins --seeds 0 1 2 \
+        --only mamba2 transformer "mamba2, 1 layer" --output results/drafter_twins.json
 
 Every variant is the recipe of treesnake-smol but for what its name says, and learns from the same
 texts, for each seed in the same order; all have about as many weights in their layers, but for

@@ -557,9 +557,9 @@ def _torch_threads() -> str:
     return _table(["tokens/s, 2 threads", "threads woken", "left asleep"], cells)
 
 
-def _variants() -> str:
+def _variants(result: str) -> str:
     cells = []
-    for name, seeds in _read("drafter_variants")["variants"].items():
+    for name, seeds in _read(result)["variants"].items():
         lasts = [provenance["stages"][0]["evaluations"][-1] for provenance in seeds]
         judged = [last["judgement"] for last in lasts]
         cells.append(
@@ -1117,7 +1117,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "searches": _searches,
     "simulated": _simulated,
     "torch_threads": _torch_threads,
-    "variants": _variants,
+    "variants": partial(_variants, "drafter_variants"),
+    "twins": partial(_variants, "drafter_twins"),
     "streams_greedy": partial(_streams, "greedy"),
     "streams_sampling": partial(_streams, "sampling"),
     "weight_rules": _weight_rules,
