@@ -395,11 +395,9 @@ def _methods(name: str, weights: str) -> str:
 def _pairs(name: str, what: str) -> str:
     """Returns tokens a step and speed of every method, pair by pair and sampling by sampling."""
     result = _read(name)
-    rows = [row for row in result["rows"] if row["category"] == "all"]
-    samplings = list(dict.fromkeys(row["sampling"] for row in rows))
-    found = {(row["pair"], row["method"], row["sampling"]): row["measures"] for row in rows}
+    found, samplings = _overall(result)
     cells = []
-    for pair, method in dict.fromkeys((row["pair"], row["method"]) for row in rows):
+    for pair, method in dict.fromkeys((pair, method) for pair, method, _ in found):
         numbers: list[str] = []
         for sampling in samplings:
             measures = found[pair, method, sampling]
@@ -409,6 +407,15 @@ def _pairs(name: str, what: str) -> str:
         cells.append([label, f"{first:.1f}", *numbers])
     heads = [head for each in samplings for head in (f"{each}: tokens/step", "x plain")]
     return _table([what, f"tokens/s, {samplings[0]}", *heads], cells)
+
+
+def _overall(
+    result: Mapping[str, Any],
+) -> tuple[dict[tuple[str, str, str], Any], list[str]]:
+    """Returns the measures over all categories by pair, method and sampling; and the samplings."""
+    rows = [row for row in result["rows"] if row["category"] == "all"]
+    found = {(row["pair"], row["method"], row["sampling"]): row["measures"] for row in rows}
+    return found, list(dict.fromkeys(row["sampling"] for row in rows))
 
 
 def _sampled_cells(sampled: Mapping[str, Any], method: str) -> list[str]:
@@ -456,9 +463,7 @@ def _categories() -> str:
 def _two_drafters() -> str:
     """Returns the tokens a step of both drafters, target by target and sampling by sampling."""
     result = _read("avx2/two_drafters")
-    rows = [row for row in result["rows"] if row["category"] == "all"]
-    samplings = list(dict.fromkeys(row["sampling"] for row in rows))
-    found = {(row["pair"], row["method"], row["sampling"]): row["measures"] for row in rows}
+    found, samplings = _overall(result)
     cells = [
         [
             pair,
