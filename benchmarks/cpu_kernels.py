@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from frame import Result, Variant, add_rounds, print_table, run, time_in_turn
 from torch import Tensor
 
-from treesnake.kernels.cpu.grouped import TILE_ROWS, new_rounded_rows, round_row
+from treesnake.kernels.cpu.grouped import LARGEST_TILE, new_rounded_rows, round_row
 from treesnake.kernels.cpu.jit import entry_point
 from treesnake.kernels.cpu.linear import REPLACE, TILES, padded
 from treesnake.kernels.cpu.products import multiply_rows
@@ -133,7 +133,7 @@ def _multiply(x, rounded, num_rows, weight, out):
     multiply_rows(x, rounded, num_rows, weight, 0, out.shape[1], out, REPLACE)
 
 
-SPARE_ROWS = max(TILES[0][0], TILE_ROWS[0])
+SPARE_ROWS = max(TILES[0][0], LARGEST_TILE)
 
 
 @functools.cache

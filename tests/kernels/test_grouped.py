@@ -14,7 +14,7 @@ from treesnake.kernels.cpu import simd
 from treesnake.kernels.cpu.grouped import (
     BLOCK_OUTPUTS,
     FORMS,
-    TILE_ROWS,
+    LARGEST_TILE,
     Form,
     block_product,
     form_of,
@@ -66,7 +66,7 @@ def _multiply(rounded, num_rows, blocks, end, groups, out, adds):
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
-    rows = new_rounded_rows(len(x) + TILE_ROWS[0], x.shape[1])
+    rows = new_rounded_rows(len(x) + LARGEST_TILE, x.shape[1])
     _round(x, len(x), rows)
     return rows
 
@@ -78,7 +78,7 @@ def packed(weight: GroupedWeight) -> WeightStack:
 
 
 def multiply(x: np.ndarray, weight: GroupedWeight, adds_to: np.ndarray | None = None) -> np.ndarray:
-    out = np.full((len(x) + TILE_ROWS[0], len(weight)), np.nan, np.float32)
+    out = np.full((len(x) + LARGEST_TILE, len(weight)), np.nan, np.float32)
     if adds_to is not None:
         out[: len(x)] = adds_to
     stack = packed(weight)
@@ -116,7 +116,7 @@ def test_products_have_the_bits_of_the_reference(
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_a_row_has_the_same_bits_alone_and_in_any_tile(form: Form) -> None:
-    x, weight = random_rows(2 * TILE_ROWS[0] - 1, 96), random_weight(33, 96, form)
+    x, weight = random_rows(2 * LARGEST_TILE - 1, 96), random_weight(33, 96, form)
     together = multiply(x, weight)
     for row in range(len(x)):
         assert np.array_equal(multiply(x[row : row + 1], weight)[0], together[row])

@@ -50,11 +50,8 @@ PLAIN_BLOCK = np.dtype([("address", np.int64), ("plain_form", np.int64)], align=
 """The same for tables whose blocks have no planes, only values of 4 and 8 bits. Their type says so,
 and kernels that read no other tables are compiled without the code for planes, in less time."""
 
-TILE_ROWS = (8, 6, 4, 1) if simd.LANES == 16 else (6, 4, 2, 1)
-"""Rows of each tile, largest first. The last may go beyond what is asked for, as in `linear`."""
-
-SIGNED_TILE_ROWS = TILE_ROWS if simd.LANES == 16 else TILE_ROWS[1:]
-"""The same for signed weights: with fewer registers, six of their rows take longer than four."""
+LARGEST_TILE = 8 if simd.LANES == 16 else 6
+"""Rows of the largest tile: as many to spare are enough, as in `linear`."""
 
 HALVES = GROUP // HALF_GROUP
 QUADS_PER_GROUP = GROUP // 4
@@ -419,10 +416,24 @@ def _write(builder: Any, totals: list[Any], targets: list[Any], columns: Any, ad
         simd.masked_store(builder, result, pointer, mask)
 
 
+def _tile_rows(form: Form) -> tuple[int, ...]:
+    """Returns the rows of tiles in their order, see `simd.sweep_rows`.
+
+    Without AVX-512 there are 16 registers (measured with AVX2). Three rows of 4 bits fit there, so
+    that a row costs less than in larger tiles, and all three take hardly longer than one. Values
+    with planes are so much work to put together that six rows should share it. Signed values take
+    more registers each.
+    """
+    if simd.LANES == 16:
+        return (8, 6, 4, 1)
+    if form.plane_bits:
+        return (6, 4, 3, 2, 1)
+    return (4, 3, 2, 1) if form.bits == SIGNED_BITS else (3, 4, 3, 2, 1)
+
+
 def _all_rows(form: Form) -> Any:
     """Builds the kernel that multiplies all rows with a block of one form."""
-    sizes = SIGNED_TILE_ROWS if form.bits == SIGNED_BITS else TILE_ROWS
-    product = block_product(form, chosen_dot(), sizes)
+    product = block_product(form, chosen_dot(), _tile_rows(form))
 
     @kernel
     def multiply(address, rounded, num_rows, groups, out, column, adds):

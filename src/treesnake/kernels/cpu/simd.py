@@ -105,10 +105,12 @@ def loop(
 def sweep_rows(
     builder: Any, row: Any, end: Any, sizes: Sequence[int], tile: Callable[[Any, int], None]
 ) -> None:
-    """Builds `tile(row, size)` for tiles of `sizes` rows, largest first, from `row` to `end`.
+    """Builds `tile(row, size)` for tiles of `sizes` rows, one size after another, up to `end`.
 
     A size is taken until no more rows are left than the next size has. So the last tile of any
-    size may go beyond the rows (seven are done by one tile of eight), see `linear.padded_rows`.
+    size may go beyond the rows (with 8 and 6 seven are one tile of eight), see
+    `linear.padded_rows`. With 3, 4, 3, 2 and 1 rows go in threes, but for
+    up to four at the end.
     """
     for size, num_left in zip(sizes, (*sizes[1:], 0), strict=True):
 

@@ -301,7 +301,7 @@ class ThreadTeam:
         `function` is marked by `together` and has at most `num_steps` steps. When this returns, all
         units are finished.
         """
-        if not getattr(function, "signatures", True):  # it is compiled code, and there is none yet
+        if not getattr(function, "overloads", True):  # it is compiled code, and there is none yet
             compile_apart(function, Barrier(self.board, 1, self.board, 1), arguments)
         import torch  # noqa: PLC0415 - the program that compiles starts in a quarter of the time without
 
