@@ -33,7 +33,9 @@ STREAMS = ("M", "T", "C", "P")
 ENSEMBLES = ("MT", "MTC", "MTP", "MTCP")
 AS_DRAFTED = " hedge, after others"
 """What the weights of a mixture are by default, behind its name in results."""
+DEFAULT = "+prompt-lookup@self-tuning"
 ANY_TARGET_DEFAULT = "text+prompt-lookup@self-tuning"
+IN_TEXT = "text and prompt lookup, self-tuning"
 JUDGED = ("right", "told", "accepted alone")
 """What comes of an input of the fuzzer that is no find."""
 
@@ -452,7 +454,7 @@ def _categories() -> str:
             f"{measures['chain(4)']['tokens_per_step']:.2f}",
             _ratio(measures["chain(4)"]["speedup"]),
             _ratio(measures["self-tuning"]["speedup"]),
-            _ratio(measures["+prompt-lookup@self-tuning"]["speedup"]),
+            _ratio(measures[DEFAULT]["speedup"]),
         ]
         for category, measures in methods.items()
     ]
@@ -479,14 +481,9 @@ def _two_drafters() -> str:
     return _table(["target", *heads], cells)
 
 
-def _any_target_categories() -> str:
-    """Returns what the default makes of each category, one question each, by sampling."""
-    rows = [row for row in _read("any_target")["rows"] if row["method"] == ANY_TARGET_DEFAULT]
-    return _by_sampling("text and prompt lookup, self-tuning", rows)
-
-
-def _by_sampling(what: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def _by_sampling(name: str, method: str, what: str) -> str:
     """Returns tokens a step and speed of one method, category by category."""
+    rows = [row for row in _read(name)["rows"] if row["method"] == method]
     samplings = list(dict.fromkeys(row["sampling"] for row in rows))
     found = {(row["category"], row["sampling"]): row["measures"] for row in rows}
     cells = []
@@ -496,12 +493,6 @@ def _by_sampling(what: str, rows: Sequence[Mapping[str, Any]]) -> str:
         cells.append([category.replace("_", " "), *(cell for pair in numbers for cell in pair)])
     heads = [head for each in samplings for head in (f"{each}: tokens/step", "x plain")]
     return _table([what, *heads], cells)
-
-
-def _other_languages() -> str:
-    """Returns what the default makes of answers in languages that its drafter never learned."""
-    rows = [row for row in _read("other_languages")["rows"] if row["method"] == ANY_TARGET_DEFAULT]
-    return _by_sampling("text and prompt lookup, self-tuning", rows)
 
 
 def _searches() -> str:
@@ -1103,13 +1094,16 @@ TABLES: dict[str, Callable[[], str]] = {
     "long_acceptance": _long_acceptance,
     "methods": partial(_methods, "default-pair-stored-cpu", "4 bits"),
     "stored_long": partial(_pairs, "default-pair-stored-long-cpu", "4 bits, 2 threads"),
-    "stored_avx2": partial(_pairs, "avx2/default-pair-stored-cpu", "4 bits, 2 threads, AVX2"),
+    "first_tokens_avx2": partial(_pairs, "avx2/first-tokens-cpu", "4 bits, 2 threads, AVX2"),
+    "first_tokens_categories_avx2": partial(
+        _by_sampling, "avx2/first-tokens-cpu", DEFAULT, "drafter and prompt lookup, self-tuning"
+    ),
     "float_methods": partial(_methods, "default-pair-cpu", "float32"),
     "any_target": partial(_pairs, "any_target", "Q4_K_M, 2 threads"),
     "two_drafters": _two_drafters,
     "any_target_long": partial(_pairs, "any_target_long", "Q4_K_M, 2 threads"),
-    "any_target_categories": _any_target_categories,
-    "other_languages": _other_languages,
+    "any_target_categories": partial(_by_sampling, "any_target", ANY_TARGET_DEFAULT, IN_TEXT),
+    "other_languages": partial(_by_sampling, "other_languages", ANY_TARGET_DEFAULT, IN_TEXT),
     "self_drafting": partial(_pairs, "self-drafting-cpu", "2 threads"),
     "recurrent": partial(_pairs, "recurrent-cpu", "float32, 2 threads"),
     "hybrid": partial(_pairs, "smollm2-hybrid-cpu", "float32, 2 threads"),
