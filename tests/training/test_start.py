@@ -130,7 +130,7 @@ def test_a_drafter_that_was_trained_before_goes_on_learning(
     assert not torch.equal(found.backbone.embeddings.weight, before.embeddings)
 
 
-def test_frozen_embeddings_of_the_target_are_not_stored_again(
+def test_frozen_embeddings_of_the_target_are_stored_if_the_drafter_is_to_stand_alone(
     distillation: TrainingRecipe, target: Checkpoint, tmp_path: Path
 ) -> None:
     recipe = replace(
@@ -143,3 +143,9 @@ def test_frozen_embeddings_of_the_target_are_not_stored_again(
     assert isinstance(drafter, NetworkDrafterModel)
     with pytest.raises(InvalidInputError, match="shares the embeddings of its target"):
         load_drafter(str(folder), LoadOptions(device="cpu"))
+    # Of the same run, the drafter alone is written anew.
+    assert folder == train_drafter(replace(recipe, stands_alone=True), tmp_path, NoReporter())
+    load_drafter(str(folder), LoadOptions(device="cpu"))
+    # Embeddings of 32 values are no whole groups of 64, which have 4 bits each.
+    exact = target.weights["model.embed_tokens.weight"]
+    assert torch.equal(read_network(folder).backbone.embeddings.weight, exact.half().float())

@@ -411,7 +411,8 @@ def _check_embeddings(
 ) -> None:
     if embeddings is None:
         raise InvalidInputError(
-            f"{folder.name} shares the embeddings of its target; load it together with the target"
+            f"{folder.name} shares the embeddings of its target; load it together with the target, "
+            "or train it with stands_alone = true for others"
         )
     if embeddings.shape != shape:
         raise InvalidInputError(
@@ -421,7 +422,8 @@ def _check_embeddings(
     if not _are_same(sampled, embeddings):
         raise InvalidInputError(
             f"{folder.name} shares the embeddings of the target that it was trained for, and this "
-            "target has others: choose another drafter, or train one for it"
+            "target has others: choose another drafter, train one for it, or one with "
+            "stands_alone = true for all"
         )
 
 

@@ -1,7 +1,8 @@
 """Makes a drafter that shares its target's embeddings stand alone, for targets of all kinds.
 
-Its folder gets the embeddings in 4 bits, its own layers in 8 bits, and the target's tokenizer. With
-its own target the drafter still reads the target's embeddings.
+Its folder gets the embeddings in 4 bits (in 16 if they are not whole groups of 64 wide), its own
+layers in 8 bits, and the target's tokenizer. With its own target the drafter still reads the
+target's embeddings. `stands_alone` in a recipe does this at the end of training.
 """
 
 import json
@@ -46,13 +47,16 @@ def make_stand_alone(folder: Path, target: Checkpoint) -> None:
     for name, tensor in stored.items():
         if name != EMBEDDINGS:
             tensors |= _layer(name, tensor)
-    tensors |= round_to_4_bits(EMBEDDINGS, read_embeddings(target))
+    embeddings = read_embeddings(target)
+    are_groups = embeddings.shape[1] % GROUP == 0
+    half = {EMBEDDINGS: embeddings.half()}
+    tensors |= round_to_4_bits(EMBEDDINGS, embeddings) if are_groups else half
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, folder / SINGLE_FILE, metadata={"format": "pt"})
     for name in TOKENIZER_FILES:
         if (target.path / name).is_file():
             (folder / name).write_text(_compact((target.path / name).read_text("utf-8"), name))
-    _note(folder / PROVENANCE_FILE, target.name)
+    _note(folder / PROVENANCE_FILE, target.name, 4 if are_groups else 16)
 
 
 def _layer(name: str, tensor: Float[Tensor, "..."]) -> dict[str, Tensor]:
@@ -66,12 +70,12 @@ def _compact(text: str, name: str) -> str:
     return json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
-def _note(path: Path, target: str) -> None:
+def _note(path: Path, target: str, bits: int) -> None:
     """Adds to the provenance what was done."""
     provenance = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     provenance["standing_alone"] = {
         "embeddings_of": target,
-        "embedding_bits": 4,
+        "embedding_bits": bits,
         "values_per_scale": GROUP,
         "layer_bits": 8,
         "torch": torch.__version__,

@@ -247,6 +247,9 @@ class TrainingRecipe:
             float32. "bfloat16" makes CPUs with matrix units faster too. Weights are trained in
             float32.
         stored_dtype: of the weights that are written in the end.
+        stands_alone: True for a drafter that keeps its target's embeddings, and is to draft for
+            other targets: its folder gets them in 4 bits, and its layers in 8
+            (`treesnake.training.standing_alone`). Others stand alone as they are.
         seed: of every draw.
     """
 
@@ -259,6 +262,7 @@ class TrainingRecipe:
     draft_vocabulary: int | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     stored_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    stands_alone: bool = False
     seed: int = 0
 
 

@@ -37,6 +37,7 @@ from treesnake.training.progress import Evaluation
 from treesnake.training.provenance import StageRecord, write_provenance
 from treesnake.training.reporting import NoReporter, Reporter
 from treesnake.training.shards import read_shard, shard_files
+from treesnake.training.standing_alone import make_stand_alone
 from treesnake.training.start import keeps_target_embeddings, start_from_target
 from treesnake.training.texts import Texts, read_texts
 from treesnake.training.trainer import BEST_FOLDER, WEIGHTS_FILE, Trainer
@@ -314,6 +315,8 @@ class _TrainingRun:
                 if isinstance(stage, CorpusStage)
             },
         )
+        if is_shared and self._recipe.stands_alone:
+            make_stand_alone(folder, self._checkpoint)
 
     def _prompts_file(self, name: str) -> Path:
         path = check_path(name, "a file of prompts")

@@ -156,6 +156,7 @@ class WorkSources:
             "target": self._target,
             "tokenizer": self._tokenizer,
             "stored_dtype": self._recipe.stored_dtype,
+            "stands_alone": self._recipe.stands_alone,
             "weights": best and self._model(best, str(best)),
         }
 
