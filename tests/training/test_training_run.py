@@ -74,11 +74,15 @@ def test_a_recipe_makes_a_drafter_of_any_architecture(
     assert last["judgement"]["loss"] < first["judgement"]["loss"]
 
 
-def test_a_drafter_goes_on_learning_with_its_vocabulary_and_its_targets_embeddings(
+def test_a_drafter_goes_on_learning_with_all_that_it_had(
     distillation: TrainingRecipe, tmp_path: Path
 ) -> None:
+    """Its vocabulary, its target's embeddings, and how much of a prompt it reads."""
     start = Start(embeddings="target", frozen=("embeddings",))
     first = train_drafter(replace(distillation, start=start), tmp_path / "first", NoReporter())
+    config = json.loads((first / "config.json").read_text())
+    assert "prompt_window" not in config
+    (first / "config.json").write_text(json.dumps(config | {"prompt_window": 8}))
     source = TrainedBefore(source=str(first))
     more = replace(distillation, start=start, drafter=source, draft_vocabulary=None)
     second = train_drafter(more, tmp_path / "second", NoReporter())
@@ -92,6 +96,7 @@ def test_a_drafter_goes_on_learning_with_its_vocabulary_and_its_targets_embeddin
     assert "backbone.embeddings.weight" not in load_file(second / "model.safetensors")
     vocabularies = [(each / "draft_vocabulary.json").read_text() for each in (first, second)]
     assert vocabularies[0] == vocabularies[1]
+    assert json.loads((second / "config.json").read_text()) == config | {"prompt_window": 8}
 
 
 def test_the_command_runs_a_recipe_and_names_the_drafter(

@@ -1,6 +1,7 @@
 """The network that is trained: built as a recipe says, and written as a drafter is loaded."""
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,12 +12,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from treesnake.drafters.load import locate_drafter
+from treesnake.drafters.load import PROMPT_WINDOW, locate_drafter
 from treesnake.errors import InvalidInputError
 from treesnake.loading.checkpoint import Checkpoint, end_token_ids
 from treesnake.loading.memory import free_bytes
 from treesnake.loading.state_space import read_embeddings
-from treesnake.models.checkpoint import read_network, save_network, shares_embeddings
+from treesnake.models.checkpoint import (
+    CONFIG_FILE,
+    read_fields,
+    read_network,
+    save_network,
+    shares_embeddings,
+)
 from treesnake.models.mamba import Mamba, MambaConfig
 from treesnake.models.mamba2 import Mamba2, Mamba2Config
 from treesnake.training.training_recipe import (
@@ -157,6 +164,20 @@ def locate_trained(before: TrainedBefore) -> Path:
         LoadError: if there is none.
     """
     return locate_drafter(before.source)
+
+
+def keep_prompt_window(before: Path, folder: Path) -> None:
+    """Lets a drafter read as much of a prompt as it did before it went on learning.
+
+    Args:
+        before: its folder then.
+        folder: its folder now, with a config.
+    """
+    window = read_fields(before).get(PROMPT_WINDOW)
+    if window is not None:
+        path = folder / CONFIG_FILE
+        config = json.loads(path.read_text("utf-8")) | {PROMPT_WINDOW: window}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def _build_mamba(sizes: MambaSizes, target: Checkpoint) -> Learner:

@@ -32,7 +32,12 @@ from treesnake.training.corpus import PROMPTS_FILE, collect_corpus, read_left_ou
 from treesnake.training.devices import new_accelerator, rounded_products
 from treesnake.training.distillation_loss import DistillationLoss, Objective
 from treesnake.training.draft_vocabulary import choose_draft_vocabulary
-from treesnake.training.learner import Learner, build_learner, locate_trained
+from treesnake.training.learner import (
+    Learner,
+    build_learner,
+    keep_prompt_window,
+    locate_trained,
+)
 from treesnake.training.progress import Evaluation
 from treesnake.training.provenance import StageRecord, write_provenance
 from treesnake.training.reporting import NoReporter, Reporter
@@ -300,6 +305,8 @@ class _TrainingRun:
         dtype = getattr(torch, self._recipe.stored_dtype)
         is_shared = keeps_target_embeddings(learner, self._recipe.start, self._checkpoint)
         learner.save(folder, dtype, leave_out_embeddings=is_shared)
+        if isinstance(self._recipe.drafter, TrainedBefore):
+            keep_prompt_window(locate_trained(self._recipe.drafter), folder)
         _save_tokenizer(self._recipe.target, folder)
         if self._vocabulary is not None:
             save_draft_vocabulary(folder, self._vocabulary)
