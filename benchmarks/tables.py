@@ -36,6 +36,7 @@ AS_DRAFTED = " hedge, after others"
 DEFAULT = "+prompt-lookup@self-tuning"
 ANY_TARGET_DEFAULT = "text+prompt-lookup@self-tuning"
 IN_TEXT = "text and prompt lookup, self-tuning"
+SHIPPED_PROVENANCE = FOLDER / "src/treesnake/drafters/shipped/treesnake-smol/provenance.json"
 JUDGED = ("right", "told", "accepted alone")
 """What comes of an input of the fuzzer that is no find."""
 
@@ -479,6 +480,37 @@ def _two_drafters() -> str:
     ]
     heads = [f"{sampling}, {when}" for sampling in samplings for when in ("before", "now")]
     return _table(["target", *heads], cells)
+
+
+def _learning_curves() -> str:
+    """Returns how the shipped drafter's guesses grew, a training a row, from its provenance."""
+    trainings: list[dict[str, Any]] = []
+    provenance = json.loads(SHIPPED_PROVENANCE.read_text("utf-8"))
+    while provenance is not None:
+        trainings.insert(0, provenance)
+        provenance = provenance.get("trained_before")
+    cells, tokens_run = [], 0
+    for number, training in enumerate(trainings, start=1):
+        (stage,) = training["stages"]
+        curve = stage["evaluations"]
+        tokens_run += stage["num_tokens_run"]
+        kept = [curve[0], curve[len(curve) // 2], max(curve, key=_held_out_steps)]
+        judged = [f"{_held_out_steps(each):.2f} ({each['num_tokens'] / 1e6:.1f}M)" for each in kept]
+        cells.append(
+            [
+                f"{number}: `{training['recipe']['name']}`",
+                f"{stage['num_texts']:,}",
+                f"{stage['num_answer_tokens'] / 1e6:.2f}M",
+                f"{tokens_run / 1e6:.1f}M",
+                *judged,
+            ]
+        )
+    heads = ("answers", "their tokens", "tokens run in all", "first judged", "half way", "best")
+    return _table(["training", *heads], cells)
+
+
+def _held_out_steps(evaluation: Mapping[str, Any]) -> float:
+    return evaluation["judgement"]["tokens_per_step"]
 
 
 def _by_sampling(name: str, method: str, what: str) -> str:
@@ -1099,6 +1131,7 @@ TABLES: dict[str, Callable[[], str]] = {
         _by_sampling, "avx2/first-tokens-cpu", DEFAULT, "drafter and prompt lookup, self-tuning"
     ),
     "float_methods": partial(_methods, "default-pair-cpu", "float32"),
+    "learning_curves": _learning_curves,
     "any_target": partial(_pairs, "any_target", "Q4_K_M, 2 threads"),
     "two_drafters": _two_drafters,
     "any_target_long": partial(_pairs, "any_target_long", "Q4_K_M, 2 threads"),
