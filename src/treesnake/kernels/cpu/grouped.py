@@ -419,16 +419,16 @@ def _write(builder: Any, totals: list[Any], targets: list[Any], columns: Any, ad
 def _tile_rows(form: Form) -> tuple[int, ...]:
     """Returns the rows of tiles in their order, see `simd.sweep_rows`.
 
-    Without AVX-512 there are 16 registers (measured with AVX2). Three rows of 4 bits fit there, so
-    that a row costs less than in larger tiles, and all three take hardly longer than one. Values
-    with planes are so much work to put together that six rows should share it. Signed values take
-    more registers each.
+    With AVX2 alone there are 16 registers. Three rows of 4 bits fit there, so that a row costs less
+    than in larger tiles, and all three take hardly longer than one. Values with planes are so much
+    work to put together that six rows should share it. Signed values take more registers each.
     """
     if simd.LANES == 16:
         return (8, 6, 4, 1)
-    if form.plane_bits:
-        return (6, 4, 3, 2, 1)
-    return (4, 3, 2, 1) if form.bits == SIGNED_BITS else (3, 4, 3, 2, 1)
+    if form.bits == SIGNED_BITS:
+        return (4, 3, 2, 1)
+    is_short_of_registers = form.bits == FEWEST_BITS and "avx2" in simd.FEATURES
+    return (3, 4, 3, 2, 1) if is_short_of_registers else (6, 4, 3, 2, 1)
 
 
 def _all_rows(form: Form) -> Any:
