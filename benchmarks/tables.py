@@ -1130,6 +1130,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "first_tokens_categories_avx2": partial(
         _by_sampling, "avx2/first-tokens-cpu", DEFAULT, "drafter and prompt lookup, self-tuning"
     ),
+    "stored_long_avx2": partial(
+        _pairs, "avx2/default-pair-stored-long-cpu", "4 bits, 2 threads, AVX2"
+    ),
     "float_methods": partial(_methods, "default-pair-cpu", "float32"),
     "learning_curves": _learning_curves,
     "any_target": partial(_pairs, "any_target", "Q4_K_M, 2 threads"),
