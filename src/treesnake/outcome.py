@@ -1,5 +1,6 @@
 """What came of it: one acceptance, one step, one generation, and the counts that users ask for."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -193,15 +194,18 @@ class Generation:
         """How many times as fast as plain decoding, estimated from the steps of this generation.
 
         A plain step is taken to cost what the median step that scored a single node cost, without
-        its drafting. None if fewer than `LEAST_PLAIN_STEPS` steps did.
+        its drafting, and every other step what the median of those that scored as many nodes did,
+        and its own drafting: so a pause of the machine is neither gain nor loss. None if fewer than
+        `LEAST_PLAIN_STEPS` steps scored a single node.
         """
-        plain = [
-            step.seconds.work_s - step.seconds.draft_s for step in self.steps if len(step.tree) == 1
-        ]
-        work_s = sum(step.seconds.work_s for step in self.steps)
-        if len(plain) < LEAST_PLAIN_STEPS:
+        undrafted: defaultdict[int, list[float]] = defaultdict(list)
+        for step in self.steps:
+            undrafted[len(step.tree)].append(step.seconds.work_s - step.seconds.draft_s)
+        if len(undrafted[1]) < LEAST_PLAIN_STEPS:
             return None
-        return _ratio(self.num_emitted * median(plain), work_s)
+        work_s = sum(step.seconds.draft_s for step in self.steps)
+        work_s += sum(len(alike) * median(alike) for alike in undrafted.values() if alike)
+        return _ratio(self.num_emitted * median(undrafted[1]), work_s)
 
     @property
     def tokens_per_s(self) -> float:

@@ -1,5 +1,7 @@
 """How the numbers of a generation are shown."""
 
+from dataclasses import replace
+
 import pytest
 
 from treesnake.cli.statistics import Comparison, print_statistics, statistics
@@ -44,3 +46,10 @@ def test_the_gain_is_an_estimate_from_steps_of_one_node(
     print_statistics(Comparison(several))
     assert "about 0.8x plain (estimate)" in capsys.readouterr().err
     assert generation(None).estimated_speedup is None
+
+
+def test_a_pause_of_the_machine_is_no_loss() -> None:
+    step = generation(None).steps[0]
+    paused = replace(step, seconds=StepSeconds(0.1, 5.1, 0.1, 0.1))
+    several = Generation((2,) * 6, None, (paused, *(step,) * 5), FinishReason.LENGTH)
+    assert several.estimated_speedup == pytest.approx(0.75)

@@ -109,8 +109,7 @@ def sweep_rows(
 
     A size is taken until no more rows are left than the next size has. So the last tile of any
     size may go beyond the rows (with 8 and 6 seven are one tile of eight), see
-    `linear.padded_rows`. With 3, 4, 3, 2 and 1 rows go in threes, but for
-    up to four at the end.
+    `linear.padded_rows`. With 3, 4, 3, 2 and 1 rows go in threes, but for up to four at the end.
     """
     for size, num_left in zip(sizes, (*sizes[1:], 0), strict=True):
 
