@@ -204,7 +204,7 @@ class Generation:
         if len(undrafted[1]) < LEAST_PLAIN_STEPS:
             return None
         work_s = sum(step.seconds.draft_s for step in self.steps)
-        work_s += sum(len(alike) * median(alike) for alike in undrafted.values() if alike)
+        work_s += sum(len(alike) * median(alike) for alike in undrafted.values())
         return _ratio(self.num_emitted * median(undrafted[1]), work_s)
 
     @property

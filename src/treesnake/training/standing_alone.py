@@ -49,8 +49,10 @@ def make_stand_alone(folder: Path, target: Checkpoint) -> None:
             tensors |= _layer(name, tensor)
     embeddings = read_embeddings(target)
     are_groups = embeddings.shape[1] % GROUP == 0
-    half = {EMBEDDINGS: embeddings.half()}
-    tensors |= round_to_4_bits(EMBEDDINGS, embeddings) if are_groups else half
+    if are_groups:
+        tensors |= round_to_4_bits(EMBEDDINGS, embeddings)
+    else:
+        tensors[EMBEDDINGS] = embeddings.half()
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, folder / SINGLE_FILE, metadata={"format": "pt"})
     for name in TOKENIZER_FILES:

@@ -50,9 +50,6 @@ PLAIN_BLOCK = np.dtype([("address", np.int64), ("plain_form", np.int64)], align=
 """The same for tables whose blocks have no planes, only values of 4 and 8 bits. Their type says so,
 and kernels that read no other tables are compiled without the code for planes, in less time."""
 
-LARGEST_TILE = 8 if simd.LANES == 16 else 6
-"""Rows of the largest tile: as many to spare are enough, as in `linear`."""
-
 HALVES = GROUP // HALF_GROUP
 QUADS_PER_GROUP = GROUP // 4
 QUADS_PER_HALF = HALF_GROUP // 4
@@ -429,6 +426,10 @@ def _tile_rows(form: Form) -> tuple[int, ...]:
         return (4, 3, 2, 1)
     is_short_of_registers = form.bits == FEWEST_BITS and "avx2" in simd.FEATURES
     return (3, 4, 3, 2, 1) if is_short_of_registers else (6, 4, 3, 2, 1)
+
+
+LARGEST_TILE = max(max(_tile_rows(form)) for form in FORMS)
+"""Rows of the largest tile: as many to spare are enough, as in `linear`."""
 
 
 def _all_rows(form: Form) -> Any:
